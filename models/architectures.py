@@ -1,0 +1,321 @@
+"""Where each architecture keeps what we cut: a table of names and sizes, never a fork.
+
+The input of attention's output projection is the query heads side by side (under
+grouped queries too, and `d_head` need not be `d_model / n_head`); the input of the
+MLP's output projection is the neurons after the non-linearity (and, in gated MLPs,
+after the product). A block of transformers 5 returns a tensor, so the output of a
+pre-norm block *is* the residual stream; in a post-norm encoder the stream is the output
+of the last LayerNorm.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from operator import attrgetter
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
+
+from models.mlp import MLP_TYPE
+from models.sites import UNIT_KINDS, Site, UnitKind
+from storage.errors import UserError
+
+EMBEDDING_LAYER = -1
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """Module paths below the base model; `{}` in a template stands for the layer."""
+
+    block: str
+    """One layer; its Linear and Conv1D modules hold the cuttable weights."""
+    neurons: str
+    """MLP output projection: its input is (batch, seq, d_mlp)."""
+    heads: str | None
+    """Attention output projection: its input is (batch, seq, n_head * d_head)."""
+    hidden: str
+    """Module whose output is the layer's (batch, seq, d_model)."""
+    embeddings: tuple[str, ...] = ()
+    """The last of these modules that exists gives the embedding level's output."""
+    is_decoder: bool = True
+    d_mlp: Callable[[Any], int] = attrgetter("intermediate_size")
+
+
+_GPT2 = Architecture(
+    block="h.{}",
+    neurons="h.{}.mlp.c_proj",
+    heads="h.{}.attn.c_proj",
+    hidden="h.{}",
+    embeddings=("drop",),  # token plus position embeddings meet only here
+    d_mlp=lambda config: config.n_inner or 4 * config.n_embd,
+)
+_GPT_NEOX = Architecture(
+    block="layers.{}",
+    neurons="layers.{}.mlp.dense_4h_to_h",
+    heads="layers.{}.attention.dense",
+    hidden="layers.{}",
+    embeddings=("emb_dropout",),
+)
+# Gemma 2 scales its embeddings by sqrt(d_model) inside `embed_tokens` (transformers 5),
+# so that module's output is the stream's first state there as well.
+_LLAMA = Architecture(
+    block="layers.{}",
+    neurons="layers.{}.mlp.down_proj",
+    heads="layers.{}.self_attn.o_proj",
+    hidden="layers.{}",
+    embeddings=("embed_tokens",),
+)
+_BERT = Architecture(
+    block="encoder.layer.{}",
+    neurons="encoder.layer.{}.output.dense",
+    heads="encoder.layer.{}.attention.output.dense",
+    hidden="encoder.layer.{}.output.LayerNorm",
+    # ELECTRA projects where its embeddings are narrower than its blocks.
+    embeddings=("embeddings.LayerNorm", "embeddings_project"),
+    is_decoder=False,
+)
+_DISTILBERT = Architecture(
+    block="transformer.layer.{}",
+    neurons="transformer.layer.{}.ffn.lin2",
+    heads="transformer.layer.{}.attention.out_lin",
+    hidden="transformer.layer.{}.output_layer_norm",
+    embeddings=("embeddings.LayerNorm",),
+    is_decoder=False,
+    d_mlp=attrgetter("hidden_dim"),
+)
+_MLP = Architecture(
+    block="blocks.{}",
+    neurons="output",
+    heads=None,
+    hidden="blocks.{}",
+    is_decoder=False,
+)
+
+ARCHITECTURES: dict[str, Architecture] = {
+    "gpt2": _GPT2,
+    "gpt_neox": _GPT_NEOX,
+    "llama": _LLAMA,
+    "mistral": _LLAMA,
+    "qwen2": _LLAMA,
+    "qwen3": _LLAMA,
+    "gemma2": _LLAMA,
+    "olmo2": _LLAMA,
+    "phi3": _LLAMA,
+    "bert": _BERT,
+    "roberta": _BERT,
+    "xlm-roberta": _BERT,
+    "electra": _BERT,
+    "distilbert": _DISTILBERT,
+    MLP_TYPE: _MLP,
+}
+
+
+def architecture_of(model: nn.Module) -> Architecture:
+    """The table's entry for `model`, by `config.model_type`.
+
+    Raises:
+        UserError: When the model has no configuration or its type is not in the table.
+    """
+    config = getattr(model, "config", None)
+    return architecture_named(getattr(config, "model_type", type(model).__name__))
+
+
+def architecture_named(model_type: str) -> Architecture:
+    """The table's entry for a model type.
+
+    Raises:
+        UserError: When the type is not in the table.
+    """
+    if model_type not in ARCHITECTURES:
+        raise UserError(
+            f"no adapter for model type {model_type!r}; use one of "
+            f"{', '.join(sorted(ARCHITECTURES))}"
+        )
+    return ARCHITECTURES[model_type]
+
+
+def n_layers(model: nn.Module) -> int:
+    """Number of blocks of `model`; layers are numbered from 0.
+
+    Raises:
+        UserError: When the architecture is not in the table.
+    """
+    architecture_of(model)
+    return _config(model).num_hidden_layers
+
+
+def sites_of(
+    model: nn.Module, units: Sequence[str], layers: Sequence[int] | None = None
+) -> tuple[Site, ...]:
+    """Every site of the asked-for kinds, by kind (as in `UNIT_KINDS`), then by layer.
+
+    Args:
+        model: A transformers model with or without a task head, or one of ours.
+        units: Kinds of units: `neurons`, `heads`, `hidden`, `weights`.
+        layers: Block numbers from 0, and -1 for the embedding level (`hidden` only);
+            None means all of them.
+
+    Raises:
+        UserError: For an unknown kind or architecture, a layer that the model does not
+            have, or a kind that the architecture does not have.
+    """
+    architecture = architecture_of(model)
+    unknown = sorted(set(units) - set(UNIT_KINDS))
+    if unknown or not units:
+        raise UserError(
+            f"argument units must name some of {', '.join(UNIT_KINDS)}, "
+            f"got {unknown if unknown else 'none'}"
+        )
+    wanted = _checked_layers(model, architecture, units, layers)
+    prefix = _prefix(model)
+    kinds = [kind for kind in UNIT_KINDS if kind in units]
+    sites = [
+        site
+        for kind in kinds
+        for layer in wanted
+        for site in _sites(model, architecture, prefix, kind, layer)
+    ]
+    missing = [kind for kind in kinds if not any(s.kind == kind for s in sites)]
+    if missing:
+        raise UserError(
+            f"{_config(model).model_type} has no {missing[0]} in layers {wanted}; "
+            "ask for other units or layers"
+        )
+    return tuple(sites)
+
+
+def check_sites(model: nn.Module, sites: Sequence[Site]) -> None:
+    """Run `model` once on a tiny input and compare every site with what is declared.
+
+    Raises:
+        UserError: Naming the modules that are missing, are never run, or whose measured
+            width differs from the declared one.
+    """
+    modules = dict(model.named_modules())
+    absent = [site.module for site in sites if site.module not in modules]
+    if absent:
+        raise UserError(
+            f"this {_config(model).model_type} has no module {_some(absent)}; use a "
+            "model and a transformers version (>=5.9,<6) with that module"
+        )
+    measured = _measured_widths(model, sites)
+    wrong = [
+        f"{site.name} declared {site.width}, measured {width}"
+        for site in sites
+        if (width := measured.get(site.name, "nothing")) != site.width
+    ]
+    if wrong:
+        raise UserError(
+            f"this {_config(model).model_type} differs from the adapter table: "
+            f"{_some(wrong)}; correct its config.json"
+        )
+
+
+def _measured_widths(model: nn.Module, sites: Sequence[Site]) -> dict[str, int | str]:
+    """Size of every site's gated axis in one forward pass; absent if never reached."""
+    widths: dict[str, int | str] = {}
+
+    def record(site: Site, value: Any) -> None:
+        is_tensor = isinstance(value, Tensor)
+        widths[site.name] = value.shape[-1] if is_tensor else type(value).__name__
+
+    with ExitStack() as stack:
+        for site in sites:
+            module = model.get_submodule(site.module)
+            if site.kind == "weights":
+                widths[site.name] = module.weight.numel()
+            elif site.kind == "hidden":
+                handle = module.register_forward_hook(
+                    lambda _module, _args, output, site=site: record(site, output)
+                )
+                stack.callback(handle.remove)
+            else:
+                handle = module.register_forward_pre_hook(
+                    lambda _module, args, site=site: record(site, args[0])
+                )
+                stack.callback(handle.remove)
+        stack.callback(model.train, model.training)
+        model.eval()
+        device = next(model.parameters()).device
+        with torch.no_grad():
+            model(
+                **{key: value.to(device) for key, value in model.dummy_inputs.items()}
+            )
+    return widths
+
+
+def _some(items: Sequence[str]) -> str:
+    shown = ", ".join(items[:3])
+    return shown if len(items) <= 3 else f"{shown} and {len(items) - 3} more"
+
+
+def _checked_layers(
+    model: nn.Module,
+    architecture: Architecture,
+    units: Sequence[str],
+    layers: Sequence[int] | None,
+) -> list[int]:
+    has_embeddings = "hidden" in units and bool(architecture.embeddings)
+    first = EMBEDDING_LAYER if has_embeddings else 0
+    known = range(first, n_layers(model))
+    wanted = sorted(set(known if layers is None else layers))
+    outside = [layer for layer in wanted if layer not in known]
+    if outside or not wanted:
+        raise UserError(
+            f"argument layers must name layers {known[0]} to {known[-1]} of this model "
+            f"for {' '.join(units)}, got {outside if outside else 'none'}"
+        )
+    return wanted
+
+
+def _sites(
+    model: nn.Module,
+    architecture: Architecture,
+    prefix: str,
+    kind: UnitKind,
+    layer: int,
+) -> Iterator[Site]:
+    """Sites of one kind in one layer: several for weights, else one or none."""
+    config = _config(model)
+    if kind == "hidden":
+        path = architecture.hidden.format(layer)
+        if layer == EMBEDDING_LAYER:
+            path = _last_existing(model, prefix, architecture.embeddings)
+        yield Site("hidden", prefix + path, layer, config.hidden_size)
+    elif layer == EMBEDDING_LAYER:
+        return
+    elif kind == "neurons":
+        path = prefix + architecture.neurons.format(layer)
+        yield Site("neurons", path, layer, architecture.d_mlp(config))
+    elif kind == "heads" and architecture.heads:
+        path = prefix + architecture.heads.format(layer)
+        yield Site("heads", path, layer, config.num_attention_heads, d_head(config))
+    elif kind == "weights":
+        block = prefix + architecture.block.format(layer)
+        for name, module in model.get_submodule(block).named_modules(prefix=block):
+            if isinstance(module, nn.Linear | Conv1D):
+                yield Site("weights", name, layer, module.weight.numel())
+
+
+def d_head(config: Any) -> int:
+    """Width of a query head, which Qwen 3 and Gemma 2 state on their own."""
+    stated = getattr(config, "head_dim", None)
+    return stated or config.hidden_size // config.num_attention_heads
+
+
+def _config(model: nn.Module) -> Any:
+    return model.config
+
+
+def _prefix(model: nn.Module) -> str:
+    """Path of the base model below `model`: empty where there is no task head."""
+    if getattr(model, "base_model", model) is model:
+        return ""
+    return f"{model.base_model_prefix}."
+
+
+def _last_existing(model: nn.Module, prefix: str, paths: Sequence[str]) -> str:
+    existing = dict(model.named_modules()).keys()
+    return [path for path in paths if path == paths[0] or prefix + path in existing][-1]

@@ -1,0 +1,60 @@
+"""An image classifier of one hidden layer, with the surface our adapters expect.
+
+The published circuit-breaking experiment cuts its 784-50-5 form (METHODS.md 1.5).
+"""
+
+from collections import OrderedDict
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+MLP_TYPE = "circuitcut_mlp"
+
+
+@dataclass(frozen=True)
+class MlpConfig:
+    """Sizes under the names transformers' configs use, so one adapter reads both."""
+
+    n_in: int
+    intermediate_size: int
+    num_labels: int
+    model_type: str = MLP_TYPE
+    num_hidden_layers: int = 1
+
+    @property
+    def hidden_size(self) -> int:
+        """Width of the hidden layer, which is also its output."""
+        return self.intermediate_size
+
+
+@dataclass(frozen=True)
+class ImageOutput:
+    """What the forward returns, like transformers' output objects."""
+
+    logits: Float[Tensor, "batch classes"]
+
+
+class Mlp(nn.Module):
+    """Linear, ReLU, linear; pixels come flattened and already normalised by the task.
+
+    `blocks.0` holds the first layer and its ReLU, `output` the second layer: the units
+    are the hidden ReLUs, the cuttable weights those of the first layer.
+    """
+
+    def __init__(self, n_in: int, hidden: int, n_out: int) -> None:
+        super().__init__()
+        self.config = MlpConfig(n_in, hidden, n_out)
+        layers = OrderedDict(linear=nn.Linear(n_in, hidden), relu=nn.ReLU())
+        self.blocks = nn.ModuleList([nn.Sequential(layers)])
+        self.output = nn.Linear(hidden, n_out)
+
+    @property
+    def dummy_inputs(self) -> dict[str, Tensor]:
+        """A smallest forward input, for the self-check of sites."""
+        return {"pixels": torch.zeros(2, self.config.n_in)}
+
+    def forward(self, pixels: Float[Tensor, "batch pixel"]) -> ImageOutput:
+        """Class logits of flattened images."""
+        return ImageOutput(self.output(self.blocks[0](pixels)))

@@ -1,0 +1,58 @@
+"""A linear token classifier for decoder families that transformers gives none."""
+
+from typing import Any
+
+from jaxtyping import Float, Int, Shaped
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+from transformers.modeling_outputs import TokenClassifierOutput
+
+
+class TokenClassifier(nn.Module):
+    """A backbone and a linear layer on its last hidden states, without dropout.
+
+    It has the attributes by which the adapter table finds its way through a model with
+    a task head: `config`, `base_model` and `base_model_prefix`.
+    """
+
+    base_model_prefix = "backbone"
+
+    def __init__(self, backbone: PreTrainedModel) -> None:
+        super().__init__()
+        self.backbone = backbone
+        config = backbone.config
+        self.classifier = nn.Linear(config.hidden_size, config.num_labels)
+        self.classifier.to(device=backbone.device, dtype=backbone.dtype)
+
+    @property
+    def config(self) -> Any:
+        """The backbone's configuration; its `id2label` names the classes."""
+        return self.backbone.config
+
+    @property
+    def base_model(self) -> PreTrainedModel:
+        """The model below the head."""
+        return self.backbone
+
+    @property
+    def dummy_inputs(self) -> dict[str, Tensor]:
+        """A smallest forward input, for the self-check of sites."""
+        return self.backbone.dummy_inputs
+
+    def forward(
+        self,
+        input_ids: Int[Tensor, "batch seq"],
+        attention_mask: Shaped[Tensor, "batch seq"] | None = None,
+        **kwargs: Any,
+    ) -> TokenClassifierOutput:
+        """Class logits of every token; further arguments go to the backbone."""
+        outputs = self.backbone(
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            use_cache=False,
+            **kwargs,
+        )
+        logits: Float[Tensor, "batch seq classes"] = self.classifier(
+            outputs.last_hidden_state
+        )
+        return TokenClassifierOutput(logits=logits, hidden_states=outputs.hidden_states)
