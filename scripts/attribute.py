@@ -1,0 +1,150 @@
+"""Rank units without training and cut the top of each ranking: the baselines.
+
+    python scripts/attribute.py --task locations --sizes 8 16 32
+
+Every method gives a FrozenMask by exactly-k at every size, measured on held-out data.
+"""
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from attribution.registry import METHODS
+from masks.frozen_mask import FrozenMask
+from reports.tables import format_table
+from storage.run_directory import RunDirectory
+from training.config import config_dict, run_script
+
+from models.architectures import sites_of
+from models.sites import UNIT_KINDS
+from scripts.experiment import TaskConfig, flag
+from scripts.mask_scores import attribution_ranking, cut_by, provenance, score
+from scripts.mask_training import MaskSettings, ablation_values, special_ids
+from scripts.train_base import prepare
+from scripts.train_mask import UNITS
+from storage.atomic import write_tensors
+from storage.errors import UserError
+
+
+@dataclass(frozen=True)
+class AttributeConfig(TaskConfig):
+    """Which rankings, over which units, cut at which sizes."""
+
+    methods: list[str] = flag(
+        ["gradient_margin", "probeless", "random"],
+        f"rankings: {', '.join(sorted(METHODS))}, or all",
+    )
+    units: list[str] = flag([], f"what is cut: {' '.join(UNIT_KINDS)}")
+    layers: list[int] = flag([], "only these layers (0 is the first block)")
+    sizes: list[int] = flag([8, 16, 32, 64], "numbers of units to ablate")
+    ablation: Literal["zero", "mean"] = flag("zero", "what replaces an activation")
+    mean_over: Literal["retain", "all"] = flag(
+        "retain", "positions over which means are taken"
+    )
+    positions: Literal["words", "all"] = flag(
+        "words", "cut at every position or not at special tokens"
+    )
+    n_batches: int = flag(32, "batches of 16 examples the scores are averaged over")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        wrong = [m for m in self.methods if m not in METHODS and m != "all"]
+        if wrong:
+            raise UserError(f"--methods must be among {sorted(METHODS)}, got {wrong}")
+        if not self.sizes or min(self.sizes) < 1:
+            raise UserError(f"--sizes must be positive, got {self.sizes}")
+        if self.n_batches < 1:
+            raise UserError(f"--n_batches must be positive, got {self.n_batches}")
+
+
+def main(config: AttributeConfig) -> Path:
+    """Rank, cut, measure; one mask folder per method and size."""
+    experiment = prepare(config)
+    units = config.units or UNITS.get(config.task, ["neurons"])
+    sites = sites_of(experiment.loaded.model, units, config.layers or None)
+    n_units = sum(site.n_units for site in sites)
+    if max(config.sizes) > n_units:
+        raise UserError(
+            f"--sizes must not exceed the {n_units} units of {' '.join(units)}, "
+            f"got {max(config.sizes)}"
+        )
+    settings = MaskSettings(
+        gate="none",
+        ablation=config.ablation,
+        mean_over=config.mean_over,
+        positions=config.positions,
+        seed=config.seed,
+    )
+    run = RunDirectory.create(
+        config.run_dir,
+        kind="attribute",
+        task=config.task,
+        model=config.model_name,
+        config=config_dict(config),
+    )
+    ablated = ablation_values(experiment, sites, settings)
+    methods = sorted(METHODS) if "all" in config.methods else config.methods
+    uncut = score(experiment, None)
+    rows: list[dict[str, Any]] = []
+    for method in methods:
+        empty = FrozenMask.exactly_k(
+            {site.name: torch.zeros(site.n_units) for site in sites},
+            sites,
+            ablated,
+            n_ablated=0,
+            special_ids=special_ids(experiment, settings),
+            provenance=provenance(config, experiment, settings) | {"gate": method},
+        )
+        ranking = attribution_ranking(
+            experiment, empty, method, seed=config.seed, n_batches=config.n_batches
+        )
+        write_tensors(
+            run.path / f"{method}.ranking.safetensors",
+            ranking,
+            {"polarity": "high keeps"},
+        )
+        for size in config.sizes:
+            mask = cut_by(empty, ranking, size)
+            folder = run.path / "masks" / f"{method}-{size}"
+            folder.mkdir(parents=True)
+            mask.save(folder)
+            scored = score(experiment, mask)
+            rows.append(
+                {
+                    "method": method,
+                    "n_ablated": size,
+                    "scores": scored.scores,
+                    "unseen": scored.unseen,
+                    "intervals": scored.intervals,
+                }
+            )
+    task = experiment.task
+    run.write_results(
+        {
+            "kind": "attribute",
+            "task": config.task,
+            "model": config.model_name,
+            "units": list(units),
+            "n_units": n_units,
+            "scores": {"uncut": uncut.scores},
+            "curve": rows,
+            "concept_metric": vars(task.concept_metric),
+            "retain_metric": vars(task.retain_metric),
+        }
+    )
+    names = [task.concept_metric.name, task.retain_metric.name, "kl_retain"]
+    table = [{"method": "uncut", "n_ablated": 0} | uncut.scores]
+    table += [{**row, **row["scores"]} for row in rows]
+    print(format_table(table, ["method", "n_ablated", *names]))
+    print(f"run: {run.path}; masks in {run.path / 'masks'}")
+    print(f"next: python scripts/report.py --runs {run.path}")
+    return run.path
+
+
+if __name__ == "__main__":
+    run_script(main, AttributeConfig)

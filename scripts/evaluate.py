@@ -1,0 +1,151 @@
+"""Measure a model with or without a mask, and its scores against the cut's size.
+
+    python scripts/evaluate.py --mask runs/RUN
+    python scripts/evaluate.py --task ioi --model path/to/model
+
+With --mask, task, model and data are the run's unless a flag says otherwise. --sizes
+draws concept and retain scores against the number of ablated units, by the ranking.
+"""
+
+import sys
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from masks.frozen_mask import FrozenMask
+from reports.figures import size_curve
+from reports.tables import format_table
+from storage.run_directory import RunDirectory
+from training.config import config_dict, run_script
+
+from scripts.experiment import TaskConfig, flag
+from scripts.mask_scores import (
+    attribution_scores,
+    ranking_of_run,
+    score,
+)
+from scripts.train_base import prepare
+from storage.atomic import read_json
+from storage.errors import UserError
+from tasks.base import SPLITS
+
+
+@dataclass(frozen=True)
+class EvaluateConfig(TaskConfig):
+    """What is measured, and on what."""
+
+    mask: Path | None = flag(None, "run directory (or folder) that holds a mask")
+    split: str = flag("heldout", f"one of {', '.join(SPLITS)}")
+    sizes: list[int] = flag([], "numbers of ablated units to score the ranking at")
+    methods: list[str] = flag(
+        [], "attribution methods to draw beside the mask's ranking"
+    )
+    sampled: bool = flag(False, "score sampled continuations too (toxicity)")
+    allow_other_weights: bool = flag(
+        False, "apply the mask to other weights of the same shape"
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.split not in SPLITS:
+            raise UserError(
+                f"--split must be one of {list(SPLITS)}, got {self.split!r}"
+            )
+        if (self.sizes or self.methods) and self.mask is None:
+            raise UserError("--sizes and --methods need --mask")
+        if any(size < 0 for size in self.sizes):
+            raise UserError(f"--sizes must be >= 0, got {self.sizes}")
+
+
+def from_run(config: Any, path: Path) -> Any:
+    """`config` with the task flags of the run at `path` wherever no flag was given."""
+    file = path / "config.json"
+    if not file.exists():
+        return config
+    saved = read_json(file)
+    defaults = {f.name: getattr(type(config)(), f.name) for f in fields(TaskConfig)}
+    own = {"seed", "device", "run_dir", "mixed_precision"}
+    taken = {
+        key: Path(saved[key]) if key == "labels_file" and saved[key] else saved[key]
+        for key, default in defaults.items()
+        if key in saved and key not in own and getattr(config, key) == default
+    }
+    return replace(config, **taken)
+
+
+def main(config: EvaluateConfig) -> Path:
+    """Evaluate, print the table, write results.json and the figure."""
+    if config.mask is not None:
+        config = from_run(config, config.mask)
+    experiment = prepare(config)
+    mask = None
+    if config.mask is not None:
+        mask = FrozenMask.load(
+            config.mask,
+            model=experiment.loaded.model,
+            config_hash=experiment.loaded.config_hash,
+            allow_other_weights=config.allow_other_weights,
+        )
+    run = RunDirectory.create(
+        config.run_dir,
+        kind="evaluate",
+        task=config.task,
+        model=config.model_name,
+        config=config_dict(config),
+    )
+    split: Any = config.split
+    scored = {"uncut": score(experiment, None, split=split)}
+    if mask is not None:
+        scored["cut"] = score(
+            experiment, mask, split=split, sampled=config.sampled, seed=config.seed
+        )
+    curve: list[dict[str, Any]] = []
+    if mask is not None and (config.sizes or config.methods):
+        ranking = ranking_of_run(config.mask, mask)
+        _, curve = attribution_scores(
+            experiment,
+            mask,
+            config.methods,
+            sizes=config.sizes or [mask.n_ablated],
+            seed=config.seed,
+            rankings={"mask": ranking},
+            split=split,
+        )
+    task = experiment.task
+    results = {
+        "kind": "evaluate",
+        "task": config.task,
+        "model": config.model_name,
+        "split": config.split,
+        "mask": str(config.mask) if config.mask else None,
+        "n_ablated": mask.n_ablated if mask else 0,
+        "n_units": mask.n_units if mask else None,
+        "scores": {key: value.scores for key, value in scored.items()},
+        "unseen": {key: value.unseen for key, value in scored.items()},
+        "intervals": {key: value.intervals for key, value in scored.items()},
+        "curve": curve,
+        "concept_metric": vars(task.concept_metric),
+        "retain_metric": vars(task.retain_metric),
+    }
+    run.write_results(results)
+    names = list(scored["uncut"].scores)
+    rows = [
+        {
+            "score": name,
+            **{key: value.scores.get(name) for key, value in scored.items()},
+        }
+        for name in names
+    ]
+    print(format_table(rows, ["score", *scored]))
+    if curve:
+        run.figures_path.mkdir(exist_ok=True)
+        figure = size_curve(results, run.figures_path)
+        print(f"figure: {figure}")
+    print(f"run: {run.path}")
+    return run.path
+
+
+if __name__ == "__main__":
+    run_script(main, EvaluateConfig)

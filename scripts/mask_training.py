@@ -1,0 +1,287 @@
+"""How a mask is trained on a task: one sample of the gates, one pass, one loss."""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import torch
+from masks.ablation import AblationValues, mean_values, record_values, zero_values
+from masks.frozen_mask import FrozenMask
+from masks.gating import gated
+from masks.mask_set import MaskSet
+from masks.penalties import Lagrangian
+from torch import Tensor
+from training.loop import FitSettings, fit
+from training.objectives import (
+    bounded_ascent,
+    cross_entropy,
+    kl_to_reference,
+    margin_hinge,
+    uniform_target,
+)
+from training.schedules import price_ramp
+
+from masks.gate import Direction, GateSettings
+from models.sites import Site
+from scripts.experiment import Experiment
+from tasks.base import Batch, Outputs, Predictions, to_device
+
+AblationKind = Literal["zero", "mean", "counterfactual"]
+ConceptObjective = Literal["margin", "ascent", "uniform", "kl"]
+RetainObjective = Literal["kl", "cross_entropy"]
+
+
+@dataclass(frozen=True)
+class MaskSettings:
+    """One mask-training run, whatever the task."""
+
+    gate: str = "topk"
+    direction: Direction = "break"
+    ablation: AblationKind = "zero"
+    mean_over: Literal["retain", "all"] = "retain"
+    per_position: bool = False
+    positions: Literal["words", "all"] = "words"
+    concept_objective: ConceptObjective = "margin"
+    concept_weight: float = 1.0
+    retain_objective: RetainObjective = "kl"
+    retain_weight: float = 8.0
+    margin_floor: float = 1.0
+    token_cap: float = 3.0
+    penalty: Literal["none", "price", "lagrangian"] = "none"
+    price: float = 1e-3
+    target_ablated: float = 0.0
+    ramp: float = 0.6
+    keep_prob: float = 0.99
+    k_min: float = 6.0
+    k_max: float = 64.0
+    temperature_start: float = 1.0
+    temperature_end: float = 0.25
+    average: float = 0.05
+    n_steps: int = 250
+    batch_size: int = 16
+    lr: float = 0.1
+    lr_multipliers: float = 0.05
+    checkpoint_every: int = 50
+    seed: int = 0
+
+    def gate_settings(self) -> GateSettings:
+        """The part that the gates read."""
+        return GateSettings(
+            direction=self.direction,
+            keep_prob=self.keep_prob,
+            k_min=self.k_min,
+            k_max=self.k_max,
+            temperature_start=self.temperature_start,
+            temperature_end=self.temperature_end,
+        )
+
+
+def special_ids(experiment: Experiment, settings: MaskSettings) -> tuple[int, ...]:
+    """Token ids whose positions are never cut: attention sinks such as [CLS]."""
+    return experiment.loaded.special_ids if settings.positions == "words" else ()
+
+
+def ablation_values(
+    experiment: Experiment, sites: Sequence[Site], settings: MaskSettings
+) -> AblationValues:
+    """What replaces an ablated activation, measured on the `mask` split."""
+    if settings.ablation == "mean":
+        key = "retain" if settings.mean_over == "retain" else "real"
+        return mean_values(
+            experiment.loaded.model,
+            sites,
+            _mean_batches(experiment, key),
+            per_position=settings.per_position,
+        )
+    if settings.ablation == "counterfactual":  # batch by batch, see below
+        return AblationValues("counterfactual", {})
+    return zero_values(sites)
+
+
+def _mean_batches(
+    experiment: Experiment, key: str
+) -> Iterator[tuple[dict[str, Tensor], Tensor]]:
+    task, device = experiment.task, experiment.accelerator.device
+    for batch in task.evaluation_batches("mask", size=64):
+        moved = to_device(batch, device)
+        yield task.inputs(moved), moved[key]
+
+
+def counterfactual_values(
+    experiment: Experiment, sites: Sequence[Site], batch: Batch
+) -> AblationValues:
+    """The sites' activations on the batch's paired corrupted inputs."""
+    task, model = experiment.task, experiment.loaded.model
+    paired = to_device(task.counterfactual(batch), experiment.accelerator.device)
+    return record_values(model, sites, task.inputs(paired))
+
+
+def cut_with(
+    experiment: Experiment, mask: FrozenMask
+) -> Callable[[Batch], AbstractContextManager[None]]:
+    """The mask as a context for each batch, with the batch's own counterfactuals."""
+    model = experiment.loaded.model
+
+    def cut(batch: Batch) -> AbstractContextManager[None]:
+        if mask.ablated.kind == "counterfactual":
+            values = counterfactual_values(experiment, mask.sites, batch)
+            return mask.applied(model, ablated=values)
+        return mask.applied(model)
+
+    return cut
+
+
+def train_gates(
+    experiment: Experiment,
+    sites: Sequence[Site],
+    ablated: AblationValues,
+    settings: MaskSettings,
+    *,
+    superset: FrozenMask | None = None,
+    checkpoints: Path | None = None,
+    resume: bool = False,
+    on_log: Callable[[int, dict[str, float]], None] | None = None,
+    on_step: Callable[[int, MaskSet], None] | None = None,
+    progress: str | None = "mask",
+) -> MaskSet:
+    """Optimise the gates with the model frozen; the noise is a function of the step.
+
+    Raises:
+        UserError: When the loss is not finite; the last checkpoint stays.
+    """
+    accelerator = experiment.accelerator
+    masks = MaskSet(
+        sites, settings.gate, settings.gate_settings(), trainable=superset
+    ).to(accelerator.device)
+    lagrangian = None
+    if settings.penalty == "lagrangian":
+        target = settings.target_ablated
+        target = target if target >= 1 else target * masks.n_units
+        lagrangian = Lagrangian(target, masks.n_units).to(accelerator.device)
+
+    def step_loss(step: int, rng: torch.Generator) -> tuple[Tensor, dict[str, float]]:
+        masks.gate.anneal(step / settings.n_steps)
+        index = step * accelerator.num_processes + accelerator.process_index
+        batch = experiment.task.batch(
+            "mask", index, size=settings.batch_size, seed=settings.seed
+        )
+        loss, logs = _task_loss(experiment, sites, ablated, settings, masks, batch, rng)
+        count = (
+            masks.expected_ablated()
+            if settings.direction == "break"
+            else masks.expected_kept()
+        )
+        ramp = price_ramp(step, settings.n_steps, settings.ramp)
+        if settings.penalty == "price":
+            loss = loss + settings.price * ramp * count
+        elif lagrangian is not None:
+            loss = loss + lagrangian(masks.expected_ablated(), ramp)
+        logs["expected_ablated"] = float(masks.expected_ablated().detach())
+        return loss, logs
+
+    def after_step(step: int) -> None:
+        masks.gate.project_()
+        if settings.average > 0 and step >= settings.n_steps // 2:
+            masks.average_(settings.average)
+        if on_step is not None:
+            on_step(step, masks)
+
+    fit(
+        dict(masks.named_parameters()),
+        step_loss,
+        FitSettings(
+            n_steps=settings.n_steps,
+            lr=settings.lr,
+            schedule="late",
+            checkpoint_every=settings.checkpoint_every,
+            seed=settings.seed,
+        ),
+        accelerator=accelerator,
+        maximised=dict(lagrangian.named_parameters()) if lagrangian is not None else {},
+        lr_maximised=settings.lr_multipliers,
+        buffers=dict(masks.named_buffers()),
+        after_step=after_step,
+        on_log=on_log,
+        checkpoints=checkpoints,
+        resume=resume,
+        progress=progress,
+    )
+    masks.gate.anneal(1.0)
+    return masks
+
+
+def _task_loss(
+    experiment: Experiment,
+    sites: Sequence[Site],
+    ablated: AblationValues,
+    settings: MaskSettings,
+    masks: MaskSet,
+    batch: Batch,
+    rng: torch.Generator,
+) -> tuple[Tensor, dict[str, float]]:
+    task, model = experiment.task, experiment.loaded.model
+    keep = masks.sample(rng)
+    moved = to_device(batch, experiment.accelerator.device)
+    reference = _reference(experiment, settings, moved)
+    if settings.ablation == "counterfactual":
+        ablated = counterfactual_values(experiment, sites, batch)
+    with gated(
+        model, sites, keep, ablated, special_ids=special_ids(experiment, settings)
+    ):
+        outputs = task.outputs(model, moved)
+    concept = concept_loss(outputs.concept, settings, reference and reference.concept)
+    retain = retain_loss(outputs.retain, settings, reference and reference.retain)
+    loss = settings.concept_weight * concept + settings.retain_weight * retain
+    return loss, {
+        "concept_loss": float(concept.detach()),
+        "retain_loss": float(retain.detach()),
+    }
+
+
+def _reference(
+    experiment: Experiment, settings: MaskSettings, batch: Batch
+) -> Outputs | None:
+    """What the uncut model says, where an objective compares with it."""
+    if "kl" not in (settings.retain_objective, settings.concept_objective):
+        return None
+    with torch.no_grad():
+        return experiment.task.outputs(experiment.loaded.model, batch)
+
+
+def concept_loss(
+    predictions: Predictions, settings: MaskSettings, reference: Predictions | None
+) -> Tensor:
+    """The concept's objective in nats: falls as it goes (`kl`: as it is kept)."""
+    p = predictions
+    if settings.concept_objective == "margin":
+        return margin_hinge(
+            p.logits,
+            p.concept_classes,
+            p.rivals,
+            p.weights,
+            floor=settings.margin_floor,
+        )
+    if settings.concept_objective == "uniform":
+        return uniform_target(p.logits, p.concept_classes, p.rivals, p.weights)
+    if settings.concept_objective == "ascent":
+        return bounded_ascent(p.logits, p.targets, p.weights, settings.token_cap)
+    assert reference is not None
+    return kl_to_reference(p.logits, reference.logits, p.weights)
+
+
+def retain_loss(
+    predictions: Predictions, settings: MaskSettings, reference: Predictions | None
+) -> Tensor:
+    """The retain objective in nats per position."""
+    if settings.retain_objective == "kl" and reference is not None:
+        return kl_to_reference(
+            predictions.logits, reference.logits, predictions.weights
+        )
+    return cross_entropy(predictions.logits, predictions.targets, predictions.weights)
+
+
+def gate_histogram(masks: MaskSet) -> dict[str, Tensor]:
+    """Gate values by site, for the histograms."""
+    return {name: values.detach() for name, values in masks.values().items()}

@@ -1,0 +1,300 @@
+"""Train the model that will be cut, once; later runs take it from the cache.
+
+    python scripts/train_base.py --task ioi
+
+Built-in models are trained from scratch (under 90 s on two cores); a pretrained model
+with a new classification head is fine-tuned on the task's `base` split. The result lies
+in the user's cache folder (CIRCUITCUT_CACHE), named by a hash of data, model, recipe.
+"""
+
+import logging
+import os
+import shutil
+import sys
+import time
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from accelerate import Accelerator
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from masks.mask_files import weights_hash
+from models.builtin import BUILTIN, build_builtin
+from models.loading import LoadedModel, load_model, save_model
+from reports.tables import format_table
+from storage.cache import cache_folder, content_hash
+from tasks.evaluation import evaluate
+from tasks.registry import TASKS
+from training.config import run_script
+from training.loop import FitSettings, fit
+
+from scripts.experiment import (
+    Experiment,
+    TaskConfig,
+    canonical_json,
+    make_accelerator,
+    options_dict,
+)
+from storage.atomic import read_json, write_json
+from storage.errors import UserError
+from tasks.base import Corpus, Task, to_device
+
+CACHE_FORMAT = 1  # part of the hash: raise it when training changes
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How a base model is built and trained."""
+
+    n_steps: int | None = None
+    """Steps; None: three epochs over the base split."""
+    batch_size: int = 16
+    lr: float = 1e-4
+    weight_decay: float = 0.01
+    schedule: Literal["constant", "linear", "cosine", "late"] = "linear"
+    warmup: int = 0
+    tokenizer_kind: Literal["word", "wordpiece", "bpe"] = "word"
+    vocab_size: int = 4096
+    n_layers: int = 2
+    d_model: int = 128
+    n_heads: int = 4
+    max_positions: int = 128
+
+
+FINETUNE = Recipe()
+RECIPES: dict[tuple[str, str], Recipe] = {
+    ("locations", "tiny-encoder"): Recipe(
+        600, 32, 1e-3, 0.01, "linear", 30, "wordpiece", 2000, 3, 128, 4, 128
+    ),
+    ("locations", "tiny-decoder"): Recipe(
+        900, 32, 1e-3, 0.01, "linear", 30, "wordpiece", 2000, 3, 128, 4, 128
+    ),
+    ("ioi", "tiny-decoder"): Recipe(
+        600, 64, 3e-3, 0.01, "cosine", 30, "word", 4096, 2, 128, 4, 128
+    ),
+    ("toxicity", "tiny-decoder"): Recipe(
+        600, 32, 3e-3, 0.01, "cosine", 30, "word", 4096, 2, 128, 4, 128
+    ),
+    ("mnist", "mlp"): Recipe(1500, 64, 1e-3, 0.0, "constant", 0, d_model=50),
+}
+# A corpus of one's own is larger and its vocabulary open.
+USER_TEXT_RECIPE = Recipe(
+    4000, 32, 2e-3, 0.01, "cosine", 100, "bpe", 4096, 4, 128, 4, 128
+)
+
+
+@dataclass(frozen=True)
+class TrainBaseConfig(TaskConfig):
+    """Settings of one base model."""
+
+
+def recipe_for(config: TaskConfig) -> Recipe:
+    """The recipe of this task and model, with the flags' changes."""
+    name = config.model_name
+    recipe = RECIPES.get((config.task, name), FINETUNE)
+    if config.task == "toxicity" and name == "tiny-decoder" and config.data:
+        recipe = USER_TEXT_RECIPE
+    if config.task == "mnist" and config.data:
+        recipe = replace(recipe, n_steps=12_000)
+    if config.base_steps is not None:
+        recipe = replace(recipe, n_steps=config.base_steps)
+    if config.base_lr is not None:
+        recipe = replace(recipe, lr=config.base_lr)
+    return replace(recipe, max_positions=max(recipe.max_positions, config.max_length))
+
+
+def prepare(config: TaskConfig) -> Experiment:
+    """Task and base model of `config`, trained or taken from the cache.
+
+    Raises:
+        UserError: When the data, the model or a flag is wrong; before any training.
+    """
+    accelerator = make_accelerator(config)
+    task_class = TASKS[config.task]
+    check_head(config)
+    corpus = task_class.read(config.task_options("first"))
+    recipe = recipe_for(config)
+    loaded = _load(config, corpus, recipe)
+    task = _task(config, corpus, loaded)
+    base: dict[str, Any] = {}
+    if _needs_training(config, loaded):
+        key = content_hash(
+            str(CACHE_FORMAT),
+            canonical_json([config.task, config.model_name, config.base_seed]),
+            canonical_json(asdict(recipe)),
+            canonical_json(options_dict(config.task_options("first"))),
+            corpus.fingerprint(),
+            weights_hash(loaded.model),
+            str(torch.__version__),
+        )
+        model_tag = Path(config.model_name).name.replace(":", "-")
+        folder = cache_folder() / "base" / f"{config.task}-{model_tag}-{key[:16]}"
+        cached = (folder / "base.json").exists()
+        accelerator.wait_for_everyone()
+        if not cached:
+            _train(config, task, loaded, recipe, accelerator, folder)
+        accelerator.wait_for_everyone()
+        base = read_json(folder / "base.json") | {"folder": str(folder)}
+        name = loaded.name
+        loaded = load_model(
+            str(folder),
+            head=task_class.head,
+            labels=corpus.labels,
+            seed=config.base_seed,
+        )
+        loaded = replace(loaded, name=name)
+        task = _task(config, corpus, loaded)
+    loaded.model.to(accelerator.device).eval()
+    loaded.model.requires_grad_(False)
+    return Experiment(task, corpus, loaded, accelerator, base)
+
+
+def check_head(config: TaskConfig) -> None:
+    """Refuse a built-in model that cannot do the task.
+
+    Raises:
+        UserError: When model and task do not fit.
+    """
+    head, name = TASKS[config.task].head, config.model_name
+    wrong = (
+        (head == "image_classification") != (name == "mlp") and name in BUILTIN
+    ) or (head == "causal_lm" and name in ("tiny-encoder", "minilm"))
+    if wrong:
+        raise UserError(
+            f"--model {name!r} cannot do --task {config.task!r}, which needs "
+            f"{head.replace('_', ' ')}; leave --model out for the task's own model"
+        )
+
+
+def _load(config: TaskConfig, corpus: Corpus, recipe: Recipe) -> LoadedModel:
+    head, name = TASKS[config.task].head, config.model_name
+    if name in BUILTIN:
+        return build_builtin(
+            name,
+            head=head,
+            labels=corpus.labels,
+            texts=corpus.texts(),
+            tokenizer_kind=recipe.tokenizer_kind,
+            vocab_size=recipe.vocab_size,
+            n_layers=recipe.n_layers,
+            d_model=recipe.d_model,
+            n_heads=recipe.n_heads,
+            max_positions=recipe.max_positions,
+            seed=config.base_seed,
+        )
+    return load_model(
+        name,
+        head=head,
+        labels=corpus.labels,
+        revision=config.revision,
+        seed=config.base_seed,
+    )
+
+
+def _task(config: TaskConfig, corpus: Corpus, loaded: LoadedModel) -> Task:
+    piece: Literal["first", "last"] = "last" if loaded.is_decoder else "first"
+    return TASKS[config.task](corpus, loaded.tokenizer, config.task_options(piece))
+
+
+def _needs_training(config: TaskConfig, loaded: LoadedModel) -> bool:
+    new = config.model_name in BUILTIN or loaded.head_is_new
+    if config.base == "never" and new:
+        raise UserError(
+            f"--base never leaves {config.model_name!r} with an untrained "
+            f"{TASKS[config.task].head.replace('_', ' ')} head; use --base auto"
+        )
+    return config.base == "always" or (config.base == "auto" and new)
+
+
+def _train(
+    config: TaskConfig,
+    task: Task,
+    loaded: LoadedModel,
+    recipe: Recipe,
+    accelerator: Accelerator,
+    folder: Path,
+) -> None:
+    """Train, score on `heldout`, and put the model into `folder` in one rename."""
+    n_steps = recipe.n_steps or max(1, 3 * task.n_examples("base") // recipe.batch_size)
+    model = loaded.model.to(accelerator.device)
+    model.requires_grad_(True)
+    logger.info("training the base model %s: %d steps", loaded.name, n_steps)
+
+    def step_loss(
+        step: int, rng: torch.Generator
+    ) -> tuple[torch.Tensor, dict[str, float]]:
+        model.train()
+        index = step * accelerator.num_processes + accelerator.process_index
+        batch = task.finetune_batch(
+            "base", index, size=recipe.batch_size, seed=config.base_seed
+        )
+        return task.finetune_loss(model, to_device(batch, accelerator.device)), {}
+
+    start = time.perf_counter()
+    fit(
+        dict(model.named_parameters()),
+        step_loss,
+        FitSettings(
+            n_steps=n_steps,
+            lr=recipe.lr,
+            optimiser="adamw",
+            weight_decay=recipe.weight_decay,
+            schedule=recipe.schedule,
+            warmup=recipe.warmup,
+            clip_norm=1.0,
+            seed=config.base_seed,
+        ),
+        accelerator=accelerator,
+        progress="base model",
+    )
+    seconds = time.perf_counter() - start
+    model.eval()
+    if not accelerator.is_main_process:
+        return
+    evaluation = evaluate(task, model, "heldout")
+    scratch = folder.with_name(f"{folder.name}.{os.getpid()}.tmp")
+    shutil.rmtree(scratch, ignore_errors=True)
+    scratch.mkdir(parents=True)
+    save_model(loaded, scratch)
+    record = {
+        "model": loaded.name,
+        "revision": loaded.revision,
+        "recipe": asdict(recipe) | {"n_steps": n_steps},
+        "seconds": round(seconds, 1),
+        "heldout": evaluation.scores,
+        "heldout_unseen": evaluation.unseen_scores,
+    }
+    write_json(scratch / "base.json", record)
+    try:
+        scratch.rename(folder)
+    except OSError:  # another process was first; its model is the same
+        shutil.rmtree(scratch, ignore_errors=True)
+        if not (folder / "base.json").exists():
+            raise
+
+
+def main(config: TrainBaseConfig) -> dict[str, Any]:
+    """Train or find the base model and show its scores."""
+    experiment = prepare(config)
+    base = experiment.base
+    if not base:
+        print(f"{config.model_name} is used as loaded; --base always fine-tunes it")
+        base = {
+            "heldout": evaluate(
+                experiment.task, experiment.loaded.model, "heldout"
+            ).scores
+        }
+    rows = [{"score": key, "held out": value} for key, value in base["heldout"].items()]
+    print(format_table(rows, ["score", "held out"]))
+    if "folder" in base:
+        print(f"trained in {base['seconds']} s; kept in {base['folder']}")
+    print(f"next: python scripts/train_mask.py --task {config.task}")
+    return base
+
+
+if __name__ == "__main__":
+    run_script(main, TrainBaseConfig)

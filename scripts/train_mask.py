@@ -1,0 +1,419 @@
+"""Find the units whose ablation makes a concept go while the rest stays.
+
+    python scripts/train_mask.py --task locations
+
+Trains the gates, freezes them, measures the frozen mask on held-out data beside random
+cuts and attribution cuts of the same size, and writes a run directory under runs/:
+config.json, metrics.jsonl, mask.safetensors, mask.json, ranking.safetensors and
+results.json. A minute or two on two CPU cores; README.md has the numbers to expect.
+"""
+
+import logging
+import math
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import Any, Literal
+
+from torch import Tensor
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from attribution.registry import METHODS
+from masks.ablation import AblationValues
+from masks.frozen_mask import FrozenMask
+from masks.gating import gated
+from masks.mask_set import MaskSet
+from storage.run_directory import RunDirectory
+from tasks.evaluation import evaluate
+from training.config import config_dict, parse_config, run_script
+from training.tracking import Tracker
+
+from masks.registry import GATES
+from models.architectures import sites_of
+from models.sites import UNIT_KINDS, Site
+from scripts.experiment import Experiment, TaskConfig, flag
+from scripts.mask_scores import (
+    Scored,
+    attribution_scores,
+    provenance,
+    random_scores,
+    score,
+    show,
+)
+from scripts.mask_training import (
+    MaskSettings,
+    ablation_values,
+    cut_with,
+    gate_histogram,
+    special_ids,
+    train_gates,
+)
+from scripts.train_base import prepare
+from storage.atomic import write_tensors
+from storage.errors import UserError
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class TrainMaskConfig(TaskConfig):
+    """Settings of one mask-training run; None takes the task's recipe."""
+
+    units: list[str] = flag([], f"what is cut: {' '.join(UNIT_KINDS)}")
+    layers: list[int] = flag([], "only these layers (0 is the first block)")
+    gate: str | None = flag(None, f"gate: {', '.join(sorted(GATES))}")
+    direction: Literal["break", "isolate"] = flag(
+        "break",
+        "break: ablate few units so that the concept goes; isolate: keep few so "
+        "that it alone stays",
+    )
+    ablation: Literal["zero", "mean", "counterfactual"] | None = flag(
+        None, "what replaces an ablated activation"
+    )
+    mean_over: Literal["retain", "all"] = flag(
+        "retain", "positions over which means are taken"
+    )
+    per_position: bool = flag(False, "one mean per position (aligned prompts)")
+    positions: Literal["words", "all"] = flag(
+        "words", "cut at every position or not at special tokens"
+    )
+    concept_objective: Literal["margin", "ascent", "uniform", "kl"] | None = flag(
+        None,
+        "margin: the answer's logit below its rivals; ascent: bounded loss ascent per "
+        "token; uniform: the answer and its rivals equally likely; kl: stay (isolate)",
+    )
+    concept_weight: float | None = flag(None, "weight of the concept objective")
+    retain_objective: Literal["kl", "cross_entropy"] | None = flag(
+        None, "kl to the uncut model, or cross-entropy"
+    )
+    retain_weight: float | None = flag(None, "weight of the retain objective")
+    margin_floor: float | None = flag(
+        None, "margin: nats below the rivals that suffice"
+    )
+    token_cap: float | None = flag(None, "ascent: nats of loss per token that count")
+    penalty: Literal["none", "price", "lagrangian"] | None = flag(
+        None, "price per unit, or a Lagrangian towards --target_ablated"
+    )
+    price: float | None = flag(
+        None, "nats per expected unit (ablated in break, kept else)"
+    )
+    target_ablated: float | None = flag(
+        None, "lagrangian: units to ablate; below 1 a fraction of all units"
+    )
+    ramp: float | None = flag(None, "share of the run over which the price grows")
+    keep_prob: float | None = flag(None, "hard_concrete: initial P(gate > 0)")
+    k_min: float | None = flag(None, "topk: smallest k drawn, in units")
+    k_max: float | None = flag(None, "topk: largest k drawn, in units")
+    average: float | None = flag(None, "rate of the running mean of scores; 0: off")
+    n_steps: int | None = flag(None, "optimiser steps")
+    batch_size: int | None = flag(None, "examples a step")
+    lr: float | None = flag(None, "learning rate of the gates")
+    n_ablated: int | None = flag(
+        None,
+        "freeze exactly this many; default: threshold, or for topk the smallest "
+        "number that reaches --concept_target on the tune split",
+    )
+    concept_target: float = flag(
+        0.05, "share of the way from no ability (0) to the uncut score that may remain"
+    )
+    superset: Path | None = flag(
+        None, "train only the units that this run's mask ablates"
+    )
+    checkpoint_every: int = flag(50, "steps between checkpoints")
+    resume: Path | None = flag(None, "continue this unfinished run with its own flags")
+    attribution: list[str] = flag(
+        ["gradient_margin", "probeless"],
+        f"baselines cut to the same size: {', '.join(sorted(METHODS))}, or none",
+    )
+    n_random: int = flag(3, "random cuts of the same size")
+    curve_sizes: list[int] = flag([], "numbers of ablated units to score as well")
+    name: Path | None = flag(None, "name of the run directory; default: generated")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _check_choices("--units", self.units, UNIT_KINDS)
+        _check_choices("--gate", [self.gate] if self.gate else [], GATES)
+        wanted = [m for m in self.attribution if m != "none"]
+        _check_choices("--attribution", wanted, METHODS)
+        for key in ("n_steps", "batch_size", "n_ablated"):
+            value = getattr(self, key)
+            if value is not None and value < 1:
+                raise UserError(f"--{key} must be positive, got {value}")
+        for key in ("lr", "price", "concept_weight", "retain_weight", "token_cap"):
+            value = getattr(self, key)
+            if value is not None and not (value >= 0 and math.isfinite(value)):
+                raise UserError(f"--{key} must be a finite number >= 0, got {value}")
+        if self.per_position and self.ablation != "mean":
+            raise UserError("--per_position needs --ablation mean")
+        if self.penalty == "lagrangian" and not self.target_ablated:
+            raise UserError("--penalty lagrangian needs --target_ablated")
+        if self.direction == "break" and self.concept_objective == "kl":
+            raise UserError(
+                "--concept_objective kl keeps the concept: use --direction isolate"
+            )
+        if "weights" in self.units and self.ablation == "counterfactual":
+            raise UserError(
+                "--units weights cannot be ablated with counterfactual values"
+            )
+
+
+def _check_choices(name: str, values: Sequence[str], known: Any) -> None:
+    wrong = [value for value in values if value not in known]
+    if wrong:
+        raise UserError(f"{name} must be among {sorted(known)}, got {wrong}")
+
+
+UNITS = {
+    "mnist": ["weights"],
+    "ioi": ["neurons", "heads"],
+    "toxicity": ["neurons", "heads"],
+}
+RECIPES: dict[str, MaskSettings] = {
+    "locations": MaskSettings(),
+    "ioi": MaskSettings(
+        concept_objective="uniform", k_min=1.0, k_max=64.0, retain_weight=4.0
+    ),
+    "toxicity": MaskSettings(
+        concept_objective="ascent",
+        k_min=20.0,
+        k_max=300.0,
+        retain_weight=2.0,
+        batch_size=24,
+    ),
+    "mnist": MaskSettings(
+        ablation="mean", k_min=20.0, k_max=1000.0, batch_size=256, retain_weight=4.0
+    ),
+}
+
+
+def settings_of(config: TrainMaskConfig) -> MaskSettings:
+    """The task's recipe with the flags that were given."""
+    recipe = RECIPES[config.task]
+    if config.gate not in (None, "topk"):
+        recipe = replace(recipe, penalty="price", lr=0.15)
+    if config.direction == "isolate":
+        recipe = replace(recipe, concept_objective="kl", retain_weight=0.0)
+    given = {
+        f.name: getattr(config, f.name)
+        for f in fields(MaskSettings)
+        if getattr(config, f.name, None) is not None
+    }
+    settings = replace(recipe, **given)
+    if settings.k_min > settings.k_max:
+        raise UserError(f"--k_min {settings.k_min} is above --k_max {settings.k_max}")
+    return settings
+
+
+def main(config: TrainMaskConfig) -> Path:
+    """Train, freeze, and report on the frozen mask only."""
+    run = None
+    if config.resume is not None:
+        run = RunDirectory.open(config.resume)
+        if run.is_finished:
+            raise UserError(f"{run.path} is finished; start a new run without --resume")
+        config = parse_config(
+            TrainMaskConfig, ["--config", str(run.path / "config.json")]
+        )
+    settings = settings_of(config)
+    experiment = prepare(config)
+    sites = _sites(config, experiment, settings)
+    resumed = run is not None
+    if run is None:
+        run = RunDirectory.create(
+            config.run_dir,
+            kind="train_mask",
+            task=config.task,
+            model=config.model_name,
+            config=config_dict(config),
+            name=config.name,
+        )
+
+    # train the gates, with the model frozen
+    ablated = ablation_values(experiment, sites, settings)
+    superset = FrozenMask.load(config.superset) if config.superset else None
+    tracker = Tracker(run)
+    masks = train_gates(
+        experiment,
+        sites,
+        ablated,
+        settings,
+        superset=superset,
+        checkpoints=run.checkpoint_path,
+        resume=resumed,
+        on_log=tracker.scalars,
+        on_step=_histograms(tracker, settings),
+    )
+
+    # freeze, then measure the frozen mask
+    ranking = masks.split(masks.ranking().detach().cpu())
+    mask = _freeze(config, experiment, masks, ranking, ablated, settings)
+    mask.save(run.path)
+    write_tensors(run.path / "ranking.safetensors", ranking, {"polarity": "high keeps"})
+    results = _results(config, experiment, settings, masks, mask, ranking, ablated)
+    tracker.hparams(config_dict(config), results["scores"]["cut"])
+    tracker.close()
+    run.write_results(results)
+    show(results, run.path)
+    return run.path
+
+
+def _sites(
+    config: TrainMaskConfig, experiment: Experiment, settings: MaskSettings
+) -> tuple[Site, ...]:
+    units = config.units or UNITS.get(config.task, ["neurons"])
+    sites = sites_of(experiment.loaded.model, units, config.layers or None)
+    n_units = sum(site.n_units for site in sites)
+    if config.n_ablated is not None and config.n_ablated > n_units:
+        raise UserError(
+            f"--n_ablated {config.n_ablated} is more than the {n_units} units of "
+            f"{' '.join(units)} in {config.model_name}"
+        )
+    if settings.gate == "topk" and settings.k_max >= n_units:
+        raise UserError(
+            f"--k_max must be below the {n_units} units there are, got {settings.k_max}"
+        )
+    return sites
+
+
+def _histograms(tracker: Tracker, settings: MaskSettings) -> Any:
+    every = max(1, settings.n_steps // 10)
+
+    def on_step(step: int, masks: MaskSet) -> None:
+        if step % every == 0 or step == settings.n_steps - 1:
+            for name, values in gate_histogram(masks).items():
+                tracker.histogram(step, f"gates/{name}", values)
+
+    return on_step
+
+
+def _freeze(
+    config: TrainMaskConfig,
+    experiment: Experiment,
+    masks: MaskSet,
+    ranking: Mapping[str, Tensor],
+    ablated: AblationValues,
+    settings: MaskSettings,
+) -> FrozenMask:
+    """Threshold or exactly-k; for topk, k is chosen on `tune`."""
+    extra: dict[str, Any] = {
+        "special_ids": special_ids(experiment, settings),
+        "provenance": provenance(config, experiment, settings),
+    }
+    if config.n_ablated is None and settings.gate != "topk":
+        return FrozenMask.from_threshold(masks, ablated, **extra)
+
+    def exactly(k: int) -> FrozenMask:
+        return FrozenMask.exactly_k(ranking, masks.sites, ablated, n_ablated=k, **extra)
+
+    if config.n_ablated is not None:
+        return exactly(config.n_ablated)
+    return exactly(_smallest_k(config, experiment, settings, masks.n_units, exactly))
+
+
+def _smallest_k(
+    config: TrainMaskConfig,
+    experiment: Experiment,
+    settings: MaskSettings,
+    n_units: int,
+    exactly: Any,
+) -> int:
+    """The smallest cut on a grid that brings the concept to the target on `tune`."""
+    task, model = experiment.task, experiment.loaded.model
+    metric = task.concept_metric
+    base = evaluate(task, model, "tune").scores[metric.name]
+    low, high = math.log(settings.k_min), math.log(settings.k_max)
+    grid = sorted({round(math.exp(low + i * (high - low) / 11)) for i in range(12)})
+    breaking = settings.direction == "break"
+    for k in grid:
+        mask = exactly(k if breaking else n_units - k)
+        cut = evaluate(task, model, "tune", cut=cut_with(experiment, mask))
+        value = cut.scores[metric.name]
+        if not metric.higher_is_better:
+            continue  # a loss has no floor to reach: take the largest cut trained for
+        share = value / base if base else 0.0
+        if (
+            share <= config.concept_target
+            if breaking
+            else share >= 1 - config.concept_target
+        ):
+            return k if breaking else n_units - k
+    return grid[-1] if breaking else n_units - grid[-1]
+
+
+def _results(
+    config: TrainMaskConfig,
+    experiment: Experiment,
+    settings: MaskSettings,
+    masks: MaskSet,
+    mask: FrozenMask,
+    ranking: Mapping[str, Tensor],
+    ablated: AblationValues,
+) -> dict[str, Any]:
+    """Every number a table shows, on held-out data."""
+    task, model = experiment.task, experiment.loaded.model
+    scored: dict[str, Scored] = {"uncut": score(experiment, None)}
+    scored["cut"] = score(experiment, mask, sampled=True)
+    soft = {name: value.detach() for name, value in masks.values().items()}
+    ids = special_ids(experiment, settings)
+    if settings.ablation != "counterfactual":
+        before = evaluate(
+            task,
+            model,
+            "heldout",
+            cut=lambda batch: gated(model, masks.sites, soft, ablated, special_ids=ids),
+        )
+        scored["cut_before_rounding"] = Scored(before.scores, before.unseen_scores, {})
+    randoms = random_scores(experiment, mask, config.n_random, config.seed)
+    methods = [m for m in config.attribution if m != "none"]
+    rankings = {"learned": ranking} if config.curve_sizes else {}
+    attributed, curve = attribution_scores(
+        experiment,
+        mask,
+        methods,
+        sizes=config.curve_sizes,
+        seed=config.seed,
+        rankings=rankings,
+    )
+    return {
+        "kind": "train_mask",
+        "task": config.task,
+        "model": config.model_name,
+        "units": sorted({site.kind for site in mask.sites}),
+        "gate": settings.gate,
+        "direction": settings.direction,
+        "ablation": settings.ablation,
+        "n_ablated": mask.n_ablated,
+        "n_units": mask.n_units,
+        "expected_ablated": float(masks.expected_ablated().detach()),
+        "asked_ablated": config.n_ablated or settings.target_ablated or None,
+        "per_site": [
+            {
+                "site": site.name,
+                "kind": site.kind,
+                "layer": site.layer,
+                "n_units": site.n_units,
+                "n_ablated": int((~mask.keep[site.name]).sum()),
+            }
+            for site in mask.sites
+        ],
+        "scores": {key: value.scores for key, value in scored.items()}
+        | {"random": [r.scores for r in randoms]}
+        | {"attribution": {key: value.scores for key, value in attributed.items()}},
+        "unseen": {key: value.unseen for key, value in scored.items()}
+        | {"random": [r.unseen for r in randoms]}
+        | {"attribution": {key: value.unseen for key, value in attributed.items()}},
+        "intervals": {
+            key: value.intervals for key, value in scored.items() if value.intervals
+        },
+        "curve": curve,
+        "concept_metric": vars(task.concept_metric),
+        "retain_metric": vars(task.retain_metric),
+        "base": experiment.base,
+        "next": "python scripts/relearn.py",
+    }
+
+
+if __name__ == "__main__":
+    run_script(main, TrainMaskConfig)
