@@ -1,0 +1,161 @@
+"""What is relearned from what: the conditions, and which parameters train."""
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+from torch import nn
+
+from masks.frozen_mask import FrozenMask
+from storage.errors import UserError
+
+Holding = Literal["lasting", "one_shot"]
+HOLDINGS: tuple[Holding, ...] = ("lasting", "one_shot")
+
+
+def _cut(mask: FrozenMask, seed: int) -> FrozenMask:
+    del seed
+    return mask
+
+
+def _random(mask: FrozenMask, seed: int) -> FrozenMask:
+    return mask.random_like(seed)
+
+
+def _uncut(mask: FrozenMask, seed: int) -> None:
+    del mask, seed
+
+
+CONDITIONS: dict[str, Callable[[FrozenMask, int], FrozenMask | None]] = {
+    "cut": _cut,
+    "uncut": _uncut,
+    "random": _random,
+}
+"""Name -> the mask that a condition starts from; None leaves the model whole."""
+
+
+@dataclass(frozen=True)
+class Condition:
+    """One fine-tuning run of the protocol."""
+
+    name: str
+    """Key of `CONDITIONS`."""
+    holding: Holding | None
+    """`lasting`: the mask stays on. `one_shot`: written once. None for the uncut model."""
+    seed: int
+    """Seeds the order of the data, dropout and the random cut."""
+    limit: int | None = None
+    """Number of training examples that hold the concept; None is the whole split."""
+
+    def __post_init__(self) -> None:
+        if self.name not in CONDITIONS:
+            raise UserError(
+                f"argument conditions must be from {sorted(CONDITIONS)}, "
+                f"got {self.name!r}"
+            )
+        if self.holding is not None and self.holding not in HOLDINGS:
+            raise UserError(
+                f"argument holding must be one of {HOLDINGS}, got {self.holding!r}"
+            )
+        if self.limit is not None and self.limit < 1:
+            raise UserError(
+                f"argument limits must be positive numbers of examples, got "
+                f"{self.limit}; leave the limit out for all of them"
+            )
+
+    @property
+    def key(self) -> str:
+        """Unique folder name, e.g. `cut-lasting-16-seed0`."""
+        limit = "all" if self.limit is None else str(self.limit)
+        parts = (self.name, self.holding, limit, f"seed{self.seed}")
+        return "-".join(part for part in parts if part)
+
+    def mask(self, mask: FrozenMask) -> FrozenMask | None:
+        """The mask this condition starts from."""
+        return CONDITIONS[self.name](mask, self.seed)
+
+
+def conditions(
+    names: tuple[str, ...],
+    holdings: tuple[Holding, ...],
+    seeds: tuple[int, ...],
+    limits: tuple[int | None, ...],
+) -> list[Condition]:
+    """Every combination, without repeats; the uncut model has no holding.
+
+    Raises:
+        UserError: When a list is empty or holds a name or number that is not allowed.
+    """
+    for argument, given in {
+        "conditions": names,
+        "holdings": holdings,
+        "seeds": seeds,
+        "limits": limits,
+    }.items():
+        if not given:
+            raise UserError(f"argument {argument} must not be empty; give at least one")
+    combined = [
+        Condition(name, None if name == "uncut" else holding, seed, limit)
+        for limit in limits
+        for seed in seeds
+        for name in names
+        for holding in holdings
+    ]
+    return list(dict.fromkeys(combined))
+
+
+PARTS: dict[str, str] = {
+    "all": r"",
+    "mlp": r"(^|\.)(mlp|ffn|intermediate)\.|(^|\.)layer\.\d+\.output\.dense\.|^blocks\.",
+    "attention": r"(^|\.)(attn|attention|self_attn)\.",
+}
+"""Names for `trained` -> the regular expression a parameter's name must match."""
+
+_LAYER = re.compile(r"\.(\d+)\.")
+_LAYERS = re.compile(r"layers:(\d+)(?:-(\d+))?")
+
+
+def trained_parameters(model: nn.Module, trained: str) -> dict[str, nn.Parameter]:
+    """The parameters that relearning trains, by name.
+
+    Args:
+        model: The model to fine-tune.
+        trained: `head`, a key of `PARTS`, `layers:2` or `layers:2-4` (blocks counted from
+            0, both ends included), or a regular expression searched in parameter names.
+
+    Raises:
+        UserError: When nothing matches, or the expression is not valid.
+    """
+    below = getattr(model, "base_model_prefix", "blocks")
+    chosen = _matcher(rf"^(?!{below}\.)" if trained == "head" else trained)
+    parameters = {
+        name: parameter for name, parameter in model.named_parameters() if chosen(name)
+    }
+    if not parameters:
+        names = [name for name, _ in model.named_parameters()]
+        raise UserError(
+            f"argument trained must match a parameter, {trained!r} matches none of "
+            f"{len(names)} ({names[0]} ... {names[-1]}); give head, {', '.join(PARTS)}, "
+            "layers:FIRST-LAST or a regular expression"
+        )
+    return parameters
+
+
+def _matcher(trained: str) -> Callable[[str], bool]:
+    layers = _LAYERS.fullmatch(trained)
+    if layers:
+        first, last = int(layers[1]), int(layers[2] or layers[1])
+
+        def in_layers(name: str) -> bool:
+            found = _LAYER.search(name)
+            return found is not None and first <= int(found[1]) <= last
+
+        return in_layers
+    try:
+        pattern = re.compile(PARTS.get(trained, trained))
+    except re.error as error:
+        raise UserError(
+            f"argument trained must be a regular expression, got {trained!r}: {error}"
+        ) from error
+    return lambda name: pattern.search(name) is not None

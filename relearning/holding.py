@@ -1,0 +1,92 @@
+"""A lasting cut: ablated values stay on and the weights behind them cannot change.
+
+While `held`, an ablated unit hands its ablation value to the projection, and the
+projection's weights that read the unit (for `weights` sites the ablated weights
+themselves) get no gradient, no momentum and no decay. Weights elsewhere train.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
+
+from masks.frozen_mask import FrozenMask
+from models.sites import Site
+
+
+@dataclass(frozen=True)
+class Frozen:
+    """Entries of one parameter that must keep their values."""
+
+    parameter: nn.Parameter
+    where: Tensor
+    """Bool, the shape of the parameter."""
+    values: Tensor
+    """The values to keep, in the order of `parameter[where]`."""
+
+    def restore_(self) -> None:
+        """Write the kept values back, whatever an optimiser did to them."""
+        with torch.no_grad():
+            self.parameter[self.where] = self.values
+
+
+@contextmanager
+def held(model: nn.Module, mask: FrozenMask) -> Iterator[tuple[Frozen, ...]]:
+    """The mask on and the weights behind ablated units frozen, until the end of `with`.
+
+    Gradients of frozen entries are zeroed as they arrive, so they enter no clipped norm
+    and no momentum. Call `restore_` of each result after every optimiser step: it
+    undoes weight decay, bit for bit.
+    """
+    frozen = tuple(
+        Frozen(parameter, where, parameter.detach()[where].clone())
+        for parameter, where in frozen_entries(model, mask)
+    )
+    hooks = [
+        entry.parameter.register_hook(_zeroing(entry.where))
+        for entry in frozen
+        if entry.parameter.requires_grad
+    ]
+    try:
+        with mask.applied(model):
+            yield frozen
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def frozen_entries(
+    model: nn.Module, mask: FrozenMask
+) -> list[tuple[nn.Parameter, Tensor]]:
+    """Weights that read ablated units: parameters with bools of their shape.
+
+    `hidden` sites freeze nothing: the ablation value replaces a module's output, and
+    every path from there on sees a constant.
+    """
+    found: dict[str, Tensor] = {}
+    for site in mask.sites:
+        ablated = ~mask.keep[site.name]
+        if site.kind == "hidden" or not ablated.any():
+            continue
+        module = model.get_submodule(site.module)
+        where = _outgoing(module, site, ablated)
+        key = f"{site.module}.weight"
+        found[key] = found[key] | where if key in found else where
+    return [(model.get_parameter(key), where) for key, where in found.items()]
+
+
+def _outgoing(module: nn.Module, site: Site, ablated: Tensor) -> Tensor:
+    weight = module.get_parameter("weight")
+    if site.kind == "weights":
+        return ablated.to(weight.device).view_as(weight)
+    reads = ablated.to(weight.device).repeat_interleave(site.unit_size)
+    # Conv1D stores (in, out), Linear (out, in)
+    reads = reads.unsqueeze(1) if isinstance(module, Conv1D) else reads.unsqueeze(0)
+    return reads.expand_as(weight).clone()
+
+
+def _zeroing(where: Tensor):  # type: ignore[no-untyped-def]
+    return lambda gradient: gradient.masked_fill(where, 0.0)

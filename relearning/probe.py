@@ -1,0 +1,206 @@
+"""Is the concept still decodable? A linear probe on the hidden states of every level.
+
+A cut can silence the output while the information stays in the residual stream. The
+probe is a logistic regression trained on `relearn` examples and tested on `heldout` ones,
+beside the same probe with shuffled labels, which says what chance and the probe give.
+"""
+
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from sklearn.exceptions import ConvergenceWarning
+from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import balanced_accuracy_score, f1_score, roc_auc_score
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+from torch import Tensor, nn
+
+from models.sites import Site
+from storage.errors import UserError
+from tasks.base import Batch, Split, Task, to_device
+
+
+@dataclass(frozen=True)
+class ProbeScore:
+    """How well one level's hidden states tell concept from retain."""
+
+    layer: int
+    """-1 is the embedding level."""
+    f1: float
+    """F1 of the concept class."""
+    accuracy: float
+    """Balanced accuracy: the mean of both classes' recalls."""
+    auc: float
+    control_auc: float
+    """The same probe trained on shuffled labels; about one half."""
+    n_train: int
+    n_test: int
+
+
+@dataclass(frozen=True)
+class LabelledStates:
+    """Hidden states per level and whether each belongs to the concept."""
+
+    states: dict[int, np.ndarray]
+    """Layer -> (position, d_model)."""
+    is_concept: np.ndarray
+    """(position,) bools."""
+
+
+def probe(
+    task: Task,
+    model: nn.Module,
+    sites: Sequence[Site],
+    *,
+    max_positions: int = 4000,
+    size: int = 32,
+    seed: int = 0,
+) -> list[dict[str, Any]]:
+    """Probe every level of the model as it stands, with whatever mask is on.
+
+    Positions of the concept are told from retained positions; where no example holds
+    both (whole texts or images), each example is one position, its real tokens averaged.
+
+    Args:
+        task: Gives the examples.
+        model: Run in evaluation mode; its mode is put back.
+        sites: `hidden` sites, one a level.
+        max_positions: Most positions of each split, drawn by seed.
+        size: Examples of one forward pass.
+        seed: Of the draw and of the shuffled control.
+
+    Returns:
+        One `ProbeScore` a level as a dict, lowest level first.
+
+    Raises:
+        UserError: When a split lacks concept or retained positions.
+    """
+    train = hidden_states(task, model, sites, "relearn", max_positions, size, seed)
+    test = hidden_states(task, model, sites, "heldout", max_positions, size, seed)
+    return [asdict(_score(layer, train, test, seed)) for layer in sorted(train.states)]
+
+
+def hidden_states(
+    task: Task,
+    model: nn.Module,
+    sites: Sequence[Site],
+    split: Split,
+    max_positions: int,
+    size: int,
+    seed: int,
+) -> LabelledStates:
+    """Hidden states of a split, at most `max_positions`, in a fixed order.
+
+    Raises:
+        UserError: When a class is missing.
+    """
+    batches = list(task.evaluation_batches(split, size=size))
+    pooled = not any(_mixed(batch) for batch in batches)
+    labels = np.concatenate([_labels(batch, pooled) for batch in batches])
+    if labels.all() or not labels.any():
+        raise UserError(
+            f"split {split!r} must hold concept and retained examples for a probe, got "
+            f"{int(labels.sum())} concept of {len(labels)} positions; give more data"
+        )
+    chosen = np.random.default_rng(seed).permutation(len(labels))[:max_positions]
+    chosen.sort()
+    found: dict[int, list[np.ndarray]] = {site.layer: [] for site in sites}
+    device, was_training = next(model.parameters()).device, model.training
+    model.eval()
+    done = 0
+    try:
+        for batch in batches:
+            n = len(_labels(batch, pooled))
+            wanted = chosen[(chosen >= done) & (chosen < done + n)] - done
+            done += n
+            with torch.no_grad(), _recorded(model, sites) as outputs:
+                model(**task.inputs(to_device(batch, device)))
+            for layer, output in outputs.items():
+                rows = _rows(output.float().cpu(), batch, pooled)
+                found[layer].append(rows[wanted].numpy())
+    finally:
+        model.train(was_training)
+    states = {layer: np.concatenate(parts) for layer, parts in found.items()}
+    return LabelledStates(states, labels[chosen])
+
+
+def _score(
+    layer: int, train: LabelledStates, test: LabelledStates, seed: int
+) -> ProbeScore:
+    shuffled = np.random.default_rng(seed).permutation(train.is_concept)
+    fitted = _fit(train.states[layer], train.is_concept)
+    control = _fit(train.states[layer], shuffled)
+    guessed = fitted.predict(test.states[layer])
+    return ProbeScore(
+        layer=layer,
+        f1=float(f1_score(test.is_concept, guessed, zero_division=0.0)),
+        accuracy=float(balanced_accuracy_score(test.is_concept, guessed)),
+        auc=_auc(fitted, test.states[layer], test.is_concept),
+        control_auc=_auc(control, test.states[layer], test.is_concept),
+        n_train=len(train.is_concept),
+        n_test=len(test.is_concept),
+    )
+
+
+def _fit(states: np.ndarray, labels: np.ndarray) -> Any:
+    regression = LogisticRegression(C=0.1, class_weight="balanced", max_iter=300)
+    pipeline = make_pipeline(StandardScaler(), regression)
+    with warnings.catch_warnings():
+        # a probe a little short of its optimum is still a probe
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        return pipeline.fit(states, labels)
+
+
+def _auc(fitted: Any, states: np.ndarray, labels: np.ndarray) -> float:
+    return float(roc_auc_score(labels, fitted.decision_function(states)))
+
+
+@contextmanager
+def _recorded(model: nn.Module, sites: Sequence[Site]) -> Iterator[dict[int, Tensor]]:
+    outputs: dict[int, Tensor] = {}
+
+    def keep(layer: int):  # type: ignore[no-untyped-def]
+        def hook(module: nn.Module, args: Any, output: Any) -> None:
+            del module, args
+            outputs[layer] = output[0] if isinstance(output, tuple) else output
+
+        return hook
+
+    hooks = [
+        model.get_submodule(site.module).register_forward_hook(keep(site.layer))
+        for site in sites
+    ]
+    try:
+        yield outputs
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def _mixed(batch: Batch) -> bool:
+    """Whether an example holds concept and retained positions side by side."""
+    if batch["concept"].dim() == 1:
+        return False
+    return bool((batch["concept"].any(dim=1) & batch["retain"].any(dim=1)).any())
+
+
+def _labels(batch: Batch, pooled: bool) -> np.ndarray:
+    concept = batch["concept"]
+    if not pooled:
+        return concept[concept | batch["retain"]].numpy()
+    return (concept if concept.dim() == 1 else concept.any(dim=1)).numpy()
+
+
+def _rows(output: Tensor, batch: Batch, pooled: bool) -> Tensor:
+    """One row a label: (batch, seq, d_model) -> (position, d_model)."""
+    if not pooled:
+        return output[batch["concept"] | batch["retain"]]
+    if output.dim() == 2:
+        return output
+    real = batch["real"].unsqueeze(-1).to(output)
+    return (output * real).sum(dim=1) / real.sum(dim=1).clamp(min=1)

@@ -1,0 +1,157 @@
+"""Where a concept sits after relearning: rankings before and after, layer by layer.
+
+Saliency and its distribution over levels follow Lo et al. (2024), "Large Language
+Models Relearn Removed Concepts", https://arxiv.org/abs/2401.01814. Departure: rankings
+are over any kind of site, and small models use blocks smaller than 100 ranks.
+"""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from masks.frozen_mask import FrozenMask
+from models.sites import Site
+
+SALIENCY_BLOCK = 100
+"""Ranks that share one saliency."""
+
+Scores = Mapping[str, Tensor]
+Rank = Callable[[nn.Module], Scores]
+"""Scores of every site of a model, highest for the concept's units."""
+
+
+def weight_distance(model: nn.Module, other: nn.Module) -> float:
+    """L2 norm of the difference of all weights of two models of one shape."""
+    others = dict(other.named_parameters())
+    squares = [
+        (parameter.detach().double() - others[name].detach().double()).square().sum()
+        for name, parameter in model.named_parameters()
+    ]
+    return math.sqrt(sum(float(square) for square in squares))
+
+
+def saliency(n_units: int) -> Float[Tensor, "rank"]:
+    """Saliency of each rank, 1 for the first and near 0 for the last.
+
+    |(floor(r / b) + 1 - N / b) / (1 - N / b)| for 0-based rank r of N, with b = 100;
+    for 200 units and fewer b = 1.
+    """
+    block = SALIENCY_BLOCK if n_units > 2 * SALIENCY_BLOCK else 1
+    blocks = n_units / block
+    if blocks <= 1:
+        return torch.ones(n_units, dtype=torch.float64)
+    row = torch.arange(n_units).div(block, rounding_mode="floor").double() + 1
+    return ((row - blocks) / (1 - blocks)).abs()
+
+
+def top_units(scores: Scores, sites: Sequence[Site], k: int) -> dict[str, Tensor]:
+    """The `k` highest-scoring units of all sites, as bools per site; ties by index.
+
+    Raises:
+        ValueError: When k is not between 0 and the number of units.
+    """
+    flat = torch.cat([scores[site.name].detach().double().cpu() for site in sites])
+    if not 0 <= k <= len(flat):
+        raise ValueError(f"k must lie between 0 and {len(flat)} units, got {k}")
+    order = torch.argsort(flat, descending=True, stable=True)
+    chosen = torch.zeros(len(flat), dtype=torch.bool)
+    chosen[order[:k]] = True
+    parts = chosen.split([site.n_units for site in sites])
+    return {site.name: part for site, part in zip(sites, parts, strict=True)}
+
+
+def salient_units(scores: Scores, sites: Sequence[Site]) -> dict[str, Tensor]:
+    """Units whose rank has a saliency above one half, as bools per site."""
+    n_units = sum(site.n_units for site in sites)
+    return top_units(scores, sites, int((saliency(n_units) > 0.5).sum()))
+
+
+def jaccard(chosen: Scores, other: Scores) -> float | None:
+    """Share of common units among all units in either set; None if both are empty."""
+    both = sum(int((chosen[name] & other[name]).sum()) for name in chosen)
+    either = sum(int((chosen[name] | other[name]).sum()) for name in chosen)
+    return both / either if either else None
+
+
+def by_layer(chosen: Scores, sites: Sequence[Site]) -> list[dict[str, Any]]:
+    """Units of a set in each layer and kind, as counts and as shares of the set."""
+    counts: dict[tuple[int, str], int] = {}
+    for site in sites:
+        key = site.layer, site.kind
+        counts[key] = counts.get(key, 0) + int(chosen[site.name].sum())
+    total = sum(counts.values())
+    return [
+        {
+            "layer": layer,
+            "kind": kind,
+            "n": n,
+            "share": n / total if total else None,
+        }
+        for (layer, kind), n in sorted(counts.items())
+    ]
+
+
+def redistribution(
+    rank: Rank,
+    base: nn.Module,
+    relearned: nn.Module,
+    mask: FrozenMask,
+    *,
+    fresh_mask: Callable[[nn.Module], FrozenMask] | None = None,
+) -> dict[str, Any]:
+    """Locate the concept again and compare with where it was before the cut.
+
+    Args:
+        rank: Ranks the units of a model, for instance by mean difference.
+        base: The model before the cut.
+        relearned: The model after relearning, with its lasting mask on: units it holds
+            are constant, score nothing and so cannot be found again.
+        mask: The cut that was relearned from; sets the number of units compared.
+        fresh_mask: Trains a new mask on the relearned model; left out, none is trained.
+
+    Returns:
+        `layers` (per layer and kind: units among the top n before and after, salient
+        shares before and after, units ablated by the first and by the fresh mask),
+        `overlap` (Jaccard of the top units before and after), `overlap_with_mask`
+        (top units after and the first mask), and with a fresh mask `fresh_overlap` and
+        `fresh_n`.
+    """
+    sites, n = mask.sites, mask.n_ablated
+    before, after = rank(base), rank(relearned)
+    tops = top_units(before, sites, n), top_units(after, sites, n)
+    ablated = _ablated(mask)
+    columns = {
+        "top_before": tops[0],
+        "top_after": tops[1],
+        "salient_before": salient_units(before, sites),
+        "salient_after": salient_units(after, sites),
+        "mask": ablated,
+    }
+    result: dict[str, Any] = {
+        "n_compared": n,
+        "overlap": jaccard(*tops),
+        "overlap_with_mask": jaccard(tops[1], ablated),
+    }
+    if fresh_mask is not None:
+        fresh = fresh_mask(relearned)
+        columns["fresh_mask"] = _ablated(fresh)
+        result["fresh_overlap"] = mask.overlap(fresh)
+        result["fresh_n"] = fresh.n_ablated
+    tables = {name: by_layer(chosen, sites) for name, chosen in columns.items()}
+    result["layers"] = [
+        {"layer": rows[0]["layer"], "kind": rows[0]["kind"]}
+        | {
+            name: {"n": row["n"], "share": row["share"]}
+            for name, row in zip(tables, rows, strict=True)
+        }
+        for rows in zip(*tables.values(), strict=True)
+    ]
+    return result
+
+
+def _ablated(mask: FrozenMask) -> dict[str, Tensor]:
+    return {name: ~keep.cpu() for name, keep in mask.keep.items()}
