@@ -1,0 +1,284 @@
+"""Handwritten digits, one or several of which are to be forgotten.
+
+Classes are the ten digits or, as in the published circuit-breaking experiment, five
+pairs of them, so that a forgotten digit shares its class with one that is kept: M. Li,
+X. Davies and M. Nadeau (2023), "Circuit Breaking: Removing Model Behaviors with
+Targeted Ablation", https://arxiv.org/abs/2309.05973.
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from data.digits import (
+    N_DIGITS,
+    DigitImages,
+    builtin_digits,
+    digits_from_folder,
+)
+from data.sampling import draw, shuffled
+from storage.errors import UserError
+from tasks.base import SPLITS, Batch, Head, Metric, Split, Task, TaskOptions
+
+# np.random.seed(0); np.random.permutation(10), taken in pairs as in the experiment.
+PUBLISHED_PAIRS = ((2, 8), (4, 9), (1, 6), (7, 3), (0, 5))
+_GROUPED = "grouped:"
+_BUILTIN_SHARES = {"heldout": 0.18, "relearn": 0.09, "tune": 0.08, "mask": 0.15}
+_TRAIN_SHARES = {"relearn": 0.05, "tune": 0.05}
+
+
+@dataclass(frozen=True)
+class DigitCorpus:
+    """Images, their classes, and the image numbers of every split."""
+
+    images: DigitImages
+    labels: list[str]
+    """Class names: "0".."9", or pairs like "7 or 3"."""
+    class_of_digit: Int[Tensor, "digit"]
+    concept_digits: tuple[int, ...]
+    index: dict[Split, Int[Tensor, "image"]]
+    """Image numbers; `mask` equals `base` where the data have their own test set."""
+
+    @property
+    def n_pixels(self) -> int:
+        """Number of inputs of the model."""
+        return self.images.pixels.shape[1]
+
+    @property
+    def is_grouped(self) -> bool:
+        """Whether classes hold more than one digit."""
+        return len(self.labels) < N_DIGITS
+
+    def texts(self) -> list[str]:
+        """Images hold no text."""
+        return []
+
+    def fingerprint(self) -> str:
+        """SHA-256 hex digest of pixels and labels."""
+        return self.images.fingerprint()
+
+
+class MnistTask(Task):
+    """The concept is that images of some digits are classified right."""
+
+    name: ClassVar[str] = "mnist"
+    head: ClassVar[Head] = "image_classification"
+    concept_metric: ClassVar[Metric] = Metric("concept_accuracy", True, "fraction")
+    retain_metric: ClassVar[Metric] = Metric("retain_accuracy", True, "fraction")
+
+    @classmethod
+    def read(cls, options: TaskOptions) -> DigitCorpus:
+        """Read, check and split the images.
+
+        Raises:
+            UserError: When the concept is not made of digits, the data cannot be read,
+                or a split lacks images of the concept or of the rest.
+        """
+        digits, is_grouped = parse_concept(options.concept or "3")
+        images = _read_images(options)
+        pairs = PUBLISHED_PAIRS if is_grouped else tuple((d,) for d in range(N_DIGITS))
+        class_of_digit = torch.empty(N_DIGITS, dtype=torch.long)
+        for label, members in enumerate(pairs):
+            class_of_digit[list(members)] = label
+        corpus = DigitCorpus(
+            images,
+            [" or ".join(map(str, members)) for members in pairs],
+            class_of_digit,
+            digits,
+            _split(images, options.split_seed),
+        )
+        _check_splits(corpus)
+        return corpus
+
+    def __init__(self, corpus: DigitCorpus, tokenizer: Any, options: TaskOptions):
+        del tokenizer, options  # images have no tokens, and reading settled the options
+        self.corpus = corpus
+        digits = torch.tensor(corpus.concept_digits)
+        self._is_concept = torch.isin(corpus.images.digits, digits)
+        self._concept_classes = corpus.class_of_digit[digits].unique()
+        self._pools = {
+            split: (index[self._is_concept[index]], index[~self._is_concept[index]])
+            for split, index in corpus.index.items()
+        }
+
+    def batch(self, split: Split, step: int, *, size: int, seed: int) -> Batch:
+        """Half images of the concept, half of the rest, each drawn epoch by epoch.
+
+        Raises:
+            UserError: When `size` leaves no image for one of the halves.
+        """
+        if size < 2:
+            raise UserError(
+                f"argument size must be at least 2, an image of the concept and one of "
+                f"the rest, got {size}; raise it"
+            )
+        sizes = size // 2, size - size // 2
+        chosen = [
+            pool[draw(len(pool), step, n, "mnist", split, side, seed)]
+            for side, (pool, n) in enumerate(
+                zip(self._pools[split], sizes, strict=True)
+            )
+        ]
+        return self._batch(split, torch.cat(chosen))
+
+    def finetune_batch(
+        self, split: Split, step: int, *, size: int, seed: int, limit: int | None = None
+    ) -> Batch:
+        """Images of the whole split or, with `limit`, of its first concept images."""
+        pool = self.corpus.index[split]
+        if limit is not None:
+            concept = self._pools[split][0]
+            pool = concept[shuffled(len(concept), "mnist", "limit", seed)[:limit]]
+        return self._batch(
+            split, pool[draw(len(pool), step, size, "mnist", "finetune", seed)]
+        )
+
+    def evaluation_batches(self, split: Split, *, size: int) -> Iterator[Batch]:
+        """Every image of `split` once, in the order of the data."""
+        for chosen in self.corpus.index[split].split(size):
+            yield self._batch(split, chosen)
+
+    def n_examples(self, split: Split) -> int:
+        """Number of images of a split."""
+        return len(self.corpus.index[split])
+
+    def counts(
+        self, model: nn.Module, batch: Batch
+    ) -> dict[str, Float[Tensor, "batch"]]:
+        """Per image, 0 or 1 for each event; and its cross-entropy in nats.
+
+        `mate` images are retained ones whose class a concept digit shares; `stranger`
+        images are the other retained ones.
+        """
+        logits = model(**self.inputs(batch)).logits.float()
+        targets, concept, retain = batch["targets"], batch["concept"], batch["retain"]
+        concept_classes = self._concept_classes.to(targets.device)
+        predicted = logits.argmax(-1)
+        hits = predicted == targets
+        nats = nn.functional.cross_entropy(logits, targets, reduction="none")
+        mate = retain & torch.isin(targets, concept_classes)
+        stranger = retain & ~mate
+        events = {
+            "concept_images": concept,
+            "concept_hits": concept & hits,
+            "retain_images": retain,
+            "retain_hits": retain & hits,
+            "mate_images": mate,
+            "mate_hits": mate & hits,
+            "stranger_images": stranger,
+            "stranger_as_concept": stranger & torch.isin(predicted, concept_classes),
+        }
+        sums = {"concept_nats": nats * concept, "retain_nats": nats * retain}
+        return {name: event.float() for name, event in events.items()} | sums
+
+    def summarise(self, counts: Mapping[str, Tensor]) -> dict[str, float]:
+        """Accuracies and other shares of images, and nats per image."""
+
+        def share(of: str, among: str) -> float:
+            return (counts[of].sum() / counts[among].sum()).item()
+
+        scores = {
+            "concept_accuracy": share("concept_hits", "concept_images"),
+            "retain_accuracy": share("retain_hits", "retain_images"),
+            "concept_nll": share("concept_nats", "concept_images"),
+            "retain_nll": share("retain_nats", "retain_images"),
+            "retain_as_concept": share("stranger_as_concept", "stranger_images"),
+        }
+        if self.corpus.is_grouped:
+            scores["class_mate_accuracy"] = share("mate_hits", "mate_images")
+        return scores
+
+    def concept_classes(
+        self, batch: Batch, where: Tensor
+    ) -> Int[Tensor, "position concept"]:
+        """The classes of the concept's digits, at every position."""
+        classes = self._concept_classes.to(batch["targets"].device)
+        return classes.expand(int(where.sum()), -1)
+
+    def _batch(self, split: Split, chosen: Int[Tensor, "batch"]) -> Batch:
+        images = self.corpus.images
+        concept = self._is_concept[chosen]
+        shared = torch.equal(self.corpus.index["base"], self.corpus.index[split])
+        return {
+            "pixels": images.normalised(chosen),
+            "targets": self.corpus.class_of_digit[images.digits[chosen]],
+            "concept": concept,
+            "retain": ~concept,
+            "weights": torch.ones(len(chosen)),
+            "real": torch.ones(len(chosen), dtype=torch.bool),
+            "cluster": chosen,
+            "unseen": torch.full((len(chosen),), not shared),
+        }
+
+
+def parse_concept(concept: str) -> tuple[tuple[int, ...], bool]:
+    """Digits of `3`, `3,8` or `grouped:3`, and whether classes are the published pairs.
+
+    Raises:
+        UserError: When `concept` is not made of distinct digits or is all of them.
+    """
+    names = concept.removeprefix(_GROUPED).split(",")
+    digits = [name.strip() for name in names]
+    known = [str(digit) for digit in range(N_DIGITS)]
+    if not set(digits) < set(known) or len(set(digits)) < len(digits):
+        raise UserError(
+            "argument concept must be distinct digits, not all ten, such as 3 or 3,8, "
+            f"or {_GROUPED}3 for the published pairs of digits, got {concept!r}"
+        )
+    return tuple(sorted(map(int, digits))), concept.startswith(_GROUPED)
+
+
+def _read_images(options: TaskOptions) -> DigitImages:
+    if options.data_format not in ("auto", "idx"):
+        raise UserError(
+            f"argument data_format must be auto or idx for task mnist, got "
+            f"{options.data_format!r}"
+        )
+    if options.data is None:
+        return builtin_digits()
+    return digits_from_folder(Path(options.data))
+
+
+def _split(images: DigitImages, seed: int) -> dict[Split, Tensor]:
+    """Image numbers of every split; see docs/formats.md for the shares.
+
+    Without a test set of their own, images are dealt to five disjoint splits. With one,
+    `heldout` is that test set, `tune` and `relearn` are taken from the training images,
+    and the remaining ones serve as `base` and as `mask`.
+    """
+    n_images = images.n_train or len(images.digits)
+    order = torch.tensor(shuffled(n_images, "mnist", "split", seed))
+    index: dict[Split, Tensor] = {}
+    shares = _BUILTIN_SHARES if images.n_train is None else _TRAIN_SHARES
+    start = 0
+    for split in SPLITS:
+        if split in shares:
+            end = start + round(n_images * shares[split])
+            index[split] = order[start:end].sort().values
+            start = end
+    index["base"] = order[start:].sort().values
+    if images.n_train is not None:
+        index["mask"] = index["base"]
+        index["heldout"] = torch.arange(images.n_train, len(images.digits))
+    return index
+
+
+def _check_splits(corpus: DigitCorpus) -> None:
+    for split in SPLITS:
+        digits = corpus.images.digits[corpus.index[split]]
+        for digit in corpus.concept_digits:
+            if not (digits == digit).any():
+                raise UserError(
+                    f"split {split} must hold images of the concept, got no {digit} "
+                    f"among {len(digits)} images; give more data"
+                )
+        if torch.isin(digits, torch.tensor(corpus.concept_digits)).all():
+            raise UserError(
+                f"split {split} must hold images beside the concept's, got "
+                f"{len(digits)} images and none; give more data"
+            )
