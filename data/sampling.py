@@ -1,0 +1,35 @@
+"""Examples drawn epoch by epoch, as a pure function of the step: no iterator state."""
+
+import hashlib
+from functools import lru_cache
+
+import torch
+
+
+def shuffled(n: int, *key: str | int) -> list[int]:
+    """The numbers 0..n-1 in an order fixed by `key`, the same on every machine."""
+    return list(_shuffled(n, key))
+
+
+def draw(n: int, step: int, size: int, *key: str | int) -> list[int]:
+    """Batch number `step` of `size` indices below `n`.
+
+    Batches are consecutive pieces of an endless row of shuffled epochs, so that every
+    index comes up once before any comes up again. A pool smaller than `size` is drawn
+    whole, once, so that no example is doubled within a batch.
+    """
+    if n <= size:
+        return list(_shuffled(n, (*key, step)))
+    drawn: list[int] = []
+    start = step * size
+    while len(drawn) < size:
+        epoch, offset = divmod(start + len(drawn), n)
+        drawn += _shuffled(n, (*key, epoch))[offset : offset + size - len(drawn)]
+    return drawn
+
+
+@lru_cache(maxsize=16)
+def _shuffled(n: int, key: tuple[str | int, ...]) -> tuple[int, ...]:
+    digest = hashlib.sha256(repr(key).encode()).digest()
+    rng = torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1)
+    return tuple(torch.randperm(n, generator=rng).tolist())
