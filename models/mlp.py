@@ -4,6 +4,7 @@ The published circuit-breaking experiment cuts its 784-50-5 form (METHODS.md 1.5
 """
 
 from collections import OrderedDict
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -19,7 +20,8 @@ class MlpConfig:
 
     n_in: int
     intermediate_size: int
-    num_labels: int
+    labels: tuple[str, ...]
+    """Class names, in the order of the logits."""
     model_type: str = MLP_TYPE
     num_hidden_layers: int = 1
 
@@ -43,9 +45,17 @@ class Mlp(nn.Module):
     are the hidden ReLUs, the cuttable weights those of the first layer.
     """
 
-    def __init__(self, n_in: int, hidden: int, n_out: int) -> None:
+    def __init__(
+        self,
+        n_in: int,
+        hidden: int,
+        n_out: int,
+        *,
+        labels: Sequence[str] | None = None,
+    ) -> None:
         super().__init__()
-        self.config = MlpConfig(n_in, hidden, n_out)
+        names = [str(index) for index in range(n_out)] if labels is None else labels
+        self.config = MlpConfig(n_in, hidden, tuple(names))
         layers = OrderedDict(linear=nn.Linear(n_in, hidden), relu=nn.ReLU())
         self.blocks = nn.ModuleList([nn.Sequential(layers)])
         self.output = nn.Linear(hidden, n_out)

@@ -1,0 +1,315 @@
+"""Models from a hub name, a local folder or the packaged MiniLM, checked before use."""
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from torch import Tensor, nn
+from transformers import (
+    MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING,
+    AutoConfig,
+    AutoModel,
+    AutoModelForCausalLM,
+    AutoModelForTokenClassification,
+    AutoTokenizer,
+)
+
+from models.architectures import architecture_of, check_sites, sites_of
+from models.loaded import LoadedModel, config_hash_of, frozen, special_ids_of
+from models.mlp import MLP_TYPE, Mlp
+from models.quiet import quiet
+from models.saving import TOKEN_HEAD_FILE, save_model
+from models.sites import UNIT_KINDS
+from models.source import (
+    WEIGHTS_FILE,
+    Source,
+    check_head,
+    check_weight_files,
+    find_source,
+    read_config,
+)
+from models.token_head import TokenClassifier
+from storage.atomic import read_tensors
+from storage.errors import UserError
+
+__all__ = ["LoadedModel", "frozen", "load_model", "save_model"]
+
+_HEAD_STD = 0.02  # initial standard deviation of a new head, as in BERT and GPT-2
+
+
+def load_model(
+    name: str,
+    *,
+    head: str,
+    labels: Sequence[str] | None = None,
+    revision: str | None = None,
+    dtype: torch.dtype = torch.float32,
+    device: str | torch.device = "cpu",
+    seed: int = 0,
+) -> LoadedModel:
+    """A model of the adapter table in evaluation mode, every site of it checked.
+
+    Only a hub name reaches for the network. Configuration, head and tokenizer are
+    checked before any weight is read, and weights are read from safetensors only.
+
+    Args:
+        name: Hub name (`owner/name`), local folder, or `minilm`.
+        head: `causal_lm`, `token_classification` or `image_classification`.
+        labels: Class names in the order of the logits. A checkpoint whose head knows
+            the same names in another order keeps it, reordered; with other names it
+            gets a new head. None takes the checkpoint's names.
+        revision: Branch, tag or commit on the hub.
+        dtype: Of the weights.
+        device: Where to put them.
+        seed: Of a new head's weights.
+
+    Raises:
+        UserError: When the model cannot be found, is not supported or has not such a
+            head, or when its files are missing or corrupt; the file is named.
+    """
+    source = find_source(name, revision)
+    stored = read_config(source)
+    check_head(source, stored, head)
+    names = _class_names(source, stored, labels) if head != "causal_lm" else None
+    check_weight_files(source)
+    if stored["model_type"] == MLP_TYPE:
+        tokenizer = None
+        model, head_is_new = _load_mlp(source, stored, names or [], seed)
+        model.to(dtype)
+    else:
+        bars = not source.is_local and sys.stderr.isatty()
+        with quiet(bars=bars), torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            tokenizer = _load_tokenizer(source, stored)
+            model, head_is_new = _load_text(source, stored, head, names, dtype, seed)
+    model.to(device).eval()
+    kinds = [kind for kind in UNIT_KINDS if kind != "heads" or tokenizer is not None]
+    check_sites(model, sites_of(model, kinds))
+    return LoadedModel(
+        model=model,
+        tokenizer=tokenizer,
+        name=name,
+        revision=getattr(model.config, "_commit_hash", None) or source.revision,
+        config_hash=config_hash_of(model.config),
+        head_is_new=head_is_new,
+        is_decoder=architecture_of(model).is_decoder,
+        special_ids=special_ids_of(tokenizer),
+    )
+
+
+def _stored_names(stored: dict[str, Any]) -> list[str]:
+    """Class names in a configuration; empty where it has none of its own."""
+    if stored["model_type"] == MLP_TYPE:
+        return [str(label) for label in stored.get("labels", [])]
+    by_index = {
+        int(index): label for index, label in stored.get("id2label", {}).items()
+    }
+    return [by_index[index] for index in sorted(by_index)]
+
+
+def _class_names(
+    source: Source, stored: dict[str, Any], labels: Sequence[str] | None
+) -> list[str]:
+    names = _stored_names(stored) if labels is None else list(labels)
+    if not names:
+        raise UserError(
+            f"argument labels must name the classes: model {source.name!r} has none"
+        )
+    if len(set(names)) != len(names):
+        raise UserError(f"argument labels must be distinct, got {names}")
+    return names
+
+
+def _load_mlp(
+    source: Source, stored: dict[str, Any], names: list[str], seed: int
+) -> tuple[nn.Module, bool]:
+    file = Path(source.path) / WEIGHTS_FILE
+    old = _stored_names(stored)
+    try:
+        sizes = stored["n_in"], stored["intermediate_size"]
+        saved = Mlp(*sizes, len(old), labels=old)
+        saved.load_state_dict(read_tensors(file))
+    except (KeyError, TypeError, RuntimeError) as error:
+        raise UserError(
+            f"{file} does not hold the weights its config.json describes: {error}"
+        ) from error
+    model = Mlp(*sizes, len(names), labels=names)
+    model.blocks.load_state_dict(saved.blocks.state_dict())
+    is_new = sorted(old) != sorted(names)
+    if is_new:
+        _renew_(model.output, seed)
+    else:
+        model.output.load_state_dict(saved.output.state_dict())
+        _reorder_(model.output, old, names)
+    return model, is_new
+
+
+def _load_text(
+    source: Source,
+    stored: dict[str, Any],
+    head: str,
+    names: list[str] | None,
+    dtype: torch.dtype,
+    seed: int,
+) -> tuple[nn.Module, bool]:
+    """The model, and whether its head is new."""
+    old = _stored_names(stored)
+    same = names is not None and sorted(old) == sorted(names)
+    config = _config(source, old if same else names)
+    if head == "causal_lm":
+        model, missing = _from_pretrained(AutoModelForCausalLM, source, config, dtype)
+        return model, bool(missing)
+    assert names is not None
+    if type(config) in MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING:
+        auto = AutoModelForTokenClassification
+        model, missing = _from_pretrained(auto, source, config, dtype)
+        classifier = _classifier(model)
+        is_new = bool(missing) or not same
+    else:
+        backbone, _ = _from_pretrained(AutoModel, source, config, dtype)
+        model = TokenClassifier(backbone)
+        classifier = model.classifier
+        is_new = not (same and _read_head_(classifier, source))
+    if is_new:
+        _renew_(classifier, seed)
+    else:
+        _reorder_(classifier, old, names)
+    model.config.id2label = dict(enumerate(names))
+    model.config.label2id = {name: index for index, name in enumerate(names)}
+    return model, is_new
+
+
+def _config(source: Source, names: Sequence[str] | None) -> Any:
+    labels = {} if names is None else {"id2label": dict(enumerate(names))}
+    if names is not None:
+        labels["label2id"] = {name: index for index, name in enumerate(names)}
+    try:
+        return AutoConfig.from_pretrained(source.path, **source.arguments, **labels)
+    except Exception as error:  # whatever a wrong entry of config.json brings about
+        raise UserError(
+            f"config.json of {source.name!r} cannot be used: {_first_line(error)}"
+        ) from error
+
+
+def _from_pretrained(
+    auto: Any, source: Source, config: Any, dtype: torch.dtype
+) -> tuple[Any, list[str]]:
+    """A transformers model, and the parameters of its head that were not in the files.
+
+    Raises:
+        UserError: When the files lack parameters of the base model, or hold other
+            shapes than the configuration says.
+    """
+    try:
+        model, info = auto.from_pretrained(
+            source.path,
+            config=config,
+            dtype=dtype,
+            use_safetensors=True,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,
+            **source.arguments,
+        )
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        raise UserError(
+            f"cannot load the weights of {source.name!r}: {_first_line(error)}"
+        ) from error
+    prefix = "" if model.base_model is model else f"{model.base_model_prefix}."
+    absent = sorted(key for key in info["missing_keys"] if key.startswith(prefix))
+    if absent:
+        raise UserError(
+            f"the weights of {source.name!r} lack {len(absent)} parameters of its "
+            f"config.json, {absent[0]} for one; copy all of its files again"
+        )
+    wrong = sorted(
+        entry for entry in info["mismatched_keys"] if entry[0].startswith(prefix)
+    )
+    if wrong:
+        key, found, declared = wrong[0]
+        raise UserError(
+            f"the weights of {source.name!r} have {key} with shape {tuple(found)}, and "
+            f"its config.json says {tuple(declared)}; take both from the same model"
+        )
+    renewed = {entry[0] for entry in info["mismatched_keys"]}
+    return model, sorted(renewed | set(info["missing_keys"]))
+
+
+def _load_tokenizer(source: Source, stored: dict[str, Any]) -> Any:
+    """The fast tokenizer of a model, with padding on the right.
+
+    A tokenizer without a padding token (GPT-2's) pads with its end-of-text token. That
+    is safe here: `attention_mask` hides padding from the model, and batches mark what
+    counts by their own masks, never by comparing ids with the padding id.
+    """
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(source.path, **source.arguments)
+    except Exception as error:  # the tokenizers library raises plain Exception
+        raise UserError(
+            f"model {source.name!r} has no usable tokenizer ({_first_line(error)}); "
+            "put tokenizer.json and tokenizer_config.json beside its config.json"
+        ) from error
+    if not tokenizer.is_fast or len(tokenizer) <= len(tokenizer.all_special_ids):
+        raise UserError(
+            f"model {source.name!r} has no tokenizer with a vocabulary that the "
+            "tokenizers library reads; put tokenizer.json beside its config.json"
+        )
+    largest = max(tokenizer.get_vocab().values())
+    n_embeddings = stored.get("vocab_size", largest + 1)
+    if largest >= n_embeddings:
+        raise UserError(
+            f"the tokenizer of {source.name!r} has ids up to {largest}, its model only "
+            f"{n_embeddings} embeddings; take both from the same model"
+        )
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token
+    if tokenizer.pad_token is None:
+        raise UserError(
+            f"the tokenizer of {source.name!r} has no padding, end or unknown token; "
+            "add pad_token to its tokenizer_config.json"
+        )
+    tokenizer.padding_side = "right"
+    return tokenizer
+
+
+def _classifier(model: nn.Module) -> nn.Linear:
+    """The linear layer beside the base model of a transformers token classifier."""
+    return next(child for child in model.children() if isinstance(child, nn.Linear))
+
+
+def _read_head_(classifier: nn.Linear, source: Source) -> bool:
+    """Fill our own token head from a saved folder; False where there is none."""
+    file = Path(source.path) / TOKEN_HEAD_FILE
+    if not (source.is_local and file.exists()):
+        return False
+    try:
+        classifier.load_state_dict(read_tensors(file))
+    except RuntimeError as error:
+        raise UserError(
+            f"{file} does not fit config.json: {_first_line(error)}; take both from "
+            "the same model"
+        ) from error
+    return True
+
+
+@torch.no_grad()
+def _renew_(layer: nn.Linear, seed: int) -> None:
+    rng = torch.Generator().manual_seed(seed)
+    layer.weight.copy_(torch.randn(layer.weight.shape, generator=rng) * _HEAD_STD)
+    if layer.bias is not None:
+        layer.bias.zero_()
+
+
+@torch.no_grad()
+def _reorder_(layer: nn.Linear, old: Sequence[str], names: Sequence[str]) -> None:
+    """Permute the rows of a head whose classes stand in the order `old`."""
+    order = [old.index(name) for name in names]
+    for parameter in layer.parameters():
+        rows: Tensor = parameter[order]
+        parameter.copy_(rows)
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -1,0 +1,22 @@
+"""Keeping transformers' own reports and progress bars off the user's terminal."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from transformers.utils import logging as hf_logging
+
+
+@contextmanager
+def quiet(*, bars: bool = False) -> Iterator[None]:
+    """Silence warnings of transformers, and its bars unless `bars`; restored after."""
+    verbosity = hf_logging.get_verbosity()
+    had_bars = hf_logging.is_progress_bar_enabled()
+    hf_logging.set_verbosity_error()
+    if not bars:
+        hf_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        hf_logging.set_verbosity(verbosity)
+        if had_bars:
+            hf_logging.enable_progress_bar()

@@ -1,0 +1,65 @@
+"""Saving a loaded model as an ordinary checkpoint folder, all of it or nothing."""
+
+import dataclasses
+import os
+import shutil
+from pathlib import Path
+
+from transformers import PreTrainedModel
+
+from models.loaded import LoadedModel
+from models.mlp import Mlp
+from models.quiet import quiet
+from models.source import WEIGHTS_FILE
+from models.token_head import TokenClassifier
+from storage.atomic import (
+    sync,
+    temporary_name,
+    told_to_the_user,
+    write_json,
+    write_tensors,
+)
+from storage.errors import UserError
+
+TOKEN_HEAD_FILE = "token_head.safetensors"
+
+
+def save_model(loaded: LoadedModel, folder: Path) -> None:
+    """Write weights, configuration and tokenizer to a new folder.
+
+    `load_model(str(folder), ...)` gives the same logits, and so does transformers'
+    `from_pretrained` where the head is one of its own. The folder appears under its
+    name only when it is complete.
+
+    Raises:
+        UserError: When the folder exists and is not empty, or cannot be written.
+    """
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise UserError(f"{folder} exists and is not empty; name a new folder")
+    temporary = temporary_name(folder)
+    with told_to_the_user(folder), quiet():
+        temporary.mkdir(parents=True)
+        try:
+            _write(loaded, temporary)
+            for file in temporary.rglob("*"):
+                sync(file)
+            sync(temporary)
+            os.replace(temporary, folder)
+            sync(folder.parent)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _write(loaded: LoadedModel, folder: Path) -> None:
+    model = loaded.model
+    if isinstance(model, Mlp):
+        write_json(folder / "config.json", dataclasses.asdict(model.config))
+        write_tensors(folder / WEIGHTS_FILE, model.state_dict())
+    elif isinstance(model, TokenClassifier):
+        model.backbone.save_pretrained(folder)
+        write_tensors(folder / TOKEN_HEAD_FILE, model.classifier.state_dict())
+    else:
+        assert isinstance(model, PreTrainedModel)
+        model.save_pretrained(folder)
+    if loaded.tokenizer is not None:
+        loaded.tokenizer.save_pretrained(folder)

@@ -1,0 +1,163 @@
+"""Where a model's files are, and whether they can be what they should be."""
+
+import json
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+from transformers import PreTrainedConfig
+
+from models.architectures import architecture_named
+from models.builtin import BUILTIN
+from models.minilm import NAME as MINILM
+from models.minilm import minilm_folder
+from models.mlp import MLP_TYPE
+from storage.atomic import read_json
+from storage.errors import UserError
+
+WEIGHTS_FILE = "model.safetensors"
+_INDEX_FILE = "model.safetensors.index.json"
+_HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
+_HEADS = ("causal_lm", "token_classification", "image_classification")
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where a model is read from."""
+
+    name: str
+    """As the user gave it."""
+    path: str
+    """Local folder, or the name on the hub."""
+    is_local: bool
+    revision: str | None
+    """Asked-for hub revision, or the digest of packaged weights."""
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        """Keyword arguments for transformers' `from_pretrained`."""
+        if self.is_local:
+            return {"local_files_only": True}
+        return {"revision": self.revision or "main"}
+
+
+def find_source(name: str, revision: str | None) -> Source:
+    """The folder or hub name behind `name`, without touching the network.
+
+    Raises:
+        UserError: When `name` is a missing folder, a file, a built-in model (which has
+            no files) or not of the form of a hub name.
+    """
+    if name == MINILM:
+        folder, digest = minilm_folder()
+        return Source(name, str(folder), True, f"sha256:{digest}")
+    path = Path(name).expanduser()
+    if path.is_dir():
+        return Source(name, str(path), True, None)
+    if name in BUILTIN:
+        raise UserError(
+            f"model {name!r} is built in and untrained; train it with "
+            "scripts/train_base.py or name the folder of a trained one"
+        )
+    if path.exists():
+        raise UserError(f"model {name!r} is a file; name the folder that holds it")
+    if not _HUB_NAME.fullmatch(name):
+        raise UserError(
+            f"model folder {name!r} does not exist; name a folder with config.json and "
+            f"{WEIGHTS_FILE}, a hub model such as openai-community/gpt2, or minilm"
+        )
+    return Source(name, name, False, revision)
+
+
+def read_config(source: Source) -> dict[str, Any]:
+    """The model's config.json, of an architecture in the adapter table.
+
+    Raises:
+        UserError: When the file is missing or corrupt, the model is not on the hub, its
+            architecture is not supported, or its weights are quantized.
+    """
+    if source.is_local:
+        where = str(Path(source.path) / "config.json")
+        config = read_json(Path(where))
+    else:
+        where = f"config.json of {source.name}"
+        config = _read_hub_config(source)
+    if not isinstance(config, dict) or "model_type" not in config:
+        raise UserError(f"{where} names no model_type; it is no model's configuration")
+    architecture_named(config["model_type"])
+    if config.get("quantization_config"):
+        raise UserError(
+            f"{where} says that the weights are quantized; use the model in float32, "
+            "float16 or bfloat16"
+        )
+    return config
+
+
+def _read_hub_config(source: Source) -> Any:
+    try:
+        return PreTrainedConfig.get_config_dict(source.path, **source.arguments)[0]
+    except (OSError, ValueError) as error:
+        first_line = str(error).strip().splitlines()[0]
+        raise UserError(
+            f"model {source.name!r} is neither a local folder nor a reachable hub "
+            f"model ({first_line}); check the name, the revision and the network"
+        ) from error
+
+
+def check_head(source: Source, config: dict[str, Any], head: str) -> None:
+    """See that a model of this configuration can have the head.
+
+    Raises:
+        UserError: When it cannot, naming what can.
+    """
+    if head not in _HEADS:
+        raise UserError(
+            f"argument head must be one of {', '.join(_HEADS)}, got {head!r}"
+        )
+    model_type = config["model_type"]
+    if (head == "image_classification") != (model_type == MLP_TYPE):
+        wanted = "an image model (mlp)" if model_type != MLP_TYPE else "a text model"
+        raise UserError(
+            f"model {source.name!r} ({model_type}) cannot do {head}; use {wanted}"
+        )
+    if head == "causal_lm" and not architecture_named(model_type).is_decoder:
+        raise UserError(
+            f"model {source.name!r} ({model_type}) is an encoder without a causal "
+            "language model head; use a decoder such as openai-community/gpt2"
+        )
+
+
+def check_weight_files(source: Source) -> None:
+    """See that a local folder's safetensors files are all there and whole.
+
+    Only headers are read. Files of the hub are checked by its client.
+
+    Raises:
+        UserError: Naming the file that is missing or truncated.
+    """
+    if not source.is_local:
+        return
+    folder = Path(source.path)
+    index = folder / _INDEX_FILE
+    if index.exists():
+        entries = read_json(index)
+        if not isinstance(entries, dict) or "weight_map" not in entries:
+            raise UserError(f"{index} has no weight_map; restore it")
+        files = sorted({folder / shard for shard in entries["weight_map"].values()})
+    else:
+        files = [folder / WEIGHTS_FILE]
+    for file in files:
+        if not file.is_file():
+            raise UserError(
+                f"{file} is missing; save the model with safetensors (pickled "
+                "pytorch_model.bin files are not read)"
+            )
+        try:
+            with safe_open(file, framework="pt") as tensors:
+                tensors.keys()
+        except (SafetensorError, OSError, json.JSONDecodeError) as error:
+            raise UserError(
+                f"{file} is truncated or no safetensors file ({error}); copy it again"
+            ) from error
