@@ -7,29 +7,26 @@ from pathlib import Path
 from typing import Literal
 
 import torch
+from torch import Tensor
+
 from masks.ablation import AblationValues, mean_values, record_values, zero_values
 from masks.frozen_mask import FrozenMask
+from masks.gate import Direction, GateSettings
 from masks.gating import gated
 from masks.mask_set import MaskSet
-from masks.penalties import Lagrangian
-from torch import Tensor
-from training.loop import FitSettings, fit
-from training.objectives import (
-    bounded_ascent,
-    cross_entropy,
-    kl_to_reference,
-    margin_hinge,
-    uniform_target,
-)
-from training.schedules import price_ramp
-
-from masks.gate import Direction, GateSettings
+from masks.penalties import Lagrangian, Price
 from models.sites import Site
 from scripts.experiment import Experiment
-from tasks.base import Batch, Outputs, Predictions, to_device
+from tasks.base import Batch, Outputs, to_device
+from training.loop import FitSettings, fit
+from training.objectives import (
+    CONCEPT_OBJECTIVES,
+    RETAIN_OBJECTIVES,
+    ObjectiveSettings,
+)
 
 AblationKind = Literal["zero", "mean", "counterfactual"]
-ConceptObjective = Literal["margin", "ascent", "uniform", "kl"]
+ConceptObjective = Literal["margin", "ascent", "uniform", "kl", "cross_entropy"]
 RetainObjective = Literal["kl", "cross_entropy"]
 
 
@@ -155,36 +152,24 @@ def train_gates(
     masks = MaskSet(
         sites, settings.gate, settings.gate_settings(), trainable=superset
     ).to(accelerator.device)
-    lagrangian = None
-    if settings.penalty == "lagrangian":
-        target = settings.target_ablated
-        target = target if target >= 1 else target * masks.n_units
-        lagrangian = Lagrangian(target, masks.n_units).to(accelerator.device)
+    penalty = _penalty(settings, masks)
+    penalty.to(accelerator.device)
 
     def step_loss(step: int, rng: torch.Generator) -> tuple[Tensor, dict[str, float]]:
-        masks.gate.anneal(step / settings.n_steps)
+        masks.anneal(step / settings.n_steps)
         index = step * accelerator.num_processes + accelerator.process_index
         batch = experiment.task.batch(
             "mask", index, size=settings.batch_size, seed=settings.seed
         )
         loss, logs = _task_loss(experiment, sites, ablated, settings, masks, batch, rng)
-        count = (
-            masks.expected_ablated()
-            if settings.direction == "break"
-            else masks.expected_kept()
-        )
-        ramp = price_ramp(step, settings.n_steps, settings.ramp)
-        if settings.penalty == "price":
-            loss = loss + settings.price * ramp * count
-        elif lagrangian is not None:
-            loss = loss + lagrangian(masks.expected_ablated(), ramp)
+        loss = loss + penalty(masks, step / settings.n_steps)
         logs["expected_ablated"] = float(masks.expected_ablated().detach())
         return loss, logs
 
     def after_step(step: int) -> None:
-        masks.gate.project_()
+        masks.project_()
         if settings.average > 0 and step >= settings.n_steps // 2:
-            masks.average_(settings.average)
+            masks.average_(1 - settings.average)
         if on_step is not None:
             on_step(step, masks)
 
@@ -199,7 +184,7 @@ def train_gates(
             seed=settings.seed,
         ),
         accelerator=accelerator,
-        maximised=dict(lagrangian.named_parameters()) if lagrangian is not None else {},
+        maximised=dict(penalty.named_parameters()),
         lr_maximised=settings.lr_multipliers,
         buffers=dict(masks.named_buffers()),
         after_step=after_step,
@@ -208,8 +193,23 @@ def train_gates(
         resume=resume,
         progress=progress,
     )
-    masks.gate.anneal(1.0)
+    masks.anneal(1.0)
     return masks
+
+
+def _penalty(settings: MaskSettings, masks: MaskSet) -> Price | Lagrangian:
+    """A price of 0 nats where none was asked for."""
+    if settings.penalty == "lagrangian":
+        asked = settings.target_ablated
+        return Lagrangian(
+            direction="break",
+            n_units=masks.n_units,
+            count=asked if asked >= 1 else None,
+            fraction=None if asked >= 1 else asked,
+            ramp_fraction=settings.ramp,
+        )
+    price = settings.price if settings.penalty == "price" else 0.0
+    return Price(price, direction=settings.direction, ramp_fraction=settings.ramp)
 
 
 def _task_loss(
@@ -231,8 +231,13 @@ def _task_loss(
         model, sites, keep, ablated, special_ids=special_ids(experiment, settings)
     ):
         outputs = task.outputs(model, moved)
-    concept = concept_loss(outputs.concept, settings, reference and reference.concept)
-    retain = retain_loss(outputs.retain, settings, reference and reference.retain)
+    own = ObjectiveSettings(floor=settings.margin_floor, cap=settings.token_cap)
+    concept = CONCEPT_OBJECTIVES[settings.concept_objective](
+        outputs.concept, reference and reference.concept.logits, own
+    )
+    retain = RETAIN_OBJECTIVES[settings.retain_objective](
+        outputs.retain, reference and reference.retain.logits, own
+    )
     loss = settings.concept_weight * concept + settings.retain_weight * retain
     return loss, {
         "concept_loss": float(concept.detach()),
@@ -248,38 +253,6 @@ def _reference(
         return None
     with torch.no_grad():
         return experiment.task.outputs(experiment.loaded.model, batch)
-
-
-def concept_loss(
-    predictions: Predictions, settings: MaskSettings, reference: Predictions | None
-) -> Tensor:
-    """The concept's objective in nats: falls as it goes (`kl`: as it is kept)."""
-    p = predictions
-    if settings.concept_objective == "margin":
-        return margin_hinge(
-            p.logits,
-            p.concept_classes,
-            p.rivals,
-            p.weights,
-            floor=settings.margin_floor,
-        )
-    if settings.concept_objective == "uniform":
-        return uniform_target(p.logits, p.concept_classes, p.rivals, p.weights)
-    if settings.concept_objective == "ascent":
-        return bounded_ascent(p.logits, p.targets, p.weights, settings.token_cap)
-    assert reference is not None
-    return kl_to_reference(p.logits, reference.logits, p.weights)
-
-
-def retain_loss(
-    predictions: Predictions, settings: MaskSettings, reference: Predictions | None
-) -> Tensor:
-    """The retain objective in nats per position."""
-    if settings.retain_objective == "kl" and reference is not None:
-        return kl_to_reference(
-            predictions.logits, reference.logits, predictions.weights
-        )
-    return cross_entropy(predictions.logits, predictions.targets, predictions.weights)
 
 
 def gate_histogram(masks: MaskSet) -> dict[str, Tensor]:

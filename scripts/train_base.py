@@ -21,16 +21,13 @@ from accelerate import Accelerator
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from tasks.evaluation import evaluate
+from tasks.registry import TASKS
+
 from masks.mask_files import weights_hash
 from models.builtin import BUILTIN, build_builtin
 from models.loading import LoadedModel, load_model, save_model
 from reports.tables import format_table
-from storage.cache import cache_folder, content_hash
-from tasks.evaluation import evaluate
-from tasks.registry import TASKS
-from training.config import run_script
-from training.loop import FitSettings, fit
-
 from scripts.experiment import (
     Experiment,
     TaskConfig,
@@ -39,8 +36,11 @@ from scripts.experiment import (
     options_dict,
 )
 from storage.atomic import read_json, write_json
+from storage.cache import cache_folder, content_hash
 from storage.errors import UserError
 from tasks.base import Corpus, Task, to_device
+from training.config import run_script
+from training.loop import FitSettings, fit
 
 CACHE_FORMAT = 1  # part of the hash: raise it when training changes
 logger = logging.getLogger(__name__)
@@ -63,6 +63,8 @@ class Recipe:
     d_model: int = 128
     n_heads: int = 4
     max_positions: int = 128
+    d_hidden: int = 50
+    """Hidden units of the image MLP."""
 
 
 FINETUNE = Recipe()
@@ -79,7 +81,7 @@ RECIPES: dict[tuple[str, str], Recipe] = {
     ("toxicity", "tiny-decoder"): Recipe(
         600, 32, 3e-3, 0.01, "cosine", 30, "word", 4096, 2, 128, 4, 128
     ),
-    ("mnist", "mlp"): Recipe(1500, 64, 1e-3, 0.0, "constant", 0, d_model=50),
+    ("mnist", "mlp"): Recipe(1500, 64, 1e-3, 0.0, "constant"),
 }
 # A corpus of one's own is larger and its vocabulary open.
 USER_TEXT_RECIPE = Recipe(
@@ -184,6 +186,8 @@ def _load(config: TaskConfig, corpus: Corpus, recipe: Recipe) -> LoadedModel:
             d_model=recipe.d_model,
             n_heads=recipe.n_heads,
             max_positions=recipe.max_positions,
+            n_pixels=getattr(corpus, "n_pixels", 784),
+            d_hidden=recipe.d_hidden,
             seed=config.base_seed,
         )
     return load_model(
@@ -264,6 +268,7 @@ def _train(
         "model": loaded.name,
         "revision": loaded.revision,
         "recipe": asdict(recipe) | {"n_steps": n_steps},
+        "from_scratch": config.model_name in BUILTIN,
         "seconds": round(seconds, 1),
         "heldout": evaluation.scores,
         "heldout_unseen": evaluation.unseen_scores,

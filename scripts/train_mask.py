@@ -20,16 +20,13 @@ from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from tasks.evaluation import evaluate
+
 from attribution.registry import METHODS
 from masks.ablation import AblationValues
 from masks.frozen_mask import FrozenMask
 from masks.gating import gated
 from masks.mask_set import MaskSet
-from storage.run_directory import RunDirectory
-from tasks.evaluation import evaluate
-from training.config import config_dict, parse_config, run_script
-from training.tracking import Tracker
-
 from masks.registry import GATES
 from models.architectures import sites_of
 from models.sites import UNIT_KINDS, Site
@@ -52,7 +49,11 @@ from scripts.mask_training import (
 )
 from scripts.train_base import prepare
 from storage.atomic import write_tensors
+from storage.checkpoints import latest_step
 from storage.errors import UserError
+from storage.run_directory import RunDirectory
+from training.config import config_dict, run_script
+from training.tracking import Tracker
 
 logger = logging.getLogger(__name__)
 
@@ -233,7 +234,8 @@ def main(config: TrainMaskConfig) -> Path:
     # train the gates, with the model frozen
     ablated = ablation_values(experiment, sites, settings)
     superset = FrozenMask.load(config.superset) if config.superset else None
-    tracker = Tracker(run)
+    start = latest_step(run.checkpoint_path) if resumed else None
+    tracker = Tracker(run, resume_step=start)
     masks = train_gates(
         experiment,
         sites,

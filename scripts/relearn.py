@@ -1,0 +1,271 @@
+"""Fine-tune the cut model and see how the concept comes back.
+
+    python scripts/relearn.py
+    python scripts/relearn.py --mask runs/RUN --limits 1 4 16 64 all --seeds 0 1 2
+
+Takes the newest finished train_mask run under --run_dir, or the one named by --mask.
+The cut, the uncut and a randomly cut model are fine-tuned on the same data in the same
+order and measured on held-out examples; results.json has every number of the report.
+"""
+
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+from torch import Tensor, nn
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from attribution.registry import METHODS
+from masks.frozen_mask import FrozenMask
+from models.architectures import sites_of
+from relearning.conditions import CONDITIONS, HOLDINGS, Condition, conditions
+from relearning.probe import probe
+from relearning.protocol import RelearnSettings, relearn
+from relearning.redistribution import redistribution
+from relearning.statistics import describe
+from reports.tables import format_table, recovery_rows, relearning_rows
+from scripts.evaluate import from_run
+from scripts.experiment import Experiment, TaskConfig, flag
+from scripts.mask_training import ablation_values, train_gates
+from scripts.train_base import prepare
+from scripts.train_mask import TrainMaskConfig, settings_of
+from storage.errors import UserError
+from storage.run_directory import RunDirectory
+from training.config import config_dict, parse_config, run_script
+
+
+@dataclass(frozen=True)
+class RelearnConfig(TaskConfig):
+    """The protocol's settings; task, model and data are the mask run's."""
+
+    mask: Path | None = flag(
+        None, "train_mask run; default: the newest finished one under --run_dir"
+    )
+    conditions: list[str] = flag(
+        ["cut", "uncut", "random"], f"what is fine-tuned: {', '.join(CONDITIONS)}"
+    )
+    holdings: list[str] = flag(
+        ["lasting"], "lasting: the mask stays on; one_shot: written once, then free"
+    )
+    seeds: list[int] = flag([0, 1, 2], "seeds of data order and random cuts")
+    limits: list[str] = flag(
+        ["16", "all"], "numbers of concept examples fine-tuned on; all: the whole split"
+    )
+    n_steps: int = flag(60, "optimiser steps of every condition")
+    batch_size: int = flag(16, "examples a step")
+    lr: float | None = flag(
+        None, "learning rate; default 5e-5, for built-in models 5e-4"
+    )
+    weight_decay: float = flag(0.01, "decoupled weight decay")
+    trained: str = flag(
+        "all", "what trains: all, head, mlp, attention, layers:0-2 or a regex of names"
+    )
+    n_evaluations: int = flag(6, "measured moments after step 0")
+    probe: bool = flag(True, "linear probes on the hidden states right after the cut")
+    redistribute: bool = flag(True, "rank the units again after relearning")
+    fresh_mask: bool = flag(False, "train a fresh mask after relearning (slow)")
+    allow_other_weights: bool = flag(False, "apply the mask to other weights")
+    resume: Path | None = flag(None, "continue this unfinished relearning run")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.wanted()  # checks conditions, holdings, seeds and limits
+        for name in ("n_steps", "batch_size", "n_evaluations"):
+            if getattr(self, name) < 1:
+                raise UserError(f"--{name} must be positive, got {getattr(self, name)}")
+
+    def wanted(self) -> list[Condition]:
+        """Every combination of conditions, holdings, seeds and limits."""
+        limits: list[int | None] = []
+        for text in self.limits:
+            if text != "all" and not text.isdigit():
+                raise UserError(f"--limits must be numbers or all, got {text!r}")
+            limits.append(None if text == "all" else int(text))
+        wrong = [holding for holding in self.holdings if holding not in HOLDINGS]
+        if wrong:
+            raise UserError(f"--holdings must be among {list(HOLDINGS)}, got {wrong}")
+        holdings: Any = tuple(self.holdings)
+        return conditions(
+            tuple(self.conditions), holdings, tuple(self.seeds), tuple(limits)
+        )
+
+    def settings(self, built_in: bool) -> RelearnSettings:
+        """The part that the protocol reads."""
+        default_lr = 5e-4 if built_in else 5e-5
+        return RelearnSettings(
+            n_steps=self.n_steps,
+            batch_size=self.batch_size,
+            lr=self.lr if self.lr is not None else default_lr,
+            weight_decay=self.weight_decay,
+            trained=self.trained,
+            n_evaluations=self.n_evaluations,
+        )
+
+
+def main(config: RelearnConfig) -> Path:
+    """Relearn under every condition, describe, and say where the concept went."""
+    run = RunDirectory.open(config.resume) if config.resume is not None else None
+    if run is not None and run.is_finished:
+        raise UserError(f"{run.path} is finished; start a new run without --resume")
+    mask_path = config.mask or RunDirectory.newest(config.run_dir, "train_mask").path
+    config = from_run(replace(config, mask=mask_path), mask_path)
+    experiment = prepare(config)
+    loaded = experiment.loaded
+    mask = FrozenMask.load(
+        mask_path,
+        model=loaded.model,
+        config_hash=loaded.config_hash,
+        allow_other_weights=config.allow_other_weights,
+    )
+    if mask.ablated.kind == "counterfactual":
+        raise UserError(
+            f"{mask_path} ablates with counterfactual values, which relearning data do "
+            "not have; train a mask with --ablation zero or mean"
+        )
+    resumed = run is not None
+    if run is None:
+        run = RunDirectory.create(
+            config.run_dir,
+            kind="relearn",
+            task=config.task,
+            model=config.model_name,
+            config=config_dict(config),
+        )
+    wanted = config.wanted()
+    task = experiment.task
+    probes = _probes(experiment, mask, config) if config.probe else []
+
+    def at_end(
+        condition: Condition, model: nn.Module, held: FrozenMask | None
+    ) -> dict[str, Any]:
+        if condition.name != "cut" or not config.redistribute:
+            return {}
+        del held
+        fresh = _fresh_mask(experiment, mask, mask_path) if config.fresh_mask else None
+        found = redistribution(
+            lambda network: _rank(experiment, network, mask),
+            loaded.model,
+            model,
+            mask,
+            fresh_mask=fresh,
+        )
+        return {"redistribution": found}
+
+    runs = relearn(
+        task,
+        loaded,
+        mask,
+        wanted,
+        config.settings(built_in=bool(experiment.base.get("from_scratch"))),
+        run.path / "conditions",
+        resume=resumed,
+        accelerator=experiment.accelerator,
+        at_end=at_end,
+    )
+    results = {
+        "kind": "relearn",
+        "task": config.task,
+        "model": config.model_name,
+        "mask": str(mask_path),
+        "n_ablated": mask.n_ablated,
+        "n_units": mask.n_units,
+        "concept_metric": vars(task.concept_metric),
+        "retain_metric": vars(task.retain_metric),
+        **describe(task, runs, seed=config.seed),
+        "probe": probes,
+        "after": [
+            {
+                "condition": r.condition.name,
+                "holding": r.condition.holding,
+                "seed": r.condition.seed,
+                "limit": r.condition.limit,
+                **r.at_end,
+            }
+            for r in runs
+            if r.at_end
+        ],
+        "next": f"python scripts/report.py --runs {mask_path} {run.path}",
+    }
+    run.write_results(results)
+    _show(results, run.path)
+    return run.path
+
+
+def _rank(
+    experiment: Experiment, network: nn.Module, mask: FrozenMask
+) -> Mapping[str, Tensor]:
+    """The fresh ranking by mean difference (Lo et al. 2024)."""
+    return METHODS["probeless"](
+        experiment.task,
+        network,
+        mask.sites,
+        mask.ablated,
+        split="relearn",
+        n_batches=16,
+        size=16,
+        seed=0,
+        special_ids=experiment.loaded.special_ids,
+    )
+
+
+def _fresh_mask(experiment: Experiment, mask: FrozenMask, path: Path) -> Any:
+    """A function that trains a mask like the first one on another network."""
+    first: TrainMaskConfig = parse_config(
+        TrainMaskConfig, ["--config", str(path / "config.json")]
+    )
+    settings = settings_of(first)
+
+    def train(network: nn.Module) -> FrozenMask:
+        moved = replace(experiment, loaded=replace(experiment.loaded, model=network))
+        ablated = ablation_values(moved, mask.sites, settings)
+        masks = train_gates(moved, mask.sites, ablated, settings, progress="fresh mask")
+        return FrozenMask.exactly_k(
+            masks.split(masks.ranking().detach().cpu()),
+            mask.sites,
+            ablated,
+            n_ablated=mask.n_ablated,
+            special_ids=mask.special_ids,
+            provenance=mask.provenance,
+        )
+
+    return train
+
+
+def _probes(
+    experiment: Experiment, mask: FrozenMask, config: RelearnConfig
+) -> list[dict[str, Any]]:
+    """Is the concept decodable before and right after the cut, and a random cut?"""
+    model = experiment.loaded.model
+    levels = sites_of(model, ["hidden"])
+    cuts: dict[Literal["uncut", "cut", "random"], FrozenMask | None] = {
+        "uncut": None,
+        "cut": mask,
+        "random": mask.random_like(config.seed + 1),
+    }
+    found = []
+    for name, cut in cuts.items():
+        if cut is None:
+            scores = probe(experiment.task, model, levels, seed=config.seed)
+        else:
+            with cut.applied(model):
+                scores = probe(experiment.task, model, levels, seed=config.seed)
+        found.append({"condition": name, "levels": scores})
+    return found
+
+
+def _show(results: dict[str, Any], path: Path) -> None:
+    for title, rows in (
+        ("scores at the start and the end of relearning", relearning_rows(results)),
+        ("recovery against the uncut model", recovery_rows(results)),
+    ):
+        if rows:
+            print(f"\n{title}")
+            print(format_table(rows, list(rows[0])))
+    print(f"run: {path}\nnext: {results['next']}")
+
+
+if __name__ == "__main__":
+    run_script(main, RelearnConfig)

@@ -1,0 +1,52 @@
+"""Draw runs: figures as PNG, and one self-contained HTML file of tables and figures.
+
+    python scripts/report.py
+    python scripts/report.py --runs runs/RUN ... --out report.html
+
+Without --runs the newest finished train_mask run and the newest relearn run are taken.
+Reads run directories only; the report is written into the last of them, or to --out.
+"""
+
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from reports.html import write_report
+from scripts.experiment import flag
+from storage.errors import UserError
+from storage.run_directory import RunDirectory
+from training.config import run_script
+
+
+@dataclass(frozen=True)
+class ReportConfig:
+    """Which runs, and where the page goes."""
+
+    runs: list[Path] = field(
+        default_factory=list, metadata={"help": "run directories, in reading order"}
+    )
+    run_dir: Path = flag(Path("runs"), "where the newest runs are looked for")
+    out: Path | None = flag(None, "the HTML file; default: report.html in the last run")
+
+
+def main(config: ReportConfig) -> Path:
+    """Write the report and say where it is."""
+    runs = config.runs or _newest(config.run_dir)
+    out = config.out or runs[-1] / "report.html"
+    path = write_report(runs, out)
+    print(f"report: {path}")
+    return path
+
+
+def _newest(parent: Path) -> list[Path]:
+    mask_run = RunDirectory.newest(parent, "train_mask").path
+    try:
+        return [mask_run, RunDirectory.newest(parent, "relearn").path]
+    except UserError:  # no relearning yet
+        return [mask_run]
+
+
+if __name__ == "__main__":
+    run_script(main, ReportConfig)
