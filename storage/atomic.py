@@ -1,0 +1,202 @@
+"""Files that are either whole or not there: temporary name, fsync, rename."""
+
+import errno
+import json
+import math
+import os
+import secrets
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from storage.errors import UserError
+
+_ADVICE = {
+    errno.ENOSPC: "free some disk space",
+    errno.EDQUOT: "free some of the disk quota",
+    errno.EACCES: "choose a folder that you may write to",
+    errno.EPERM: "choose a folder that you may write to",
+    errno.EROFS: "choose a folder that is not read-only",
+    errno.EEXIST: "choose another name",
+    errno.ENOTDIR: "one of its parents is a file: choose another folder",
+    errno.EISDIR: "it is a folder: choose another name",
+    errno.ENAMETOOLONG: "choose a shorter name",
+}
+
+
+def write_bytes(path: Path, data: bytes) -> None:
+    """Write `data` to `path` at once, parents included.
+
+    Raises:
+        UserError: When the disk is full or the folder cannot be written; a file that was
+            there before is then still whole.
+    """
+
+    def write(temporary: Path) -> None:
+        temporary.write_bytes(data)
+
+    _replace(path, write)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write `text` as UTF-8; see `write_bytes`."""
+    write_bytes(path, text.encode())
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write indented JSON; see `jsonable` for what becomes of paths and NaN."""
+    write_text(path, json.dumps(jsonable(value), indent=2, allow_nan=False) + "\n")
+
+
+def write_tensors(
+    path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None
+) -> None:
+    """Write a safetensors file, the same bytes for the same contents.
+
+    Tensors may be views of each other and may lie on any device.
+    """
+    plain = {name: tensors[name].detach().cpu() for name in sorted(tensors)}
+    # Views share storage, which safetensors refuses to write.
+    owned = {name: value.contiguous().clone() for name, value in plain.items()}
+
+    def write(temporary: Path) -> None:
+        save_file(owned, temporary, metadata=dict(metadata or {}))
+        _sort_metadata_(temporary)
+
+    _replace(path, write)
+
+
+def read_json(path: Path) -> Any:
+    """What a JSON file holds.
+
+    Raises:
+        UserError: When the file is missing, unreadable or not JSON, naming the line.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise _unreadable(path, error) from error
+    except json.JSONDecodeError as error:
+        raise UserError(
+            f"{path} is not JSON (line {error.lineno}: {error.msg}); restore it or name "
+            "another file"
+        ) from error
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path} is not UTF-8 text: {error.reason}") from error
+
+
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """The CPU tensors of a safetensors file.
+
+    Raises:
+        UserError: When the file is missing, truncated or no safetensors file.
+    """
+    try:
+        return load_file(path)
+    except OSError as error:
+        raise _unreadable(path, error) from error
+    except SafetensorError as error:
+        raise _not_safetensors(path, error) from error
+
+
+def read_metadata(path: Path) -> dict[str, str]:
+    """The text entries of a safetensors file's header; errors as in `read_tensors`."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            return file.metadata() or {}
+    except OSError as error:
+        raise _unreadable(path, error) from error
+    except SafetensorError as error:
+        raise _not_safetensors(path, error) from error
+
+
+def jsonable(value: Any) -> Any:
+    """`value` in plain JSON types: paths as text, NaN and infinity as None, tuples as lists.
+
+    Numbers of numpy and torch (anything with `item`) become Python numbers.
+    """
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if value is None or isinstance(value, bool | int | str):
+        return value
+    if isinstance(value, Mapping):
+        return {str(key): jsonable(item) for key, item in value.items()}
+    if isinstance(value, list | tuple | set | frozenset):
+        items = sorted(value) if isinstance(value, set | frozenset) else value
+        return [jsonable(item) for item in items]
+    if isinstance(value, os.PathLike):
+        return os.fspath(value)
+    if hasattr(value, "tolist"):
+        return jsonable(value.tolist())
+    raise TypeError(f"{type(value).__name__} has no JSON form: {value!r}")
+
+
+def sync(path: Path) -> None:
+    """Wait until a file or folder is on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+@contextmanager
+def told_to_the_user(path: Path) -> Iterator[None]:
+    """Turn what goes wrong while `path` is written into a UserError that names it."""
+    try:
+        yield
+    except OSError as error:
+        advice = _ADVICE.get(error.errno or 0, "check the disk and the folder")
+        reason = error.strerror or str(error)
+        raise UserError(f"cannot write {path}: {reason}; {advice}") from error
+    except SafetensorError as error:
+        raise UserError(
+            f"cannot write {path}: {error}; check the disk and the folder"
+        ) from error
+
+
+def temporary_name(path: Path) -> Path:
+    """A name beside `path` that nobody uses."""
+    return path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+
+
+def _replace(path: Path, write: Callable[[Path], None]) -> None:
+    temporary = temporary_name(path)
+    with told_to_the_user(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            write(temporary)
+            sync(temporary)
+            os.replace(temporary, path)
+            sync(path.parent)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+
+def _sort_metadata_(path: Path) -> None:
+    """Order the metadata of a safetensors header, which is written in a random order."""
+    with path.open("r+b") as file:
+        length = int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(length))
+        metadata = header.pop("__metadata__", {})
+        ordered = {"__metadata__": dict(sorted(metadata.items())), **header}
+        text = json.dumps(ordered, separators=(",", ":"), ensure_ascii=False)
+        assert len(text.encode()) <= length, "a reordered header is as long as before"
+        file.seek(8)
+        file.write(text.encode().ljust(length))
+
+
+def _unreadable(path: Path, error: OSError) -> UserError:
+    return UserError(f"cannot read {path}: {error.strerror or error}")
+
+
+def _not_safetensors(path: Path, error: SafetensorError) -> UserError:
+    return UserError(
+        f"{path} is truncated or not a safetensors file ({error}); restore it or make it "
+        "again"
+    )

@@ -1,0 +1,27 @@
+"""Where trained built-in models are kept between runs, and the names they get."""
+
+import hashlib
+import os
+from pathlib import Path
+
+
+def cache_folder() -> Path:
+    """`$CIRCUITCUT_CACHE`, else `$XDG_CACHE_HOME/circuitcut`, else `~/.cache/circuitcut`.
+
+    The folder need not exist.
+    """
+    if own := os.environ.get("CIRCUITCUT_CACHE"):
+        return Path(own).expanduser()
+    if shared := os.environ.get("XDG_CACHE_HOME"):
+        return Path(shared).expanduser() / "circuitcut"
+    return Path.home() / ".cache" / "circuitcut"
+
+
+def content_hash(*parts: str | bytes) -> str:
+    """SHA-256 hex digest of the parts, each with its length: ("ab", "c") != ("a", "bc")."""
+    digest = hashlib.sha256()
+    for part in parts:
+        data = part.encode() if isinstance(part, str) else part
+        digest.update(len(data).to_bytes(8, "big"))
+        digest.update(data)
+    return digest.hexdigest()

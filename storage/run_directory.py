@@ -1,0 +1,253 @@
+"""A run directory holds everything a run read, did and found; it is never overwritten."""
+
+import importlib.metadata
+import json
+import os
+import platform
+import re
+import secrets
+import subprocess
+import sys
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from storage.atomic import jsonable, read_json, told_to_the_user, write_json, write_text
+from storage.errors import UserError
+
+DEFAULT_PARENT = Path("runs")
+_PACKAGES = ("torch", "transformers", "accelerate", "numpy")
+_CONFIG, _ENVIRONMENT = "config.json", "environment.json"
+_METRICS, _RESULTS = "metrics.jsonl", "results.json"
+
+
+class RunDirectory:
+    """The files of one run, by name.
+
+    Made by `create`, `open` or `newest`. `config.json`, `environment.json` and
+    `results.json` are whole or absent; `metrics.jsonl` has one JSON object a line.
+    """
+
+    def __init__(self, path: Path):
+        self.path = path
+
+    @classmethod
+    def create(
+        cls,
+        parent: Path | None,
+        *,
+        kind: str,
+        task: str,
+        model: str,
+        config: Mapping[str, Any],
+        name: Path | None = None,
+    ) -> "RunDirectory":
+        """A new directory with its `config.json` and `environment.json`.
+
+        Args:
+            parent: Folder of run directories; None means `runs` in the working directory.
+            kind: Verb of the script that writes it, for instance `train_mask`.
+            task: Used in the generated name `<task>-<model>-<time>-<id>`.
+            model: Likewise; a hub name or a path is shortened to its last part.
+            config: Flags of the run; `kind` is put before them.
+            name: Take this folder (under `parent`, unless absolute) instead.
+
+        Raises:
+            UserError: When the folder cannot be written, or `name` exists and is not empty.
+        """
+        parent = DEFAULT_PARENT if parent is None else parent
+        path = parent / (name or _generated_name(task, model))
+        with told_to_the_user(path):
+            path.mkdir(parents=True, exist_ok=True)
+            if any(path.iterdir()):
+                raise UserError(
+                    f"run folder {path} exists and is not empty; choose another name, or "
+                    "continue it with --resume"
+                )
+        run = cls(path)
+        write_json(path / _CONFIG, {"kind": kind, **config})
+        write_json(path / _ENVIRONMENT, {"seed": config.get("seed"), **_environment()})
+        return run
+
+    @classmethod
+    def open(cls, path: Path) -> "RunDirectory":
+        """The run directory at `path`.
+
+        Raises:
+            UserError: When `path` is not a run directory.
+        """
+        if not (path / _CONFIG).is_file():
+            raise UserError(f"{path} is not a run directory: it has no {_CONFIG}")
+        return cls(path)
+
+    @classmethod
+    def newest(cls, parent: Path, kind: str) -> "RunDirectory":
+        """The finished run of `kind` under `parent` that was started last.
+
+        Raises:
+            UserError: When there is none.
+        """
+        runs = [cls(path.parent) for path in parent.glob(f"*/{_CONFIG}")]
+        finished = [run for run in runs if run.is_finished and run.kind == kind]
+        if not finished:
+            raise UserError(
+                f"no finished {kind} run under {parent}; run scripts/{kind}.py first, or "
+                "name a run"
+            )
+        return max(finished, key=lambda run: (run._started, run.path.name))
+
+    @property
+    def kind(self) -> str:
+        """The verb of the script that wrote it."""
+        return str(self.config.get("kind"))
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """`config.json`: `kind` and the flags of the run."""
+        return _read_object(self.path / _CONFIG)
+
+    @property
+    def environment(self) -> dict[str, Any]:
+        """`environment.json`: versions, commit, seed, device, threads, platform, command."""
+        return _read_object(self.path / _ENVIRONMENT)
+
+    @property
+    def results(self) -> dict[str, Any]:
+        """`results.json`; UserError while the run is not finished."""
+        return _read_object(self.path / _RESULTS)
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether `results.json` was written."""
+        return (self.path / _RESULTS).is_file()
+
+    @property
+    def checkpoint_path(self) -> Path:
+        """Folder of the checkpoints; need not exist."""
+        return self.path / "checkpoints"
+
+    @property
+    def figures_path(self) -> Path:
+        """Folder of the figures; need not exist."""
+        return self.path / "figures"
+
+    def log(self, step: int, **scalars: Any) -> None:
+        """Append `{"step": step, ...}` to `metrics.jsonl`; NaN and infinity become null."""
+        path = self.path / _METRICS
+        line = json.dumps(jsonable({"step": step, **scalars}))
+        with told_to_the_user(path), path.open("a", encoding="utf-8") as file:
+            file.write(line + "\n")
+
+    def metrics(self) -> list[dict[str, Any]]:
+        """The entries of `metrics.jsonl` in order; a torn last line is left out.
+
+        Raises:
+            UserError: When a line before the last is not JSON, with its number.
+        """
+        path = self.path / _METRICS
+        if not path.exists():
+            return []
+        *lines, torn = path.read_text(encoding="utf-8").split("\n")
+        entries = []
+        for number, line in enumerate(lines, start=1):
+            try:
+                entries.append(json.loads(line))
+            except json.JSONDecodeError as error:
+                raise UserError(
+                    f"{path}, line {number} is not JSON: {error.msg}"
+                ) from error
+        del torn  # empty after a whole line; else the run was killed while it wrote
+        return entries
+
+    def truncate_metrics(self, step: int, **labels: Any) -> None:
+        """Keep the entries before `step`, so that a resumed run logs each step once.
+
+        With `labels` only entries that carry all of them are cut off: other conditions of
+        the same run stay.
+        """
+        kept = [
+            entry
+            for entry in self.metrics()
+            if entry["step"] < step
+            or any(entry.get(key) != value for key, value in labels.items())
+        ]
+        lines = [json.dumps(entry) + "\n" for entry in kept]
+        write_text(self.path / _METRICS, "".join(lines))
+
+    def write_results(self, results: Mapping[str, Any]) -> None:
+        """Write `results.json`, which finishes the run; NaN and infinity become null."""
+        write_json(self.path / _RESULTS, results)
+
+    @property
+    def _started(self) -> str:
+        try:
+            return str(self.environment.get("started", ""))
+        except UserError:
+            return ""
+
+
+def run_holding(path: Path) -> Path | None:
+    """The run directory that `path` lies in, if it lies in one."""
+    inside = (
+        folder for folder in (path, *path.parents) if (folder / _CONFIG).is_file()
+    )
+    return next(inside, None)
+
+
+def _read_object(path: Path) -> dict[str, Any]:
+    value = read_json(path)
+    if not isinstance(value, dict):
+        raise UserError(f"{path} must hold a JSON object, got {type(value).__name__}")
+    return value
+
+
+def _generated_name(task: str, model: str) -> str:
+    time = datetime.now().strftime("%Y%m%d-%H%M%S")
+    stem = re.sub(r"[^A-Za-z0-9._-]+", "_", f"{task}-{Path(model).name}")[:80]
+    return f"{stem}-{time}-{secrets.token_hex(3)}"
+
+
+def _environment() -> dict[str, Any]:
+    """What else decides the bits of a run."""
+    device = torch.accelerator.current_accelerator()
+    return {
+        "started": datetime.now(UTC).isoformat(),
+        "command": sys.argv,
+        "python": platform.python_version(),
+        **{name: _version(name) for name in _PACKAGES},
+        "commit": _commit(),
+        "device": "cpu" if device is None else str(device),
+        "torch_threads": torch.get_num_threads(),
+        "cpus": os.cpu_count(),
+        "platform": platform.platform(),
+    }
+
+
+def _version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _commit() -> str | None:
+    """Commit of this source tree, with `+changes` if files differ; None outside git."""
+    root = Path(__file__).parent.parent
+
+    def git(*arguments: str) -> str:
+        command = ["git", "-C", str(root), *arguments]
+        done = subprocess.run(
+            command, capture_output=True, text=True, timeout=10, check=True
+        )
+        return done.stdout.strip()
+
+    try:
+        if Path(git("rev-parse", "--show-toplevel")).resolve() != root.resolve():
+            return None
+        changed = git("status", "--porcelain", "--untracked-files=no")
+        return git("rev-parse", "HEAD") + ("+changes" if changed else "")
+    except (OSError, subprocess.SubprocessError):
+        return None
