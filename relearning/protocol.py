@@ -7,9 +7,11 @@ Finished conditions and measured moments are kept in files, so a killed run goes
 
 import copy
 import math
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+import shutil
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -20,9 +22,10 @@ from torch import Tensor, nn
 from masks.frozen_mask import FrozenMask
 from models.loading import LoadedModel
 from relearning.conditions import Condition, trained_parameters
-from relearning.holding import Frozen, held
+from relearning.holding import held
+from relearning.records import ConditionFiles, ConditionRun, Measurement
 from relearning.redistribution import weight_distance
-from storage.atomic import read_json, read_tensors, write_json, write_tensors
+from storage.cache import content_hash
 from storage.errors import UserError
 from tasks.base import Batch, Task, to_device
 from tasks.evaluation import evaluate
@@ -55,43 +58,18 @@ class RelearnSettings:
                 raise UserError(
                     f"argument {name} must be at least 1, got {getattr(self, name)}"
                 )
-        for name, low in {"lr": 0.0, "weight_decay": -1e-30}.items():
-            value = getattr(self, name)
-            if not (math.isfinite(value) and value > low):
-                raise UserError(f"argument {name} must be positive, got {value}")
-
-
-@dataclass(frozen=True)
-class Measurement:
-    """Scores at one moment of one condition."""
-
-    step: int
-    """Optimiser steps done; 0 is right after the cut."""
-    examples: int
-    """Training examples seen by then, repeats counted."""
-    scores: dict[str, float]
-    unseen_scores: dict[str, float]
-    """The same on examples whose entities occur in no other split."""
-    distance: float
-    """L2 distance of all weights from the base model's."""
-    counts: dict[str, Tensor]
-    """Per-example counts, as `Task.counts` gives them, for the bootstrap."""
-    clusters: Tensor
-    unseen: Tensor
-
-
-@dataclass
-class ConditionRun:
-    """Everything measured in one condition."""
-
-    condition: Condition
-    measurements: list[Measurement] = field(default_factory=list)
-    at_end: dict[str, Any] = field(default_factory=dict)
-    """What the caller's `at_end` found in the relearned model."""
-    finished: bool = False
+        if not (math.isfinite(self.lr) and self.lr > 0):
+            raise UserError(f"argument lr must be positive, got {self.lr}")
+        if not (math.isfinite(self.weight_decay) and self.weight_decay >= 0):
+            raise UserError(
+                f"argument weight_decay must be at least 0, got {self.weight_decay}"
+            )
 
 
 AtEnd = Callable[[Condition, nn.Module, FrozenMask | None], dict[str, Any]]
+"""(condition, relearned model, mask that still holds) -> JSON-able findings."""
+OnLog = Callable[[Condition, int, dict[str, float]], None]
+"""(condition, step, numbers of the training step)."""
 
 
 def evaluation_steps(n_steps: int, n_evaluations: int) -> tuple[int, ...]:
@@ -114,6 +92,7 @@ def relearn(
     resume: bool = False,
     accelerator: Accelerator | None = None,
     at_end: AtEnd | None = None,
+    on_log: OnLog | None = None,
 ) -> list[ConditionRun]:
     """Run every condition, or read it where `folder` holds it finished.
 
@@ -128,6 +107,7 @@ def relearn(
         accelerator: Device and processes of the training loop.
         at_end: Called on every relearned model while its mask holds; its JSON-able
             result is kept as `ConditionRun.at_end`.
+        on_log: Called with the numbers of every training step.
 
     Raises:
         UserError: When a part to train matches nothing, a cut cannot be written into
@@ -139,13 +119,14 @@ def relearn(
         run_condition(
             task,
             loaded,
-            condition.mask(mask),
+            mask,
             condition,
             settings,
             folder / condition.key,
             resume=resume,
             accelerator=accelerator,
             at_end=at_end,
+            on_log=on_log,
         )
         for condition in wanted
     ]
@@ -154,7 +135,7 @@ def relearn(
 def run_condition(
     task: Task,
     loaded: LoadedModel,
-    mask: FrozenMask | None,
+    mask: FrozenMask,
     condition: Condition,
     settings: RelearnSettings,
     folder: Path,
@@ -162,39 +143,46 @@ def run_condition(
     resume: bool = False,
     accelerator: Accelerator | None = None,
     at_end: AtEnd | None = None,
+    on_log: OnLog | None = None,
 ) -> ConditionRun:
     """Fine-tune one copy of the base model and measure it along the way.
 
-    Arguments and errors are those of `relearn`; `mask` is None for the uncut model.
+    Arguments and errors are those of `relearn`; `folder` is this condition's own. Every
+    process of a distributed run takes the same batches, and one of them writes.
     """
-    store = _Store(folder, condition, settings)
-    run = store.load(resume)
+    accelerator = accelerator or Accelerator()
+    made_with = asdict(settings) | {"mask": mask_hash(mask)}
+    files = ConditionFiles(folder, made_with)
+    run = files.load(condition, resume=resume)
     if run.finished:
         return run
     model = copy.deepcopy(loaded.model)
-    if mask is not None and condition.holding == "one_shot":
-        mask.bake_(model)
-        mask = None
+    held_mask = start_(model, mask, condition)
     parameters = trained_parameters(model, settings.trained)
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(name in parameters)
     n_seen = torch.zeros((), dtype=torch.long)
     wanted = evaluation_steps(settings.n_steps, settings.n_evaluations)
+    writes = accelerator.is_main_process
 
     def measure(step: int) -> None:
-        known = {measurement.step for measurement in run.measurements}
+        known = {measured.step for measured in run.measurements}
         if step in wanted and step not in known:
-            measured = _measure(task, model, loaded.model, step, int(n_seen), settings)
-            store.add(run, measured)
+            size = settings.evaluation_size
+            run.measurements.append(
+                measured_at(step, int(n_seen), task, model, loaded.model, size)
+            )
+            if writes:
+                files.add(run, run.measurements[-1])
 
     def step_loss(step: int, rng: torch.Generator) -> tuple[Tensor, dict[str, float]]:
-        del rng
+        del rng  # dropout alone is random, from the global generator
         batch = _batch(task, condition, settings, step)
         n_seen.add_(len(batch["cluster"]))
-        loss = task.finetune_loss(model, to_device(batch, _device(model)))
-        return loss, {"relearn_loss": float(loss.detach())}
+        model.train()
+        return task.finetune_loss(model, to_device(batch, _device(model))), {}
 
-    with _holding(model, mask) as frozen:
+    with held(model, held_mask) if held_mask else nullcontext(()) as frozen:
 
         def after_step(step: int) -> None:
             for entry in frozen:
@@ -202,7 +190,6 @@ def run_condition(
             measure(step + 1)
 
         measure(0)
-        model.train()
         fit(
             parameters,
             step_loss,
@@ -210,24 +197,65 @@ def run_condition(
             accelerator=accelerator,
             buffers={"n_seen": n_seen},
             after_step=after_step,
-            checkpoints=folder / "checkpoints",
+            on_log=partial(on_log, condition) if on_log else None,
+            checkpoints=files.checkpoints,
             resume=resume,
             progress=f"relearn {condition.key}",
         )
         model.eval()
-        if at_end is not None:
-            run.at_end = at_end(condition, model, mask)
-    store.finish(run)
+        run.at_end = at_end(condition, model, held_mask) if at_end else {}
+    run.finished = True
+    if writes:
+        files.write(run)
+        shutil.rmtree(
+            files.checkpoints
+        )  # three times the weights, and never read again
     return run
 
 
-@contextmanager
-def _holding(model: nn.Module, mask: FrozenMask | None) -> Iterator[tuple[Frozen, ...]]:
-    if mask is None:
-        yield ()
-    else:
-        with held(model, mask) as frozen:
-            yield frozen
+def start_(
+    model: nn.Module, mask: FrozenMask, condition: Condition
+) -> FrozenMask | None:
+    """Bring `model` to the start of a condition; the mask that must then be held.
+
+    A one-shot cut is written into the weights, which are the same at every position: a
+    mask that spares special tokens is written without that exception.
+
+    Raises:
+        UserError: When weights cannot hold the cut.
+    """
+    chosen = condition.mask(mask)
+    if chosen is None or condition.holding == "lasting":
+        return chosen
+    replace(chosen, special_ids=()).bake_(model)
+    return None
+
+
+def measured_at(
+    step: int, examples: int, task: Task, model: nn.Module, base: nn.Module, size: int
+) -> Measurement:
+    """Held-out scores of `model` as it stands, and its distance from the base model."""
+    found = evaluate(task, model, "heldout", size=size)
+    return Measurement(
+        step,
+        examples,
+        found.scores,
+        found.unseen_scores,
+        weight_distance(model, base),
+        {name: value.cpu() for name, value in found.counts.items()},
+        found.clusters.cpu(),
+        found.unseen.cpu(),
+    )
+
+
+def mask_hash(mask: FrozenMask) -> str:
+    """SHA-256 of what a mask keeps and by what value it ablates."""
+    parts: list[str | bytes] = [mask.ablated.kind, str(mask.special_ids)]
+    for site in mask.sites:
+        parts += [site.name, mask.keep[site.name].cpu().numpy().tobytes()]
+    for name, value in sorted(mask.ablated.values.items()):
+        parts += [name, value.detach().cpu().float().numpy().tobytes()]
+    return content_hash(*parts)
 
 
 def _check(
@@ -238,14 +266,18 @@ def _check(
     settings: RelearnSettings,
 ) -> None:
     trained_parameters(loaded.model, settings.trained)
+    if mask.ablated.kind == "counterfactual":
+        raise UserError(
+            "a mask with counterfactual ablation values cannot be relearned under, because "
+            "its values come from paired inputs; train one with zero or mean ablation"
+        )
     for split in ("relearn", "heldout"):
         if not task.n_examples(split):
             raise UserError(
-                f"split {split!r} of task {task.name!r} must not be empty; "
-                "give more data"
+                f"split {split!r} of task {task.name!r} must not be empty; give more data"
             )
-    if any(condition.holding == "one_shot" for condition in wanted):
-        mask.bake_(copy.deepcopy(loaded.model))
+    for condition in {c.name: c for c in wanted if c.holding == "one_shot"}.values():
+        start_(copy.deepcopy(loaded.model), mask, condition)
     for condition in wanted:
         _batch(task, condition, settings, 0)
 
@@ -259,27 +291,6 @@ def _batch(
         size=settings.batch_size,
         seed=condition.seed,
         limit=condition.limit,
-    )
-
-
-def _measure(
-    task: Task,
-    model: nn.Module,
-    base: nn.Module,
-    step: int,
-    examples: int,
-    settings: RelearnSettings,
-) -> Measurement:
-    found = evaluate(task, model, "heldout", size=settings.evaluation_size)
-    return Measurement(
-        step,
-        examples,
-        found.scores,
-        found.unseen_scores,
-        weight_distance(model, base),
-        found.counts,
-        found.clusters,
-        found.unseen,
     )
 
 
@@ -299,90 +310,3 @@ def _fit_settings(settings: RelearnSettings, condition: Condition) -> FitSetting
 
 def _device(model: nn.Module) -> torch.device:
     return next(model.parameters()).device
-
-
-@dataclass(frozen=True)
-class _Store:
-    """Files of one condition: condition.json, and the counts of each measured step."""
-
-    folder: Path
-    condition: Condition
-    settings: RelearnSettings
-
-    def load(self, resume: bool) -> ConditionRun:
-        path = self.folder / "condition.json"
-        run = ConditionRun(self.condition)
-        if not path.exists():
-            return run
-        if not resume:
-            raise UserError(
-                f"{self.folder} holds a relearning run; resume it or start anew"
-            )
-        saved = read_json(path)
-        if saved["settings"] != asdict(self.settings):
-            raise UserError(
-                f"{path} was made with other settings; repeat them or start a new run"
-            )
-        run.measurements = [self._measurement(row) for row in saved["rows"]]
-        run.at_end, run.finished = saved["at_end"], saved["finished"]
-        return run
-
-    def add(self, run: ConditionRun, measured: Measurement) -> None:
-        tensors = {f"count.{name}": value for name, value in measured.counts.items()}
-        tensors |= {"clusters": measured.clusters, "unseen": measured.unseen}
-        write_tensors(self._counts(measured.step), tensors, None)
-        run.measurements.append(measured)
-        self._write(run)
-
-    def finish(self, run: ConditionRun) -> None:
-        run.finished = True
-        self._write(run)
-
-    def _write(self, run: ConditionRun) -> None:
-        rows = [
-            {
-                "step": measured.step,
-                "examples": measured.examples,
-                "distance": measured.distance,
-                "scores": _nan_to_none(measured.scores),
-                "unseen_scores": _nan_to_none(measured.unseen_scores),
-            }
-            for measured in run.measurements
-        ]
-        content = {
-            "condition": asdict(self.condition),
-            "settings": asdict(self.settings),
-            "rows": rows,
-            "at_end": run.at_end,
-            "finished": run.finished,
-        }
-        write_json(self.folder / "condition.json", content)
-
-    def _measurement(self, row: dict[str, Any]) -> Measurement:
-        tensors = read_tensors(self._counts(row["step"]))
-        counts = {
-            name.removeprefix("count."): value
-            for name, value in tensors.items()
-            if name.startswith("count.")
-        }
-        return Measurement(
-            row["step"],
-            row["examples"],
-            _none_to_nan(row["scores"]),
-            _none_to_nan(row["unseen_scores"]),
-            row["distance"],
-            counts,
-            tensors["clusters"],
-            tensors["unseen"],
-        )
-
-    def _counts(self, step: int) -> Path:
-        return self.folder / f"counts-{step:08d}.safetensors"
-
-
-def _nan_to_none(scores: dict[str, float]) -> dict[str, float | None]:
-    return {name: v if math.isfinite(v) else None for name, v in scores.items()}
-
-
-def _none_to_nan(scores: dict[str, float | None]) -> dict[str, float]:
-    return {name: math.nan if v is None else v for name, v in scores.items()}

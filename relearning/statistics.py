@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from relearning.protocol import ConditionRun, Measurement
+from relearning.records import ConditionRun, Measurement
 from relearning.recovery import FRACTIONS, RecoveryCurve, recovery_curve
 from tasks.base import Task
 

@@ -1,0 +1,139 @@
+"""What relearning measured, and the files that keep it while a run goes on."""
+
+import math
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from relearning.conditions import Condition
+from storage.atomic import read_json, read_tensors, write_json, write_tensors
+from storage.errors import UserError
+
+_COUNT = "count."
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """Scores at one moment of one condition."""
+
+    step: int
+    """Optimiser steps done; 0 is right after the cut."""
+    examples: int
+    """Training examples seen by then, repeats counted."""
+    scores: dict[str, float]
+    unseen_scores: dict[str, float]
+    """The same on examples whose entities occur in no other split."""
+    distance: float
+    """L2 distance of all weights from the base model's."""
+    counts: dict[str, Tensor]
+    """Per-example counts, as `Task.counts` gives them, for the bootstrap."""
+    clusters: Tensor
+    unseen: Tensor
+
+    def row(self) -> dict[str, Any]:
+        """The numbers of this moment, without the per-example tensors."""
+        return {
+            "step": self.step,
+            "examples": self.examples,
+            "distance": self.distance,
+            "scores": self.scores,
+            "unseen_scores": self.unseen_scores,
+        }
+
+
+@dataclass
+class ConditionRun:
+    """Everything measured in one condition."""
+
+    condition: Condition
+    measurements: list[Measurement] = field(default_factory=list)
+    at_end: dict[str, Any] = field(default_factory=dict)
+    """What the caller's `at_end` found in the relearned model."""
+    finished: bool = False
+
+
+@dataclass(frozen=True)
+class ConditionFiles:
+    """Files of one condition: condition.json, and the counts of each measured step.
+
+    Every measurement is kept as soon as it is made, so a killed run loses none.
+    """
+
+    folder: Path
+    settings: dict[str, Any]
+    """Everything that decides the numbers; compared on resuming."""
+
+    @property
+    def checkpoints(self) -> Path:
+        """Folder of the training loop's checkpoints."""
+        return self.folder / "checkpoints"
+
+    def load(self, condition: Condition, *, resume: bool) -> ConditionRun:
+        """What the folder holds of this condition; an empty record if nothing.
+
+        Raises:
+            UserError: When there is something and `resume` is not set, or when it was
+                made with other settings.
+        """
+        path = self.folder / "condition.json"
+        run = ConditionRun(condition)
+        if not path.exists():
+            return run
+        if not resume:
+            raise UserError(
+                f"{self.folder} holds results; resume the run or start anew"
+            )
+        saved = read_json(path)
+        if saved["settings"] != self.settings:
+            raise UserError(
+                f"{path} was made with other settings or another mask; resume with the "
+                "settings of the run, or start a new one"
+            )
+        run.measurements = [self._measurement(row) for row in saved["rows"]]
+        run.at_end, run.finished = saved["at_end"], saved["finished"]
+        return run
+
+    def add(self, run: ConditionRun, measured: Measurement) -> None:
+        """Keep one more measurement, its tensors first."""
+        tensors = {_COUNT + name: value for name, value in measured.counts.items()}
+        tensors |= {"clusters": measured.clusters, "unseen": measured.unseen}
+        write_tensors(self._counts(measured.step), tensors)
+        self.write(run)
+
+    def write(self, run: ConditionRun) -> None:
+        """Write condition.json: NaN as null."""
+        content = {
+            "condition": asdict(run.condition),
+            "settings": self.settings,
+            "rows": [measured.row() for measured in run.measurements],
+            "at_end": run.at_end,
+            "finished": run.finished,
+        }
+        write_json(self.folder / "condition.json", content)
+
+    def _measurement(self, row: dict[str, Any]) -> Measurement:
+        tensors = read_tensors(self._counts(row["step"]))
+        counts = {
+            name.removeprefix(_COUNT): value
+            for name, value in tensors.items()
+            if name.startswith(_COUNT)
+        }
+        return Measurement(
+            row["step"],
+            row["examples"],
+            _none_to_nan(row["scores"]),
+            _none_to_nan(row["unseen_scores"]),
+            row["distance"],
+            counts,
+            tensors["clusters"],
+            tensors["unseen"],
+        )
+
+    def _counts(self, step: int) -> Path:
+        return self.folder / f"counts-{step:08d}.safetensors"
+
+
+def _none_to_nan(scores: dict[str, float | None]) -> dict[str, float]:
+    return {name: math.nan if v is None else v for name, v in scores.items()}

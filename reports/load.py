@@ -1,0 +1,71 @@
+"""Finished runs, read from their directories alone and checked before anything is drawn."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from storage.atomic import read_json
+from storage.errors import UserError
+from storage.run_directory import RunDirectory
+
+KINDS: dict[str, tuple[str, ...]] = {
+    "train_mask": ("task", "model", "scores", "n_ablated", "n_units", "per_site"),
+    "relearn": ("task", "model", "summary", "recovery"),
+    "evaluate": ("task", "model", "curve"),
+    "attribute": ("task", "model", "curve"),
+}
+"""Kind of run -> keys its results.json must have (docs/results.md)."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """What a finished run wrote."""
+
+    path: Path
+    kind: str
+    config: Mapping[str, Any]
+    environment: Mapping[str, Any]
+    results: Mapping[str, Any]
+    metrics: list[dict[str, Any]]
+    """Entries of metrics.jsonl by step."""
+
+    @property
+    def title(self) -> str:
+        """Kind, task and model in words."""
+        verb = self.kind.replace("_", " ")
+        return f"{verb}: {self.results['task']}, {self.results['model']}"
+
+
+def load_run(path: Path) -> Run:
+    """Read a run directory.
+
+    Raises:
+        UserError: When the folder is no run, has not finished, or its results are of an
+            unknown kind or lack a key.
+    """
+    directory = RunDirectory.open(path)
+    if not directory.is_finished:
+        raise UserError(
+            f"run {path} has not finished (no results.json); resume it with --resume {path}"
+        )
+    results = directory.results
+    kind = results.get("kind")
+    if kind not in KINDS:
+        raise UserError(
+            f"{path}/results.json must be of a kind from {sorted(KINDS)}, got {kind!r}"
+        )
+    missing = [key for key in KINDS[kind] if key not in results]
+    if missing:
+        raise UserError(
+            f"{path}/results.json lacks {', '.join(missing)}; repeat the run with "
+            f"--config {path}/config.json"
+        )
+    return Run(
+        path,
+        kind,
+        directory.config,
+        read_json(path / "environment.json"),
+        results,
+        directory.metrics(),
+    )

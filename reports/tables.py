@@ -1,0 +1,204 @@
+"""Small tables of results, as text for the terminal and as cells for HTML."""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+Row = dict[str, Any]
+Interval = Sequence[float | None]
+
+
+def format_table(rows: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> str:
+    """Rows as aligned text: names left, numbers right, an empty cell for None.
+
+    Args:
+        rows: One mapping a line; a missing key is an empty cell.
+        columns: Keys in order, which are also the headings.
+    """
+    cells = [[format_cell(row.get(column)) for column in columns] for row in rows]
+    numeric = [
+        all(isinstance(row.get(column), int | float | None) for row in rows)
+        for column in columns
+    ]
+    widths = [
+        max([len(column), *(len(line[k]) for line in cells)])
+        for k, column in enumerate(columns)
+    ]
+
+    def line(values: Sequence[str]) -> str:
+        padded = (
+            value.rjust(width) if right else value.ljust(width)
+            for value, width, right in zip(values, widths, numeric, strict=True)
+        )
+        return "  ".join(padded).rstrip()
+
+    rule = "  ".join("-" * width for width in widths)
+    return "\n".join([line(columns), rule, *map(line, cells)])
+
+
+def format_cell(value: Any) -> str:
+    """A value in few characters: three significant decimals, thousands grouped."""
+    if value is None:
+        return ""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return str(value)
+    if isinstance(value, int):
+        return f"{value:,}"
+    if math.isnan(value):
+        return ""
+    if value != 0 and abs(value) < 0.001:
+        return f"{value:.1e}"
+    return f"{value:,.3f}" if abs(value) < 1000 else f"{value:,.0f}"
+
+
+def with_interval(value: float | None, interval: Interval | None) -> str:
+    """`0.123 [0.100, 0.150]`, without brackets where no interval is known."""
+    text = format_cell(value)
+    if value is None or interval is None or None in interval:
+        return text
+    low, high = map(format_cell, interval)
+    return f"{text} [{low}, {high}]"
+
+
+def score_rows(results: Mapping[str, Any]) -> list[Row]:
+    """One row a model of a train_mask run: concept and retain scores with intervals."""
+    intervals = results.get("intervals", {})
+    rows = []
+    for name, scores in _named_scores(results["scores"]):
+        known = dict(_named_scores(intervals)).get(name, {})
+        rows.append({"model": name, **_both_metrics(results, scores, known)})
+    return rows
+
+
+def site_rows(results: Mapping[str, Any]) -> list[Row]:
+    """One row a layer and kind: units and units ablated."""
+    counts: dict[tuple[int, str], list[int]] = {}
+    for site in results["per_site"]:
+        entry = counts.setdefault((site["layer"], site["kind"]), [0, 0])
+        entry[0] += site["n_ablated"]
+        entry[1] += site["n_units"]
+    return [
+        {
+            "layer": "embeddings" if layer < 0 else layer,
+            "kind": kind,
+            "ablated": n_ablated,
+            "units": n_units,
+        }
+        for (layer, kind), (n_ablated, n_units) in sorted(counts.items())
+    ]
+
+
+def curve_rows(results: Mapping[str, Any]) -> list[Row]:
+    """One row a method and number of ablated units."""
+    return [
+        {
+            "method": entry["method"],
+            "ablated": entry["n_ablated"],
+            **_both_metrics(results, entry["scores"], entry.get("intervals", {})),
+        }
+        for entry in results.get("curve", [])
+    ]
+
+
+def relearning_rows(results: Mapping[str, Any]) -> list[Row]:
+    """One row a condition and number of examples: first and last scores of the run."""
+    rows = []
+    for first, last in _ends(results["summary"]):
+        rows.append(
+            {
+                "condition": condition_name(last),
+                "examples": limit_name(last["limit"]),
+                "steps": last["step"],
+                "concept at 0": with_interval(
+                    first["concept"], first.get("concept_interval")
+                ),
+                "concept after": with_interval(
+                    last["concept"], last.get("concept_interval")
+                ),
+                "retain at 0": with_interval(
+                    first["retain"], first.get("retain_interval")
+                ),
+                "retain after": with_interval(
+                    last["retain"], last.get("retain_interval")
+                ),
+            }
+        )
+    return rows
+
+
+def recovery_rows(results: Mapping[str, Any]) -> list[Row]:
+    """One row a condition and number of examples: recovery at the end and its speed."""
+    rows = []
+    for entry in results["recovery"]:
+        last = entry["points"][-1]
+        rows.append(
+            {
+                "condition": condition_name(entry),
+                "examples": limit_name(entry["limit"]),
+                "ratio": with_interval(last["ratio"], last.get("ratio_interval")),
+                "normalised": with_interval(
+                    last["normalised"], last.get("normalised_interval")
+                ),
+                **{
+                    f"steps to {reached['fraction']:.0%}": _reached(reached)
+                    for reached in entry["reached"]["ratio"]
+                },
+                "area": with_interval(entry["area"], entry.get("area_interval")),
+                "note": last.get("reason") or "",
+            }
+        )
+    return rows
+
+
+def condition_name(entry: Mapping[str, Any]) -> str:
+    """`cut, lasting`; the uncut model has no holding."""
+    holding = entry.get("holding")
+    return entry["condition"] + (f", {holding.replace('_', ' ')}" if holding else "")
+
+
+def limit_name(limit: int | None) -> str:
+    """Number of training examples in words."""
+    return "all" if limit is None else f"{limit:,}"
+
+
+def _reached(reached: Mapping[str, Any]) -> str:
+    return "never" if reached["step"] is None else format_cell(reached["step"])
+
+
+def _named_scores(tree: Mapping[str, Any]) -> list[tuple[str, Mapping[str, Any]]]:
+    """Scores by the name of their model; several random cuts and methods are numbered."""
+    named = []
+    for name, value in tree.items():
+        label = name.replace("_", " ")
+        if name == "random":
+            several = value if isinstance(value, list) else [value]
+            named += [(f"random cut {i}", entry) for i, entry in enumerate(several)]
+        elif name == "attribution":
+            named += [(f"attribution: {key}", entry) for key, entry in value.items()]
+        else:
+            named.append((label, value))
+    return named
+
+
+def _both_metrics(
+    results: Mapping[str, Any], scores: Mapping[str, Any], intervals: Mapping[str, Any]
+) -> Row:
+    row = {}
+    for side in ("concept", "retain"):
+        name = results[f"{side}_metric"]["name"]
+        row[f"{side}: {name}"] = with_interval(scores.get(name), intervals.get(name))
+    for name in ("kl_concept", "kl_retain"):
+        if name in scores:
+            row[name] = with_interval(scores[name], intervals.get(name))
+    return row
+
+
+def _ends(summary: Sequence[Mapping[str, Any]]) -> list[tuple[Any, Any]]:
+    groups: dict[tuple[Any, ...], list[Mapping[str, Any]]] = {}
+    for entry in summary:
+        key = entry["condition"], entry["holding"], entry["limit"]
+        groups.setdefault(key, []).append(entry)
+    ordered = [
+        sorted(group, key=lambda entry: entry["step"]) for group in groups.values()
+    ]
+    return [(group[0], group[-1]) for group in ordered]
