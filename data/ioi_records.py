@@ -1,0 +1,56 @@
+"""Records of the indirect-object task: prompts with two names, and other text."""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Literal
+
+IoiKind = Literal["ioi", "three_names", "text", "copy"]
+
+
+@dataclass(frozen=True)
+class IoiRecord:
+    """One prompt or one text.
+
+    `ioi` prompts stop before the answer, the name `io`; `subject` is the name that
+    occurs twice. `three_names` texts are prompts in which no name is repeated before
+    the answer, which is included. `text` copies nothing; `copy` repeats names in other
+    ways than the prompts do.
+    """
+
+    text: str
+    kind: IoiKind
+    io: str = ""
+    subject: str = ""
+    corrupted: str | None = None
+    """The prompt with three other names at the same places; None when not given."""
+    template: int = -1
+    """Index of the generator's template; -1 for everything else."""
+
+
+@dataclass(frozen=True)
+class IoiCorpus:
+    """Records by split, and the names that no other split's prompts hold."""
+
+    records: Mapping[str, tuple[IoiRecord, ...]]
+    unseen_names: frozenset[str]
+    labels: None = None
+
+    def texts(self) -> list[str]:
+        """Full texts of the `base` split, answers included."""
+        return [completed(record) for record in self.records["base"]]
+
+    def fingerprint(self) -> str:
+        """SHA-256 hex digest of every record and of the held-out names."""
+        digest = hashlib.sha256()
+        for split, records in self.records.items():
+            rows = [asdict(record) for record in records]
+            digest.update(json.dumps([split, rows], ensure_ascii=False).encode())
+        digest.update(json.dumps(sorted(self.unseen_names)).encode())
+        return digest.hexdigest()
+
+
+def completed(record: IoiRecord) -> str:
+    """The text with the answer behind it, where there is one."""
+    return f"{record.text} {record.io}" if record.kind == "ioi" else record.text

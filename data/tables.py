@@ -1,0 +1,130 @@
+"""Tables from local files: CSV, TSV, JSON and JSON Lines, gzipped or not."""
+
+import csv
+import gzip
+import io
+import json
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from storage.errors import UserError
+
+TABLE_FORMATS = ("csv", "tsv", "json", "jsonl")
+_BY_SUFFIX = {".csv": "csv", ".tsv": "tsv", ".json": "json", ".jsonl": "jsonl"}
+
+
+@dataclass(frozen=True)
+class TableRow:
+    """One row and where it stands, for error messages."""
+
+    where: str
+    values: dict[str, Any]
+
+
+def suffix_of(path: Path) -> str:
+    """The last suffix in lower case, `.gz` ignored."""
+    name = path.name.lower()
+    return Path(name.removesuffix(".gz")).suffix
+
+
+def table_format(path: Path) -> str | None:
+    """The table format that the name of `path` promises, if any."""
+    return _BY_SUFFIX.get(suffix_of(path))
+
+
+def read_text(path: Path) -> str:
+    """The text of a UTF-8 file, gzipped when its name ends in `.gz`.
+
+    Raises:
+        UserError: When the file is missing, unreadable or not UTF-8.
+    """
+    opened = gzip.open if path.name.lower().endswith(".gz") else open
+    try:
+        with opened(path, "rb") as file:
+            raw = file.read()
+    except FileNotFoundError:
+        raise UserError(f"data file {path} does not exist; check the path") from None
+    except (OSError, EOFError) as error:
+        raise UserError(f"data file {path} cannot be read: {error}") from None
+    try:
+        return raw.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = raw[: error.start].count(b"\n") + 1
+        raise UserError(
+            f"{path}, line {line}: text must be UTF-8; convert the file"
+        ) from None
+
+
+def read_table(path: Path, data_format: str) -> list[TableRow]:
+    """Every row of a table as a mapping from column names to values.
+
+    Raises:
+        UserError: When the file is malformed, naming file and line, or has no rows.
+    """
+    text = read_text(path)
+    if data_format == "json":
+        rows = list(_json_rows(path, text))
+    elif data_format == "jsonl":
+        rows = list(_json_line_rows(path, text))
+    else:
+        rows = list(_separated_rows(path, text, "\t" if data_format == "tsv" else ","))
+    if not rows:
+        raise UserError(f"data file {path} must hold at least one row, got none")
+    return rows
+
+
+def _separated_rows(path: Path, text: str, delimiter: str) -> Iterator[TableRow]:
+    csv.field_size_limit(min(sys.maxsize, 2**31 - 1))
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
+    header: list[str] | None = None
+    line = 1
+    try:
+        for fields in reader:
+            where, line = f"{path}, line {line}", reader.line_num + 1
+            if not fields:
+                continue
+            if header is None:
+                header = fields
+            elif len(fields) != len(header):
+                raise UserError(
+                    f"{where}: a row must have {len(header)} fields, got {len(fields)}"
+                    "; quote fields that hold the separator"
+                )
+            else:
+                yield TableRow(where, dict(zip(header, fields, strict=True)))
+    except csv.Error as error:
+        raise UserError(f"{path}, line {line}: malformed table: {error}") from None
+
+
+def _json_rows(path: Path, text: str) -> Iterator[TableRow]:
+    try:
+        entries = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise UserError(
+            f"{path}, line {error.lineno}: malformed JSON: {error.msg}"
+        ) from None
+    if not isinstance(entries, list):
+        raise UserError(f"{path}, line 1: JSON must hold a list of objects")
+    for i, entry in enumerate(entries, start=1):
+        yield _object_row(f"{path}, entry {i}", entry)
+
+
+def _json_line_rows(path: Path, text: str) -> Iterator[TableRow]:
+    for number, line in enumerate(text.split("\n"), start=1):
+        where = f"{path}, line {number}"
+        if not line.strip():
+            continue
+        try:
+            entry = json.loads(line)
+        except json.JSONDecodeError as error:
+            raise UserError(f"{where}: malformed JSON: {error.msg}") from None
+        yield _object_row(where, entry)
+
+
+def _object_row(where: str, entry: Any) -> TableRow:
+    if not isinstance(entry, dict):
+        raise UserError(f"{where}: an entry must be an object with named fields")
+    return TableRow(where, entry)

@@ -1,0 +1,207 @@
+"""Indirect objects: `... Ann and Bob ..., Bob gave the book to` must go on with `Ann`.
+
+Wang et al. (2022), "Interpretability in the Wild: a Circuit for Indirect Object
+Identification in GPT-2 small", https://arxiv.org/abs/2211.00593. The concept is the
+answer at the last position of a prompt, against the name that occurs twice. Retained
+are texts that copy no names (the headline score) and the other tokens of the prompts;
+text that copies names outside the prompts shares the circuit and is only reported.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, ClassVar
+
+from data.hub import load_hub
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from data.ioi_files import read_prompt_files, read_prompts_from_hub, split_prompts
+from data.ioi_generated import generate_ioi
+from data.ioi_records import IoiCorpus, IoiKind
+from data.sampling import draw
+from storage.errors import UserError
+from tasks.base import NO_TARGET, Batch, Head, Metric, Split, Task, TaskOptions
+from tasks.ioi_rows import KINDS, ioi_rows, one_token_names
+from tasks.language_rows import Row, collate, pad_id_of, share, token_nll
+
+CONCEPT_SHARE = 0.5
+"""Share of prompts in a mask-training batch; the rest is text without names."""
+
+
+class IoiTask(Task):
+    """Prompts whose answer is one of two names, each one token for the tokenizer.
+
+    Batches hold further integers per example: `kind` (index into `KINDS`), `io_id` and
+    `s_id` (tokens of the answer and of its rival), `io_position`, `s1_position`,
+    `s2_position` and `end_position`; -1 where there is none. Prompts with a name of
+    several tokens are left out. Every prompt is a cluster of its own.
+
+    Raises:
+        UserError: When fewer than 20 names are one token, or a split is empty.
+    """
+
+    name: ClassVar[str] = "ioi"
+    head: ClassVar[Head] = "causal_lm"
+    concept_metric: ClassVar[Metric] = Metric("accuracy", True, "fraction")
+    retain_metric: ClassVar[Metric] = Metric("retain_nll", False, "nats/token")
+
+    @classmethod
+    def read(cls, options: TaskOptions) -> IoiCorpus:
+        """Built-in prompts, or tables of prompts (docs/formats.md)."""
+        if options.data is None:
+            return generate_ioi(options.split_seed)
+        if options.data.startswith("hub:"):
+            name = options.data.removeprefix("hub:")
+            rows = load_hub(name, options.hub_config, options.hub_revision)
+            records = read_prompts_from_hub(rows, name)
+        else:
+            records = read_prompt_files(
+                Path(options.data),
+                data_format=options.data_format,
+                prompt_column=options.text_column,
+                answer_column=options.label_column,
+            )
+        return split_prompts(records, seed=options.split_seed)
+
+    def __init__(self, corpus: IoiCorpus, tokenizer: Any, options: TaskOptions):
+        self._corpus = corpus
+        self._tokenizer = tokenizer
+        self._max_length = options.max_length
+        self._rows: dict[str, list[Row]] = {}
+        self._indices: dict[str, dict[IoiKind, list[int]]] = {}
+        prompts = {
+            split: [record for record in records if record.kind == "ioi"]
+            for split, records in corpus.records.items()
+        }
+        self._name_ids = one_token_names(
+            {
+                name
+                for rows in prompts.values()
+                for r in rows
+                for name in (r.io, r.subject)
+            },
+            tokenizer,
+        )
+        for split, rows in prompts.items():
+            if not any({r.io, r.subject} <= self._name_ids.keys() for r in rows):
+                raise UserError(
+                    f"split {split!r} must have prompts whose names are one token "
+                    "each, got none; use another model or prompts with commoner names"
+                )
+
+    def batch(self, split: Split, step: int, *, size: int, seed: int) -> Batch:
+        """Half prompts, half texts without names."""
+        n_prompts = max(1, round(CONCEPT_SHARE * size))
+        chosen: list[int] = []
+        for kind, n in (("ioi", n_prompts), ("text", size - n_prompts)):
+            pool = self._of_kind(split, kind)
+            drawn = draw(len(pool), step, n, "mask", split, kind, seed) if pool else []
+            chosen += [pool[i] for i in drawn[:n]]
+        return self._collated(split, chosen)
+
+    def finetune_batch(
+        self, split: Split, step: int, *, size: int, seed: int, limit: int | None = None
+    ) -> Batch:
+        """Every next token of prompts (answer included) and texts is a target."""
+        pool: Sequence[int] = range(self.n_examples(split))
+        if limit is not None:
+            pool = self._of_kind(split, "ioi")[:limit]
+        chosen = draw(len(pool), step, size, "finetune", split, seed)
+        return self._collated(split, [pool[i] for i in chosen])
+
+    def evaluation_batches(self, split: Split, *, size: int) -> Iterator[Batch]:
+        """Every prompt and text once: prompts, then texts without and with names."""
+        n = self.n_examples(split)
+        for first in range(0, n, size):
+            yield self._collated(split, range(first, min(first + size, n)))
+
+    def n_examples(self, split: Split) -> int:
+        """Prompts and texts of a split."""
+        return len(self._rows_of(split))
+
+    def counterfactual(self, batch: Batch) -> Batch:
+        """Prompts with three different names at the same places; texts as they are."""
+        return {**batch, "input_ids": batch["corrupted_ids"]}
+
+    def rivals(
+        self, batch: Batch, where: Tensor
+    ) -> Int[Tensor, "position rival"] | None:
+        """The name that occurs twice, at the end of prompts; else every other token."""
+        if not (where & batch["concept"]).any():
+            return None
+        return batch["s_id"][where.nonzero()[:, 0]].unsqueeze(-1)
+
+    def counts(
+        self, model: nn.Module, batch: Batch
+    ) -> dict[str, Float[Tensor, "batch"]]:
+        """Hits and logit differences of prompts; summed nats and tokens of the rest."""
+        logits = model(**self.inputs(batch)).logits.float()
+        nll = token_nll(logits, batch["targets"])
+        is_prompt = batch["kind"] == KINDS.index("ioi")
+        is_copy = batch["kind"] == KINDS.index("copy")
+        counts = _answer_counts(logits, batch, is_prompt)
+        counted = {
+            "retain": batch["retain"] & ~is_prompt[:, None],
+            "template": batch["retain"] & is_prompt[:, None],
+            "copy": (batch["targets"] != NO_TARGET) & is_copy[:, None],
+        }
+        for name, where in counted.items():
+            counts[f"{name}_nats"] = (nll * where).sum(-1)
+            counts[f"{name}_tokens"] = where.sum(-1).float()
+        return counts
+
+    def summarise(self, counts: Mapping[str, Tensor]) -> dict[str, float]:
+        """Accuracy (logit difference > 0), top-1, P(IO); nats per token of the rest."""
+        scores = {
+            name: share(counts[name], counts["prompts"])
+            for name in ("accuracy", "logit_difference", "top1", "p_io")
+        }
+        for name in ("retain", "template", "copy"):
+            nats, tokens = counts[f"{name}_nats"], counts[f"{name}_tokens"]
+            scores[f"{name}_nll"] = share(nats, tokens)
+        return scores
+
+    def _rows_of(self, split: str) -> list[Row]:
+        if split not in self._rows:
+            self._rows[split] = ioi_rows(
+                self._corpus.records[split],
+                self._tokenizer,
+                self._name_ids,
+                unseen_names=self._corpus.unseen_names,
+                max_length=self._max_length,
+            )
+        return self._rows[split]
+
+    def _of_kind(self, split: str, kind: IoiKind) -> list[int]:
+        if split not in self._indices:
+            rows = self._rows_of(split)
+            self._indices[split] = {
+                kind: [i for i, row in enumerate(rows) if row.numbers["kind"] == index]
+                for index, kind in enumerate(KINDS)
+            }
+        return self._indices[split][kind]
+
+    def _collated(self, split: str, indices: Sequence[int]) -> Batch:
+        rows = self._rows_of(split)
+        return collate([rows[i] for i in indices], pad_id_of(self._tokenizer))
+
+
+def _answer_counts(
+    logits: Float[Tensor, "batch seq vocab"], batch: Batch, is_prompt: Tensor
+) -> dict[str, Tensor]:
+    """Logits at the end of every prompt, zero for texts."""
+    rows = is_prompt.nonzero()[:, 0]
+    at_end = logits[rows, batch["end_position"][rows]]
+    io, subject = batch["io_id"][rows], batch["s_id"][rows]
+    picked = at_end.gather(1, io[:, None]).squeeze(1)
+    difference = picked - at_end.gather(1, subject[:, None]).squeeze(1)
+    answers = {
+        "accuracy": (difference > 0).float(),
+        "logit_difference": difference,
+        "top1": (at_end.argmax(-1) == io).float(),
+        "p_io": (picked - at_end.logsumexp(-1)).exp(),
+    }
+    counts = {"prompts": is_prompt.float()}
+    for name, values in answers.items():
+        counts[name] = values.new_zeros(len(is_prompt)).index_copy(0, rows, values)
+    return counts

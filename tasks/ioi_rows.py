@@ -1,0 +1,154 @@
+"""Prompts with two names as rows of a batch: where the names stand, as tokens."""
+
+import random
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from data.ioi_records import IoiKind, IoiRecord, completed
+from storage.errors import UserError
+from tasks.language_rows import Row, Tokens, tokenize
+
+MIN_NAMES = 20
+KINDS: tuple[IoiKind, ...] = ("ioi", "three_names", "text", "copy")
+POSITIONS = ("io_position", "s1_position", "s2_position", "end_position")
+_NO_NUMBERS = dict.fromkeys((*POSITIONS, "io_id", "s_id"), -1)
+
+
+def one_token_names(names: Iterable[str], tokenizer: Any) -> dict[str, int]:
+    """Token of every name that is one token behind another word, in sorted order.
+
+    Raises:
+        UserError: When fewer than 20 names are.
+    """
+    candidates = sorted(set(names))
+    texts = [f"to {name}" for name in candidates]
+    name_ids: dict[str, int] = {}
+    for name, text, tokens in zip(
+        candidates, texts, tokenize(tokenizer, texts, max_tokens=64), strict=True
+    ):
+        where = _places(name, text, tokens)
+        if len(where) == 1 and tokens.ids[where[0]] != tokenizer.unk_token_id:
+            name_ids[name] = tokens.ids[where[0]]
+    if len(name_ids) < MIN_NAMES:
+        raise UserError(
+            f"tokenizer without one-token names: {len(name_ids)} of {len(candidates)} "
+            f"names are one token and at least {MIN_NAMES} must be; use another model "
+            "or prompts with commoner names"
+        )
+    return name_ids
+
+
+def ioi_rows(
+    records: Sequence[IoiRecord],
+    tokenizer: Any,
+    name_ids: Mapping[str, int],
+    *,
+    unseen_names: frozenset[str],
+    max_length: int,
+) -> list[Row]:
+    """Rows of all records, prompts first, without prompts whose names do not fit."""
+    ordered = sorted(records, key=lambda record: KINDS.index(record.kind))
+    texts = [completed(record) for record in ordered]
+    paired = [record.corrupted or "" for record in ordered]
+    coded = tokenize(tokenizer, texts, max_tokens=max_length + 1)
+    corrupted = tokenize(tokenizer, paired, max_tokens=max_length)
+    rows: list[Row] = []
+    for i, (record, text, tokens) in enumerate(zip(ordered, texts, coded, strict=True)):
+        if record.kind == "ioi":
+            row = _prompt_row(
+                record, text, tokens, corrupted[i], name_ids, i, unseen_names
+            )
+        else:
+            row = _text_row(record, tokens, i)
+        if row is not None:
+            rows.append(row)
+    return rows
+
+
+def _prompt_row(
+    record: IoiRecord,
+    text: str,
+    tokens: Tokens,
+    corrupted: Tokens,
+    name_ids: Mapping[str, int],
+    cluster: int,
+    unseen_names: frozenset[str],
+) -> Row | None:
+    """The prompt without its last token, the answer; None when a name does not fit."""
+    io = _places(record.io, text, tokens)
+    subject = _places(record.subject, text, tokens)
+    last = len(tokens.ids) - 1
+    fits = len(io) == 2 and len(subject) >= 2 and io[1] == last
+    if not fits or not {record.io, record.subject} <= name_ids.keys():
+        return None
+    targets = tokens.ids[1:]
+    concept = [position == last - 1 for position in range(last)]
+    is_name = {*io, *subject}
+    positions = (io[0], subject[0], subject[-1], last - 1)
+    numbers = dict(zip(POSITIONS, positions, strict=True)) | {
+        "kind": KINDS.index("ioi"),
+        "io_id": targets[-1],
+        "s_id": name_ids[record.subject],
+    }
+    inputs = tokens.ids[:-1]
+    paired = corrupted.ids
+    if record.corrupted is None or len(paired) != len(inputs):
+        paired = _with_other_names(
+            record, inputs, [[io[0]], subject[:1], subject[1:]], name_ids
+        )
+    return Row(
+        inputs=inputs,
+        targets=targets,
+        real=[not special for special in tokens.special[:-1]],
+        concept=concept,
+        retain=[position + 1 not in is_name for position in range(last)],
+        cluster=cluster,
+        unseen={record.io, record.subject} <= unseen_names,
+        numbers=numbers,
+        corrupted=paired,
+    )
+
+
+def _text_row(record: IoiRecord, tokens: Tokens, cluster: int) -> Row:
+    retained = record.kind == "text"
+    n = len(tokens.ids) - 1
+    return Row(
+        inputs=tokens.ids[:-1],
+        targets=tokens.ids[1:],
+        real=[not special for special in tokens.special[:-1]],
+        concept=[False] * n,
+        retain=[retained] * n,
+        cluster=cluster,
+        unseen=retained,
+        numbers=_NO_NUMBERS | {"kind": KINDS.index(record.kind)},
+    )
+
+
+def _places(name: str, text: str, tokens: Tokens) -> list[int]:
+    """Positions of the occurrences of `name` that are one token; [] unless all are."""
+    found = []
+    for match in re.finditer(rf"\b{re.escape(name)}\b", text):
+        for position, (start, end) in enumerate(tokens.spans):
+            if start < match.end() and match.start() < end:
+                if text[start:end].strip() != name:
+                    return []
+                found.append(position)
+                break
+    return found
+
+
+def _with_other_names(
+    record: IoiRecord,
+    inputs: list[int],
+    places: Sequence[Sequence[int]],
+    name_ids: Mapping[str, int],
+) -> list[int]:
+    """The prompt with three other names, the same ones whenever it is asked for."""
+    rng = random.Random(record.text)
+    others = [name for name in name_ids if name not in (record.io, record.subject)]
+    corrupted = list(inputs)
+    for positions, name in zip(places, rng.sample(others, 3), strict=True):
+        for position in positions:
+            corrupted[position] = name_ids[name]
+    return corrupted
