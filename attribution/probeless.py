@@ -1,0 +1,58 @@
+"""Mean difference of activations between concept and retained positions.
+
+O. Antverg and Y. Belinkov (2022), "On the Pitfalls of Analyzing Individual Neurons in
+Language Models", https://arxiv.org/abs/2110.07483: with two labels the score of a unit
+is the absolute difference of its means. It needs no gradient, and says what a unit
+encodes, not what the model uses. Ours for heads (norm of the difference vector) and
+weights.
+"""
+
+from collections.abc import Iterator
+
+from jaxtyping import Bool
+from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
+
+from attribution.subject import Scores, Subject
+from masks.ablation import mean_values
+from models.sites import Site
+
+
+def probeless(subject: Subject) -> Scores:
+    """Absolute mean difference, in the units of the activation.
+
+    A head scores the Euclidean norm of its difference vector, a weight the absolute
+    mean difference of what it adds to its output.
+
+    Raises:
+        UserError: When the batches hold no concept or no retained position.
+    """
+    concept, retain = (
+        mean_values(subject.model, subject.sites, _marked(subject, side)).values
+        for side in ("concept", "retain")
+    )
+    return {
+        site.name: _score(
+            subject.model.get_submodule(site.module),
+            site,
+            concept[site.name] - retain[site.name],
+        )
+        for site in subject.sites
+    }
+
+
+def _marked(
+    subject: Subject, side: str
+) -> Iterator[tuple[dict[str, Tensor], Bool[Tensor, "*position"]]]:
+    for batch in subject.batches():
+        yield subject.task.inputs(batch), batch[side] & subject.cuttable(batch)
+
+
+def _score(module: nn.Module, site: Site, difference: Tensor) -> Tensor:
+    difference = difference.double().cpu()
+    if site.kind != "weights":
+        return difference.view(site.n_units, site.unit_size).norm(dim=1)
+    weight: Tensor = module.get_parameter("weight").detach().double().cpu()
+    # Conv1D stores (input, output), Linear (output, input).
+    inputs = difference.unsqueeze(1) if isinstance(module, Conv1D) else difference
+    return (weight * inputs).abs().flatten()

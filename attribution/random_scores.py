@@ -1,0 +1,14 @@
+"""The control: an order that knows nothing, over the units of all sites and layers."""
+
+import torch
+
+from attribution.subject import Scores, Subject, split_by_site
+
+
+def random_scores(subject: Subject) -> Scores:
+    """Independent uniform numbers in [0, 1), fixed by the seed alone."""
+    rng = torch.Generator().manual_seed(subject.seed)
+    n_units = sum(site.n_units for site in subject.sites)
+    return split_by_site(
+        torch.rand(n_units, generator=rng, dtype=torch.float64), subject.sites
+    )

@@ -1,0 +1,82 @@
+"""Rankings without training, by name: the baselines every learned mask has to beat."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from torch import nn
+
+from attribution.gradients import (
+    gradient_concept_loss,
+    gradient_margin,
+    gradient_margin_over_retain,
+)
+from attribution.greedy import greedy_margin
+from attribution.integrated import integrated_gradients_margin
+from attribution.probeless import probeless
+from attribution.random_scores import random_scores
+from attribution.subject import Scores, Subject
+from masks.ablation import AblationValues
+from models.sites import Site
+from tasks.base import Split, Task
+
+
+@dataclass(frozen=True)
+class Method:
+    """A ranking, called with the task, the model and what is to be cut."""
+
+    rank: Callable[[Subject], Scores]
+
+    def __call__(
+        self,
+        task: Task,
+        model: nn.Module,
+        sites: Sequence[Site],
+        ablated: AblationValues,
+        *,
+        split: Split = "mask",
+        n_batches: int = 32,
+        size: int = 16,
+        seed: int = 0,
+        special_ids: Sequence[int] = (),
+    ) -> Scores:
+        """Responsibility of every unit for the concept.
+
+        Args:
+            ablated: What ablated units become. For counterfactual values only the kind
+                is read: each batch is paired with its own.
+            split: Where the batches come from, `n_batches` of `size` examples.
+            seed: Of the batches and of whatever a method draws.
+            special_ids: Positions with these `input_ids` are never cut.
+
+        Returns:
+            By site name (n_units,), float64 on the CPU. The higher, the more
+            responsible and the earlier ablated: `FrozenMask.exactly_k` wants their
+            negatives.
+
+        Raises:
+            UserError: When sites or batches are missing, or no batch holds the concept.
+        """
+        return self.rank(
+            Subject(
+                task,
+                model,
+                tuple(sites),
+                ablated,
+                split,
+                n_batches,
+                size,
+                seed,
+                tuple(special_ids),
+            )
+        )
+
+
+METHODS: dict[str, Method] = {
+    "probeless": Method(probeless),
+    "gradient_concept_loss": Method(gradient_concept_loss),
+    "gradient_margin": Method(gradient_margin),
+    "gradient_margin_over_retain": Method(gradient_margin_over_retain),
+    "integrated_gradients_margin": Method(integrated_gradients_margin),
+    "greedy_margin": Method(greedy_margin),
+    "random": Method(random_scores),
+}

@@ -1,0 +1,95 @@
+"""What every ranking looks at: a task, a model, its sites, and a number of batches."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool
+from torch import Tensor, nn
+
+from masks.ablation import AblationValues, record_values
+from models.sites import Site
+from storage.errors import UserError
+from tasks.base import Batch, Split, Task, to_device
+
+Scores = dict[str, Tensor]
+"""One value per unit by site name; the higher, the earlier the unit is ablated."""
+
+
+@dataclass(frozen=True)
+class Subject:
+    """The arguments of a ranking, kept together.
+
+    Raises:
+        UserError: When there are no sites or no batches.
+    """
+
+    task: Task
+    model: nn.Module
+    sites: tuple[Site, ...]
+    ablated: AblationValues
+    split: Split
+    n_batches: int
+    size: int
+    """Examples a batch."""
+    seed: int
+    special_ids: tuple[int, ...]
+    """Positions whose `input_ids` are among these are never cut, so never count."""
+
+    def __post_init__(self) -> None:
+        if not self.sites:
+            raise UserError("argument sites must name at least one site, got none")
+        if self.n_batches < 1:
+            raise UserError(
+                f"argument n_batches must be at least 1, got {self.n_batches}"
+            )
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model's parameters are."""
+        return next(self.model.parameters()).device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Precision of the model's parameters."""
+        return next(self.model.parameters()).dtype
+
+    def batches(self) -> Iterator[Batch]:
+        """The `n_batches` first mask-training batches of the split, on the device."""
+        for step in range(self.n_batches):
+            batch = self.task.batch(self.split, step, size=self.size, seed=self.seed)
+            yield to_device(batch, self.device)
+
+    def ablated_at(self, batch: Batch) -> AblationValues:
+        """The ablation values of a batch: counterfactual ones are its own."""
+        if self.ablated.kind != "counterfactual":
+            return self.ablated
+        paired = self.task.inputs(self.task.counterfactual(batch))
+        return record_values(self.model, self.sites, paired)
+
+    def cuttable(self, batch: Batch) -> Bool[Tensor, "*position"]:
+        """Positions of a batch that a mask changes."""
+        cuttable = torch.ones_like(batch["retain"])
+        if self.special_ids:
+            special = torch.tensor(self.special_ids, device=cuttable.device)
+            cuttable &= ~torch.isin(batch["input_ids"], special)
+        return cuttable
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """`model` in evaluation mode, every module's mode restored afterwards."""
+    modes = {module: module.training for module in model.modules()}
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
+
+
+def split_by_site(vector: Tensor, sites: Sequence[Site]) -> Scores:
+    """A vector over the units of all sites, cut into one piece per site name."""
+    pieces = vector.split([site.n_units for site in sites])
+    return {site.name: piece for site, piece in zip(sites, pieces, strict=True)}
