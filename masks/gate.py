@@ -53,3 +53,7 @@ class Gate(nn.Module, ABC):
     def project_(self) -> None:
         """Bring the parameters back into their range after an optimiser step."""
         return None
+
+    def saturated_share(self) -> float:
+        """Share of gates that get (almost) no gradient; 0 where every gate has one."""
+        return 0.0

@@ -1,0 +1,184 @@
+"""Ablation values: what an ablated unit's activation becomes."""
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from jaxtyping import Bool
+from torch import Tensor, nn
+
+from models.sites import Site
+from storage.errors import UserError
+
+AblationKind = Literal["zero", "mean", "counterfactual"]
+
+
+@dataclass(frozen=True)
+class AblationValues:
+    """One activation per site, in the shape of what the site gates.
+
+    `values[site.name]` is (width,), (position, width) or, for counterfactuals,
+    (batch, position, width) or (batch, width). For `weights` sites it is the module's
+    *input*: an ablated weight then meets the mean input instead of the live one.
+    """
+
+    kind: AblationKind
+    values: Mapping[str, Tensor]
+
+    @property
+    def is_pooled(self) -> bool:
+        """Whether one value serves all positions, so that it can live in a bias."""
+        return self.kind != "counterfactual" and all(
+            value.dim() <= 1 for value in self.values.values()
+        )
+
+
+def zero_values(sites: Sequence[Site]) -> AblationValues:
+    """Zeros of every site's width (of one element for `weights`)."""
+    widths = {site.name: 1 if site.kind == "weights" else site.width for site in sites}
+    return AblationValues(
+        "zero", {name: torch.zeros(width) for name, width in widths.items()}
+    )
+
+
+def mean_values(
+    model: nn.Module,
+    sites: Sequence[Site],
+    batches: Iterable[tuple[Mapping[str, Tensor], Bool[Tensor, "..."]]],
+    per_position: bool = False,
+) -> AblationValues:
+    """Mean activation of every site over the positions that `where` marks.
+
+    Sums and counts are kept in float64, so batches may be ragged. The model runs in
+    evaluation mode.
+
+    Args:
+        batches: Pairs of the model's keyword arguments and `where`, (batch, seq) or,
+            for images, (batch,): real, non-special tokens, or the non-concept ones.
+        per_position: One mean per sequence index instead of one for all; an index that
+            `where` never marks gets the pooled mean.
+
+    Raises:
+        UserError: When `where` marks nothing, or `per_position` is asked without
+            positions.
+    """
+    sums = {site.name: _Sum(site.name, per_position) for site in sites}
+    with torch.no_grad(), _evaluating(model):
+        for inputs, where in batches:
+            recorded = _record(model, sites, inputs)
+            for name, activation in recorded.items():
+                sums[name].add(activation, where.to(activation.device))
+    return AblationValues("mean", {name: total.mean() for name, total in sums.items()})
+
+
+def record_values(
+    model: nn.Module, sites: Sequence[Site], inputs: Mapping[str, Tensor]
+) -> AblationValues:
+    """Activations of every site on other inputs, for counterfactual ablation.
+
+    The caller's train or eval mode is kept.
+    """
+    with torch.no_grad():
+        return AblationValues("counterfactual", _record(model, sites, inputs))
+
+
+class _Sum:
+    """Running float64 sum and count of one site's activations."""
+
+    def __init__(self, name: str, per_position: bool):
+        self.name = name
+        self.per_position = per_position
+        self.sums = torch.zeros(0, 0, dtype=torch.float64)
+        self.counts = torch.zeros(0, dtype=torch.float64)
+        self.dtype = torch.float32
+
+    def add(self, activation: Tensor, where: Tensor) -> None:
+        if where.shape != activation.shape[:-1]:
+            raise UserError(
+                f"argument where must have the shape {tuple(activation.shape[:-1])} of "
+                f"the activations at {self.name}, got {tuple(where.shape)}"
+            )
+        if self.per_position and where.dim() != 2:
+            raise UserError(
+                "per-position means need a sequence axis, got activations of shape "
+                f"{tuple(activation.shape)} at {self.name}; use pooled means"
+            )
+        self.dtype = torch.promote_types(activation.dtype, torch.float32)
+        kept = where.double()
+        if self.per_position:
+            sums = torch.einsum("bs,bsw->sw", kept, activation.double())
+            counts = kept.sum(0)
+        else:
+            sums = activation[where].double().sum(0, keepdim=True)
+            counts = kept.sum().reshape(1)
+        self.sums = _padded_sum(self.sums, sums)
+        self.counts = _padded_sum(self.counts, counts)
+
+    def mean(self) -> Tensor:
+        total = self.counts.sum()
+        if total == 0:
+            raise UserError(
+                f"mean ablation needs at least one marked position at {self.name}, got "
+                "0; check the data of the `where` masks"
+            )
+        pooled = self.sums.sum(0) / total
+        if not self.per_position:
+            return pooled.to(self.dtype)
+        means = self.sums / self.counts.clamp_min(1.0).unsqueeze(1)
+        unseen = self.counts.unsqueeze(1) == 0
+        return torch.where(unseen, pooled, means).to(self.dtype)
+
+
+def _padded_sum(first: Tensor, second: Tensor) -> Tensor:
+    if first.numel() == 0:
+        return second
+    longer, shorter = (first, second) if len(first) >= len(second) else (second, first)
+    total = longer.clone()
+    total[: len(shorter)] += shorter
+    return total
+
+
+def _record(
+    model: nn.Module, sites: Sequence[Site], inputs: Mapping[str, Tensor]
+) -> dict[str, Tensor]:
+    recorded: dict[str, Tensor] = {}
+    with ExitStack() as hooks:
+        for site in sites:
+            hooks.enter_context(_recording(model, site, recorded))
+        model(**inputs)
+    return recorded
+
+
+@contextmanager
+def _recording(
+    model: nn.Module, site: Site, recorded: dict[str, Tensor]
+) -> Iterator[None]:
+    module = model.get_submodule(site.module)
+
+    def keep_input(_: nn.Module, args: tuple[Any, ...]) -> None:
+        recorded[site.name] = args[0].detach()
+
+    def keep_output(_: nn.Module, __: Any, output: Any) -> None:
+        first = output[0] if isinstance(output, tuple) else output
+        recorded[site.name] = first.detach()
+
+    if site.kind == "hidden":
+        handle = module.register_forward_hook(keep_output)
+    else:
+        handle = module.register_forward_pre_hook(keep_input)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+@contextmanager
+def _evaluating(model: nn.Module) -> Iterator[None]:
+    was_training = model.training
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(was_training)

@@ -1,0 +1,185 @@
+"""Writing a finished cut into plain weights, so that a model needs no hooks any more.
+
+An ablated input of a projection loses its outgoing weights, and the constant that it
+contributed at its ablation value moves into the bias; an ablated hidden unit of a
+post-norm encoder gets gain 0 and its value as bias in the LayerNorm that writes it.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from copy import deepcopy
+from typing import NoReturn
+
+import torch
+from jaxtyping import Bool
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
+
+from masks.ablation import AblationValues
+from models.sites import Site
+from storage.errors import UserError
+
+_BIAS_OPTIONS = {"neurons": ("mlp_bias",), "heads": ("attention_bias",)}
+"""Entries of a transformers configuration that give every such projection a bias."""
+
+
+def bake_sites_(
+    model: nn.Module,
+    sites: Sequence[Site],
+    keep: Mapping[str, Bool[Tensor, "unit"]],
+    ablated: AblationValues,
+    special_ids: Sequence[int],
+) -> None:
+    """Write the ablation of all sites into the parameters of `model`.
+
+    Sites that ablate nothing are left alone. Where a projection has no bias but the
+    architecture has an option for one, the option is set and the new biases start at 0.
+
+    Raises:
+        UserError: Naming the site and the reason where weights cannot hold the cut; the
+            model is then unchanged.
+    """
+    cut = [site for site in sites if not bool(keep[site.name].all())]
+    if not cut:
+        return
+    _check_cut(ablated, special_ids)
+    writers = [_writer(model, site, keep[site.name], ablated) for site in cut]
+    with torch.no_grad():
+        for write in writers:
+            write()
+
+
+def _check_cut(ablated: AblationValues, special_ids: Sequence[int]) -> None:
+    reason = None
+    if special_ids:
+        reason = f"spares the positions of special_ids {tuple(special_ids)}"
+    elif ablated.kind == "counterfactual":
+        reason = "takes its values from paired inputs (counterfactual)"
+    elif not ablated.is_pooled:
+        reason = "has one value per position"
+    if reason is not None:
+        raise UserError(
+            f"a mask that {reason} cannot be baked, because weights are the same "
+            "everywhere; apply it with FrozenMask.applied instead"
+        )
+
+
+def _writer(
+    model: nn.Module, site: Site, kept: Tensor, ablated: AblationValues
+) -> Callable[[], None]:
+    """A function that bakes one site; everything that can fail is checked before."""
+    module = model.get_submodule(site.module)
+    value = None if ablated.kind == "zero" else ablated.values[site.name]
+    if site.kind == "hidden":
+        return _hidden_writer(model, module, site, kept, value)
+    if not isinstance(module, nn.Linear | Conv1D):
+        _refuse(site, f"its module is a {type(module).__name__}, no projection")
+    _check_untied(model, module.weight, site)
+    gains_bias = value is not None and module.bias is None
+    prepare = _bias_maker(model, site) if gains_bias else None
+
+    def write() -> None:
+        if prepare is not None:
+            prepare()
+        weight = module.weight
+        cut = _cut_weights(module, site, kept.to(weight.device))
+        if value is not None:
+            lost = torch.where(cut, weight, 0).double()
+            ablated_input = value.to(device=weight.device, dtype=torch.float64)
+            constant = (
+                ablated_input @ lost
+                if isinstance(module, Conv1D)
+                else lost @ ablated_input
+            )
+            module.bias.copy_(module.bias.double() + constant)
+        weight.masked_fill_(cut, 0.0)
+
+    return write
+
+
+def _cut_weights(module: "nn.Linear | Conv1D", site: Site, kept: Tensor) -> Tensor:
+    """Which entries of the stored weight are cut, in its own shape."""
+    weight = module.weight
+    if site.kind == "weights":
+        return ~kept.view_as(weight)
+    inputs = ~kept.repeat_interleave(site.unit_size)
+    if isinstance(module, Conv1D):
+        return inputs.unsqueeze(1).expand_as(weight)
+    return inputs.expand_as(weight)
+
+
+def _hidden_writer(
+    model: nn.Module, module: nn.Module, site: Site, kept: Tensor, value: Tensor | None
+) -> Callable[[], None]:
+    if not isinstance(module, nn.LayerNorm) or not module.elementwise_affine:
+        _refuse(
+            site,
+            "hidden units can be baked only where a LayerNorm writes them (post-norm "
+            f"encoders), here it is a {type(module).__name__}",
+        )
+    if module.bias is None:
+        _refuse(site, "its LayerNorm has no bias")
+    _check_untied(model, module.weight, site)
+
+    def write() -> None:
+        cut = ~kept.to(module.weight.device)
+        module.weight.masked_fill_(cut, 0.0)
+        constant = (
+            torch.zeros_like(module.bias) if value is None else value.to(module.bias)
+        )
+        module.bias.copy_(torch.where(cut, constant, module.bias))
+
+    return write
+
+
+def _bias_maker(model: nn.Module, site: Site) -> Callable[[], None]:
+    """How to give the projection of `site` the bias its architecture allows.
+
+    The configuration's option is tried on a model without storage: the parameters that
+    appear must all be biases, and the site's among them.
+    """
+    base = next((m for m in model.modules() if isinstance(m, PreTrainedModel)), None)
+    options = _BIAS_OPTIONS.get(site.kind, ())
+    option = next(
+        (o for o in options if hasattr(getattr(base, "config", None), o)), None
+    )
+    if base is None or option is None:
+        _refuse(site, "its projection has no bias to hold the ablation value")
+    config = deepcopy(base.config)
+    setattr(config, option, True)
+    with torch.device("meta"):
+        with_bias = type(base)(config)
+    missing = set(dict(with_bias.named_parameters())) - set(
+        dict(base.named_parameters())
+    )
+    prefix = next(name for name, module in model.named_modules() if module is base)
+    needed = f"{site.module}.bias".removeprefix(f"{prefix}." if prefix else "")
+    if needed not in missing or not all(name.endswith(".bias") for name in missing):
+        _refuse(site, f"its architecture has no bias there, even with {option}")
+
+    def make() -> None:
+        setattr(base.config, option, True)
+        for name in sorted(missing):
+            module = base.get_submodule(name.removesuffix(".bias"))
+            if module.bias is None:
+                shape = with_bias.get_parameter(name).shape
+                module.bias = nn.Parameter(module.weight.new_zeros(shape))
+
+    return make
+
+
+def _check_untied(model: nn.Module, weight: Tensor, site: Site) -> None:
+    holders = [
+        name
+        for name, parameter in model.named_parameters(remove_duplicate=False)
+        if parameter is weight
+    ]
+    if len(holders) > 1:
+        _refuse(site, f"its weight is tied ({', '.join(holders)})")
+
+
+def _refuse(site: Site, reason: str) -> NoReturn:
+    raise UserError(
+        f"the cut at {site.name} cannot be baked: {reason}; apply the mask with "
+        "FrozenMask.applied instead"
+    )

@@ -1,0 +1,44 @@
+"""Clamped gates: a real number per unit, kept in [0, 1] by projection.
+
+Li, Davies & Nadeau (2023), "Circuit Breaking", https://arxiv.org/abs/2309.05973: masks
+start at 1, are clamped after every optimiser step and rounded at 0.5 in the end. Cheap
+and noiseless; the soft and the rounded mask may differ much.
+"""
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from masks.gate import Gate, GateSettings
+
+
+class ClampedGate(Gate):
+    """The gate is the parameter; `project_` brings it back into [0, 1] after a step."""
+
+    def __init__(self, n_units: int, settings: GateSettings):
+        del settings
+        super().__init__()
+        self.n_units = n_units
+        self.gate = nn.Parameter(torch.ones(n_units))
+
+    def sample(self, rng: torch.Generator) -> Float[Tensor, "unit"]:
+        """The gates themselves: there is no noise."""
+        del rng
+        return self.values()
+
+    def values(self) -> Float[Tensor, "unit"]:
+        """The gates, in [0, 1]; the gradient also passes at both ends."""
+        return self.gate.clamp(0.0, 1.0)
+
+    def keep_probs(self) -> Float[Tensor, "unit"]:
+        """Degree of being kept: the gate."""
+        return self.values()
+
+    def scores(self) -> Float[Tensor, "unit"]:
+        """The gates, many of them tied at 1."""
+        return self.gate
+
+    def project_(self) -> None:
+        """Clamp to [0, 1]."""
+        with torch.no_grad():
+            self.gate.clamp_(0.0, 1.0)

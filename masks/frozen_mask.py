@@ -1,0 +1,262 @@
+"""FrozenMask: the finished result of a mask search, which no optimiser touches."""
+
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
+
+import torch
+from jaxtyping import Bool
+from torch import Tensor, nn
+
+from masks.ablation import AblationValues
+from masks.baking import bake_sites_
+from masks.gating import gated
+from masks.mask_files import (
+    MaskHeader,
+    check_model,
+    read_mask_files,
+    write_mask_files,
+)
+from models.sites import Site
+from storage.errors import UserError
+
+
+@runtime_checkable
+class TrainedGates(Protocol):
+    """What a trained `MaskSet` gives: deterministic gates by site."""
+
+    sites: tuple[Site, ...]
+
+    def values(self) -> dict[str, Tensor]:
+        """Gates in [0, 1], (n_units,) by site name."""
+        ...
+
+
+@dataclass(frozen=True)
+class FrozenMask:
+    """Which units are kept (True) and which ablated (False), and by what value.
+
+    Equal in memory and on disk. `provenance` says where it came from: `model`,
+    `revision`, `config_hash`, `weights_hash`, `task`, `gate`, `direction`,
+    `code_version`, ...
+
+    Raises:
+        UserError: When `keep` does not hold one bool vector per site.
+    """
+
+    keep: Mapping[str, Bool[Tensor, "unit"]]
+    sites: tuple[Site, ...]
+    ablated: AblationValues
+    special_ids: tuple[int, ...] = ()
+    """Positions whose `input_ids` are among these are never cut."""
+    provenance: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if set(self.keep) != {site.name for site in self.sites}:
+            raise UserError(
+                f"argument keep must name exactly the sites, got {sorted(self.keep)} "
+                f"for {sorted(site.name for site in self.sites)}"
+            )
+        for site in self.sites:
+            kept = self.keep[site.name]
+            if kept.dtype != torch.bool or kept.shape != (site.n_units,):
+                raise UserError(
+                    f"argument keep must hold {site.n_units} bools at {site.name}, got "
+                    f"{kept.dtype} of shape {tuple(kept.shape)}"
+                )
+
+    @classmethod
+    def from_threshold(
+        cls,
+        mask_set: TrainedGates,
+        ablated: AblationValues,
+        *,
+        threshold: float = 0.5,
+        special_ids: Sequence[int] = (),
+        provenance: Mapping[str, Any] | None = None,
+    ) -> "FrozenMask":
+        """Keep the units whose deterministic gate is above `threshold`."""
+        values = mask_set.values()
+        keep = {
+            name: (gate.detach() > threshold).cpu() for name, gate in values.items()
+        }
+        return cls(
+            keep, mask_set.sites, ablated, tuple(special_ids), dict(provenance or {})
+        )
+
+    @classmethod
+    def exactly_k(
+        cls,
+        scores: Mapping[str, Tensor],
+        sites: Sequence[Site],
+        ablated: AblationValues,
+        *,
+        n_ablated: int,
+        special_ids: Sequence[int] = (),
+        provenance: Mapping[str, Any] | None = None,
+    ) -> "FrozenMask":
+        """Ablate the `n_ablated` lowest scores over all sites; ties go by unit index.
+
+        Raises:
+            UserError: When `n_ablated` is negative or above the number of units, or a
+                score is not a number.
+        """
+        joined = torch.cat(
+            [scores[site.name].detach().cpu().double() for site in sites]
+        )
+        _check_count(n_ablated, joined.numel())
+        if joined.isnan().any():
+            raise UserError("argument scores must be numbers, got NaN")
+        order = joined.sort(stable=True).indices
+        keep = _without(order[:n_ablated], sites)
+        return cls(
+            keep, tuple(sites), ablated, tuple(special_ids), dict(provenance or {})
+        )
+
+    @classmethod
+    def random(
+        cls,
+        sites: Sequence[Site],
+        ablated: AblationValues,
+        *,
+        n_ablated: int,
+        seed: int,
+        special_ids: Sequence[int] = (),
+        provenance: Mapping[str, Any] | None = None,
+    ) -> "FrozenMask":
+        """Ablate `n_ablated` units drawn uniformly from all sites together.
+
+        Raises:
+            UserError: When `n_ablated` is negative or above the number of units.
+        """
+        n_units = sum(site.n_units for site in sites)
+        _check_count(n_ablated, n_units)
+        rng = torch.Generator().manual_seed(seed)
+        keep = _without(torch.randperm(n_units, generator=rng)[:n_ablated], sites)
+        return cls(
+            keep, tuple(sites), ablated, tuple(special_ids), dict(provenance or {})
+        )
+
+    @property
+    def n_units(self) -> int:
+        """Number of units at all sites."""
+        return sum(site.n_units for site in self.sites)
+
+    @property
+    def n_ablated(self) -> int:
+        """Number of ablated units at all sites."""
+        return sum(self.n_ablated_at.values())
+
+    @property
+    def n_ablated_at(self) -> dict[str, int]:
+        """Number of ablated units by site name."""
+        return {
+            site.name: int((~self.keep[site.name]).sum().item()) for site in self.sites
+        }
+
+    def overlap(self, other: "FrozenMask") -> float:
+        """Jaccard index of the two sets of ablated units; 1 when both are empty."""
+        shared = sum(
+            int((~kept & ~other.keep[name]).sum().item())
+            for name, kept in self.keep.items()
+            if name in other.keep
+        )
+        union = self.n_ablated + other.n_ablated - shared
+        return shared / union if union else 1.0
+
+    def random_like(self, seed: int) -> "FrozenMask":
+        """The control: as many ablated units at every site, drawn at random."""
+        rng = torch.Generator().manual_seed(seed)
+        keep = {
+            site.name: self.keep[site.name][torch.randperm(site.n_units, generator=rng)]
+            for site in self.sites
+        }
+        provenance = {**self.provenance, "random_like_seed": seed}
+        return FrozenMask(keep, self.sites, self.ablated, self.special_ids, provenance)
+
+    def applied(
+        self, model: nn.Module, *, ablated: AblationValues | None = None
+    ) -> AbstractContextManager[None]:
+        """Cut `model` inside a `with`; it is bit-identical afterwards.
+
+        Args:
+            ablated: Values of this batch, needed when the mask is counterfactual
+                (`record_values` on the paired inputs).
+        """
+        values = self.ablated if ablated is None else ablated
+        return gated(model, self.sites, self.keep, values, special_ids=self.special_ids)
+
+    def bake_(self, model: nn.Module) -> None:
+        """Write the cut into the model's weights, so that it needs no hooks.
+
+        Raises:
+            UserError: Naming the site and why, where plain weights cannot hold the cut;
+                the model is then unchanged.
+        """
+        bake_sites_(model, self.sites, self.keep, self.ablated, self.special_ids)
+
+    def save(self, folder: Path) -> None:
+        """Write `mask.safetensors` and `mask.json` into `folder`, each atomically."""
+        header = MaskHeader(
+            sites=[asdict(site) for site in self.sites],
+            ablation=self.ablated.kind,
+            special_ids=list(self.special_ids),
+            n_ablated=self.n_ablated,
+            n_units=self.n_units,
+            provenance=dict(self.provenance),
+        )
+        write_mask_files(folder, header, self.keep, self.ablated.values)
+
+    @classmethod
+    def load(
+        cls,
+        path: Path,
+        model: nn.Module | None = None,
+        *,
+        model_name: str | None = None,
+        config_hash: str | None = None,
+        allow_other_weights: bool = False,
+    ) -> "FrozenMask":
+        """Read a mask and check it against the model at hand.
+
+        Args:
+            path: The folder, or either of its two files.
+            model: Checked for the sites, their widths and its weights.
+            model_name: Named in the message when it is not the mask's.
+            config_hash: Must equal the mask's.
+            allow_other_weights: Accept a model of the same shape with other weights.
+
+        Raises:
+            UserError: Naming the file that is missing, truncated or inconsistent, or
+                every difference between the mask's model and this one.
+        """
+        header, keep, values = read_mask_files(path)
+        if model is not None:
+            check_model(
+                header,
+                path,
+                model,
+                model_name=model_name,
+                config_hash=config_hash,
+                allow_other_weights=allow_other_weights,
+            )
+        ablated = AblationValues(header.ablation, values)
+        sites, special_ids = header.site_tuple(), tuple(header.special_ids)
+        return cls(keep, sites, ablated, special_ids, header.provenance)
+
+
+def _without(index: Tensor, sites: Sequence[Site]) -> dict[str, Tensor]:
+    kept = torch.ones(sum(site.n_units for site in sites), dtype=torch.bool)
+    kept[index] = False
+    pieces = kept.split([site.n_units for site in sites])
+    return {site.name: piece.clone() for site, piece in zip(sites, pieces, strict=True)}
+
+
+def _check_count(n_ablated: int, n_units: int) -> None:
+    if not 0 <= n_ablated <= n_units:
+        raise UserError(
+            "argument n_ablated must lie between 0 and the number of units "
+            f"({n_units}), got {n_ablated}"
+        )

@@ -1,0 +1,212 @@
+"""The two files of a frozen mask, and whether they belong to the model at hand.
+
+`mask.safetensors` holds `keep/SITE` (bool) and `value/SITE` (the ablation values,
+unless they are zero); `mask.json` holds the sites and where the mask came from. Format
+version 1.
+"""
+
+import dataclasses
+import hashlib
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, get_args
+
+import torch
+from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
+
+from masks.ablation import AblationKind
+from models.sites import Site
+from storage.atomic import read_json, read_tensors, write_json, write_tensors
+from storage.errors import UserError
+
+FORMAT_VERSION = 1
+POLARITY = "true keeps, false ablates"
+TENSOR_FILE, HEADER_FILE = "mask.safetensors", "mask.json"
+_SAMPLED = 64
+
+
+@dataclass(frozen=True)
+class MaskHeader:
+    """What `mask.json` says."""
+
+    sites: list[dict[str, Any]]
+    ablation: AblationKind
+    special_ids: list[int]
+    n_ablated: int
+    n_units: int
+    provenance: dict[str, Any]
+    polarity: str = POLARITY
+    format_version: int = FORMAT_VERSION
+
+    def site_tuple(self) -> tuple[Site, ...]:
+        """The sites as objects."""
+        return tuple(Site(**site) for site in self.sites)
+
+
+def weights_hash(model: nn.Module) -> str:
+    """A cheap SHA-256 fingerprint of a model's parameters, the same on every device.
+
+    Of each tensor: its name, shape, and its first, last and evenly strided 64 values.
+    """
+    digest = hashlib.sha256()
+    for name, parameter in sorted(model.named_parameters()):
+        flat = parameter.detach().reshape(-1)
+        stride = max(1, flat.numel() // _SAMPLED)
+        sample = [flat[:_SAMPLED], flat[-_SAMPLED:], flat[::stride][:_SAMPLED]]
+        digest.update(f"{name}{tuple(parameter.shape)}".encode())
+        digest.update(torch.cat(sample).cpu().double().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def write_mask_files(
+    folder: Path,
+    header: MaskHeader,
+    keep: Mapping[str, Tensor],
+    values: Mapping[str, Tensor],
+) -> None:
+    """Write both files into `folder`, each at once or not at all."""
+    tensors = {f"keep/{name}": kept for name, kept in keep.items()}
+    if header.ablation != "zero":
+        tensors |= {f"value/{name}": value for name, value in values.items()}
+    write_tensors(folder / TENSOR_FILE, tensors)
+    write_json(folder / HEADER_FILE, asdict(header))
+
+
+def read_mask_files(
+    path: Path,
+) -> tuple[MaskHeader, dict[str, Tensor], dict[str, Tensor]]:
+    """Header, `keep` and ablation values of a mask, consistent with each other.
+
+    Args:
+        path: The folder, or either of its files.
+
+    Raises:
+        UserError: Naming the missing or damaged file, or the tensor that is missing,
+            too many or of the wrong shape.
+    """
+    folder = path.parent if path.name in (TENSOR_FILE, HEADER_FILE) else path
+    header = _header(folder / HEADER_FILE)
+    tensors = read_tensors(folder / TENSOR_FILE)
+    _check_tensors(folder / TENSOR_FILE, header, tensors)
+    names = [site.name for site in header.site_tuple()]
+    keep = {name: tensors[f"keep/{name}"] for name in names}
+    values = {
+        name: tensors[f"value/{name}"] for name in names if f"value/{name}" in tensors
+    }
+    return header, keep, values
+
+
+def check_model(
+    header: MaskHeader,
+    path: Path,
+    model: nn.Module,
+    *,
+    model_name: str | None = None,
+    config_hash: str | None = None,
+    allow_other_weights: bool = False,
+) -> None:
+    """Whether a mask fits the model at hand.
+
+    Raises:
+        UserError: Naming every difference at once.
+    """
+    made_for = header.provenance
+    differences = [
+        difference
+        for site in header.site_tuple()
+        if (difference := _site_difference(model, site)) is not None
+    ]
+    if config_hash is not None and made_for.get("config_hash") != config_hash:
+        differences.append(
+            f"config hash {made_for.get('config_hash')}, here {config_hash}"
+        )
+    weights = made_for.get("weights_hash")
+    if (
+        weights is not None
+        and not allow_other_weights
+        and weights != weights_hash(model)
+    ):
+        differences.append("other weights (allow_other_weights accepts them)")
+    # The name alone says little: a folder may have moved.
+    if differences and model_name is not None and made_for.get("model") != model_name:
+        differences.insert(0, f"model {made_for.get('model')!r}, here {model_name!r}")
+    if differences:
+        raise UserError(
+            f"the mask in {path} is for another model: {'; '.join(differences)}"
+        )
+
+
+def _site_difference(model: nn.Module, site: Site) -> str | None:
+    try:
+        module = model.get_submodule(site.module)
+    except AttributeError:
+        return f"site {site.name} is not there"
+    width = _width(module, site)
+    if width is not None and width != site.width:
+        return f"site {site.name} is {site.width} wide in the mask, {width} here"
+    return None
+
+
+def _width(module: nn.Module, site: Site) -> int | None:
+    """Size of what a site gates; None where only a forward pass can tell."""
+    weight = getattr(module, "weight", None)
+    if weight is None:
+        return None
+    if site.kind == "weights":
+        return weight.numel()
+    if site.kind == "hidden":
+        return weight.shape[-1] if weight.dim() == 1 else None
+    return weight.shape[0 if isinstance(module, Conv1D) else 1]
+
+
+def _header(path: Path) -> MaskHeader:
+    fields = read_json(path)
+    expected = {field.name for field in dataclasses.fields(MaskHeader)}
+    if not isinstance(fields, dict) or "format_version" not in fields:
+        raise UserError(
+            f"{path} is not the header of a mask; name a folder with a mask"
+        )
+    if fields["format_version"] != FORMAT_VERSION:
+        raise UserError(
+            f"{path} has format version {fields['format_version']}, this program reads "
+            f"{FORMAT_VERSION}; use the version that wrote it"
+        )
+    if set(fields) != expected:
+        raise UserError(
+            f"{path} must hold the entries {sorted(expected)}; missing "
+            f"{sorted(expected - set(fields))}, unknown "
+            f"{sorted(set(fields) - expected)}"
+        )
+    if fields["polarity"] != POLARITY:
+        raise UserError(
+            f"{path} has the polarity {fields['polarity']!r}, masks here have "
+            f"{POLARITY!r}; convert it"
+        )
+    if fields["ablation"] not in get_args(AblationKind):
+        raise UserError(f"{path} has the unknown ablation kind {fields['ablation']!r}")
+    return MaskHeader(**fields)
+
+
+def _check_tensors(path: Path, header: MaskHeader, tensors: dict[str, Tensor]) -> None:
+    sites = header.site_tuple()
+    needed = {f"keep/{site.name}" for site in sites}
+    if header.ablation == "mean":
+        needed |= {f"value/{site.name}" for site in sites}
+    allowed = needed | {f"value/{site.name}" for site in sites}
+    if missing := sorted(needed - set(tensors)):
+        raise UserError(
+            f"{path} lacks the tensors {missing} that {HEADER_FILE} asks for"
+        )
+    if extra := sorted(set(tensors) - allowed):
+        raise UserError(
+            f"{path} has the tensors {extra} that {HEADER_FILE} does not name"
+        )
+    for site in sites:
+        kept = tensors[f"keep/{site.name}"]
+        if kept.dtype != torch.bool or kept.shape != (site.n_units,):
+            raise UserError(
+                f"{path}: keep/{site.name} must be {site.n_units} bools, got "
+                f"{kept.dtype} of shape {tuple(kept.shape)}"
+            )

@@ -1,0 +1,138 @@
+"""One gate vector over all units of a run, split by site."""
+
+from collections.abc import Sequence
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from masks.frozen_mask import FrozenMask
+from masks.gate import GateSettings
+from masks.registry import GATES
+from models.sites import Site
+from storage.errors import UserError
+
+
+class MaskSet(nn.Module):
+    """The trainable masks of a run, outside the model and in float32.
+
+    Soft top-k needs a single threshold, so the sites share one gate vector.
+
+    Args:
+        sites: The gated sites; their units are counted in this order.
+        gate: A name in `GATES`.
+        settings: Settings of the gate.
+        trainable: A superset mask: only the units it ablates get a gate, and all others
+            are held at exactly 1. None trains every unit.
+
+    Raises:
+        UserError: On an unknown gate, no or repeated sites, a superset mask of other
+            sites or one that ablates nothing.
+    """
+
+    averaged: Tensor
+    n_averaged: Tensor
+    trainable_index: Tensor | None
+
+    def __init__(
+        self,
+        sites: Sequence[Site],
+        gate: str,
+        settings: GateSettings,
+        *,
+        trainable: FrozenMask | None = None,
+    ):
+        super().__init__()
+        if gate not in GATES:
+            raise UserError(
+                f"argument gate must be one of {sorted(GATES)}, got {gate!r}"
+            )
+        _check_sites(sites)
+        self.sites = tuple(sites)
+        self.n_units = sum(site.n_units for site in self.sites)
+        index = None if trainable is None else _ablated_index(self.sites, trainable)
+        self.register_buffer("trainable_index", index)
+        n_trainable = self.n_units if index is None else index.numel()
+        self.gate = GATES[gate](n_trainable, settings)
+        self.register_buffer("averaged", torch.zeros(n_trainable))
+        self.register_buffer("n_averaged", torch.zeros((), dtype=torch.int64))
+
+    def sample(self, rng: torch.Generator) -> dict[str, Float[Tensor, "unit"]]:
+        """One draw of every gate by site name; `rng` is a CPU generator."""
+        return self.split(self._expand(self.gate.sample(rng)))
+
+    def values(self) -> dict[str, Float[Tensor, "unit"]]:
+        """The deterministic gates by site name."""
+        return self.split(self._expand(self.gate.values()))
+
+    def split(self, vector: Float[Tensor, "all_units"]) -> dict[str, Tensor]:
+        """A vector over all units, cut into one piece per site name."""
+        sizes = [site.n_units for site in self.sites]
+        pieces = vector.split(sizes)
+        return {
+            site.name: piece for site, piece in zip(self.sites, pieces, strict=True)
+        }
+
+    def expected_ablated(self) -> Float[Tensor, ""]:
+        """Expected number of ablated units, in closed form."""
+        return (1.0 - self.gate.keep_probs()).sum()
+
+    def expected_kept(self) -> Float[Tensor, ""]:
+        """Expected number of kept units, those held at 1 included."""
+        return self.n_units - self.expected_ablated()
+
+    def average_(self, decay: float) -> None:
+        """Exponential moving average of the scores: `decay` stays, the rest is new.
+
+        The first call copies the scores.
+        """
+        with torch.no_grad():
+            weight = 1.0 if self.n_averaged.item() == 0 else 1.0 - decay
+            self.averaged.lerp_(self.gate.scores().detach(), weight)
+            self.n_averaged += 1
+
+    def ranking(self) -> Float[Tensor, "all_units"]:
+        """Averaged scores if any, else the scores; units held at 1 rank at infinity."""
+        scores = self.gate.scores() if self.n_averaged.item() == 0 else self.averaged
+        return self._expand(scores.detach(), held=float("inf"))
+
+    def anneal(self, progress: float) -> None:
+        """Move the gate's own schedules to `progress` in [0, 1] of the run."""
+        self.gate.anneal(progress)
+
+    def project_(self) -> None:
+        """Bring the gate's parameters back into their range after an optimiser step."""
+        self.gate.project_()
+
+    def saturated_share(self) -> float:
+        """Share of trainable gates that get (almost) no gradient."""
+        return self.gate.saturated_share()
+
+    def _expand(self, vector: Tensor, held: float = 1.0) -> Tensor:
+        if self.trainable_index is None:
+            return vector
+        full = vector.new_full((self.n_units,), held)
+        return full.index_copy(0, self.trainable_index, vector)
+
+
+def _ablated_index(sites: tuple[Site, ...], superset: FrozenMask) -> Tensor:
+    if set(superset.keep) != {site.name for site in sites}:
+        raise UserError(
+            "argument trainable must be a mask of the same sites, got "
+            f"{len(superset.sites)} sites for {len(sites)}; gate the sites of that mask"
+        )
+    ablated = torch.cat([~superset.keep[site.name] for site in sites])
+    if not ablated.any():
+        raise UserError(
+            "argument trainable must ablate at least one unit, got 0; only the units "
+            "it ablates are trained"
+        )
+    return ablated.nonzero().squeeze(1)
+
+
+def _check_sites(sites: Sequence[Site]) -> None:
+    names = [site.name for site in sites]
+    if not names or len(set(names)) < len(names):
+        raise UserError(
+            f"argument sites must hold at least one site and each once, got {names}"
+        )

@@ -1,0 +1,160 @@
+"""Soft top-k gates: one ranking of the units that serves every number of them.
+
+Arora et al. (2026), https://arxiv.org/abs/2609.25518. Every step draws a number k,
+finds the threshold tau with sum_i sigmoid((s_i - tau) / T) = k, and uses those sigmoids
+as gates; only the order of the scores s is kept. Departures: in the direction `break`,
+k counts the *ablated* units; k is log-uniform in [k_min, k_max], because uniform draws
+hardly ever visit small cuts; T is annealed; the bracket of tau is exact, so every 0 < k
+< n is reached.
+"""
+
+import math
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+
+from masks.gate import Gate, GateSettings
+from storage.errors import UserError
+
+ANNEALED_SHARE = 0.8
+"""Share of the run over which the temperature moves; it rests afterwards."""
+_NO_GRADIENT = 1e-4
+_MAX_ROUNDS = 200
+_TOLERANCE = 1e-10
+
+
+def soft_topk(
+    scores: Float[Tensor, "unit"], k: float, temperature: float
+) -> Float[Tensor, "unit"]:
+    """Sigmoids of (scores - tau) / temperature that sum to `k`, for 0 < k < n_units.
+
+    Differentiable in `scores` through the implicit function tau(scores): with
+    w = z (1 - z), dL/ds_j = w_j / T (g_j - sum(g w) / sum(w)), which sums to zero.
+    """
+    return _SoftTopK.apply(scores, k, temperature)
+
+
+class SoftTopKGate(Gate):
+    """One score per unit; a sample keeps (isolate) or ablates (break) a random k
+    softly.
+
+    Args:
+        n_units: Number of gates.
+        settings: `k_min` and `k_max` in units, `temperature_start`, `temperature_end`
+            and `direction` are read.
+
+    Raises:
+        UserError: When not 0 < k_min <= k_max < n_units, or a temperature is not
+            positive.
+    """
+
+    def __init__(self, n_units: int, settings: GateSettings):
+        super().__init__()
+        _check(n_units, settings)
+        self.n_units = n_units
+        self.settings = settings
+        self.temperature = settings.temperature_start
+        self.score = nn.Parameter(torch.zeros(n_units))
+
+    def sample(self, rng: torch.Generator) -> Float[Tensor, "unit"]:
+        """The gates of one k, log-uniform in [k_min, k_max]."""
+        low, high = math.log(self.settings.k_min), math.log(self.settings.k_max)
+        drawn = torch.rand((), generator=rng).item()
+        return self.at(math.exp(low + (high - low) * drawn))
+
+    def values(self) -> Float[Tensor, "unit"]:
+        """The gates of the geometric mean of k_min and k_max."""
+        return self.at(math.sqrt(self.settings.k_min * self.settings.k_max))
+
+    def at(self, k: float) -> Float[Tensor, "unit"]:
+        """The gates of one k, in units: ablated in break, kept in isolate."""
+        if self.settings.direction == "break":
+            return 1.0 - soft_topk(-self.score, k, self.temperature)
+        return soft_topk(self.score, k, self.temperature)
+
+    def keep_probs(self) -> Float[Tensor, "unit"]:
+        """Degree of being kept: `values`, whose sum is fixed by the settings."""
+        return self.values()
+
+    def scores(self) -> Float[Tensor, "unit"]:
+        """The ranking itself."""
+        return self.score
+
+    def anneal(self, progress: float) -> None:
+        """Move T linearly from its start to its end over the first 80 % of the run."""
+        moved = min(max(progress, 0.0) / ANNEALED_SHARE, 1.0)
+        start, end = self.settings.temperature_start, self.settings.temperature_end
+        self.temperature = start + (end - start) * moved
+
+    def saturated_share(self) -> float:
+        """Share of units within 1e-4 of 0 or 1 at the geometric-mean k."""
+        with torch.no_grad():
+            values = self.values()
+        return ((values * (1 - values)) < _NO_GRADIENT).float().mean().item()
+
+
+class _SoftTopK(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, scores: Tensor, k: float, temperature: float) -> Tensor:
+        soft = _solve(scores.double(), k, temperature).to(scores.dtype)
+        ctx.save_for_backward(soft)
+        ctx.temperature = temperature
+        return soft
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
+        (soft,) = ctx.saved_tensors
+        slope = soft * (1 - soft)
+        total = slope.sum().clamp_min(torch.finfo(slope.dtype).tiny)
+        centred = grad - (grad * slope).sum() / total
+        return slope * centred / ctx.temperature, None, None
+
+
+def _solve(scores: Tensor, k: float, temperature: float) -> Tensor:
+    """Newton's method on the monotone sum, bisecting whenever it leaves the bracket.
+
+    Were all scores equal to s, tau would be s - T logit(k / n): the smallest and the
+    largest score therefore bracket it exactly.
+    """
+    n_units = scores.numel()
+    shift = temperature * math.log(k / (n_units - k))
+    low, high = scores.min().item() - shift, scores.max().item() - shift
+    tau = (low + high) / 2
+    for _ in range(_MAX_ROUNDS):
+        soft = torch.sigmoid((scores - tau) / temperature)
+        excess = soft.sum().item() - k
+        if abs(excess) <= _TOLERANCE * max(k, 1.0) or high <= low:
+            break
+        low, high = (tau, high) if excess > 0 else (low, tau)
+        slope = (soft * (1 - soft)).sum().item() / temperature
+        step = tau + excess / slope if slope > 0 else math.inf
+        middle = (low + high) / 2
+        proposal = step if low < step < high else middle
+        if proposal == tau:
+            break
+        tau = proposal
+    return soft
+
+
+def _check(n_units: int, settings: GateSettings) -> None:
+    k_min, k_max = settings.k_min, settings.k_max
+    if not 0.0 < k_min <= k_max:
+        raise UserError(
+            "arguments k_min and k_max must satisfy 0 < k_min <= k_max, got "
+            f"{k_min} and {k_max}; give the range of the numbers of units to train for"
+        )
+    if not k_max < n_units:
+        raise UserError(
+            f"argument k_max must be below the number of gated units ({n_units}), got "
+            f"{k_max}; lower it or gate more sites"
+        )
+    if not min(settings.temperature_start, settings.temperature_end) > 0.0:
+        raise UserError(
+            "arguments temperature_start and temperature_end must be positive, got "
+            f"{settings.temperature_start} and {settings.temperature_end}; "
+            "1.0 and 0.25 are the defaults"
+        )
