@@ -213,7 +213,7 @@ def check_sites(model: nn.Module, sites: Sequence[Site]) -> None:
         )
 
 
-def _measured_widths(model: nn.Module, sites: Sequence[Site]) -> dict[str, int | str]:
+def _measured_widths(model: Any, sites: Sequence[Site]) -> dict[str, int | str]:
     """Size of every site's gated axis in one forward pass; absent if never reached."""
     widths: dict[str, int | str] = {}
 
@@ -223,7 +223,7 @@ def _measured_widths(model: nn.Module, sites: Sequence[Site]) -> dict[str, int |
 
     with ExitStack() as stack:
         for site in sites:
-            module = model.get_submodule(site.module)
+            module: Any = model.get_submodule(site.module)
             if site.kind == "weights":
                 widths[site.name] = module.weight.numel()
             elif site.kind == "hidden":
@@ -239,10 +239,12 @@ def _measured_widths(model: nn.Module, sites: Sequence[Site]) -> dict[str, int |
         stack.callback(model.train, model.training)
         model.eval()
         device = next(model.parameters()).device
+        inputs = {key: value.to(device) for key, value in model.dummy_inputs.items()}
+        if "input_ids" in inputs:  # a tiny vocabulary may lack the ids of transformers
+            inputs["input_ids"] = inputs["input_ids"] % model.config.vocab_size
+            inputs["attention_mask"] = torch.ones_like(inputs["input_ids"])
         with torch.no_grad():
-            model(
-                **{key: value.to(device) for key, value in model.dummy_inputs.items()}
-            )
+            model(**inputs)
     return widths
 
 

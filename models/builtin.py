@@ -127,7 +127,7 @@ def _gpt2_config(
     tokenizer: PreTrainedTokenizerFast, sizes: tuple[int, int, int, int], dropout: float
 ) -> GPT2Config:
     n_layers, d_model, n_heads, max_positions = sizes
-    return GPT2Config(
+    config = GPT2Config(
         vocab_size=len(tokenizer),
         n_layer=n_layers,
         n_embd=d_model,
@@ -136,11 +136,13 @@ def _gpt2_config(
         embd_pdrop=dropout,
         attn_pdrop=dropout,
         resid_pdrop=dropout,
-        classifier_dropout=dropout,
         bos_token_id=tokenizer.bos_token_id,
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,
     )
+    # Only GPT-2's token classifier reads this, and it is no field of the configuration.
+    config.update({"classifier_dropout": dropout})
+    return config
 
 
 def _bert_config(

@@ -183,8 +183,9 @@ def _load_text(
 
 
 def _config(source: Source, names: Sequence[str] | None) -> Any:
-    labels = {} if names is None else {"id2label": dict(enumerate(names))}
+    labels: dict[str, Any] = {}
     if names is not None:
+        labels["id2label"] = dict(enumerate(names))
         labels["label2id"] = {name: index for index, name in enumerate(names)}
     try:
         return AutoConfig.from_pretrained(source.path, **source.arguments, **labels)

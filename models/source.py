@@ -55,15 +55,22 @@ def find_source(name: str, revision: str | None) -> Source:
         return Source(name, str(folder), True, f"sha256:{digest}")
     path = Path(name).expanduser()
     if path.is_dir():
+        if revision is not None:
+            raise UserError(
+                f"argument revision is for models of the hub, got {revision!r} with the "
+                f"folder {name!r}; leave it out"
+            )
         return Source(name, str(path), True, None)
     if name in BUILTIN:
         raise UserError(
             f"model {name!r} is built in and untrained; train it with "
             "scripts/train_base.py or name the folder of a trained one"
         )
-    if path.exists():
+    if path.is_file():
         raise UserError(f"model {name!r} is a file; name the folder that holds it")
-    if not _HUB_NAME.fullmatch(name):
+    is_hub_name = _HUB_NAME.fullmatch(name) is not None
+    # `runs/model` has the form of a hub name: where `runs` is a folder, it is none.
+    if not is_hub_name or (len(path.parts) > 1 and path.parent.is_dir()):
         raise UserError(
             f"model folder {name!r} does not exist; name a folder with config.json and "
             f"{WEIGHTS_FILE}, a hub model such as openai-community/gpt2, or minilm"

@@ -20,7 +20,7 @@ class TokenClassifier(nn.Module):
     def __init__(self, backbone: PreTrainedModel) -> None:
         super().__init__()
         self.backbone = backbone
-        config = backbone.config
+        config: Any = backbone.config
         self.classifier = nn.Linear(config.hidden_size, config.num_labels)
         self.classifier.to(device=backbone.device, dtype=backbone.dtype)
 
