@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Literal, Protocol
+from typing import Any, ClassVar, Literal, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float, Int
@@ -45,11 +45,14 @@ class TaskOptions:
     split_seed: int = 0
 
 
+@runtime_checkable
 class Corpus(Protocol):
     """Records of every split, read and checked before any model is loaded."""
 
-    labels: list[str] | None
-    """Class names of a classification head; None for language models."""
+    @property
+    def labels(self) -> list[str] | None:
+        """Class names of a classification head; None for language models."""
+        ...
 
     def texts(self) -> list[str]:
         """Texts of the `base` split, to train a small tokenizer on."""
