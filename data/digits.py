@@ -3,14 +3,21 @@
 import hashlib
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 from jaxtyping import Float, Int, UInt8
+from PIL import Image
 from sklearn.datasets import load_digits
 from torch import Tensor
 
+from data.hub import load_hub
 from data.idx import PARTS, read_labelled_images
 from storage.errors import UserError
+
+if TYPE_CHECKING:
+    from datasets import Dataset
 
 N_DIGITS = 10
 MNIST_MEAN, MNIST_DEVIATION = 0.1307, 0.3081  # of pixels in [0, 1], training images
@@ -81,6 +88,74 @@ def digits_from_folder(folder: Path) -> DigitImages:
         )
     digits = torch.cat([train_labels, test_labels])
     return _mnist_like(torch.cat([train, test]), digits, len(train), str(folder))
+
+
+def digits_from_hub(
+    name: str,
+    *,
+    config: str | None = None,
+    revision: str | None = None,
+    image_column: str | None = None,
+    label_column: str | None = None,
+) -> DigitImages:
+    """The parts `train` and `test` of a hub data set of grey images, such as MNIST's.
+
+    Args:
+        image_column: Default `image`.
+        label_column: Default `label`; whole numbers from 0 to 9.
+
+    Raises:
+        UserError: When a part or column is missing, images differ in size, or a label
+            is not a digit.
+    """
+    parts = load_hub(name, config, revision)
+    missing = sorted({"train", "test"} - parts.keys())
+    if missing:
+        raise UserError(
+            f"{name} must have the parts train and test, got {sorted(parts)}; choose "
+            "another data set or --hub_config"
+        )
+    columns = image_column or "image", label_column or "label"
+    train, train_labels = _table_images(parts["train"], f"{name}, part train", columns)
+    test, test_labels = _table_images(parts["test"], f"{name}, part test", columns)
+    if train.shape[1:] != test.shape[1:]:
+        raise UserError(
+            f"{name}: training images are {_size(train)} pixels but test images "
+            f"{_size(test)}; choose a data set of one image size"
+        )
+    digits = torch.cat([train_labels, test_labels])
+    return _mnist_like(torch.cat([train, test]), digits, len(train), name)
+
+
+def _table_images(
+    table: "Dataset", source: str, columns: tuple[str, str]
+) -> tuple[Tensor, Tensor]:
+    for column, flag in zip(columns, ("text_column", "label_column"), strict=True):
+        if column not in table.column_names:
+            raise UserError(
+                f"{source} must have a column {column!r}, got {table.column_names}; "
+                f"name one with --{flag}"
+            )
+    image_column, label_column = columns
+    images = [_grey(entry, source) for entry in table[image_column]]
+    sizes = {image.shape for image in images}
+    if len(sizes) != 1:
+        raise UserError(
+            f"{source} must hold images of one size, got {len(sizes)} sizes"
+        )
+    labels = list(table[label_column])
+    if not all(isinstance(label, int) and 0 <= label < N_DIGITS for label in labels):
+        raise UserError(
+            f"{source}: column {label_column!r} must hold digits from 0 to 9, got "
+            f"{sorted(set(map(str, labels)))[:12]}"
+        )
+    return torch.from_numpy(np.stack(images)), torch.tensor(labels)
+
+
+def _grey(entry: object, source: str) -> np.ndarray:
+    if not isinstance(entry, Image.Image):
+        raise UserError(f"{source} must hold images, got a {type(entry).__name__}")
+    return np.asarray(entry.convert("L"))
 
 
 def _mnist_like(

@@ -20,7 +20,9 @@ from data.digits import (
     DigitImages,
     builtin_digits,
     digits_from_folder,
+    digits_from_hub,
 )
+from data.hub import HUB_PREFIX
 from data.sampling import draw, shuffled
 from storage.errors import UserError
 from tasks.base import SPLITS, Batch, Head, Metric, Split, Task, TaskOptions
@@ -180,7 +182,8 @@ class MnistTask(Task):
         """Accuracies and other shares of images, and nats per image."""
 
         def share(of: str, among: str) -> float:
-            return (counts[of].sum() / counts[among].sum()).item()
+            total = counts[of].double().sum() / counts[among].double().sum()
+            return total.item()
 
         scores = {
             "concept_accuracy": share("concept_hits", "concept_images"),
@@ -241,6 +244,14 @@ def _read_images(options: TaskOptions) -> DigitImages:
         )
     if options.data is None:
         return builtin_digits()
+    if options.data.startswith(HUB_PREFIX):
+        return digits_from_hub(
+            options.data,
+            config=options.hub_config,
+            revision=options.hub_revision,
+            image_column=options.text_column,
+            label_column=options.label_column,
+        )
     return digits_from_folder(Path(options.data))
 
 
