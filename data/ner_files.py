@@ -89,8 +89,8 @@ def _collected(files: Sequence[tuple[Path, list[_Lines]]]) -> TaggedFiles:
         raise UserError(
             f"{files[0][0]} holds no sentence; give one word and tag a line"
         )
-    sentences = map(TaggedSentence, words, normalised(tags), documents)
-    return TaggedFiles(tuple(sentences), tuple(groups), tuple(sources))
+    tagged = map(TaggedSentence, words, normalised(tags), documents)
+    return TaggedFiles(tuple(tagged), tuple(groups), tuple(sources))
 
 
 def _conll(file: Path) -> Iterator[_Lines]:

@@ -1,0 +1,193 @@
+"""Scores of a model, cut or not, on a split, with intervals over its documents."""
+
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+
+from storage.errors import UserError
+from tasks.base import Batch, Outputs, Split, Task, to_device
+from tasks.span_counts import ratio
+
+BEHAVIOURS = ("concept", "retain")
+_RESAMPLES_AT_ONCE = 64
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Scores of a split and the per-example counts they come from."""
+
+    scores: dict[str, float]
+    unseen_scores: dict[str, float]
+    """The same over the examples whose entities occur in no other split."""
+    counts: dict[str, Float[Tensor, "example"]]
+    clusters: Int[Tensor, "example"]
+    """Document of each example: what the bootstrap resamples."""
+    unseen: Bool[Tensor, "example"]
+    n_examples: int
+
+
+def evaluate(
+    task: Task,
+    model: nn.Module,
+    split: Split,
+    *,
+    size: int = 64,
+    cut: Callable[[], AbstractContextManager[Any]] = nullcontext,
+    reference: bool = False,
+    limit: int | None = None,
+) -> Evaluation:
+    """Scores of `model` inside `cut` on every example of `split`, in eval mode.
+
+    Args:
+        task: The data and what doing it means.
+        model: Left in the mode in which it came.
+        split: Which examples.
+        size: Examples a forward pass; the scores do not depend on it.
+        cut: Makes the context in which the model is cut; none by default.
+        reference: Run the uncut model too and add `kl_concept` and `kl_retain`, the
+            mean KL(uncut || cut) in nats per position.
+        limit: Stop after that many examples.
+
+    Raises:
+        UserError: When the split is empty.
+    """
+    device = next(model.parameters()).device
+    counts: dict[str, list[Tensor]] = {}
+    clusters, unseen, n_examples = [], [], 0
+    was_training = model.training
+    model.eval()
+    try:
+        for batch in task.evaluation_batches(split, size=size):
+            if limit is not None and n_examples >= limit:
+                break
+            if limit is not None:
+                batch = {
+                    key: value[: limit - n_examples] for key, value in batch.items()
+                }
+            n_examples += len(batch["cluster"])
+            clusters.append(batch["cluster"])
+            unseen.append(batch["unseen"])
+            with torch.no_grad():
+                counted = _counts(task, model, to_device(batch, device), cut, reference)
+            for name, value in counted.items():
+                counts.setdefault(name, []).append(value.double().cpu())
+    finally:
+        model.train(was_training)
+    if not n_examples:
+        raise UserError(f"split {split!r} of task {task.name!r} has no examples")
+    joined = {name: torch.cat(values) for name, values in counts.items()}
+    is_unseen = torch.cat(unseen).bool()
+    return Evaluation(
+        scores=_scores(task, {name: value.sum() for name, value in joined.items()}),
+        unseen_scores=_scores(
+            task, {name: value[is_unseen].sum() for name, value in joined.items()}
+        )
+        if is_unseen.any()
+        else {},
+        counts=joined,
+        clusters=torch.cat(clusters),
+        unseen=is_unseen,
+        n_examples=n_examples,
+    )
+
+
+def bootstrap(
+    task: Task,
+    evaluation: Evaluation,
+    *,
+    n_resamples: int = 1000,
+    seed: int = 0,
+    level: float = 0.95,
+    unseen: bool = False,
+) -> dict[str, tuple[float, float]]:
+    """Percentile intervals of every score, resampling whole clusters (documents).
+
+    Args:
+        task: What turns counts into scores.
+        evaluation: Counts per example.
+        n_resamples: Resamples of as many clusters as there are.
+        seed: Of the resampling; the same seed pairs two evaluations of one split.
+        level: Probability that an interval holds.
+        unseen: Only the examples of `Evaluation.unseen_scores`.
+
+    Raises:
+        UserError: When `level` or `n_resamples` is out of range.
+    """
+    if not 0 < level < 1 or n_resamples < 1:
+        raise UserError(
+            f"level must lie in (0, 1) and n_resamples be positive, got {level} and "
+            f"{n_resamples}"
+        )
+    chosen = evaluation.unseen if unseen else torch.ones_like(evaluation.unseen)
+    _, cluster = evaluation.clusters[chosen].unique(return_inverse=True)
+    n_clusters = int(cluster.max()) + 1 if len(cluster) else 0
+    names = list(evaluation.counts)
+    table = torch.stack([evaluation.counts[name][chosen] for name in names], dim=1)
+    totals = torch.zeros(n_clusters, len(names), dtype=torch.float64)
+    totals.index_add_(0, cluster, table.double())
+    rng = torch.Generator().manual_seed(seed)
+    sampled: dict[str, list[float]] = {}
+    for start in range(0, n_resamples if n_clusters else 0, _RESAMPLES_AT_ONCE):
+        n = min(_RESAMPLES_AT_ONCE, n_resamples - start)
+        picks = torch.randint(n_clusters, (n, n_clusters), generator=rng)
+        times = torch.zeros(n, n_clusters, dtype=torch.float64)
+        times.scatter_add_(1, picks, torch.ones_like(times))
+        for sums in times @ totals:
+            resampled = dict(zip(names, sums, strict=True))
+            for name, score in _scores(task, resampled).items():
+                sampled.setdefault(name, []).append(score)
+    tails = torch.tensor([(1 - level) / 2, (1 + level) / 2], dtype=torch.float64)
+    return {name: _interval(scores, tails) for name, scores in sampled.items()}
+
+
+def _interval(scores: list[float], tails: Tensor) -> tuple[float, float]:
+    low, high = torch.tensor(scores, dtype=torch.float64).nanquantile(tails).tolist()
+    return low, high
+
+
+def _scores(task: Task, totals: Mapping[str, Tensor]) -> dict[str, float]:
+    scores = task.summarise(totals)
+    for behaviour in BEHAVIOURS:
+        if f"kl_{behaviour}" in totals:
+            nats, positions = (
+                totals[f"kl_{behaviour}"],
+                totals[f"{behaviour}_positions"],
+            )
+            scores[f"kl_{behaviour}"] = ratio(float(nats), float(positions))
+    return scores
+
+
+def _counts(
+    task: Task,
+    model: nn.Module,
+    batch: Batch,
+    cut: Callable[[], AbstractContextManager[Any]],
+    reference: bool,
+) -> dict[str, Tensor]:
+    with cut():
+        counts = task.counts(model, batch)
+        if not reference:
+            return counts
+        ablated = task.outputs(model, batch)
+    return counts | _divergences(batch, task.outputs(model, batch), ablated)
+
+
+def _divergences(batch: Batch, uncut: Outputs, ablated: Outputs) -> dict[str, Tensor]:
+    """Summed KL(uncut || cut) and number of positions, per example and behaviour."""
+    found = {}
+    for behaviour in BEHAVIOURS:
+        example = batch[behaviour].nonzero()[:, 0]
+        log_p = getattr(uncut, behaviour).logits.log_softmax(-1)
+        log_q = getattr(ablated, behaviour).logits.log_softmax(-1)
+        nats = (log_p.exp() * (log_p - log_q)).sum(-1)
+        zeros = torch.zeros(len(batch["cluster"]), device=nats.device, dtype=nats.dtype)
+        found[f"kl_{behaviour}"] = zeros.index_add(0, example, nats)
+        found[f"{behaviour}_positions"] = zeros.index_add(
+            0, example, torch.ones_like(nats)
+        )
+    return found

@@ -1,0 +1,325 @@
+"""Locations among the named entities of a text: token classification.
+
+The concept is one entity type (by default the one for locations), read off at the words
+that carry it; retained are all other words. Metrics are span F1 as in `conlleval` and,
+like the retain weights and the mixture of batches, follow Lo et al. (2024), "Large
+Language Models Relearn Removed Concepts", https://arxiv.org/abs/2401.01814, in the
+five-way form of our own trials.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from data.hub import HUB_PREFIX, load_hub
+from data.ner_corpus import NerCorpus, split_corpus
+from data.ner_files import read_tagged
+from data.ner_generated import generate_ner
+from data.ner_hub import tagged_from_hub
+from data.sampling import draw, shuffled
+from data.tagged import OUTSIDE, entity_type, entity_types
+from storage.errors import UserError
+from tasks.base import NO_TARGET, Batch, Head, Metric, Split, Task, TaskOptions
+from tasks.span_counts import (
+    mean_defined,
+    precision_recall_f1,
+    ratio,
+    span_counts,
+    sums,
+)
+from tasks.token_rows import TokenRows
+
+CONCEPT_SHARE = 3 / 8
+"""Share of a mask-training batch that holds the concept (6 of 16 sentences)."""
+ENTITY_WEIGHT = 2.0
+"""Weight of a retained word inside an entity; other words weigh 1."""
+OUTCOMES = ("tp", "fp", "fn")
+
+
+class LocationsTask(Task):
+    """Tags of words, one of whose entity types is the concept.
+
+    Scores: `concept_*` is span precision, recall and F1 of the concept; `retain_*` the
+    mean over the other types (`retain_f1_micro` pools their spans); `*_clean` counts
+    only sentences without the concept, where no location can spill into other types;
+    `token_accuracy` is over words; `*_nll` in nats per word. All but the last are
+    fractions.
+    """
+
+    name: ClassVar[str] = "locations"
+    head: ClassVar[Head] = "token_classification"
+    concept_metric: ClassVar[Metric] = Metric("concept_f1", True, "fraction")
+    retain_metric: ClassVar[Metric] = Metric("retain_f1", True, "fraction")
+
+    @classmethod
+    def read(cls, options: TaskOptions) -> NerCorpus:
+        """Built-in sentences, files of tagged text or a hub data set (docs/formats.md).
+
+        Raises:
+            UserError: When the data are missing or malformed, or lack the concept.
+        """
+        if options.data is None:
+            return generate_ner(options.split_seed, concept=options.concept)
+        if options.data.startswith(HUB_PREFIX):
+            parts = load_hub(options.data, options.hub_config, options.hub_revision)
+            tagged = tagged_from_hub(parts, options.text_column, options.label_column)
+        else:
+            path = Path(options.data)
+            tagged = read_tagged(path, options.labels_file, options.data_format)
+        return split_corpus(
+            tagged.sentences,
+            tagged.groups,
+            tagged.sources,
+            concept=options.concept,
+            seed=options.split_seed,
+        )
+
+    def __init__(self, corpus: NerCorpus, tokenizer: Any, options: TaskOptions):
+        self.corpus = corpus
+        self.labels = corpus.labels
+        self._tokenizer = tokenizer
+        self._options = options
+        self._rows: dict[Split, TokenRows] = {}
+        self._per_example: dict[Split, dict[str, Tensor]] = {}
+        types = [entity_type(label) for label in self.labels]
+        self._is_concept = torch.tensor(
+            [kind in corpus.concept_types for kind in types]
+        )
+        self._weight = torch.tensor(
+            [
+                1.0 if kind in (None, *corpus.concept_types) else ENTITY_WEIGHT
+                for kind in types
+            ]
+        )
+
+    def batch(self, split: Split, step: int, *, size: int, seed: int) -> Batch:
+        """`CONCEPT_SHARE` of sentences with the concept, the rest without.
+
+        Where the split lacks one of the two kinds, the other fills the batch.
+        """
+        with_concept, others = self._by_concept(split)
+        n_concept = max(1, round(CONCEPT_SHARE * size)) if others else size
+        members = draw(len(with_concept), step, n_concept, "concept", split, seed)
+        rows = [with_concept[member] for member in members]
+        if others and size > n_concept:
+            members = draw(len(others), step, size - n_concept, "other", split, seed)
+            rows += [others[member] for member in members]
+        return self._collated(split, rows)
+
+    def finetune_batch(
+        self, split: Split, step: int, *, size: int, seed: int, limit: int | None = None
+    ) -> Batch:
+        """Epoch by epoch; with `limit`, from that many sentences with the concept.
+
+        `seed` fixes which: the first `limit` of one shuffled row, so that a larger limit
+        adds sentences to those of a smaller one. No sentence is twice in a batch.
+
+        Raises:
+            UserError: When fewer than `limit` sentences hold the concept.
+        """
+        pool = list(range(self.n_examples(split)))
+        if limit is not None:
+            with_concept, _ = self._by_concept(split)
+            if not 1 <= limit <= len(with_concept):
+                raise UserError(
+                    f"limit must lie in 1..{len(with_concept)}, the sentences of "
+                    f"{split!r} with the concept, got {limit}"
+                )
+            order = shuffled(len(with_concept), "limit", split, seed)
+            pool = [with_concept[member] for member in order[:limit]]
+        members = draw(len(pool), step, size, "finetune", split, seed)
+        return self._collated(split, [pool[member] for member in members])
+
+    def evaluation_batches(self, split: Split, *, size: int) -> Iterator[Batch]:
+        """Sentences of like length together, such batches in a fixed shuffled order."""
+        by_length = torch.argsort(self._tokenised(split).lengths, stable=True).tolist()
+        batches = [by_length[i : i + size] for i in range(0, len(by_length), size)]
+        for number in shuffled(len(batches), "evaluation", split):
+            yield self._collated(split, batches[number])
+
+    def counts(
+        self, model: nn.Module, batch: Batch
+    ) -> dict[str, Float[Tensor, "batch"]]:
+        """Spans by outcome and type, words right, summed nats and words, per sentence."""
+        logits = model(**self.inputs(batch)).logits.float()
+        targets = batch["targets"]
+        losses = nn.functional.cross_entropy(
+            logits.flatten(0, 1),
+            targets.flatten(),
+            ignore_index=NO_TARGET,
+            reduction="none",
+        ).view_as(targets)
+        counts = {
+            "concept_nll": (losses * batch["concept"]).sum(1),
+            "concept_words": batch["concept"].sum(1),
+            "retain_nll": (losses * batch["retain"]).sum(1),
+            "retain_words": batch["retain"].sum(1),
+        }
+        predicted = logits.argmax(-1)
+        right = (predicted == targets).sum(1)
+        clean = batch["concept"].sum(1) == 0
+        counts |= {"hits": right, "words": (targets != NO_TARGET).sum(1)}
+        counts |= {f"clean_{name}": counts[name] * clean for name in ("hits", "words")}
+        counts |= self._span_counts(targets.cpu(), predicted.cpu())
+        return {name: value.float().cpu() for name, value in counts.items()}
+
+    def summarise(self, counts: Mapping[str, Tensor]) -> dict[str, float]:
+        """Scores of a set of sentences (see the class); NaN where undefined."""
+        total = sums(counts)
+        types = entity_types(self.labels)
+        retained = [kind for kind in types if kind not in self.corpus.concept_types]
+        of = {kind: _spans_of(total, "", [kind]) for kind in types}
+        clean = {kind: _spans_of(total, "clean_", [kind]) for kind in retained}
+        scores = dict(
+            zip(
+                ("concept_precision", "concept_recall", "concept_f1"),
+                _spans_of(total, "", self.corpus.concept_types),
+                strict=True,
+            )
+        )
+        for index, name in enumerate(("precision", "recall", "f1")):
+            scores[f"retain_{name}"] = mean_defined(
+                [of[kind][index] for kind in retained]
+            )
+        return {
+            **scores,
+            "retain_f1_micro": _spans_of(total, "", retained)[2],
+            "retain_f1_clean": mean_defined([f1 for *_, f1 in clean.values()]),
+            "token_accuracy": ratio(total["hits"], total["words"]),
+            "token_accuracy_clean": ratio(total["clean_hits"], total["clean_words"]),
+            "concept_nll": ratio(total["concept_nll"], total["concept_words"]),
+            "retain_nll": ratio(total["retain_nll"], total["retain_words"]),
+            **{f"f1_{kind}": f1 for kind, (*_, f1) in of.items()},
+        }
+
+    def n_examples(self, split: Split) -> int:
+        """Number of sentences."""
+        return len(self.corpus.splits[split])
+
+    def concept_classes(
+        self, batch: Batch, where: Tensor
+    ) -> Int[Tensor, "position concept"]:
+        """Every label of the concept: under IOB2 both `B-` and `I-`."""
+        targets = batch["targets"][where]
+        classes = self._is_concept.nonzero().squeeze(1).to(targets.device)
+        return classes.expand(len(targets), -1)
+
+    def counterfactual(self, batch: Batch) -> Batch:
+        """The same batch with every word of the concept swapped for an ordinary one.
+
+        The new words have as many pieces and are drawn from those tagged `O` in the
+        `base` split, by a generator seeded with the batch itself; where no word has so
+        many pieces, words of one piece stand side by side. Targets stay.
+        """
+        words = self._ordinary_words()
+        if not words.get(1):
+            raise UserError("no word of one piece to put in the place of locations")
+        ids = batch["input_ids"].clone()
+        rng = torch.Generator().manual_seed(int(ids.sum()))
+        for row, start, stop in self._concept_words(batch):
+            n_pieces = stop - start
+            choices, repeats = words.get(n_pieces), 1
+            if not choices:
+                choices, repeats = words[1], n_pieces
+            picks = torch.randint(len(choices), (repeats,), generator=rng).tolist()
+            pieces = [piece for pick in picks for piece in choices[pick]]
+            ids[row, start:stop] = torch.tensor(pieces, device=ids.device)
+        return batch | {"input_ids": ids}
+
+    def _tokenised(self, split: Split) -> TokenRows:
+        if split not in self._rows:
+            self._rows[split] = TokenRows.tokenised(
+                self.corpus.splits[split],
+                self.labels,
+                self._tokenizer,
+                label_piece=self._options.label_piece,
+                max_length=self._options.max_length,
+            )
+        return self._rows[split]
+
+    def _by_concept(self, split: Split) -> tuple[list[int], list[int]]:
+        """Rows whose pieces carry the concept, and the others."""
+        targets = self._tokenised(split).targets
+        found = (self._is_concept[targets.clamp(min=0)] & (targets >= 0)).any(1)
+        return found.nonzero()[:, 0].tolist(), (~found).nonzero()[:, 0].tolist()
+
+    def _collated(self, split: Split, rows: Sequence[int]) -> Batch:
+        tokens, index = self._tokenised(split), torch.tensor(rows)
+        lengths = tokens.lengths[index]
+        seq = int(lengths.max())
+        targets = tokens.targets[index, :seq].long()
+        labelled = targets != NO_TARGET
+        concept = self._is_concept[targets.clamp(min=0)] & labelled
+        if split not in self._per_example:
+            documents = [s.document for s in self.corpus.splits[split]]
+            self._per_example[split] = {
+                "cluster": torch.tensor(documents),
+                "unseen": torch.tensor(self.corpus.unseen(split)),
+            }
+        return {
+            "input_ids": tokens.input_ids[index, :seq].long(),
+            "attention_mask": (torch.arange(seq) < lengths[:, None]).long(),
+            "targets": targets,
+            "concept": concept,
+            "retain": labelled & ~concept,
+            "weights": self._weight[targets.clamp(min=0)] * labelled,
+            "real": tokens.real[index, :seq],
+            **{key: value[index] for key, value in self._per_example[split].items()},
+        }
+
+    def _span_counts(self, targets: Tensor, predicted: Tensor) -> dict[str, Tensor]:
+        types = entity_types(self.labels)
+        names = [f"{outcome}:{kind}" for kind in types for outcome in OUTCOMES]
+        counts = {name: torch.zeros(len(targets)) for name in names}
+        counts |= {f"clean_{name}": torch.zeros(len(targets)) for name in names}
+        for row in range(len(targets)):
+            labelled = targets[row] != NO_TARGET
+            gold = [self.labels[label] for label in targets[row, labelled].tolist()]
+            given = [self.labels[label] for label in predicted[row, labelled].tolist()]
+            clean = not any(entity_type(t) in self.corpus.concept_types for t in gold)
+            for (outcome, kind), n in span_counts(gold, given).items():
+                counts[f"{outcome}:{kind}"][row] = n
+                counts[f"clean_{outcome}:{kind}"][row] = n * clean
+        return counts
+
+    def _ordinary_words(self) -> dict[int, list[list[int]]]:
+        """Pieces of words tagged `O` in `base`, by how many pieces a word has."""
+        tokens = self._tokenised("base")
+        found: dict[int, set[tuple[int, ...]]] = {}
+        outside = (tokens.targets == self.labels.index(OUTSIDE)) & tokens.real
+        for row, start, stop in self._words(tokens.targets, tokens.real, outside):
+            pieces = tuple(tokens.input_ids[row, start:stop].tolist())
+            found.setdefault(len(pieces), set()).add(pieces)
+        return {n: [list(p) for p in sorted(words)] for n, words in found.items()}
+
+    def _concept_words(self, batch: Batch) -> Iterator[tuple[int, int, int]]:
+        return self._words(batch["targets"], batch["real"], batch["concept"])
+
+    def _words(
+        self, targets: Tensor, real: Tensor, where: Tensor
+    ) -> Iterator[tuple[int, int, int]]:
+        """Row, first piece and one past the last of the words labelled at `where`."""
+        for row in where.any(1).nonzero()[:, 0].tolist():
+            labelled = (targets[row] != NO_TARGET).nonzero()[:, 0].tolist()
+            text = real[row].nonzero()[:, 0].tolist()
+            if self._options.label_piece == "first":
+                bounds = [*labelled, text[-1] + 1]
+            else:
+                bounds = [text[0], *(piece + 1 for piece in labelled)]
+            for piece, start, stop in zip(labelled, bounds, bounds[1:], strict=False):
+                if where[row, piece]:
+                    yield row, start, stop
+
+
+def _spans_of(
+    total: Mapping[str, float], prefix: str, kinds: Sequence[str]
+) -> tuple[float, float, float]:
+    tp, fp, fn = (
+        sum(total[f"{prefix}{outcome}:{kind}"] for kind in kinds)
+        for outcome in OUTCOMES
+    )
+    return precision_recall_f1(tp, fp, fn)

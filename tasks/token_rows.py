@@ -1,0 +1,96 @@
+"""Tagged sentences as word pieces: where each word's tag stands, padded and stored."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from typing import Any, Literal
+
+import torch
+from jaxtyping import Bool, Int
+from torch import Tensor
+
+from data.tagged import TaggedSentence
+from storage.errors import UserError
+from tasks.base import NO_TARGET
+
+
+@dataclass(frozen=True)
+class TokenRows:
+    """One split, tokenised once: row i is sentence i, padded to the longest."""
+
+    input_ids: Int[Tensor, "example seq"]
+    targets: Int[Tensor, "example seq"]
+    """Label of a word at one of its pieces, `NO_TARGET` elsewhere."""
+    real: Bool[Tensor, "example seq"]
+    """Pieces of the text: neither padding nor special tokens."""
+    lengths: Int[Tensor, "example"]
+
+    @classmethod
+    def tokenised(
+        cls,
+        sentences: Sequence[TaggedSentence],
+        labels: Sequence[str],
+        tokenizer: Any,
+        *,
+        label_piece: Literal["first", "last"],
+        max_length: int,
+    ) -> "TokenRows":
+        """Pieces of every sentence; those beyond `max_length` are cut off.
+
+        A word that the tokenizer leaves no piece of has no target.
+
+        Raises:
+            UserError: When the tokenizer cannot tell where its pieces stand.
+        """
+        if tokenizer is None or not getattr(tokenizer, "is_fast", False):
+            raise UserError(
+                "token classification needs a fast tokenizer (one that gives offsets), "
+                f"got {type(tokenizer).__name__}"
+            )
+        encoded = tokenizer(
+            [" ".join(sentence.words) for sentence in sentences],
+            truncation=True,
+            max_length=max_length,
+            return_offsets_mapping=True,
+            return_special_tokens_mask=True,
+        )
+        lengths = torch.tensor([len(ids) for ids in encoded["input_ids"]])
+        shape = (len(sentences), int(lengths.max()))
+        input_ids = torch.full(shape, padding_id(tokenizer), dtype=torch.int32)
+        targets = torch.full(shape, NO_TARGET, dtype=torch.int32)
+        real = torch.zeros(shape, dtype=torch.bool)
+        label_ids = {label: index for index, label in enumerate(labels)}
+        for row, sentence in enumerate(sentences):
+            length = int(lengths[row])
+            input_ids[row, :length] = torch.tensor(encoded["input_ids"][row])
+            special = torch.tensor(encoded["special_tokens_mask"][row])
+            real[row, :length] = special == 0
+            words = _words_of_pieces(sentence, encoded["offset_mapping"][row], special)
+            for word, pieces in groupby(
+                (p for p, w in enumerate(words) if w is not None), key=words.__getitem__
+            ):
+                positions = list(pieces)
+                piece = positions[0] if label_piece == "first" else positions[-1]
+                targets[row, piece] = label_ids[sentence.tags[word]]
+        return cls(input_ids, targets, real, lengths)
+
+
+def padding_id(tokenizer: Any) -> int:
+    """The token that fills batches: the tokenizer's own, or its end token, or 0."""
+    for token_id in (tokenizer.pad_token_id, tokenizer.eos_token_id):
+        if token_id is not None:
+            return int(token_id)
+    return 0
+
+
+def _words_of_pieces(
+    sentence: TaggedSentence, offsets: Sequence[tuple[int, int]], special: Tensor
+) -> list[int | None]:
+    """The word in which each piece ends; None of special tokens and bare spaces."""
+    word_at: list[int | None] = []
+    for index, word in enumerate(sentence.words):
+        word_at += [index] * len(word) + [None]
+    return [
+        word_at[stop - 1] if stop > start and not is_special else None
+        for (start, stop), is_special in zip(offsets, special.tolist(), strict=True)
+    ]
