@@ -33,8 +33,8 @@ def write_bytes(path: Path, data: bytes) -> None:
     """Write `data` to `path` at once, parents included.
 
     Raises:
-        UserError: When the disk is full or the folder cannot be written; a file that was
-            there before is then still whole.
+        UserError: When the disk is full or the folder cannot be written; a file that
+            was there before is then still whole.
     """
 
     def write(temporary: Path) -> None:
@@ -60,9 +60,7 @@ def write_tensors(
 
     Tensors may be views of each other and may lie on any device.
     """
-    plain = {name: tensors[name].detach().cpu() for name in sorted(tensors)}
-    # Views share storage, which safetensors refuses to write.
-    owned = {name: value.contiguous().clone() for name, value in plain.items()}
+    owned = _owned(tensors)
 
     def write(temporary: Path) -> None:
         save_file(owned, temporary, metadata=dict(metadata or {}))
@@ -83,8 +81,8 @@ def read_json(path: Path) -> Any:
         raise _unreadable(path, error) from error
     except json.JSONDecodeError as error:
         raise UserError(
-            f"{path} is not JSON (line {error.lineno}: {error.msg}); restore it or name "
-            "another file"
+            f"{path} is not JSON (line {error.lineno}: {error.msg}); restore it or "
+            "name another file"
         ) from error
     except UnicodeDecodeError as error:
         raise UserError(f"{path} is not UTF-8 text: {error.reason}") from error
@@ -116,9 +114,9 @@ def read_metadata(path: Path) -> dict[str, str]:
 
 
 def jsonable(value: Any) -> Any:
-    """`value` in plain JSON types: paths as text, NaN and infinity as None, tuples as lists.
+    """`value` in plain JSON types: paths as text, NaN and infinity as None.
 
-    Numbers of numpy and torch (anything with `item`) become Python numbers.
+    Tuples, sets, arrays and tensors become lists, their scalars Python numbers.
     """
     if isinstance(value, float):
         return value if math.isfinite(value) else None
@@ -178,8 +176,21 @@ def _replace(path: Path, write: Callable[[Path], None]) -> None:
             temporary.unlink(missing_ok=True)
 
 
+def _owned(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """CPU tensors by name, each with storage of its own: safetensors refuses views."""
+    owned, storages = {}, set()
+    for name in sorted(tensors):
+        value = tensors[name].detach().cpu().contiguous()
+        storage = value.untyped_storage()
+        if storage.nbytes() != value.nbytes or storage.data_ptr() in storages:
+            value = value.clone()
+        storages.add(storage.data_ptr())
+        owned[name] = value
+    return owned
+
+
 def _sort_metadata_(path: Path) -> None:
-    """Order the metadata of a safetensors header, which is written in a random order."""
+    """Order the metadata of a safetensors header, which come in a random order."""
     with path.open("r+b") as file:
         length = int.from_bytes(file.read(8), "little")
         header = json.loads(file.read(length))
@@ -197,6 +208,6 @@ def _unreadable(path: Path, error: OSError) -> UserError:
 
 def _not_safetensors(path: Path, error: SafetensorError) -> UserError:
     return UserError(
-        f"{path} is truncated or not a safetensors file ({error}); restore it or make it "
-        "again"
+        f"{path} is truncated or not a safetensors file ({error}); restore it or make "
+        "it again"
     )

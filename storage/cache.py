@@ -6,9 +6,9 @@ from pathlib import Path
 
 
 def cache_folder() -> Path:
-    """`$CIRCUITCUT_CACHE`, else `$XDG_CACHE_HOME/circuitcut`, else `~/.cache/circuitcut`.
+    """The cache folder of this user, which need not exist.
 
-    The folder need not exist.
+    `$CIRCUITCUT_CACHE`, else `$XDG_CACHE_HOME/circuitcut`, else `~/.cache/circuitcut`.
     """
     if own := os.environ.get("CIRCUITCUT_CACHE"):
         return Path(own).expanduser()
@@ -18,7 +18,10 @@ def cache_folder() -> Path:
 
 
 def content_hash(*parts: str | bytes) -> str:
-    """SHA-256 hex digest of the parts, each with its length: ("ab", "c") != ("a", "bc")."""
+    """SHA-256 hex digest of the parts, each preceded by its length.
+
+    So `("ab", "c")` and `("a", "bc")` differ.
+    """
     digest = hashlib.sha256()
     for part in parts:
         data = part.encode() if isinstance(part, str) else part

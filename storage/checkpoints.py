@@ -1,7 +1,8 @@
-"""Checkpoints: nested states as safetensors and JSON, one folder a step, never a pickle.
+"""Checkpoints: nested states as safetensors and JSON, one folder a step, no pickle.
 
-A checkpoint is written to a temporary folder, synced and renamed, and carries the SHA-256
-of its tensors; the one before it is kept, so that a damaged file costs steps, not the run.
+A checkpoint is written to a temporary folder, synced and renamed, and carries the
+SHA-256 of its tensors; the one before it is kept, so that a damaged file costs steps,
+not the run.
 """
 
 import hashlib
@@ -41,12 +42,12 @@ def save_state(folder: Path, step: int, state: dict[str, Any]) -> Path:
     Args:
         folder: Where the checkpoints of this run lie; made if need be.
         step: Number of steps done.
-        state: Nested dicts (text keys), lists and tuples (read back as lists) of tensors,
-            numbers, text, bools and None.
+        state: Nested dicts (text keys), lists and tuples (read back as lists) of
+            tensors, numbers, text, bools and None.
 
     Raises:
-        UserError: When the disk is full or the folder cannot be written; the checkpoints
-            that were there are then still whole.
+        UserError: When the disk is full or the folder cannot be written; the
+            checkpoints that were there are then still whole.
     """
     target = folder / f"step-{step:08d}"
     temporary = temporary_name(target)
@@ -86,14 +87,14 @@ def load_latest(folder: Path) -> tuple[int, dict[str, Any]] | None:
             damaged.append(path.name)
     if damaged:
         raise UserError(
-            f"no checkpoint in {folder} can be read ({', '.join(damaged)} are damaged); "
+            f"no checkpoint in {folder} can be read (damaged: {', '.join(damaged)}); "
             "start a new run"
         )
     return None
 
 
 def latest_step(folder: Path) -> int:
-    """Number of steps in the newest whole checkpoint, 0 without one; see `load_latest`."""
+    """Steps done in the newest whole checkpoint, 0 without one; see `load_latest`."""
     latest = load_latest(folder)
     return 0 if latest is None else latest[0]
 

@@ -1,4 +1,4 @@
-"""A run directory holds everything a run read, did and found; it is never overwritten."""
+"""A run directory holds all that a run read, did and found; never overwritten."""
 
 import importlib.metadata
 import json
@@ -48,7 +48,8 @@ class RunDirectory:
         """A new directory with its `config.json` and `environment.json`.
 
         Args:
-            parent: Folder of run directories; None means `runs` in the working directory.
+            parent: Folder of run directories; None means `runs` in the working
+                directory.
             kind: Verb of the script that writes it, for instance `train_mask`.
             task: Used in the generated name `<task>-<model>-<time>-<id>`.
             model: Likewise; a hub name or a path is shortened to its last part.
@@ -56,7 +57,8 @@ class RunDirectory:
             name: Take this folder (under `parent`, unless absolute) instead.
 
         Raises:
-            UserError: When the folder cannot be written, or `name` exists and is not empty.
+            UserError: When the folder cannot be written, or `name` exists and is not
+                empty.
         """
         parent = DEFAULT_PARENT if parent is None else parent
         path = parent / (name or _generated_name(task, model))
@@ -64,8 +66,8 @@ class RunDirectory:
             path.mkdir(parents=True, exist_ok=True)
             if any(path.iterdir()):
                 raise UserError(
-                    f"run folder {path} exists and is not empty; choose another name, or "
-                    "continue it with --resume"
+                    f"run folder {path} exists and is not empty; choose another name, "
+                    "or continue it with --resume"
                 )
         run = cls(path)
         write_json(path / _CONFIG, {"kind": kind, **config})
@@ -91,11 +93,11 @@ class RunDirectory:
             UserError: When there is none.
         """
         runs = [cls(path.parent) for path in parent.glob(f"*/{_CONFIG}")]
-        finished = [run for run in runs if run.is_finished and run.kind == kind]
+        finished = [run for run in runs if run.is_finished and run._is(kind)]
         if not finished:
             raise UserError(
-                f"no finished {kind} run under {parent}; run scripts/{kind}.py first, or "
-                "name a run"
+                f"no finished {kind} run under {parent}; run scripts/{kind}.py first, "
+                "or name a run"
             )
         return max(finished, key=lambda run: (run._started, run.path.name))
 
@@ -111,7 +113,7 @@ class RunDirectory:
 
     @property
     def environment(self) -> dict[str, Any]:
-        """`environment.json`: versions, commit, seed, device, threads, platform, command."""
+        """`environment.json`: versions, commit, seed, device, threads, command."""
         return _read_object(self.path / _ENVIRONMENT)
 
     @property
@@ -135,7 +137,7 @@ class RunDirectory:
         return self.path / "figures"
 
     def log(self, step: int, **scalars: Any) -> None:
-        """Append `{"step": step, ...}` to `metrics.jsonl`; NaN and infinity become null."""
+        """Append `{"step": step, ...}` to `metrics.jsonl`; NaN becomes null."""
         path = self.path / _METRICS
         line = json.dumps(jsonable({"step": step, **scalars}))
         with told_to_the_user(path), path.open("a", encoding="utf-8") as file:
@@ -165,8 +167,8 @@ class RunDirectory:
     def truncate_metrics(self, step: int, **labels: Any) -> None:
         """Keep the entries before `step`, so that a resumed run logs each step once.
 
-        With `labels` only entries that carry all of them are cut off: other conditions of
-        the same run stay.
+        With `labels` only entries that carry all of them are cut off: other conditions
+        of the same run stay.
         """
         kept = [
             entry
@@ -178,8 +180,14 @@ class RunDirectory:
         write_text(self.path / _METRICS, "".join(lines))
 
     def write_results(self, results: Mapping[str, Any]) -> None:
-        """Write `results.json`, which finishes the run; NaN and infinity become null."""
+        """Write `results.json`, which finishes the run; NaN becomes null."""
         write_json(self.path / _RESULTS, results)
+
+    def _is(self, kind: str) -> bool:
+        try:
+            return self.kind == kind
+        except UserError:  # damaged, and so not to be chosen
+            return False
 
     @property
     def _started(self) -> str:

@@ -1,8 +1,7 @@
-"""Flags: a frozen dataclass a script, from the command line and from a saved config.json."""
+"""Flags: one frozen dataclass a script, read from the command line and config.json."""
 
 import argparse
 import logging
-import os
 import sys
 import warnings
 from collections.abc import Callable, Mapping
@@ -21,57 +20,69 @@ T = TypeVar("T")
 NONE = "none"
 """What stands for no value on the command line, for instance `--clip_norm none`."""
 
-_NOT_FLAGS = ("kind", "resume")
-"""Keys of a config.json that are not taken over: they belong to the run itself."""
+_NOT_REPEATED = ("kind", "resume")
+"""Keys of a config.json that belong to the run itself."""
 
 _OURS = (
-    *("data", "tasks", "models", "masks", "storage", "training"),
-    *("attribution", "relearning", "reports"),
+    *("storage", "data", "tasks", "models", "masks", "training"),
+    *("attribution", "relearning", "reports", "scripts", "benchmarks"),
+)
+_NOISY = (
+    r"(torch|transformers|accelerate|datasets|huggingface_hub|tensorboard|sklearn)\b"
 )
 
 
-def parse_config(config_class: type[T], argv: list[str] | None = None) -> T:
+def parse_config(
+    config_class: type[T],
+    argv: list[str] | None = None,
+    *,
+    description: str | None = None,
+) -> T:
     """The flags of `argv` (default: the command line) as a `config_class`.
 
-    `--config FILE` (or a run directory) puts a saved config.json before the other flags,
-    which override it; a `--resume RUN` flag of `config_class` does the same with RUN's.
-    Lists may be empty, and an optional value may be `none`.
+    `--config FILE` (or a run directory) puts a saved config.json before the other
+    flags, which override it; if `config_class` has a flag `--resume RUN`, it does the
+    same with RUN's. Lists may be empty, and an optional value may be `none`.
+
+    Args:
+        config_class: Dataclass whose fields are the flags.
+        description: Opens the text of `--help`; the class's docstring by default.
 
     Raises:
         SystemExit: With status 2 and one line on stderr when a flag is unknown, a value
-            has the wrong type or `config_class` refuses the combination; with status 0
-            after `--help`.
+            has the wrong type or `config_class` refuses it; with 0 after `--help`.
     """
-    parser = _Parser(config_class)
+    parser = _Parser(config_class, description or config_class.__doc__ or "")
     argv = sys.argv[1:] if argv is None else argv
     try:
         saved = _saved_config(argv)
-        flags = [] if saved is None else _flags_of(config_class, saved)
+        flags = [] if saved is None else _flags_of(config_class, *saved)
         parser.parse_args([*flags, *argv])  # refuses unknown flags by name
-        return parser.parse_args_into_dataclasses(
+        parsed = parser.parse_args_into_dataclasses(
             [*flags, *argv], look_for_args_file=False
-        )[0]
+        )
     except ValueError as error:
         parser.error(str(error))
+    return parsed[0]
 
 
 def run_script(main: Callable[[T], Any], config_class: type[T]) -> None:
-    """Parse the command line and run `main`, telling the user in one line what is wrong.
+    """Parse the command line and run `main`; `--help` shows the script's docstring.
 
     Raises:
-        SystemExit: With status 2 after a UserError, 130 after an interruption. Any other
-            exception keeps its traceback.
+        SystemExit: With status 2 after a UserError and 130 after an interruption, one
+            line on stderr each. Any other exception keeps its traceback.
     """
-    config = parse_config(config_class)
+    description = sys.modules[main.__module__].__doc__
+    config = parse_config(config_class, description=description)
     _quiet_libraries()
     try:
         main(config)
     except UserError as error:
         _leave(2, f"error: {error}")
     except KeyboardInterrupt as error:
-        _leave(
-            130, f"interrupted: {error or 'a run can be continued with --resume RUN'}"
-        )
+        hint = str(error) or "if the run had begun, continue it with --resume RUN"
+        _leave(130, f"interrupted: {hint}")
 
 
 def config_dict(config: Any) -> dict[str, Any]:
@@ -79,20 +90,34 @@ def config_dict(config: Any) -> dict[str, Any]:
     return jsonable(asdict(config))
 
 
-class _Parser(HfArgumentParser):
-    """HfArgumentParser with whole flags, empty lists, `none`, and errors in one line."""
+class _Help(
+    argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter
+):
+    """Shows defaults, except none, and a description as it stands."""
 
-    def __init__(self, config_class: Any):
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        if action.default is None or action.default == []:
+            return action.help
+        return super()._get_help_string(action)
+
+
+class _Parser(HfArgumentParser):
+    """HfArgumentParser with whole flags, empty lists, `none`, and one-line errors."""
+
+    def __init__(self, config_class: Any, description: str):
         hints = get_type_hints(config_class)
-        self._optional = {
-            f"--{name}" for name in hints if NoneType in get_args(hints[name])
-        }
-        description = (config_class.__doc__ or "").strip()
-        super().__init__(config_class, allow_abbrev=False, description=description)
+        optional = [name for name in hints if NoneType in get_args(hints[name])]
+        self._optional = {f"--{name}" for name in optional}
+        super().__init__(
+            config_class,
+            allow_abbrev=False,
+            description=description.strip(),
+            formatter_class=_Help,
+        )
         self.add_argument(
             "--config",
             type=Path,
-            help="config.json of an earlier run, or its folder: repeat it; flags override",
+            help="config.json of an earlier run, or its folder: the flags it had",
         )
 
     def add_argument(self, *names: Any, **settings: Any) -> argparse.Action:
@@ -114,12 +139,12 @@ def _or_none(convert: Callable[[str], Any]) -> Callable[[str], Any]:
     def converted(text: str) -> Any:
         return None if text == NONE else convert(text)
 
-    converted.__name__ = getattr(convert, "__name__", "value")
+    converted.__name__ = getattr(convert, "__name__", "value")  # argparse shows it
     return converted
 
 
-def _saved_config(argv: list[str]) -> dict[str, Any] | None:
-    """The config.json that `argv` names, with its path under the key `config`."""
+def _saved_config(argv: list[str]) -> tuple[dict[str, Any], Path] | None:
+    """The config.json that `argv` names, and where it lies."""
     parser = argparse.ArgumentParser(
         add_help=False, allow_abbrev=False, exit_on_error=False
     )
@@ -127,50 +152,46 @@ def _saved_config(argv: list[str]) -> dict[str, Any] | None:
     try:
         path = parser.parse_known_args(argv)[0].path
     except argparse.ArgumentError:
-        return None  # without a value: the real parser says so
-    if path is None:
+        return None  # a flag without its value: the real parser says so
+    if path is None or str(path) == NONE:
         return None
     path = path / "config.json" if path.is_dir() else path
     saved = read_json(path)
     if not isinstance(saved, dict):
         raise UserError(f"{path} must hold a JSON object, got {type(saved).__name__}")
-    return {**saved, "config": str(path)}
+    return saved, path
 
 
-def _flags_of(config_class: type, saved: Mapping[str, Any]) -> list[str]:
+def _flags_of(config_class: Any, saved: Mapping[str, Any], path: Path) -> list[str]:
     """The command line that gives a saved config."""
-    known = {field.name: field for field in fields(config_class) if field.init}
+    defaults = {field.name: field.default for field in fields(config_class)}
     flags: list[str] = []
     for name, value in saved.items():
-        if name in _NOT_FLAGS or name == "config":
+        if name in _NOT_REPEATED:
             continue
-        if name not in known:
+        if name not in defaults:
             raise UserError(
-                f"{saved['config']}: unknown key {name!r}; known: {', '.join(known)}"
+                f"{path}: unknown key {name!r}; known: {', '.join(defaults)}"
             )
-        if value is None:
-            if known[name].default not in (None, MISSING):
-                flags.append(f"--{name}={NONE}")
-        elif isinstance(value, list):
+        if isinstance(value, dict):
+            raise UserError(f"{path}: the value of {name!r} must not be an object")
+        if isinstance(value, list):
             flags += [f"--{name}", *map(str, value)]
-        elif isinstance(value, dict):
-            raise UserError(f"{saved['config']}: key {name!r} must not be nested")
-        else:
+        elif value is not None:
             flags.append(f"--{name}={value}")
+        elif defaults[name] not in (None, MISSING):
+            flags.append(f"--{name}={NONE}")
     return flags
 
 
 def _quiet_libraries() -> None:
-    """Show our own log lines, and of the libraries only errors."""
+    """Show our own log lines, and only errors of the libraries."""
     logging.basicConfig(format="%(message)s", level=logging.WARNING)
     for package in (*_OURS, "__main__"):
         logging.getLogger(package).setLevel(logging.INFO)
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
-    for category in (FutureWarning, DeprecationWarning, UserWarning):
-        warnings.simplefilter("ignore", category)
+    warnings.filterwarnings("ignore", module=_NOISY)
 
 
 def _leave(status: int, message: str) -> NoReturn:

@@ -1,10 +1,10 @@
 """What is minimised: losses of the concept's answers and of everything retained.
 
-All are averages over counted positions, weighted, in nats, and small where the mask does
-what it should. An average over no positions is a zero that still has a gradient (zero).
-Formulas: `break` in Li, Davies & Nadeau (2023), "Circuit Breaking: Removing Model
-Behaviors with Targeted Ablation", https://arxiv.org/abs/2309.05973. Departures: each
-position's loss is capped instead of the whole, and a margin stands beside the ascent.
+All are weighted averages over counted positions, in nats, small where the mask does
+what it should. An average over no positions is a zero that has a gradient, of zero.
+The ascent is that of Li, Davies & Nadeau (2023), "Circuit Breaking: Removing Model
+Behaviors with Targeted Ablation", https://arxiv.org/abs/2309.05973. Departures: the
+loss of each position is capped, and a hinge on the margin stands beside it.
 """
 
 from collections.abc import Callable
@@ -42,8 +42,8 @@ def margin(logits: Logits, concept_classes: Classes, rivals: Rivals) -> PerPosit
         return answer - logits.gather(1, rivals).logsumexp(1)
     if concept_classes.shape[1] >= logits.shape[1]:
         raise UserError(
-            f"the concept must leave a class to compete with, got {concept_classes.shape[1]} "
-            f"concept classes of {logits.shape[1]}; give rivals or another concept"
+            "the concept must leave a class to compete with, got "
+            f"{concept_classes.shape[1]} of {logits.shape[1]} classes; choose another"
         )
     others = logits.scatter(1, concept_classes, -torch.inf)
     return answer - others.logsumexp(1)
@@ -133,7 +133,7 @@ class ObjectiveSettings:
 
 
 Objective = Callable[[Answers, Tensor | None, ObjectiveSettings], Tensor]
-"""(answers, the uncut model's logits at the same positions or None, settings) -> scalar."""
+"""(answers, the uncut model's logits at the same positions, settings) -> scalar."""
 
 
 def _kl(
@@ -155,7 +155,7 @@ CONCEPT_OBJECTIVES: dict[str, Objective] = {
     "kl": _kl,
     "cross_entropy": lambda a, _, s: cross_entropy(a.logits, a.targets, a.weights),
 }
-"""`margin`, `ascent`, `uniform` drive the concept out; `kl`, `cross_entropy` keep it."""
+"""The first three drive the concept out (break), the others keep it (isolate)."""
 
 RETAIN_OBJECTIVES: dict[str, Objective] = {
     "kl": _kl,

@@ -17,8 +17,8 @@ def learning_rate_factor(
     """Factor in [0, 1] of the learning rate at `step` (0 is the first of `n_steps`).
 
     The first `warmup` steps rise linearly to 1 (1/warmup, 2/warmup, ...); over the rest
-    `linear` and `cosine` fall from 1 towards 0, which the step after the last would have,
-    and `late` stays at 1 over the first 60 % and then falls linearly.
+    `linear` and `cosine` fall from 1 towards 0, which the step after the last would
+    have, and `late` stays at 1 over the first 60 % and then falls linearly.
 
     Raises:
         UserError: When `kind` is unknown or `warmup` does not leave a step.

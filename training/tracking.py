@@ -1,4 +1,4 @@
-"""What a run shows while it runs: TensorBoard events, and the same scalars in JSON lines."""
+"""What a run shows while it runs: TensorBoard, and the same scalars in JSON lines."""
 
 from collections.abc import Mapping
 from types import TracebackType

@@ -1,0 +1,186 @@
+"""What one optimisation changes: parameters, multipliers, buffers and moments."""
+
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import broadcast
+from torch import Tensor, nn
+from torch.nn.utils import get_total_norm
+
+from storage.errors import UserError
+from training.fit_settings import FitSettings
+from training.schedules import learning_rate_factor
+
+_MAY_CHANGE_ON_RESUME = ("n_steps", "checkpoint_every")
+
+
+class FitState:
+    """The tensors of one optimisation, and the optimiser that moves them.
+
+    Args:
+        minimised: Parameters by name; on several processes all of them start from those
+            of the first.
+        maximised: Parameters that ascend, with `lr_maximised` and without weight decay.
+        buffers: Further tensors that belong to a checkpoint.
+
+    Raises:
+        UserError: When there is nothing to train, or an argument is wrong.
+    """
+
+    def __init__(
+        self,
+        minimised: Mapping[str, nn.Parameter],
+        maximised: Mapping[str, nn.Parameter],
+        lr_maximised: float | None,
+        buffers: Mapping[str, Tensor],
+        settings: FitSettings,
+        accelerator: Accelerator,
+    ):
+        _check_arguments(minimised, maximised, lr_maximised, accelerator)
+        self._tensors: dict[str, Mapping[str, Tensor]] = {
+            "parameters": minimised,
+            "maximised": maximised,
+            "buffers": buffers,
+        }
+        self._minimised = list(minimised.values())
+        self._maximised = list(maximised.values())
+        self._settings = settings
+        self._accelerator = accelerator
+        rates = [settings.lr, lr_maximised] if maximised else [settings.lr]
+        self._rates = [rate for rate in rates if rate is not None]
+        self._optimiser = _make_optimiser(self._minimised, self._maximised, settings)
+        if accelerator.num_processes > 1:
+            for tensors in self._tensors.values():
+                for tensor in tensors.values():
+                    broadcast(tensor.data)
+
+    def reduce_(self, loss: Tensor, stop: bool) -> tuple[float, float, bool]:
+        """Average gradients over processes; return loss, gradient norm, and who stops.
+
+        The norm is that of the minimised parameters, NaN if the gradient of a maximised
+        one is not finite. A process that was asked to stop stops all of them.
+        """
+        if self._accelerator.num_processes > 1:
+            for parameter in [*self._minimised, *self._maximised]:
+                if parameter.grad is None:
+                    parameter.grad = torch.zeros_like(parameter)
+                parameter.grad = self._accelerator.reduce(parameter.grad, "mean")
+            status = torch.stack([loss.float(), torch.full_like(loss, stop).float()])
+            loss, stops = self._accelerator.reduce(status, "mean")
+            stop = stops.item() > 0
+        norm = get_total_norm(_gradients(self._minimised)).item()
+        if self._maximised:
+            # zero times what is not finite is NaN
+            norm += 0 * get_total_norm(_gradients(self._maximised)).item()
+        return loss.item(), norm, stop
+
+    def step_(self, step: int, norm: float) -> float:
+        """Clip gradients of norm `norm`, move the parameters; return the rate."""
+        settings = self._settings
+        factor = learning_rate_factor(
+            settings.schedule, step, settings.n_steps, settings.warmup
+        )
+        if settings.clip_norm is not None and norm > settings.clip_norm:
+            for gradient in _gradients(self._minimised):
+                gradient.mul_(settings.clip_norm / norm)
+        for group, rate in zip(self._optimiser.param_groups, self._rates, strict=True):
+            group["lr"] = rate * factor
+        self._optimiser.step()
+        self._optimiser.zero_grad()
+        return settings.lr * factor
+
+    def tree(self) -> dict[str, Any]:
+        """The contents of a checkpoint."""
+        state = self._optimiser.state_dict()["state"]
+        return {
+            "settings": asdict(self._settings),
+            **{kind: dict(tensors) for kind, tensors in self._tensors.items()},
+            "optimiser": {str(index): dict(entry) for index, entry in state.items()},
+        }
+
+    def restore_(self, tree: Mapping[str, Any], folder: Path) -> None:
+        """Take over the contents of a checkpoint from `folder`.
+
+        Raises:
+            UserError: When it was written with other settings or for other tensors.
+        """
+        _check_settings(asdict(self._settings), tree["settings"], folder)
+        for kind, tensors in self._tensors.items():
+            _check_shapes(kind, tensors, tree[kind], folder)
+        with torch.no_grad():
+            for kind, tensors in self._tensors.items():
+                for name, tensor in tensors.items():
+                    tensor.copy_(tree[kind][name])
+        optimiser = self._optimiser.state_dict()
+        optimiser["state"] = {int(i): entry for i, entry in tree["optimiser"].items()}
+        self._optimiser.load_state_dict(optimiser)
+
+
+def _make_optimiser(
+    minimised: list[nn.Parameter], maximised: list[nn.Parameter], settings: FitSettings
+) -> torch.optim.Optimizer:
+    decay, rate = settings.weight_decay, settings.lr
+    groups: list[dict[str, Any]] = [{"params": minimised, "weight_decay": decay}]
+    if maximised:
+        groups.append({"params": maximised, "weight_decay": 0.0, "maximize": True})
+    match settings.optimiser:
+        case "adam":
+            return torch.optim.Adam(groups, lr=rate)
+        case "adamw":
+            return torch.optim.AdamW(groups, lr=rate)
+        case "sgd":
+            return torch.optim.SGD(groups, lr=rate, momentum=settings.momentum)
+
+
+def _check_arguments(
+    minimised: Mapping[str, nn.Parameter],
+    maximised: Mapping[str, nn.Parameter],
+    lr_maximised: float | None,
+    accelerator: Accelerator,
+) -> None:
+    if not minimised:
+        raise UserError("nothing to train: no parameter is left; check what is frozen")
+    if maximised and not (lr_maximised and lr_maximised > 0):
+        raise UserError(f"lr_maximised must be positive, got {lr_maximised}")
+    if accelerator.mixed_precision not in ("no", "bf16"):
+        raise UserError(
+            f"mixed_precision must be no or bf16, got {accelerator.mixed_precision!r}: "
+            "float16 would need a loss scaler"
+        )
+
+
+def _check_settings(
+    settings: Mapping[str, Any], saved: Mapping[str, Any], folder: Path
+) -> None:
+    for name, value in settings.items():
+        if name not in _MAY_CHANGE_ON_RESUME and saved.get(name) != value:
+            raise UserError(
+                f"the checkpoint in {folder} was written with {name} "
+                f"{saved.get(name)!r}, got {value!r}; resume with the flags of the run"
+            )
+
+
+def _check_shapes(
+    kind: str, tensors: Mapping[str, Tensor], saved: Mapping[str, Tensor], folder: Path
+) -> None:
+    if different := sorted(tensors.keys() ^ saved.keys()):
+        raise UserError(
+            f"the checkpoint in {folder} is for other {kind}: {different[0]!r} is only "
+            "on one side; resume with the flags of the run"
+        )
+    for name, tensor in tensors.items():
+        other = saved[name]
+        if (tensor.shape, tensor.dtype) != (other.shape, other.dtype):
+            raise UserError(
+                f"the checkpoint in {folder} has {kind} {name!r} of shape "
+                f"{tuple(other.shape)} ({other.dtype}), got {tuple(tensor.shape)} "
+                f"({tensor.dtype}); resume with the flags of the run"
+            )
+
+
+def _gradients(parameters: list[nn.Parameter]) -> list[Tensor]:
+    return [parameter.grad for parameter in parameters if parameter.grad is not None]
