@@ -10,7 +10,7 @@ from attribution.registry import METHODS
 from masks.frozen_mask import FrozenMask
 from masks.mask_files import weights_hash
 from reports.tables import format_table
-from tasks.evaluation import bootstrap, evaluate
+from tasks.evaluation import References, bootstrap, evaluate
 from torch import Tensor
 
 from scripts.experiment import Experiment, TaskConfig
@@ -39,6 +39,7 @@ def score(
     intervals: bool = True,
     sampled: bool = False,
     seed: int = 0,
+    references: References | None = None,
 ) -> Scored:
     """Evaluate one mask (None: the uncut model) with KL to the uncut model."""
     task, model = experiment.task, experiment.loaded.model
@@ -46,7 +47,7 @@ def score(
         evaluation = evaluate(task, model, split)
     else:
         cut = cut_with(experiment, mask)
-        evaluation = evaluate(task, model, split, cut=cut, reference=True)
+        evaluation = evaluate(task, model, split, cut=cut, reference=references or True)
     scores = dict(evaluation.scores)
     if sampled and mask is not None and mask.ablated.kind != "counterfactual":
         scores |= task.sampled_scores(model, _context(mask, experiment), seed=seed)

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -31,14 +31,34 @@ class Evaluation:
     n_examples: int
 
 
+Cut = Callable[[Batch], AbstractContextManager[Any]]
+"""Makes the context in which the model is cut for one batch (on the model's device)."""
+
+
+@dataclass
+class References:
+    """The uncut model's outputs on the batches of one split, kept from cut to cut.
+
+    Give the same object to evaluations of one task, model, split and size alone.
+    """
+
+    outputs: list[Outputs] = field(default_factory=list)
+
+
+def uncut(batch: Batch) -> AbstractContextManager[Any]:
+    """No cut at all."""
+    del batch
+    return nullcontext()
+
+
 def evaluate(
     task: Task,
     model: nn.Module,
     split: Split,
     *,
     size: int = 64,
-    cut: Callable[[], AbstractContextManager[Any]] = nullcontext,
-    reference: bool = False,
+    cut: Cut = uncut,
+    reference: bool | References = False,
     limit: int | None = None,
 ) -> Evaluation:
     """Scores of `model` inside `cut` on every example of `split`, in eval mode.
@@ -50,19 +70,22 @@ def evaluate(
         size: Examples a forward pass; the scores do not depend on it.
         cut: Makes the context in which the model is cut; none by default.
         reference: Run the uncut model too and add `kl_concept` and `kl_retain`, the
-            mean KL(uncut || cut) in nats per position.
+            mean KL(uncut || cut) in nats per position. `References` keeps its outputs
+            for the next call.
         limit: Stop after that many examples.
 
     Raises:
         UserError: When the split is empty.
     """
     device = next(model.parameters()).device
+    references = reference if isinstance(reference, References) else References()
     counts: dict[str, list[Tensor]] = {}
     clusters, unseen, n_examples = [], [], 0
     was_training = model.training
     model.eval()
     try:
-        for batch in task.evaluation_batches(split, size=size):
+        batches = task.evaluation_batches(split, size=size)
+        for number, batch in enumerate(batches):
             if limit is not None and n_examples >= limit:
                 break
             if limit is not None:
@@ -73,7 +96,13 @@ def evaluate(
             clusters.append(batch["cluster"])
             unseen.append(batch["unseen"])
             with torch.no_grad():
-                counted = _counts(task, model, to_device(batch, device), cut, reference)
+                moved = to_device(batch, device)
+                counted, ablated = _counts(task, model, moved, cut, bool(reference))
+                if ablated is not None:
+                    if number == len(references.outputs):
+                        references.outputs.append(task.outputs(model, moved))
+                    whole = references.outputs[number]
+                    counted |= _divergences(moved, whole, ablated)
             for name, value in counted.items():
                 counts.setdefault(name, []).append(value.double().cpu())
     finally:
@@ -162,19 +191,28 @@ def _scores(task: Task, totals: Mapping[str, Tensor]) -> dict[str, float]:
     return scores
 
 
+class _Once(nn.Module):
+    """The model, run once a batch however often it is asked."""
+
+    def __init__(self, model: nn.Module):
+        super().__init__()
+        self.model = model
+        self._output: Any = None
+
+    def forward(self, **inputs: Tensor) -> Any:
+        if self._output is None:
+            self._output = self.model(**inputs)
+        return self._output
+
+
 def _counts(
-    task: Task,
-    model: nn.Module,
-    batch: Batch,
-    cut: Callable[[], AbstractContextManager[Any]],
-    reference: bool,
-) -> dict[str, Tensor]:
-    with cut():
-        counts = task.counts(model, batch)
-        if not reference:
-            return counts
-        ablated = task.outputs(model, batch)
-    return counts | _divergences(batch, task.outputs(model, batch), ablated)
+    task: Task, model: nn.Module, batch: Batch, cut: Cut, with_outputs: bool
+) -> tuple[dict[str, Tensor], Outputs | None]:
+    """Counts of one batch and, if wanted, the predictions, from one forward pass."""
+    with cut(batch):
+        once = _Once(model)
+        counts = task.counts(once, batch)
+        return dict(counts), task.outputs(once, batch) if with_outputs else None
 
 
 def _divergences(batch: Batch, uncut: Outputs, ablated: Outputs) -> dict[str, Tensor]:
