@@ -16,12 +16,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from attribution.registry import METHODS
 from masks.frozen_mask import FrozenMask
-from reports.tables import format_table
-from storage.run_directory import RunDirectory
-from training.config import config_dict, run_script
-
 from models.architectures import sites_of
 from models.sites import UNIT_KINDS
+from reports.tables import format_table
 from scripts.experiment import TaskConfig, flag
 from scripts.mask_scores import attribution_ranking, cut_by, provenance, score
 from scripts.mask_training import MaskSettings, ablation_values, special_ids
@@ -29,6 +26,8 @@ from scripts.train_base import prepare
 from scripts.train_mask import UNITS
 from storage.atomic import write_tensors
 from storage.errors import UserError
+from storage.run_directory import RunDirectory
+from training.config import config_dict, run_script
 
 
 @dataclass(frozen=True)

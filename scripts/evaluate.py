@@ -17,9 +17,6 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from masks.frozen_mask import FrozenMask
 from reports.figures import size_curve
 from reports.tables import format_table
-from storage.run_directory import RunDirectory
-from training.config import config_dict, run_script
-
 from scripts.experiment import TaskConfig, flag
 from scripts.mask_scores import (
     attribution_scores,
@@ -29,7 +26,9 @@ from scripts.mask_scores import (
 from scripts.train_base import prepare
 from storage.atomic import read_json
 from storage.errors import UserError
+from storage.run_directory import RunDirectory
 from tasks.base import SPLITS
+from training.config import config_dict, run_script
 
 
 @dataclass(frozen=True)

@@ -7,11 +7,12 @@ from typing import Any, Literal
 
 import torch
 from accelerate import Accelerator
-from models.loading import LoadedModel
-from tasks.registry import TASKS
 
+from models.loading import LoadedModel
 from storage.errors import UserError
 from tasks.base import Corpus, Task, TaskOptions
+from tasks.evaluation import References
+from tasks.registry import TASKS
 
 DEFAULT_MODELS = {
     "locations": "tiny-encoder",
@@ -114,6 +115,8 @@ class Experiment:
     accelerator: Accelerator
     base: dict[str, Any]
     """How the base model was trained: recipe, seconds, scores; empty if as loaded."""
+    references: dict[str, References] = field(default_factory=dict)
+    """Outputs of the uncut model by split."""
 
 
 def make_accelerator(config: TaskConfig) -> Accelerator:

@@ -6,18 +6,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
 from attribution.registry import METHODS
 from masks.frozen_mask import FrozenMask
 from masks.mask_files import weights_hash
 from reports.tables import format_table
-from tasks.evaluation import References, bootstrap, evaluate
-from torch import Tensor
-
 from scripts.experiment import Experiment, TaskConfig
 from scripts.mask_training import MaskSettings, cut_with
 from storage.atomic import read_tensors
 from storage.errors import UserError
 from tasks.base import Split
+from tasks.evaluation import References, bootstrap, evaluate
 
 N_RESAMPLES = 500
 
@@ -39,7 +39,6 @@ def score(
     intervals: bool = True,
     sampled: bool = False,
     seed: int = 0,
-    references: References | None = None,
 ) -> Scored:
     """Evaluate one mask (None: the uncut model) with KL to the uncut model."""
     task, model = experiment.task, experiment.loaded.model
@@ -47,7 +46,8 @@ def score(
         evaluation = evaluate(task, model, split)
     else:
         cut = cut_with(experiment, mask)
-        evaluation = evaluate(task, model, split, cut=cut, reference=references or True)
+        references = experiment.references.setdefault(split, References())
+        evaluation = evaluate(task, model, split, cut=cut, reference=references)
     scores = dict(evaluation.scores)
     if sampled and mask is not None and mask.ablated.kind != "counterfactual":
         scores |= task.sampled_scores(model, _context(mask, experiment), seed=seed)

@@ -21,9 +21,6 @@ from accelerate import Accelerator
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from tasks.evaluation import evaluate
-from tasks.registry import TASKS
-
 from masks.mask_files import weights_hash
 from models.builtin import BUILTIN, build_builtin
 from models.loading import LoadedModel, load_model, save_model
@@ -39,6 +36,8 @@ from storage.atomic import read_json, write_json
 from storage.cache import cache_folder, content_hash
 from storage.errors import UserError
 from tasks.base import Corpus, Task, to_device
+from tasks.evaluation import evaluate
+from tasks.registry import TASKS
 from training.config import run_script
 from training.loop import FitSettings, fit
 

@@ -20,8 +20,6 @@ from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from tasks.evaluation import evaluate
-
 from attribution.registry import METHODS
 from masks.ablation import AblationValues
 from masks.frozen_mask import FrozenMask
@@ -52,6 +50,7 @@ from storage.atomic import write_tensors
 from storage.checkpoints import latest_step
 from storage.errors import UserError
 from storage.run_directory import RunDirectory
+from tasks.evaluation import evaluate
 from training.config import config_dict, run_script
 from training.tracking import Tracker
 

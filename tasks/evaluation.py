@@ -3,6 +3,7 @@
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -43,6 +44,19 @@ class References:
     """
 
     outputs: list[Outputs] = field(default_factory=list)
+    bytes_left: int = 2 * 1024**3
+    """Logits of later batches are computed anew once this memory is used."""
+
+    def of(self, number: int, compute: Callable[[], Outputs]) -> Outputs:
+        """The outputs of batch `number`, kept or computed."""
+        if number < len(self.outputs):
+            return self.outputs[number]
+        found = compute()
+        size = sum(p.logits.nbytes for p in (found.concept, found.retain))
+        if number == len(self.outputs) and size <= self.bytes_left:
+            self.outputs.append(found)
+            self.bytes_left -= size
+        return found
 
 
 def uncut(batch: Batch) -> AbstractContextManager[Any]:
@@ -99,9 +113,7 @@ def evaluate(
                 moved = to_device(batch, device)
                 counted, ablated = _counts(task, model, moved, cut, bool(reference))
                 if ablated is not None:
-                    if number == len(references.outputs):
-                        references.outputs.append(task.outputs(model, moved))
-                    whole = references.outputs[number]
+                    whole = references.of(number, partial(task.outputs, model, moved))
                     counted |= _divergences(moved, whole, ablated)
             for name, value in counted.items():
                 counts.setdefault(name, []).append(value.double().cpu())
