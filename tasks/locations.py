@@ -8,11 +8,12 @@ five-way form of our own trials.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from data.hub import HUB_PREFIX, load_hub
@@ -38,6 +39,17 @@ CONCEPT_SHARE = 3 / 8
 ENTITY_WEIGHT = 2.0
 """Weight of a retained word inside an entity; other words weigh 1."""
 OUTCOMES = ("tp", "fp", "fn")
+
+
+@dataclass(frozen=True)
+class _SplitRows:
+    """A tokenised split, its sentences by whether their pieces carry the concept."""
+
+    tokens: TokenRows
+    with_concept: list[int]
+    others: list[int]
+    cluster: Int[Tensor, "example"]
+    unseen: Bool[Tensor, "example"]
 
 
 class LocationsTask(Task):
@@ -83,8 +95,7 @@ class LocationsTask(Task):
         self.labels = corpus.labels
         self._tokenizer = tokenizer
         self._options = options
-        self._rows: dict[Split, TokenRows] = {}
-        self._per_example: dict[Split, dict[str, Tensor]] = {}
+        self._splits: dict[Split, _SplitRows] = {}
         types = [entity_type(label) for label in self.labels]
         self._is_concept = torch.tensor(
             [kind in corpus.concept_types for kind in types]
@@ -101,29 +112,33 @@ class LocationsTask(Task):
 
         Where the split lacks one of the two kinds, the other fills the batch.
         """
-        with_concept, others = self._by_concept(split)
-        n_concept = max(1, round(CONCEPT_SHARE * size)) if others else size
-        members = draw(len(with_concept), step, n_concept, "concept", split, seed)
-        rows = [with_concept[member] for member in members]
-        if others and size > n_concept:
-            members = draw(len(others), step, size - n_concept, "other", split, seed)
-            rows += [others[member] for member in members]
-        return self._collated(split, rows)
+        rows = self._rows(split)
+        n_concept = max(1, round(CONCEPT_SHARE * size)) if rows.others else size
+        members: list[int] = []
+        for kind, pool, n in (
+            ("concept", rows.with_concept, n_concept),
+            ("other", rows.others, size - n_concept),
+        ):
+            if n:
+                members += [
+                    pool[i] for i in draw(len(pool), step, n, kind, split, seed)
+                ]
+        return self._collated(split, members)
 
     def finetune_batch(
         self, split: Split, step: int, *, size: int, seed: int, limit: int | None = None
     ) -> Batch:
         """Epoch by epoch; with `limit`, from that many sentences with the concept.
 
-        `seed` fixes which: the first `limit` of one shuffled row, so that a larger limit
-        adds sentences to those of a smaller one. No sentence is twice in a batch.
+        `seed` fixes which: the first `limit` of one shuffled row, so that a larger
+        limit adds sentences to those of a smaller one.
 
         Raises:
             UserError: When fewer than `limit` sentences hold the concept.
         """
         pool = list(range(self.n_examples(split)))
         if limit is not None:
-            with_concept, _ = self._by_concept(split)
+            with_concept = self._rows(split).with_concept
             if not 1 <= limit <= len(with_concept):
                 raise UserError(
                     f"limit must lie in 1..{len(with_concept)}, the sentences of "
@@ -136,7 +151,7 @@ class LocationsTask(Task):
 
     def evaluation_batches(self, split: Split, *, size: int) -> Iterator[Batch]:
         """Sentences of like length together, such batches in a fixed shuffled order."""
-        by_length = torch.argsort(self._tokenised(split).lengths, stable=True).tolist()
+        by_length = self._rows(split).tokens.lengths.argsort(stable=True).tolist()
         batches = [by_length[i : i + size] for i in range(0, len(by_length), size)]
         for number in shuffled(len(batches), "evaluation", split):
             yield self._collated(split, batches[number])
@@ -144,7 +159,7 @@ class LocationsTask(Task):
     def counts(
         self, model: nn.Module, batch: Batch
     ) -> dict[str, Float[Tensor, "batch"]]:
-        """Spans by outcome and type, words right, summed nats and words, per sentence."""
+        """Spans by outcome and type, words right, nats and words of each sentence."""
         logits = model(**self.inputs(batch)).logits.float()
         targets = batch["targets"]
         losses = nn.functional.cross_entropy(
@@ -203,7 +218,7 @@ class LocationsTask(Task):
     def concept_classes(
         self, batch: Batch, where: Tensor
     ) -> Int[Tensor, "position concept"]:
-        """Every label of the concept: under IOB2 both `B-` and `I-`."""
+        """Every label of the concept, `B-` and `I-`."""
         targets = batch["targets"][where]
         classes = self._is_concept.nonzero().squeeze(1).to(targets.device)
         return classes.expand(len(targets), -1)
@@ -230,45 +245,46 @@ class LocationsTask(Task):
             ids[row, start:stop] = torch.tensor(pieces, device=ids.device)
         return batch | {"input_ids": ids}
 
-    def _tokenised(self, split: Split) -> TokenRows:
-        if split not in self._rows:
-            self._rows[split] = TokenRows.tokenised(
-                self.corpus.splits[split],
+    def _rows(self, split: Split) -> _SplitRows:
+        """The split, tokenised when it is first asked for."""
+        if split not in self._splits:
+            sentences = self.corpus.splits[split]
+            tokens = TokenRows.tokenised(
+                sentences,
                 self.labels,
                 self._tokenizer,
                 label_piece=self._options.label_piece,
                 max_length=self._options.max_length,
             )
-        return self._rows[split]
+            found = self._of_concept(tokens.targets).any(1)
+            self._splits[split] = _SplitRows(
+                tokens,
+                found.nonzero()[:, 0].tolist(),
+                (~found).nonzero()[:, 0].tolist(),
+                torch.tensor([sentence.document for sentence in sentences]),
+                torch.tensor(self.corpus.unseen(split)),
+            )
+        return self._splits[split]
 
-    def _by_concept(self, split: Split) -> tuple[list[int], list[int]]:
-        """Rows whose pieces carry the concept, and the others."""
-        targets = self._tokenised(split).targets
-        found = (self._is_concept[targets.clamp(min=0)] & (targets >= 0)).any(1)
-        return found.nonzero()[:, 0].tolist(), (~found).nonzero()[:, 0].tolist()
+    def _of_concept(self, targets: Tensor) -> Tensor:
+        return self._is_concept[targets.clamp(min=0)] & (targets != NO_TARGET)
 
-    def _collated(self, split: Split, rows: Sequence[int]) -> Batch:
-        tokens, index = self._tokenised(split), torch.tensor(rows)
-        lengths = tokens.lengths[index]
+    def _collated(self, split: Split, members: Sequence[int]) -> Batch:
+        rows, index = self._rows(split), torch.tensor(members)
+        lengths = rows.tokens.lengths[index]
         seq = int(lengths.max())
-        targets = tokens.targets[index, :seq].long()
-        labelled = targets != NO_TARGET
-        concept = self._is_concept[targets.clamp(min=0)] & labelled
-        if split not in self._per_example:
-            documents = [s.document for s in self.corpus.splits[split]]
-            self._per_example[split] = {
-                "cluster": torch.tensor(documents),
-                "unseen": torch.tensor(self.corpus.unseen(split)),
-            }
+        targets = rows.tokens.targets[index, :seq].long()
+        labelled, concept = targets != NO_TARGET, self._of_concept(targets)
         return {
-            "input_ids": tokens.input_ids[index, :seq].long(),
+            "input_ids": rows.tokens.input_ids[index, :seq].long(),
             "attention_mask": (torch.arange(seq) < lengths[:, None]).long(),
             "targets": targets,
             "concept": concept,
             "retain": labelled & ~concept,
             "weights": self._weight[targets.clamp(min=0)] * labelled,
-            "real": tokens.real[index, :seq],
-            **{key: value[index] for key, value in self._per_example[split].items()},
+            "real": rows.tokens.real[index, :seq],
+            "cluster": rows.cluster[index],
+            "unseen": rows.unseen[index],
         }
 
     def _span_counts(self, targets: Tensor, predicted: Tensor) -> dict[str, Tensor]:
@@ -288,7 +304,7 @@ class LocationsTask(Task):
 
     def _ordinary_words(self) -> dict[int, list[list[int]]]:
         """Pieces of words tagged `O` in `base`, by how many pieces a word has."""
-        tokens = self._tokenised("base")
+        tokens = self._rows("base").tokens
         found: dict[int, set[tuple[int, ...]]] = {}
         outside = (tokens.targets == self.labels.index(OUTSIDE)) & tokens.real
         for row, start, stop in self._words(tokens.targets, tokens.real, outside):

@@ -4,6 +4,8 @@ import math
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 
+from torch import Tensor
+
 from data.tagged import Span, spans
 
 
@@ -40,6 +42,6 @@ def mean_defined(scores: Sequence[float]) -> float:
     return ratio(sum(defined), len(defined))
 
 
-def sums(counts: Mapping[str, object]) -> dict[str, float]:
+def sums(counts: Mapping[str, Tensor]) -> dict[str, float]:
     """Counts as numbers, summed over their examples."""
     return {name: float(value.sum()) for name, value in counts.items()}

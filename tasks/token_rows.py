@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import groupby
 from typing import Any, Literal
 
 import torch
@@ -63,14 +62,13 @@ class TokenRows:
         for row, sentence in enumerate(sentences):
             length = int(lengths[row])
             input_ids[row, :length] = torch.tensor(encoded["input_ids"][row])
-            special = torch.tensor(encoded["special_tokens_mask"][row])
-            real[row, :length] = special == 0
+            special = encoded["special_tokens_mask"][row]
+            real[row, :length] = torch.tensor(special) == 0
             words = _words_of_pieces(sentence, encoded["offset_mapping"][row], special)
-            for word, pieces in groupby(
-                (p for p, w in enumerate(words) if w is not None), key=words.__getitem__
-            ):
-                positions = list(pieces)
-                piece = positions[0] if label_piece == "first" else positions[-1]
+            order = words if label_piece == "last" else reversed(words)
+            # of the pieces of a word, the last one written stays
+            pieces = {word: piece for piece, word in order}
+            for word, piece in pieces.items():
                 targets[row, piece] = label_ids[sentence.tags[word]]
         return cls(input_ids, targets, real, lengths)
 
@@ -84,13 +82,16 @@ def padding_id(tokenizer: Any) -> int:
 
 
 def _words_of_pieces(
-    sentence: TaggedSentence, offsets: Sequence[tuple[int, int]], special: Tensor
-) -> list[int | None]:
-    """The word in which each piece ends; None of special tokens and bare spaces."""
+    sentence: TaggedSentence, offsets: Sequence[tuple[int, int]], special: Sequence[int]
+) -> list[tuple[int, int]]:
+    """Pieces and the words in which they end; special tokens and spaces have none."""
     word_at: list[int | None] = []
     for index, word in enumerate(sentence.words):
         word_at += [index] * len(word) + [None]
     return [
-        word_at[stop - 1] if stop > start and not is_special else None
-        for (start, stop), is_special in zip(offsets, special.tolist(), strict=True)
+        (piece, at)
+        for piece, ((start, stop), is_special) in enumerate(
+            zip(offsets, special, strict=True)
+        )
+        if stop > start and not is_special and (at := word_at[stop - 1]) is not None
     ]
