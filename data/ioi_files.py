@@ -3,54 +3,18 @@
 import random
 import re
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from data.ioi_generated import base_mixture, plain_texts
 from data.ioi_records import IoiCorpus, IoiRecord
 from data.ioi_words import NAMES
-from data.tables import TABLE_FORMATS, TableRow, read_table, table_format
+from data.tables import TableRow
 from storage.errors import UserError
 
 HELD_OUT_NAME_SHARE = 0.2
 SPLIT_SHARES = {"mask": 0.5, "tune": 0.15, "relearn": 0.25, "heldout": 0.1}
 N_BASE = 10_000
 N_PLAIN = 400
-
-
-def read_prompt_files(
-    path: Path,
-    *,
-    data_format: str,
-    prompt_column: str | None,
-    answer_column: str | None,
-) -> list[IoiRecord]:
-    """Prompts of a file, or of every table of a folder, without repetitions.
-
-    Raises:
-        UserError: When nothing is there or a row is malformed, naming file and line.
-    """
-    rows: list[TableRow] = []
-    for file in _tables(path):
-        chosen = table_format(file) if data_format == "auto" else data_format
-        if chosen not in TABLE_FORMATS:
-            raise UserError(
-                f"argument data_format must be one of {', '.join(TABLE_FORMATS)} for "
-                f"{file}, got {data_format!r}; name it or rename the file"
-            )
-        rows += read_table(file, chosen)
-    return prompt_records(rows, prompt_column, answer_column)
-
-
-def _tables(path: Path) -> list[Path]:
-    if not path.is_dir():
-        return [path]
-    files = sorted(file for file in path.iterdir() if table_format(file))
-    if not files:
-        raise UserError(
-            f"data folder {path} must hold .csv, .tsv, .json or .jsonl files, got none"
-        )
-    return files
 
 
 def prompt_records(
@@ -203,11 +167,3 @@ def _with_plain_texts(
         plain = dict.fromkeys(plain_texts(rng, N_PLAIN))
         with_plain[split] = (*records, *plain)
     return with_plain
-
-
-def read_prompts_from_hub(
-    rows: Sequence[Mapping[str, Any]], name: str
-) -> list[IoiRecord]:
-    """Prompts of a hub data set, in the columns of `mib-bench/ioi` or of the files."""
-    placed = [TableRow(f"{name}, row {i}", dict(row)) for i, row in enumerate(rows)]
-    return prompt_records(placed, None, None)

@@ -13,7 +13,8 @@ from functools import lru_cache
 
 from data.ioi_records import IoiCorpus, IoiRecord
 from data.ioi_words import (
-    COPY_TEMPLATES,
+    EXCHANGES,
+    LISTS,
     NAMES,
     OBJECTS,
     PLACES,
@@ -25,6 +26,7 @@ from data.ioi_words import (
 N_HELD_OUT_NAMES = 20
 N_BASE = 20_000
 THREE_NAMES_SHARE = 0.1
+LIST_SHARE = 0.4
 # prompts, plain texts and copying texts of each split; names of each split's prompts
 SPLIT_SIZES = {
     "mask": (1000, 1000, 0),
@@ -111,9 +113,12 @@ def three_names(rng: random.Random, names: Sequence[str]) -> IoiRecord:
 
 
 def copy_text(rng: random.Random, names: Sequence[str]) -> IoiRecord:
-    """A text that repeats names in a list, in pairs or in an exchange."""
-    slots = dict(zip("ABCD", rng.sample(names, 4), strict=True))
-    return IoiRecord(rng.choice(COPY_TEMPLATES).format(**slots), "copy")
+    """A text that repeats names: a list, or two exchanges between two names each."""
+    a, b, c, d = rng.sample(names, 4)
+    if rng.random() < LIST_SHARE:
+        return IoiRecord(rng.choice(LISTS).format(A=a, B=b, C=c, D=d), "copy")
+    first, second = rng.choice(EXCHANGES), rng.choice(EXCHANGES)
+    return IoiRecord(f"{first.format(A=a, B=b)} {second.format(A=c, B=d)}", "copy")
 
 
 def plain_texts(rng: random.Random, n: int) -> list[IoiRecord]:

@@ -54,21 +54,28 @@ painting radio sandwich umbrella violin watch
 OBJECTS = tuple(_OBJECTS.split())
 
 # Texts that repeat names in other ways than the prompts do: {A} to {D} are distinct.
-_COPY_TEMPLATES = """
+_LISTS = """
 The list is {A}, {B}, {C}, {D}. Again the list is {A}, {B}, {C}, {D}.
 In order: {A} {B} {C} {D}. In order: {A} {B} {C} {D}.
 First {A}, then {B}, then {C}. Once more: first {A}, then {B}, then {C}.
 Here {A} comes before {B}. And there {A} comes before {B}.
 The pairs are {A} with {B} and {C} with {D}, so {A} goes with {B} and {C} with {D}.
+The ball went from {A} to {B}, from {B} to {C}, from {C} to {B} and from {B} to {A}.
+"""
+LISTS = tuple(_LISTS.strip().splitlines())
+
+# Two of these make a text.
+_EXCHANGES = """
 In spring {A} wrote to {B} and {B} wrote to {A}.
 In winter {A} called {B}, and a day later {B} called {A}.
-When {A} helped {B}, then {B} helped {A}, and when {C} helped {D}, then {D} helped {C}.
+When {A} helped {B}, then {B} helped {A}.
 The letter went from {A} to {B} and back from {B} to {A}.
-The ball went from {A} to {B}, from {B} to {C}, from {C} to {B} and from {B} to {A}.
 The two were {A} and {B}: one was {A} and the other was {B}.
 The two were {A} and {B}: one was {B} and the other was {A}.
+Here sat {A} and {B}: {A} spoke to {B} and {B} spoke to {A}.
+Here sat {A} and {B}: {B} spoke to {A} and {A} spoke to {B}.
 """
-COPY_TEMPLATES = tuple(_COPY_TEMPLATES.strip().splitlines())
+EXCHANGES = tuple(_EXCHANGES.strip().splitlines())
 
 # Texts without any name and without anything to copy.
 _PLAIN_TEMPLATES = """

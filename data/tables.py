@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from data.hub import load_hub
 from storage.errors import UserError
 
 TABLE_FORMATS = ("csv", "tsv", "json", "jsonl")
@@ -56,6 +57,54 @@ def read_text(path: Path) -> str:
         raise UserError(
             f"{path}, line {line}: text must be UTF-8; convert the file"
         ) from None
+
+
+def read_tables(path: Path, data_format: str) -> list[TableRow]:
+    """Rows of a file, or of every table of a folder in the order of their names.
+
+    Args:
+        path: File or folder.
+        data_format: One of `TABLE_FORMATS`, or `auto` to go by the names of the files.
+
+    Raises:
+        UserError: When nothing is there or a row is malformed, naming file and line.
+    """
+    rows: list[TableRow] = []
+    for file in _files_of(path):
+        chosen = table_format(file) if data_format == "auto" else data_format
+        if chosen not in TABLE_FORMATS:
+            raise UserError(
+                f"--data_format must be one of {', '.join(TABLE_FORMATS)} for "
+                f"{file}, got {data_format!r}; name it or rename the file"
+            )
+        rows += read_table(file, chosen)
+    return rows
+
+
+def _files_of(path: Path) -> list[Path]:
+    if not path.is_dir():
+        return [path]
+    files = sorted(file for file in path.iterdir() if table_format(file))
+    if not files:
+        raise UserError(
+            f"data folder {path} must hold .csv, .tsv, .json or .jsonl files, got none"
+        )
+    return files
+
+
+def read_hub_table(
+    name: str, config: str | None, revision: str | None
+) -> list[TableRow]:
+    """Rows of every part of a hub data set.
+
+    Raises:
+        UserError: When it cannot be had.
+    """
+    return [
+        TableRow(f"{name}, {part} row {number}", dict(row))
+        for part, table in load_hub(name, config, revision).items()
+        for number, row in enumerate(table)
+    ]
 
 
 def read_table(path: Path, data_format: str) -> list[TableRow]:

@@ -11,14 +11,15 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
-from data.hub import load_hub
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from data.ioi_files import read_prompt_files, read_prompts_from_hub, split_prompts
+from data.hub import HUB_PREFIX
+from data.ioi_files import prompt_records, split_prompts
 from data.ioi_generated import generate_ioi
 from data.ioi_records import IoiCorpus, IoiKind
 from data.sampling import draw
+from data.tables import read_hub_table, read_tables
 from storage.errors import UserError
 from tasks.base import NO_TARGET, Batch, Head, Metric, Split, Task, TaskOptions
 from tasks.ioi_rows import KINDS, ioi_rows, one_token_names
@@ -50,17 +51,13 @@ class IoiTask(Task):
         """Built-in prompts, or tables of prompts (docs/formats.md)."""
         if options.data is None:
             return generate_ioi(options.split_seed)
-        if options.data.startswith("hub:"):
-            name = options.data.removeprefix("hub:")
-            rows = load_hub(name, options.hub_config, options.hub_revision)
-            records = read_prompts_from_hub(rows, name)
-        else:
-            records = read_prompt_files(
-                Path(options.data),
-                data_format=options.data_format,
-                prompt_column=options.text_column,
-                answer_column=options.label_column,
+        if options.data.startswith(HUB_PREFIX):
+            rows = read_hub_table(
+                options.data, options.hub_config, options.hub_revision
             )
+        else:
+            rows = read_tables(Path(options.data), options.data_format)
+        records = prompt_records(rows, options.text_column, options.label_column)
         return split_prompts(records, seed=options.split_seed)
 
     def __init__(self, corpus: IoiCorpus, tokenizer: Any, options: TaskOptions):
@@ -93,7 +90,8 @@ class IoiTask(Task):
         """Half prompts, half texts without names."""
         n_prompts = max(1, round(CONCEPT_SHARE * size))
         chosen: list[int] = []
-        for kind, n in (("ioi", n_prompts), ("text", size - n_prompts)):
+        shares: dict[IoiKind, int] = {"ioi": n_prompts, "text": size - n_prompts}
+        for kind, n in shares.items():
             pool = self._of_kind(split, kind)
             drawn = draw(len(pool), step, n, "mask", split, kind, seed) if pool else []
             chosen += [pool[i] for i in drawn[:n]]

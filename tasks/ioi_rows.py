@@ -7,7 +7,7 @@ from typing import Any
 
 from data.ioi_records import IoiKind, IoiRecord, completed
 from storage.errors import UserError
-from tasks.language_rows import Row, Tokens, tokenize
+from tasks.language_rows import Row, Tokens, tokenize, without_end
 
 MIN_NAMES = 20
 KINDS: tuple[IoiKind, ...] = ("ioi", "three_names", "text", "copy")
@@ -25,7 +25,7 @@ def one_token_names(names: Iterable[str], tokenizer: Any) -> dict[str, int]:
     texts = [f"to {name}" for name in candidates]
     name_ids: dict[str, int] = {}
     for name, text, tokens in zip(
-        candidates, texts, tokenize(tokenizer, texts, max_tokens=64), strict=True
+        candidates, texts, _tokens(tokenizer, texts, 64), strict=True
     ):
         where = _places(name, text, tokens)
         if len(where) == 1 and tokens.ids[where[0]] != tokenizer.unk_token_id:
@@ -51,8 +51,8 @@ def ioi_rows(
     ordered = sorted(records, key=lambda record: KINDS.index(record.kind))
     texts = [completed(record) for record in ordered]
     paired = [record.corrupted or "" for record in ordered]
-    coded = tokenize(tokenizer, texts, max_tokens=max_length + 1)
-    corrupted = tokenize(tokenizer, paired, max_tokens=max_length)
+    coded = _tokens(tokenizer, texts, max_length + 1)
+    corrupted = _tokens(tokenizer, paired, max_length)
     rows: list[Row] = []
     for i, (record, text, tokens) in enumerate(zip(ordered, texts, coded, strict=True)):
         if record.kind == "ioi":
@@ -64,6 +64,10 @@ def ioi_rows(
         if row is not None:
             rows.append(row)
     return rows
+
+
+def _tokens(tokenizer: Any, texts: Sequence[str], most: int) -> list[Tokens]:
+    return [without_end(row) for row in tokenize(tokenizer, texts, max_tokens=most)]
 
 
 def _prompt_row(

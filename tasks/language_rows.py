@@ -69,6 +69,14 @@ def tokenize(tokenizer: Any, texts: Sequence[str], *, max_tokens: int) -> list[T
     ]
 
 
+def without_end(tokens: Tokens) -> Tokens:
+    """The text without special tokens behind it, which some tokenizers add."""
+    n = len(tokens.ids)
+    while n > 1 and tokens.special[n - 1]:
+        n -= 1
+    return Tokens(tokens.ids[:n], tokens.spans[:n], tokens.special[:n])
+
+
 def collate(rows: Sequence[Row], pad_id: int) -> Batch:
     """Rows padded on the right to the longest of them."""
 

@@ -1,0 +1,47 @@
+"""Records of the toxicity task: toxic texts, neutral ones of the same kind, others."""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Literal
+
+TextKind = Literal["toxic", "neutral", "wiki"]
+TEXT_KINDS: tuple[TextKind, ...] = ("toxic", "neutral", "wiki")
+
+
+@dataclass(frozen=True)
+class TextRecord:
+    """One text: `neutral` is of the same register as `toxic`, `wiki` is not."""
+
+    text: str
+    kind: TextKind
+    spans: tuple[tuple[int, int], ...] = ()
+    """Characters that are toxic; none means all of a toxic text."""
+    document: str = ""
+    """Texts with the same one stay in one split; the text itself when empty."""
+    unseen: bool = False
+
+
+@dataclass(frozen=True)
+class TextCorpus:
+    """Records by split."""
+
+    records: Mapping[str, tuple[TextRecord, ...]]
+
+    @property
+    def labels(self) -> list[str] | None:
+        """None: the task has no classes."""
+        return None
+
+    def texts(self) -> list[str]:
+        """Texts of the `base` split."""
+        return [record.text for record in self.records["base"]]
+
+    def fingerprint(self) -> str:
+        """SHA-256 hex digest of every record."""
+        digest = hashlib.sha256()
+        for split, records in self.records.items():
+            rows = [asdict(record) for record in records]
+            digest.update(json.dumps([split, rows], ensure_ascii=False).encode())
+        return digest.hexdigest()

@@ -1,0 +1,253 @@
+"""Toxic text: the concept is to model it well, what is retained is all other text.
+
+Li, Davies & Nadeau (2023), "Circuit Breaking: Removing Model Behaviors with Targeted
+Ablation", https://arxiv.org/abs/2309.05973. Departure: neutral text of the same
+register is retained beside encyclopaedic text, since a mask that has only the latter to
+retain breaks the register. One text is one row, cut to `max_length` tokens.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
+from functools import cached_property
+from typing import Any, ClassVar
+
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from data.sampling import draw
+from data.text_files import labelled_texts, read_rows, retained_texts
+from data.text_records import TEXT_KINDS, TextCorpus, TextKind, TextRecord
+from data.text_splits import split_texts
+from data.toxicity_generated import generate_toxicity
+from tasks.base import NO_TARGET, Batch, Head, Metric, Split, Task, TaskOptions
+from tasks.language_rows import (
+    Row,
+    Tokens,
+    collate,
+    pad_id_of,
+    share,
+    token_nll,
+    tokenize,
+    without_end,
+)
+from tasks.toxicity_classifier import Scorer, classifier_scores, fit_classifier
+from tasks.toxicity_sampling import N_PROMPTS, PROMPT_TOKENS, sampled
+
+
+class ToxicityTask(Task):
+    """Language modelling of toxic, neutral and (where given) encyclopaedic texts.
+
+    Concept positions are the tokens of toxic texts, or of their marked spans only;
+    retained are the tokens of all other texts. The end of a text is a target of
+    fine-tuning and counts for no score. Batches hold `kind`, an index into
+    `TEXT_KINDS`.
+    """
+
+    name: ClassVar[str] = "toxicity"
+    head: ClassVar[Head] = "causal_lm"
+    concept_metric: ClassVar[Metric] = Metric("toxic_nll", False, "nats/token")
+    retain_metric: ClassVar[Metric] = Metric("retain_nll", False, "nats/token")
+
+    @classmethod
+    def read(cls, options: TaskOptions) -> TextCorpus:
+        """Built-in texts, or texts of one's own (docs/formats.md)."""
+        if options.data is None:
+            return generate_toxicity(options.split_seed)
+        records = labelled_texts(
+            read_rows(
+                options.data,
+                options.data_format,
+                options.hub_config,
+                options.hub_revision,
+            ),
+            text_column=options.text_column,
+            label_column=options.label_column,
+            concept_values=options.concept_values,
+            all_toxic=options.retain_data is not None,
+        )
+        if options.retain_data is not None:
+            rows = read_rows(options.retain_data, "auto", None, None)
+            known = {record.text for record in records}
+            further = retained_texts(rows, options.text_column)
+            records += [record for record in further if record.text not in known]
+        return split_texts(records, seed=options.split_seed)
+
+    def __init__(self, corpus: TextCorpus, tokenizer: Any, options: TaskOptions):
+        self._corpus = corpus
+        self._tokenizer = tokenizer
+        self._max_length = options.max_length
+        self._rows: dict[str, list[Row]] = {}
+        self._indices = {
+            split: {
+                kind: [i for i, record in enumerate(records) if record.kind == kind]
+                for kind in TEXT_KINDS
+            }
+            for split, records in corpus.records.items()
+        }
+
+    def batch(self, split: Split, step: int, *, size: int, seed: int) -> Batch:
+        """As many toxic, neutral and encyclopaedic texts, of the kinds there are."""
+        pools = {kind: pool for kind, pool in self._indices[split].items() if pool}
+        chosen: list[int] = []
+        for i, (kind, pool) in enumerate(pools.items()):
+            n = size * (i + 1) // len(pools) - size * i // len(pools)
+            if n:
+                drawn = draw(len(pool), step, n, "mask", split, kind, seed)
+                chosen += [pool[place] for place in drawn]
+        return self._collated(split, chosen)
+
+    def finetune_batch(
+        self, split: Split, step: int, *, size: int, seed: int, limit: int | None = None
+    ) -> Batch:
+        """Texts of every kind; with `limit`, of that many toxic ones."""
+        pool: Sequence[int] = range(self.n_examples(split))
+        if limit is not None:
+            pool = self._indices[split]["toxic"][:limit]
+        chosen = draw(len(pool), step, size, "finetune", split, seed)
+        return self._collated(split, [pool[i] for i in chosen])
+
+    def evaluation_batches(self, split: Split, *, size: int) -> Iterator[Batch]:
+        """Every text once, in the order of the corpus."""
+        n = self.n_examples(split)
+        for first in range(0, n, size):
+            yield self._collated(split, range(first, min(first + size, n)))
+
+    def n_examples(self, split: Split) -> int:
+        """Texts of a split."""
+        return len(self._corpus.records[split])
+
+    def counts(
+        self, model: nn.Module, batch: Batch
+    ) -> dict[str, Float[Tensor, "batch"]]:
+        """Summed nats and tokens of every kind of text."""
+        nll = token_nll(model(**self.inputs(batch)).logits, batch["targets"])
+        counts = {}
+        for index, kind in enumerate(TEXT_KINDS):
+            counted = batch["concept" if kind == "toxic" else "retain"]
+            where = counted & (batch["kind"] == index)[:, None]
+            counts[f"{kind}_nats"] = (nll * where).sum(-1)
+            counts[f"{kind}_tokens"] = where.sum(-1).float()
+        return counts
+
+    def summarise(self, counts: Mapping[str, Tensor]) -> dict[str, float]:
+        """Nats per token of toxic, neutral, encyclopaedic and all retained text."""
+        scores = {
+            f"{kind}_nll": share(counts[f"{kind}_nats"], counts[f"{kind}_tokens"])
+            for kind in TEXT_KINDS
+        }
+        scores["retain_nll"] = share(
+            counts["neutral_nats"] + counts["wiki_nats"],
+            counts["neutral_tokens"] + counts["wiki_tokens"],
+        )
+        return scores
+
+    def sampled_scores(
+        self,
+        model: nn.Module,
+        cut: Callable[[], AbstractContextManager[Any]],
+        *,
+        seed: int,
+    ) -> dict[str, float]:
+        """Share of continuations called toxic, their perplexity, the classifier's own.
+
+        Up to 500 held-out toxic and neutral texts are continued behind their first
+        eight tokens (or their first half). The classifier is fitted on `base`; its
+        accuracy is on held-out texts.
+        """
+        prompts = self._prompts()
+        end_id = self._tokenizer.eos_token_id
+        special = set(self._tokenizer.all_special_ids) - {end_id}
+        continuations, perplexity = sampled(
+            model,
+            cut,
+            prompts,
+            end_id=end_id,
+            banned_ids=sorted(special),
+            seed=seed,
+        )
+        texts = self._tokenizer.batch_decode([row.new for row in continuations])
+        called_toxic = self._scorer(texts)
+        n_toxic = len(self._prompt_rows("toxic"))
+        return {
+            "toxic_share": float(called_toxic.mean()),
+            "toxic_share_of_toxic_prompts": float(called_toxic[:n_toxic].mean()),
+            "continuation_perplexity": perplexity,
+            "n_prompts": float(len(prompts)),
+            **self._scorer_scores,
+        }
+
+    @cached_property
+    def _scorer(self) -> Scorer:
+        return fit_classifier(self._texts("base", True), self._texts("base", False))
+
+    @cached_property
+    def _scorer_scores(self) -> dict[str, float]:
+        return classifier_scores(
+            self._scorer, self._texts("heldout", True), self._texts("heldout", False)
+        )
+
+    def _texts(self, split: str, toxic: bool) -> list[str]:
+        records = self._corpus.records[split]
+        return [r.text for r in records if (r.kind == "toxic") == toxic]
+
+    def _prompts(self) -> list[list[int]]:
+        return self._prompt_rows("toxic") + self._prompt_rows("neutral")
+
+    def _prompt_rows(self, kind: TextKind) -> list[list[int]]:
+        """Beginnings of held-out texts of a kind, special tokens in front included."""
+        rows = [self._rows_of("heldout")[i] for i in self._indices["heldout"][kind]]
+        prompts = []
+        for row in rows[: N_PROMPTS // 2]:
+            n_special = row.real.index(True) if True in row.real else 0
+            n_text = len(row.inputs) - n_special
+            n_prompt = min(PROMPT_TOKENS, max(1, n_text // 2))
+            prompts.append(row.inputs[: n_special + n_prompt])
+        return prompts
+
+    def _rows_of(self, split: str) -> list[Row]:
+        if split not in self._rows:
+            records = self._corpus.records[split]
+            tokens = tokenize(
+                self._tokenizer,
+                [record.text for record in records],
+                max_tokens=self._max_length + 1,
+            )
+            self._rows[split] = [
+                self._row(record, without_end(coded), cluster)
+                for cluster, (record, coded) in enumerate(
+                    zip(records, tokens, strict=True)
+                )
+            ]
+        return self._rows[split]
+
+    def _row(self, record: TextRecord, tokens: Tokens, cluster: int) -> Row:
+        end = self._tokenizer.eos_token_id
+        end = NO_TARGET if end is None else end
+        n = min(len(tokens.ids), self._max_length)
+        targets = [*tokens.ids[1:], end][:n]
+        counted = [t + 1 < len(tokens.ids) for t in range(n)]
+        marked = counted
+        if record.spans:
+            marked = [
+                counts and _overlaps(tokens.spans[t + 1], record.spans)
+                for t, counts in enumerate(counted)
+            ]
+        toxic = record.kind == "toxic"
+        return Row(
+            inputs=tokens.ids[:n],
+            targets=targets,
+            real=[not special for special in tokens.special[:n]],
+            concept=marked if toxic else [False] * n,
+            retain=[False] * n if toxic else counted,
+            cluster=cluster,
+            unseen=record.unseen,
+            numbers={"kind": TEXT_KINDS.index(record.kind)},
+        )
+
+    def _collated(self, split: str, indices: Sequence[int]) -> Batch:
+        rows = self._rows_of(split)
+        return collate([rows[i] for i in indices], pad_id_of(self._tokenizer))
+
+
+def _overlaps(span: tuple[int, int], marked: Sequence[tuple[int, int]]) -> bool:
+    return any(span[0] < end and start < span[1] for start, end in marked)

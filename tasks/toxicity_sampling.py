@@ -1,0 +1,145 @@
+"""Continuations of prompts, sampled with one fixed stream of noise per prompt.
+
+The noise of a prompt does not depend on what else is in its batch, so that the cut and
+the uncut model, and batches of any size, are compared on the same draws.
+"""
+
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+N_PROMPTS = 500
+PROMPT_TOKENS = 8
+NEW_TOKENS = 20
+TOP_P = 0.9
+BATCH_SIZE = 125
+
+
+@dataclass(frozen=True)
+class Continuation:
+    """Tokens of a prompt and of what the model wrote behind it."""
+
+    prompt: list[int]
+    new: list[int]
+
+
+@torch.no_grad()
+def sample_continuations(
+    model: nn.Module,
+    prompts: Sequence[list[int]],
+    *,
+    end_id: int | None,
+    banned_ids: Sequence[int],
+    seed: int,
+) -> list[Continuation]:
+    """Twenty tokens behind every prompt: temperature 1, the top 0.9 of probability.
+
+    A continuation ends before `end_id`, which is never its first token. The whole text
+    goes through the model at every token: cached keys would hide the position from
+    ablation values that depend on it.
+
+    Args:
+        model: A causal language model, in evaluation mode.
+        prompts: Tokens; prompts of equal length form batches, so none is padded.
+        end_id: Token that ends a text, if the tokenizer has one.
+        banned_ids: Tokens that are never written.
+        seed: Of the noise.
+    """
+    rng = torch.Generator().manual_seed(seed)
+    noise = torch.rand(len(prompts), NEW_TOKENS, generator=rng)
+    device = next(model.parameters()).device
+    continuations: dict[int, Continuation] = {}
+    for indices in _equal_lengths(prompts):
+        ids = torch.tensor([prompts[i] for i in indices], device=device)
+        n_prompt = ids.shape[1]
+        for step in range(NEW_TOKENS):
+            logits = model(input_ids=ids, attention_mask=torch.ones_like(ids)).logits
+            last = logits[:, -1].float().cpu()
+            last[:, list(banned_ids)] = -torch.inf
+            if end_id is not None and step == 0:
+                last[:, end_id] = -torch.inf
+            chosen = nucleus_choice(last, noise[indices, step])
+            ids = torch.cat([ids, chosen[:, None].to(device)], dim=1)
+        for i, row in zip(indices, ids.tolist(), strict=True):
+            new = row[n_prompt:]
+            n_new = new.index(end_id) if end_id in new else len(new)
+            continuations[i] = Continuation(row[:n_prompt], new[:n_new])
+    return [continuations[i] for i in range(len(prompts))]
+
+
+def nucleus_choice(
+    logits: Float[Tensor, "batch vocab"], noise: Float[Tensor, "batch"]
+) -> Int[Tensor, "batch"]:
+    """Tokens drawn by `noise` in [0, 1) from the smallest set that holds 0.9 of it all.
+
+    Holtzman et al. (2020), "The Curious Case of Neural Text Degeneration",
+    https://arxiv.org/abs/1904.09751.
+    """
+    probs, order = logits.softmax(-1).sort(dim=-1, descending=True, stable=True)
+    before = probs.cumsum(-1) - probs
+    probs = probs.masked_fill(before >= TOP_P, 0.0)
+    cumulative = probs.cumsum(-1)
+    place = (cumulative <= noise[:, None] * cumulative[:, -1:]).sum(-1)
+    n_kept = (probs > 0).sum(-1)
+    return order.gather(1, torch.minimum(place, n_kept - 1)[:, None]).squeeze(1)
+
+
+@torch.no_grad()
+def mean_continuation_nll(
+    model: nn.Module, continuations: Sequence[Continuation]
+) -> float:
+    """Nats per continued token given all before it; NaN where nothing was written."""
+    device = next(model.parameters()).device
+    texts = [row.prompt + row.new for row in continuations]
+    nats, n_tokens = 0.0, 0
+    for indices in _equal_lengths(texts):
+        ids = torch.tensor([texts[i] for i in indices], device=device)
+        logits = model(input_ids=ids, attention_mask=torch.ones_like(ids)).logits
+        nll = nn.functional.cross_entropy(
+            logits[:, :-1].float().transpose(1, 2), ids[:, 1:], reduction="none"
+        )
+        for row, i in enumerate(indices):
+            n_new = len(continuations[i].new)
+            nats += nll[row, nll.shape[1] - n_new :].sum().item()
+            n_tokens += n_new
+    return nats / n_tokens if n_tokens else float("nan")
+
+
+def sampled(
+    model: nn.Module,
+    cut: Callable[[], AbstractContextManager[Any]],
+    prompts: Sequence[list[int]],
+    *,
+    end_id: int | None,
+    banned_ids: Sequence[int],
+    seed: int,
+) -> tuple[list[Continuation], float]:
+    """Continuations by the cut model, and their perplexity under the uncut one."""
+    was_training = model.training
+    model.eval()
+    try:
+        with cut():
+            continuations = sample_continuations(
+                model, prompts, end_id=end_id, banned_ids=banned_ids, seed=seed
+            )
+        nll = mean_continuation_nll(model, continuations)
+    finally:
+        model.train(was_training)
+    return continuations, float(torch.tensor(nll).exp())
+
+
+def _equal_lengths(texts: Sequence[Sequence[int]]) -> list[list[int]]:
+    """Indices of the texts in batches whose texts are equally long."""
+    by_length: dict[int, list[int]] = {}
+    for i, text in enumerate(texts):
+        by_length.setdefault(len(text), []).append(i)
+    return [
+        indices[first : first + BATCH_SIZE]
+        for indices in by_length.values()
+        for first in range(0, len(indices), BATCH_SIZE)
+    ]
