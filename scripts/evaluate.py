@@ -15,7 +15,8 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from masks.frozen_mask import FrozenMask
-from reports.figures import size_curve
+from reports.figures import draw_all
+from reports.load import load_run
 from reports.tables import format_table
 from scripts.experiment import TaskConfig, flag
 from scripts.mask_scores import (
@@ -139,9 +140,8 @@ def main(config: EvaluateConfig) -> Path:
     ]
     print(format_table(rows, ["score", *scored]))
     if curve:
-        run.figures_path.mkdir(exist_ok=True)
-        figure = size_curve(results, run.figures_path)
-        print(f"figure: {figure}")
+        for figure in draw_all(load_run(run.path)).values():
+            print(f"figure: {figure}")
     print(f"run: {run.path}")
     return run.path
 
