@@ -3,15 +3,13 @@
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
 
 from torch import nn
 
 from masks.frozen_mask import FrozenMask
 from storage.errors import UserError
 
-Holding = Literal["lasting", "one_shot"]
-HOLDINGS: tuple[Holding, ...] = ("lasting", "one_shot")
+HOLDINGS = ("lasting", "one_shot")
 
 
 def _cut(mask: FrozenMask, seed: int) -> FrozenMask:
@@ -41,8 +39,8 @@ class Condition:
 
     name: str
     """Key of `CONDITIONS`."""
-    holding: Holding | None
-    """`lasting`: the mask stays on. `one_shot`: written once. None for the uncut model."""
+    holding: str | None
+    """`lasting`: the mask stays on. `one_shot`: written once. None if uncut."""
     seed: int
     """Seeds the order of the data, dropout and the random cut."""
     limit: int | None = None
@@ -78,7 +76,7 @@ class Condition:
 
 def conditions(
     names: tuple[str, ...],
-    holdings: tuple[Holding, ...],
+    holdings: tuple[str, ...],
     seeds: tuple[int, ...],
     limits: tuple[int | None, ...],
 ) -> list[Condition]:
@@ -107,7 +105,7 @@ def conditions(
 
 PARTS: dict[str, str] = {
     "all": r"",
-    "mlp": r"(^|\.)(mlp|ffn|intermediate)\.|(^|\.)layer\.\d+\.output\.dense\.|^blocks\.",
+    "mlp": r"(^|\.)(mlp|ffn|intermediate)\.|\.layer\.\d+\.output\.dense\.|^blocks\.",
     "attention": r"(^|\.)(attn|attention|self_attn)\.",
 }
 """Names for `trained` -> the regular expression a parameter's name must match."""
@@ -121,8 +119,8 @@ def trained_parameters(model: nn.Module, trained: str) -> dict[str, nn.Parameter
 
     Args:
         model: The model to fine-tune.
-        trained: `head`, a key of `PARTS`, `layers:2` or `layers:2-4` (blocks counted from
-            0, both ends included), or a regular expression searched in parameter names.
+        trained: `head`, a key of `PARTS`, `layers:2` or `layers:2-4` (blocks counted
+            from 0, both ends included), or a regular expression searched in parameter names.
 
     Raises:
         UserError: When nothing matches, or the expression is not valid.
@@ -136,8 +134,8 @@ def trained_parameters(model: nn.Module, trained: str) -> dict[str, nn.Parameter
         names = [name for name, _ in model.named_parameters()]
         raise UserError(
             f"argument trained must match a parameter, {trained!r} matches none of "
-            f"{len(names)} ({names[0]} ... {names[-1]}); give head, {', '.join(PARTS)}, "
-            "layers:FIRST-LAST or a regular expression"
+            f"{len(names)} ({names[0]} ... {names[-1]}); give head, "
+            f"{', '.join(PARTS)}, layers:FIRST-LAST or a regular expression"
         )
     return parameters
 

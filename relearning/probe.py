@@ -1,7 +1,7 @@
 """Is the concept still decodable? A linear probe on the hidden states of every level.
 
 A cut can silence the output while the information stays in the residual stream. The
-probe is a logistic regression trained on `relearn` examples and tested on `heldout` ones,
+probe is a logistic regression trained on `relearn` examples, tested on `heldout` ones,
 beside the same probe with shuffled labels, which says what chance and the probe give.
 """
 
@@ -64,7 +64,7 @@ def probe(
     """Probe every level of the model as it stands, with whatever mask is on.
 
     Positions of the concept are told from retained positions; where no example holds
-    both (whole texts or images), each example is one position, its real tokens averaged.
+    both (whole texts or images), each example is one: the mean of its real tokens.
 
     Args:
         task: Gives the examples.

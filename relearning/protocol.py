@@ -7,7 +7,6 @@ Finished conditions and measured moments are kept in files, so a killed run goes
 
 import copy
 import math
-import shutil
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
@@ -29,7 +28,7 @@ from storage.cache import content_hash
 from storage.errors import UserError
 from tasks.base import Batch, Task, to_device
 from tasks.evaluation import evaluate
-from training.loop import FitSettings, fit
+from training.loop import FitSettings, StepLoss, fit
 
 
 @dataclass(frozen=True)
@@ -152,35 +151,21 @@ def run_condition(
     """
     accelerator = accelerator or Accelerator()
     made_with = asdict(settings) | {"mask": mask_hash(mask)}
-    files = ConditionFiles(folder, made_with)
+    files = ConditionFiles(folder, made_with, writes=accelerator.is_main_process)
     run = files.load(condition, resume=resume)
     if run.finished:
         return run
     model = copy.deepcopy(loaded.model)
     held_mask = start_(model, mask, condition)
-    parameters = trained_parameters(model, settings.trained)
-    for name, parameter in model.named_parameters():
-        parameter.requires_grad_(name in parameters)
     n_seen = torch.zeros((), dtype=torch.long)
     wanted = evaluation_steps(settings.n_steps, settings.n_evaluations)
-    writes = accelerator.is_main_process
 
     def measure(step: int) -> None:
-        known = {measured.step for measured in run.measurements}
-        if step in wanted and step not in known:
+        if step in wanted and step not in {known.step for known in run.measurements}:
             size = settings.evaluation_size
-            run.measurements.append(
-                measured_at(step, int(n_seen), task, model, loaded.model, size)
-            )
-            if writes:
-                files.add(run, run.measurements[-1])
-
-    def step_loss(step: int, rng: torch.Generator) -> tuple[Tensor, dict[str, float]]:
-        del rng  # dropout alone is random, from the global generator
-        batch = _batch(task, condition, settings, step)
-        n_seen.add_(len(batch["cluster"]))
-        model.train()
-        return task.finetune_loss(model, to_device(batch, _device(model))), {}
+            measured = measured_at(step, int(n_seen), task, model, loaded.model, size)
+            run.measurements.append(measured)
+            files.add(run, measured)
 
     with held(model, held_mask) if held_mask else nullcontext(()) as frozen:
 
@@ -191,8 +176,8 @@ def run_condition(
 
         measure(0)
         fit(
-            parameters,
-            step_loss,
+            _trained_alone_(model, settings.trained),
+            _step_loss(task, model, condition, settings, n_seen),
             _fit_settings(settings, condition),
             accelerator=accelerator,
             buffers={"n_seen": n_seen},
@@ -202,14 +187,8 @@ def run_condition(
             resume=resume,
             progress=f"relearn {condition.key}",
         )
-        model.eval()
-        run.at_end = at_end(condition, model, held_mask) if at_end else {}
-    run.finished = True
-    if writes:
-        files.write(run)
-        shutil.rmtree(
-            files.checkpoints
-        )  # three times the weights, and never read again
+        run.at_end = at_end(condition, model.eval(), held_mask) if at_end else {}
+    files.finish(run)
     return run
 
 
@@ -268,18 +247,44 @@ def _check(
     trained_parameters(loaded.model, settings.trained)
     if mask.ablated.kind == "counterfactual":
         raise UserError(
-            "a mask with counterfactual ablation values cannot be relearned under, because "
-            "its values come from paired inputs; train one with zero or mean ablation"
+            "a mask with counterfactual ablation values cannot be held in relearning: "
+            "they come from paired inputs; train one with zero or mean ablation"
         )
     for split in ("relearn", "heldout"):
         if not task.n_examples(split):
             raise UserError(
-                f"split {split!r} of task {task.name!r} must not be empty; give more data"
+                f"split {split!r} of task {task.name!r} must not be empty; "
+                "give more data"
             )
     for condition in {c.name: c for c in wanted if c.holding == "one_shot"}.values():
         start_(copy.deepcopy(loaded.model), mask, condition)
     for condition in wanted:
         _batch(task, condition, settings, 0)
+
+
+def _trained_alone_(model: nn.Module, trained: str) -> dict[str, nn.Parameter]:
+    """The parameters to train, with gradients on; those of all others are off."""
+    parameters = trained_parameters(model, trained)
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(name in parameters)
+    return parameters
+
+
+def _step_loss(
+    task: Task,
+    model: nn.Module,
+    condition: Condition,
+    settings: RelearnSettings,
+    n_seen: Tensor,
+) -> StepLoss:
+    def step_loss(step: int, rng: torch.Generator) -> tuple[Tensor, dict[str, float]]:
+        del rng  # only dropout is random, from the global generator
+        batch = _batch(task, condition, settings, step)
+        n_seen.add_(len(batch["cluster"]))
+        model.train()
+        return task.finetune_loss(model, to_device(batch, _device(model))), {}
+
+    return step_loss
 
 
 def _batch(

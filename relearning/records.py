@@ -1,6 +1,7 @@
 """What relearning measured, and the files that keep it while a run goes on."""
 
 import math
+import shutil
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -64,6 +65,8 @@ class ConditionFiles:
     folder: Path
     settings: dict[str, Any]
     """Everything that decides the numbers; compared on resuming."""
+    writes: bool = True
+    """False on all but one process of a distributed run."""
 
     @property
     def checkpoints(self) -> Path:
@@ -99,11 +102,18 @@ class ConditionFiles:
         """Keep one more measurement, its tensors first."""
         tensors = {_COUNT + name: value for name, value in measured.counts.items()}
         tensors |= {"clusters": measured.clusters, "unseen": measured.unseen}
-        write_tensors(self._counts(measured.step), tensors)
-        self.write(run)
+        if self.writes:
+            write_tensors(self._counts(measured.step), tensors)
+            self._write(run)
 
-    def write(self, run: ConditionRun) -> None:
-        """Write condition.json: NaN as null."""
+    def finish(self, run: ConditionRun) -> None:
+        """Mark the condition finished; its checkpoints, large as they are, go."""
+        run.finished = True
+        if self.writes:
+            self._write(run)
+            shutil.rmtree(self.checkpoints, ignore_errors=True)
+
+    def _write(self, run: ConditionRun) -> None:
         content = {
             "condition": asdict(run.condition),
             "settings": self.settings,

@@ -24,14 +24,19 @@ Rank = Callable[[nn.Module], Scores]
 """Scores of every site of a model, highest for the concept's units."""
 
 
-def weight_distance(model: nn.Module, other: nn.Module) -> float:
-    """L2 norm of the difference of all weights of two models of one shape."""
-    others = dict(other.named_parameters())
-    squares = [
-        (parameter.detach().double() - others[name].detach().double()).square().sum()
-        for name, parameter in model.named_parameters()
-    ]
-    return math.sqrt(sum(float(square) for square in squares))
+def weight_distance(model: nn.Module, base: nn.Module) -> float:
+    """L2 norm of the difference of all weights of `model` from those of `base`.
+
+    A parameter that `base` does not have (the bias of a baked cut) counts from zero.
+    """
+    others = dict(base.named_parameters())
+    total = 0.0
+    for name, parameter in model.named_parameters():
+        change = parameter.detach().double()
+        if name in others:
+            change = change - others[name].detach().double()
+        total += float(change.square().sum())
+    return math.sqrt(total)
 
 
 def saliency(n_units: int) -> Float[Tensor, "rank"]:

@@ -16,7 +16,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from relearning.records import ConditionRun, Measurement
-from relearning.recovery import FRACTIONS, RecoveryCurve, recovery_curve
+from relearning.recovery import RecoveryCurve, recovery_curve
 from tasks.base import Task
 
 LEVEL = 0.95
@@ -238,18 +238,13 @@ def _recovery(
     return entry
 
 
-def _step_interval(
-    curves: list[RecoveryCurve], kind: str, k: int
-) -> list[float | None]:
-    """Bootstrap interval of a first step, `never` counting as infinite (None)."""
-    assert k < len(FRACTIONS)
+def _step_interval(curves: list[RecoveryCurve], kind: str, k: int) -> list[int | None]:
+    """Bootstrap interval of a first step; None stands for never."""
     steps = [curve.reached[kind][k].step for curve in curves]
-    ordered = sorted(math.inf if step is None else step for step in steps)
+    ordered = sorted(steps, key=lambda step: math.inf if step is None else step)
     tail = (1 - LEVEL) / 2
-    ends = (math.floor(tail * len(ordered)), math.ceil((1 - tail) * len(ordered)) - 1)
-    if not ordered:
-        return [None, None]
-    return [_plain(ordered[end]) for end in ends]
+    low, high = math.floor(tail * len(steps)), math.ceil((1 - tail) * len(steps)) - 1
+    return [ordered[low], ordered[high]]
 
 
 def _rows(run: ConditionRun) -> list[dict[str, Any]]:
