@@ -15,7 +15,7 @@ from transformers import (
 
 from models.loaded import LoadedModel, config_hash_of, special_ids_of
 from models.mlp import Mlp
-from models.tokenizer_training import TokenizerKind, train_tokenizer
+from models.tokenizer_training import train_tokenizer
 from storage.errors import UserError
 
 HEADS_OF_BUILTIN = {
@@ -32,7 +32,7 @@ def build_builtin(
     head: str,
     labels: Sequence[str] | None = None,
     texts: Sequence[str] | None = None,
-    tokenizer_kind: TokenizerKind = "word",
+    tokenizer_kind: str = "word",
     vocab_size: int = 4096,
     n_layers: int = 2,
     d_model: int = 128,

@@ -45,10 +45,9 @@ def config_hash_of(config: Any) -> str:
     Paths, versions, labels, dropout, dtype and token ids are left out, so that the same
     network has the same hash after saving, with another head, or in another precision.
     """
-    if dataclasses.is_dataclass(config) and not isinstance(config, type):
-        entries = dataclasses.asdict(config)
-    else:
-        entries = config.to_dict()
+    # transformers' configurations are dataclasses too, but `asdict` misses their type.
+    has_dict = hasattr(config, "to_dict")
+    entries = config.to_dict() if has_dict else dataclasses.asdict(config)
     kept = {
         key: value for key, value in entries.items() if not _NOT_HASHED.fullmatch(key)
     }

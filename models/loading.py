@@ -29,6 +29,7 @@ from models.source import (
     check_head,
     check_weight_files,
     find_source,
+    one_line,
     read_config,
 )
 from models.token_head import TokenClassifier
@@ -71,49 +72,62 @@ def load_model(
             head, or when its files are missing or corrupt; the file is named.
     """
     source = find_source(name, revision)
-    stored = read_config(source)
+    source, stored = read_config(source)
     check_head(source, stored, head)
     names = _class_names(source, stored, labels) if head != "causal_lm" else None
     check_weight_files(source)
     if stored["model_type"] == MLP_TYPE:
         tokenizer = None
-        model, head_is_new = _load_mlp(source, stored, names or [], seed)
+        assert names is not None
+        model, head_is_new = _load_mlp(source, stored, names, seed)
         model.to(dtype)
     else:
         bars = not source.is_local and sys.stderr.isatty()
         with quiet(bars=bars), torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            tokenizer = _load_tokenizer(source, stored)
-            model, head_is_new = _load_text(source, stored, head, names, dtype, seed)
+            config = _config(source, names)
+            tokenizer = _load_tokenizer(source, config)
+            if names is None:
+                auto = AutoModelForCausalLM
+                model, missing = _from_pretrained(auto, source, config, dtype)
+                head_is_new = bool(missing)
+            else:
+                old = _stored_names(source, stored)
+                model, head_is_new = _load_classifier(source, config, old, dtype, seed)
     model.to(device).eval()
-    kinds = [kind for kind in UNIT_KINDS if kind != "heads" or tokenizer is not None]
+    architecture = architecture_of(model)
+    kinds = [kind for kind in UNIT_KINDS if kind != "heads" or architecture.heads]
     check_sites(model, sites_of(model, kinds))
     return LoadedModel(
         model=model,
         tokenizer=tokenizer,
         name=name,
-        revision=getattr(model.config, "_commit_hash", None) or source.revision,
+        revision=source.revision,
         config_hash=config_hash_of(model.config),
         head_is_new=head_is_new,
-        is_decoder=architecture_of(model).is_decoder,
+        is_decoder=architecture.is_decoder,
         special_ids=special_ids_of(tokenizer),
     )
 
 
-def _stored_names(stored: dict[str, Any]) -> list[str]:
+def _stored_names(source: Source, stored: dict[str, Any]) -> list[str]:
     """Class names in a configuration; empty where it has none of its own."""
     if stored["model_type"] == MLP_TYPE:
-        return [str(label) for label in stored.get("labels", [])]
-    by_index = {
-        int(index): label for index, label in stored.get("id2label", {}).items()
-    }
-    return [by_index[index] for index in sorted(by_index)]
+        return [str(label) for label in stored.get("labels") or []]
+    names = stored.get("id2label") or {}
+    try:
+        return [str(names[index]) for index in sorted(names, key=int)]
+    except (TypeError, ValueError) as error:
+        raise UserError(
+            f"config.json of {source.name!r} has an id2label that does not map class "
+            f"numbers to names ({one_line(error)}); correct it"
+        ) from error
 
 
 def _class_names(
     source: Source, stored: dict[str, Any], labels: Sequence[str] | None
 ) -> list[str]:
-    names = _stored_names(stored) if labels is None else list(labels)
+    names = _stored_names(source, stored) if labels is None else list(labels)
     if not names:
         raise UserError(
             f"argument labels must name the classes: model {source.name!r} has none"
@@ -127,7 +141,7 @@ def _load_mlp(
     source: Source, stored: dict[str, Any], names: list[str], seed: int
 ) -> tuple[nn.Module, bool]:
     file = Path(source.path) / WEIGHTS_FILE
-    old = _stored_names(stored)
+    old = _stored_names(source, stored)
     try:
         sizes = stored["n_in"], stored["intermediate_size"]
         saved = Mlp(*sizes, len(old), labels=old)
@@ -147,26 +161,19 @@ def _load_mlp(
     return model, is_new
 
 
-def _load_text(
-    source: Source,
-    stored: dict[str, Any],
-    head: str,
-    names: list[str] | None,
-    dtype: torch.dtype,
-    seed: int,
+def _load_classifier(
+    source: Source, config: Any, old: Sequence[str], dtype: torch.dtype, seed: int
 ) -> tuple[nn.Module, bool]:
-    """The model, and whether its head is new."""
-    old = _stored_names(stored)
-    same = names is not None and sorted(old) == sorted(names)
-    config = _config(source, old if same else names)
-    if head == "causal_lm":
-        model, missing = _from_pretrained(AutoModelForCausalLM, source, config, dtype)
-        return model, bool(missing)
-    assert names is not None
+    """A token classifier with the classes of `config`, and whether its head is new.
+
+    The head in the files, of the classes `old`, is kept if its classes are the same.
+    """
+    names = [config.id2label[index] for index in range(config.num_labels)]
+    same = sorted(old) == sorted(names)
     if type(config) in MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING:
         auto = AutoModelForTokenClassification
         model, missing = _from_pretrained(auto, source, config, dtype)
-        classifier = _classifier(model)
+        classifier = _linear_child(model)
         is_new = bool(missing) or not same
     else:
         backbone, _ = _from_pretrained(AutoModel, source, config, dtype)
@@ -177,8 +184,6 @@ def _load_text(
         _renew_(classifier, seed)
     else:
         _reorder_(classifier, old, names)
-    model.config.id2label = dict(enumerate(names))
-    model.config.label2id = {name: index for index, name in enumerate(names)}
     return model, is_new
 
 
@@ -191,7 +196,7 @@ def _config(source: Source, names: Sequence[str] | None) -> Any:
         return AutoConfig.from_pretrained(source.path, **source.arguments, **labels)
     except Exception as error:  # whatever a wrong entry of config.json brings about
         raise UserError(
-            f"config.json of {source.name!r} cannot be used: {_first_line(error)}"
+            f"config.json of {source.name!r} cannot be used: {one_line(error)}"
         ) from error
 
 
@@ -216,7 +221,7 @@ def _from_pretrained(
         )
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise UserError(
-            f"cannot load the weights of {source.name!r}: {_first_line(error)}"
+            f"cannot load the weights of {source.name!r}: {one_line(error)}"
         ) from error
     prefix = "" if model.base_model is model else f"{model.base_model_prefix}."
     absent = sorted(key for key in info["missing_keys"] if key.startswith(prefix))
@@ -238,7 +243,7 @@ def _from_pretrained(
     return model, sorted(renewed | set(info["missing_keys"]))
 
 
-def _load_tokenizer(source: Source, stored: dict[str, Any]) -> Any:
+def _load_tokenizer(source: Source, config: Any) -> Any:
     """The fast tokenizer of a model, with padding on the right.
 
     A tokenizer without a padding token (GPT-2's) pads with its end-of-text token. That
@@ -249,7 +254,7 @@ def _load_tokenizer(source: Source, stored: dict[str, Any]) -> Any:
         tokenizer = AutoTokenizer.from_pretrained(source.path, **source.arguments)
     except Exception as error:  # the tokenizers library raises plain Exception
         raise UserError(
-            f"model {source.name!r} has no usable tokenizer ({_first_line(error)}); "
+            f"model {source.name!r} has no usable tokenizer ({one_line(error)}); "
             "put tokenizer.json and tokenizer_config.json beside its config.json"
         ) from error
     if not tokenizer.is_fast or len(tokenizer) <= len(tokenizer.all_special_ids):
@@ -258,11 +263,10 @@ def _load_tokenizer(source: Source, stored: dict[str, Any]) -> Any:
             "tokenizers library reads; put tokenizer.json beside its config.json"
         )
     largest = max(tokenizer.get_vocab().values())
-    n_embeddings = stored.get("vocab_size", largest + 1)
-    if largest >= n_embeddings:
+    if largest >= config.vocab_size:
         raise UserError(
             f"the tokenizer of {source.name!r} has ids up to {largest}, its model only "
-            f"{n_embeddings} embeddings; take both from the same model"
+            f"{config.vocab_size} embeddings; take both from the same model"
         )
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token
@@ -275,7 +279,7 @@ def _load_tokenizer(source: Source, stored: dict[str, Any]) -> Any:
     return tokenizer
 
 
-def _classifier(model: nn.Module) -> nn.Linear:
+def _linear_child(model: nn.Module) -> nn.Linear:
     """The linear layer beside the base model of a transformers token classifier."""
     return next(child for child in model.children() if isinstance(child, nn.Linear))
 
@@ -289,7 +293,7 @@ def _read_head_(classifier: nn.Linear, source: Source) -> bool:
         classifier.load_state_dict(read_tensors(file))
     except RuntimeError as error:
         raise UserError(
-            f"{file} does not fit config.json: {_first_line(error)}; take both from "
+            f"{file} does not fit config.json: {one_line(error)}; take both from "
             "the same model"
         ) from error
     return True
@@ -310,7 +314,3 @@ def _reorder_(layer: nn.Linear, old: Sequence[str], names: Sequence[str]) -> Non
     for parameter in layer.parameters():
         rows: Tensor = parameter[order]
         parameter.copy_(rows)
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]

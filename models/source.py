@@ -2,12 +2,13 @@
 
 import json
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from huggingface_hub import hf_hub_download
+from huggingface_hub.errors import HfHubHTTPError
 from safetensors import SafetensorError, safe_open
-from transformers import PreTrainedConfig
 
 from models.architectures import architecture_named
 from models.builtin import BUILTIN
@@ -33,14 +34,14 @@ class Source:
     """Local folder, or the name on the hub."""
     is_local: bool
     revision: str | None
-    """Asked-for hub revision, or the digest of packaged weights."""
+    """Revision on the hub (a commit once known), or the digest of packaged weights."""
 
     @property
     def arguments(self) -> dict[str, Any]:
         """Keyword arguments for transformers' `from_pretrained`."""
         if self.is_local:
             return {"local_files_only": True}
-        return {"revision": self.revision or "main"}
+        return {"revision": self.revision}
 
 
 def find_source(name: str, revision: str | None) -> Source:
@@ -57,7 +58,7 @@ def find_source(name: str, revision: str | None) -> Source:
     if path.is_dir():
         if revision is not None:
             raise UserError(
-                f"argument revision is for models of the hub, got {revision!r} with the "
+                f"argument revision is for hub models, got {revision!r} with the "
                 f"folder {name!r}; leave it out"
             )
         return Source(name, str(path), True, None)
@@ -78,39 +79,46 @@ def find_source(name: str, revision: str | None) -> Source:
     return Source(name, name, False, revision)
 
 
-def read_config(source: Source) -> dict[str, Any]:
-    """The model's config.json, of an architecture in the adapter table.
+def read_config(source: Source) -> tuple[Source, dict[str, Any]]:
+    """The model's config.json, and the source with the commit that it came from.
 
     Raises:
         UserError: When the file is missing or corrupt, the model is not on the hub, its
             architecture is not supported, or its weights are quantized.
     """
     if source.is_local:
-        where = str(Path(source.path) / "config.json")
-        config = read_json(Path(where))
+        file = Path(source.path) / "config.json"
     else:
-        where = f"config.json of {source.name}"
-        config = _read_hub_config(source)
+        file = _download_config(source)
+        # The hub's cache keeps each commit in a folder of its own.
+        source = replace(source, revision=file.parent.name)
+    config = read_json(file)
     if not isinstance(config, dict) or "model_type" not in config:
-        raise UserError(f"{where} names no model_type; it is no model's configuration")
+        raise UserError(f"{file} names no model_type; it is no model's configuration")
     architecture_named(config["model_type"])
     if config.get("quantization_config"):
         raise UserError(
-            f"{where} says that the weights are quantized; use the model in float32, "
+            f"{file} says that the weights are quantized; use the model in float32, "
             "float16 or bfloat16"
         )
-    return config
+    return source, config
 
 
-def _read_hub_config(source: Source) -> Any:
+def _download_config(source: Source) -> Path:
     try:
-        return PreTrainedConfig.get_config_dict(source.path, **source.arguments)[0]
-    except (OSError, ValueError) as error:
-        first_line = str(error).strip().splitlines()[0]
+        file = hf_hub_download(source.path, "config.json", revision=source.revision)
+    except (OSError, ValueError, HfHubHTTPError) as error:
         raise UserError(
             f"model {source.name!r} is neither a local folder nor a reachable hub "
-            f"model ({first_line}); check the name, the revision and the network"
+            f"model ({one_line(error)}); check the name, the revision and the network"
         ) from error
+    return Path(file)
+
+
+def one_line(error: Exception) -> str:
+    """The message of another library's error, at most 200 characters of it."""
+    message = " ".join(str(error).split()) or type(error).__name__
+    return message if len(message) <= 200 else f"{message[:197]}..."
 
 
 def check_head(source: Source, config: dict[str, Any], head: str) -> None:

@@ -1,8 +1,6 @@
 """Small tokenizers, trained on given texts, that need no download."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any, Literal, get_args
 
 from tokenizers import (
     Tokenizer,
@@ -16,8 +14,8 @@ from transformers import PreTrainedTokenizerFast
 
 from storage.errors import UserError
 
-TokenizerKind = Literal["word", "wordpiece", "bpe"]
-TOKENIZER_KINDS: tuple[TokenizerKind, ...] = get_args(TokenizerKind)
+TOKENIZER_KINDS = ("word", "wordpiece", "bpe")
+_INNER = "##"  # before a piece that does not start a word
 
 # Roles in the order of their ids: padding is 0 and unknown is 1 everywhere.
 _ENCODER_TOKENS = {
@@ -35,52 +33,9 @@ _DECODER_TOKENS = {
 }
 
 
-@dataclass(frozen=True)
-class _Recipe:
-    model: Callable[[str], Any]
-    trainer: Callable[[int, list[str]], Any]
-    pre_tokenizer: Callable[[], Any]
-    decoder: Callable[[], Any] | None = None
-
-
-def _bpe_trainer(vocab_size: int, special_tokens: list[str]) -> trainers.BpeTrainer:
-    return trainers.BpeTrainer(
-        vocab_size=vocab_size,
-        special_tokens=special_tokens,
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        show_progress=False,
-    )
-
-
-_RECIPES: dict[TokenizerKind, _Recipe] = {
-    # `Whitespace` splits words from punctuation, so a name is one token wherever it is.
-    "word": _Recipe(
-        lambda unknown: models.WordLevel(unk_token=unknown),
-        lambda size, special: trainers.WordLevelTrainer(
-            vocab_size=size, special_tokens=special, show_progress=False
-        ),
-        pre_tokenizers.Whitespace,
-    ),
-    "wordpiece": _Recipe(
-        lambda unknown: models.WordPiece(unk_token=unknown),
-        lambda size, special: trainers.WordPieceTrainer(
-            vocab_size=size, special_tokens=special, show_progress=False
-        ),
-        pre_tokenizers.BertPreTokenizer,
-        decoders.WordPiece,
-    ),
-    "bpe": _Recipe(
-        lambda unknown: models.BPE(unk_token=unknown),
-        _bpe_trainer,
-        lambda: pre_tokenizers.ByteLevel(add_prefix_space=False),
-        decoders.ByteLevel,
-    ),
-}
-
-
 def train_tokenizer(
     texts: Sequence[str],
-    kind: TokenizerKind,
+    kind: str,
     *,
     is_decoder: bool,
     vocab_size: int,
@@ -102,9 +57,9 @@ def train_tokenizer(
         UserError: When there is no text, the kind is unknown, or the vocabulary is too
             small for the special tokens (and, in `bpe`, the 256 bytes).
     """
-    if kind not in _RECIPES:
+    if kind not in _TRAINED:
         raise UserError(
-            f"argument tokenizer_kind must be one of {', '.join(_RECIPES)}, "
+            f"argument tokenizer_kind must be one of {', '.join(_TRAINED)}, "
             f"got {kind!r}"
         )
     if not any(text.strip() for text in texts):
@@ -116,27 +71,90 @@ def train_tokenizer(
             f"argument vocab_size must be at least {smallest} for {kind}, "
             f"got {vocab_size}"
         )
-    recipe = _RECIPES[kind]
-    tokenizer = Tokenizer(recipe.model(roles["unk_token"]))
-    tokenizer.pre_tokenizer = recipe.pre_tokenizer()
-    if recipe.decoder is not None:
-        tokenizer.decoder = recipe.decoder()
-    trainer = recipe.trainer(vocab_size, list(roles.values()))
-    tokenizer.train_from_iterator(texts, trainer)
-    tokenizer.post_processor = _template(tokenizer, roles)
+    special = list(roles.values())
+    tokenizer = _TRAINED[kind](texts, vocab_size, special, roles["unk_token"])
+    tokenizer.post_processor = _post_processor(kind, special, roles)
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer, model_max_length=max_length, **roles
     )
 
 
-def _template(
-    tokenizer: Tokenizer, roles: dict[str, str]
-) -> processors.TemplateProcessing:
+def _word(
+    texts: Sequence[str], vocab_size: int, special: list[str], unknown: str
+) -> Tokenizer:
+    tokenizer = Tokenizer(models.WordLevel(unk_token=unknown))
+    # `Whitespace` splits punctuation off too: a name is one token wherever it stands.
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    trainer = trainers.WordLevelTrainer(
+        vocab_size=vocab_size, special_tokens=special, show_progress=False
+    )
+    tokenizer.train_from_iterator(texts, trainer)
+    return tokenizer
+
+
+def _wordpiece(
+    texts: Sequence[str], vocab_size: int, special: list[str], unknown: str
+) -> Tokenizer:
+    """WordPiece whose letters are all known inside a word as well as at its start.
+
+    The library numbers inner letters in the order of a hash table, and breaks ties by
+    these numbers: two trainings on the same texts would differ. So the inner letters
+    are numbered here, as if they were special, and the tokenizer is put together anew.
+    """
+    letters = sorted({letter for text in texts for letter in text if letter.strip()})
+    inner = [_INNER + letter for letter in letters]
+    tokenizer = Tokenizer(models.WordPiece(unk_token=unknown))
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    trainer = trainers.WordPieceTrainer(
+        vocab_size=vocab_size,
+        special_tokens=special + inner,
+        initial_alphabet=letters,
+        continuing_subword_prefix=_INNER,
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(texts, trainer)
+    vocabulary = tokenizer.get_vocab()
+    tokenizer = Tokenizer(models.WordPiece(vocabulary, unk_token=unknown))
+    tokenizer.add_special_tokens(special)
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    tokenizer.decoder = decoders.WordPiece(prefix=_INNER)
+    return tokenizer
+
+
+def _bpe(
+    texts: Sequence[str], vocab_size: int, special: list[str], unknown: str
+) -> Tokenizer:
+    tokenizer = Tokenizer(models.BPE(unk_token=unknown))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        special_tokens=special,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(texts, trainer)
+    return tokenizer
+
+
+_TRAINED: dict[str, Callable[[Sequence[str], int, list[str], str], Tokenizer]] = {
+    "word": _word,
+    "wordpiece": _wordpiece,
+    "bpe": _bpe,
+}
+
+
+def _post_processor(
+    kind: str, special: list[str], roles: dict[str, str]
+) -> processors.Sequence:
+    """Special tokens around the text, and offsets without the space before a word."""
     first = roles.get("cls_token") or roles["bos_token"]
     last = roles.get("sep_token")
-    around = [token for token in (first, last) if token]
-    return processors.TemplateProcessing(
+    template = processors.TemplateProcessing(
         single=" ".join(filter(None, [first, "$A", last])),
         pair=" ".join(filter(None, [first, "$A", last, "$B:1", last and f"{last}:1"])),
-        special_tokens=[(token, tokenizer.token_to_id(token)) for token in around],
+        special_tokens=[(t, special.index(t)) for t in (first, last) if t],
     )
+    if kind == "bpe":
+        return processors.Sequence([processors.ByteLevel(trim_offsets=True), template])
+    return processors.Sequence([template])
