@@ -13,7 +13,7 @@ from jaxtyping import Bool
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from attribution.subject import Scores, Subject
+from attribution.subject import Scores, Subject, evaluating
 from masks.ablation import mean_values
 from models.sites import Site
 
@@ -27,10 +27,11 @@ def probeless(subject: Subject) -> Scores:
     Raises:
         UserError: When the batches hold no concept or no retained position.
     """
-    concept, retain = (
-        mean_values(subject.model, subject.sites, _marked(subject, side)).values
-        for side in ("concept", "retain")
-    )
+    with evaluating(subject.model):
+        concept, retain = (
+            mean_values(subject.model, subject.sites, _marked(subject, side)).values
+            for side in ("concept", "retain")
+        )
     return {
         site.name: _score(
             subject.model.get_submodule(site.module),
