@@ -63,8 +63,10 @@ def write_tensors(
     owned = _owned(tensors)
 
     def write(temporary: Path) -> None:
-        save_file(owned, temporary, metadata=dict(metadata or {}))
-        _sort_metadata_(temporary)
+        # With no tensors, empty metadata would give a header that is not JSON.
+        save_file(owned, temporary, metadata=dict(metadata) if metadata else None)
+        if metadata:
+            _sort_metadata_(temporary)
 
     _replace(path, write)
 
@@ -168,7 +170,10 @@ def _replace(path: Path, write: Callable[[Path], None]) -> None:
     with told_to_the_user(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
+            temporary.touch()
+            mode = temporary.stat().st_mode
             write(temporary)
+            temporary.chmod(mode)  # safetensors leaves files to their owner alone
             sync(temporary)
             os.replace(temporary, path)
             sync(path.parent)
@@ -194,8 +199,8 @@ def _sort_metadata_(path: Path) -> None:
     with path.open("r+b") as file:
         length = int.from_bytes(file.read(8), "little")
         header = json.loads(file.read(length))
-        metadata = header.pop("__metadata__", {})
-        ordered = {"__metadata__": dict(sorted(metadata.items())), **header}
+        metadata = sorted(header.pop("__metadata__").items())
+        ordered = {"__metadata__": dict(metadata), **header}
         text = json.dumps(ordered, separators=(",", ":"), ensure_ascii=False)
         assert len(text.encode()) <= length, "a reordered header is as long as before"
         file.seek(8)

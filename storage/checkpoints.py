@@ -30,6 +30,7 @@ from storage.errors import UserError
 N_KEPT = 2
 _TENSORS, _STATE = "tensors.safetensors", "state.json"
 _TENSOR_KEY = "__tensor__"
+_KEYS = {"sha256", "step", "state"}
 _STEP_NAME = re.compile(r"step-(\d{8,})")
 _LEFTOVER = re.compile(r"\.step-\d{8,}\.[0-9a-f]{8}\.tmp")
 
@@ -101,11 +102,8 @@ def latest_step(folder: Path) -> int:
 
 def _load(path: Path) -> tuple[int, dict[str, Any]]:
     content = read_json(path / _STATE)
-    if (
-        not isinstance(content, dict)
-        or not {"sha256", "step", "state"} <= content.keys()
-    ):
-        raise UserError(f"{path / _STATE} is not a checkpoint's")
+    if not isinstance(content, dict) or content.keys() != _KEYS:
+        raise UserError(f"{path / _STATE} is not that of a checkpoint")
     tensors = read_tensors(path / _TENSORS)
     if _file_hash(path / _TENSORS) != content["sha256"]:
         raise UserError(f"{path / _TENSORS} has not the SHA-256 that was noted")
@@ -118,11 +116,9 @@ def _take_out(value: Any, key: str, tensors: dict[str, Tensor]) -> Any:
         tensors[key] = value
         return {_TENSOR_KEY: key}
     if isinstance(value, dict):
-        wrong = [name for name in value if not isinstance(name, str)]
-        if wrong:
-            raise TypeError(
-                f"keys of a checkpoint are text, got {wrong[0]!r} in {key!r}"
-            )
+        for name in value:
+            if not isinstance(name, str) or name == _TENSOR_KEY:
+                raise TypeError(f"keys must be text, not {_TENSOR_KEY}; got {name!r}")
         return {
             name: _take_out(item, f"{key}/{name}", tensors)
             for name, item in value.items()

@@ -81,8 +81,9 @@ class RunDirectory:
         Raises:
             UserError: When `path` is not a run directory.
         """
-        if not (path / _CONFIG).is_file():
-            raise UserError(f"{path} is not a run directory: it has no {_CONFIG}")
+        for name in (_CONFIG, _ENVIRONMENT):
+            if not (path / name).is_file():
+                raise UserError(f"{path} is not a run directory: it has no {name}")
         return cls(path)
 
     @classmethod
@@ -199,10 +200,10 @@ class RunDirectory:
 
 def run_holding(path: Path) -> Path | None:
     """The run directory that `path` lies in, if it lies in one."""
-    inside = (
-        folder for folder in (path, *path.parents) if (folder / _CONFIG).is_file()
-    )
-    return next(inside, None)
+    for folder in (path, *path.parents):
+        if (folder / _CONFIG).is_file() and (folder / _ENVIRONMENT).is_file():
+            return folder
+    return None
 
 
 def _read_object(path: Path) -> dict[str, Any]:

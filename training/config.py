@@ -96,8 +96,8 @@ class _Help(
     """Shows defaults, except none, and a description as it stands."""
 
     def _get_help_string(self, action: argparse.Action) -> str | None:
-        if action.default is None or action.default == []:
-            return action.help
+        if action.default is None or action.default == [] or action.nargs == 0:
+            return action.help  # nothing to show, or a `--no_x`
         return super()._get_help_string(action)
 
 

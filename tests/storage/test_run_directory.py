@@ -1,0 +1,198 @@
+"""Run directories: never overwritten, found again, and honest about NaN."""
+
+import json
+import platform
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from storage.errors import UserError
+from storage.run_directory import RunDirectory, run_holding
+
+
+def _create(parent: Path, kind: str = "train_mask", **options) -> RunDirectory:
+    config = {"seed": 3, "run_dir": parent}
+    named = {"task": "ioi", "model": "org/gpt 2"}
+    return RunDirectory.create(parent, kind=kind, config=config, **named, **options)
+
+
+def test_two_runs_of_the_same_second_get_two_folders(tmp_path: Path):
+    paths = {_create(tmp_path).path for _ in range(20)}
+    assert len(paths) == 20
+    assert all(path.name.startswith("ioi-gpt_2-2") for path in paths)
+    assert all(path.parent == tmp_path for path in paths)
+
+
+def test_the_default_parent_is_runs_in_the_working_directory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.chdir(tmp_path)
+    run = RunDirectory.create(None, kind="evaluate", task="t", model="m", config={})
+    assert run.path.resolve().parent == tmp_path.resolve() / "runs"
+
+
+def test_config_and_environment_say_what_decides_the_bits(tmp_path: Path):
+    run = _create(tmp_path)
+    assert run.config == {"kind": "train_mask", "seed": 3, "run_dir": str(tmp_path)}
+    environment = run.environment
+    assert environment["seed"] == 3
+    assert environment["torch"] == torch.__version__
+    assert environment["python"] == platform.python_version()
+    assert environment["torch_threads"] == torch.get_num_threads()
+    assert environment["device"]
+    assert {"transformers", "accelerate", "numpy", "platform"} <= environment.keys()
+
+
+def test_the_commit_is_that_of_this_source_tree(tmp_path: Path):
+    root = Path(__file__).parents[2]
+    if not (root / ".git").exists() or shutil.which("git") is None:
+        pytest.skip("not a git checkout")
+    head = subprocess.run(
+        ["git", "-C", str(root), "rev-parse", "HEAD"], capture_output=True, text=True
+    ).stdout.strip()
+    if not head:
+        pytest.skip("git refuses this checkout")
+    commit = _create(tmp_path).environment["commit"]
+    assert commit.removesuffix("+changes") == head
+
+
+def test_without_git_the_commit_is_unknown(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert _create(tmp_path).environment["commit"] is None
+
+
+def test_a_named_folder_is_taken_when_empty_and_refused_when_not(tmp_path: Path):
+    (tmp_path / "mine").mkdir()
+    run = _create(tmp_path, name=Path("mine"))
+    assert run.path == tmp_path / "mine"
+    before = run.environment
+    with pytest.raises(UserError, match=r"mine exists and is not empty"):
+        _create(tmp_path, name=Path("mine"))
+    assert run.environment == before
+
+
+def test_a_run_folder_that_cannot_be_written_is_named_before_any_work(tmp_path: Path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match=r"cannot write .*file"):
+        _create(tmp_path / "file")
+
+
+def test_open_takes_run_directories_only(tmp_path: Path):
+    run = _create(tmp_path)
+    assert RunDirectory.open(run.path).config == run.config
+    with pytest.raises(UserError, match="is not a run directory"):
+        RunDirectory.open(tmp_path)
+
+
+def test_the_newest_finished_run_of_the_kind_is_found(tmp_path: Path):
+    runs = [_create(tmp_path, name=Path(name)) for name in ("c", "b", "a")]
+    other = _create(tmp_path, kind="relearn")
+    for run in (runs[1], runs[0], other):
+        run.write_results({})
+    assert RunDirectory.newest(tmp_path, "train_mask").path == runs[1].path
+    assert RunDirectory.newest(tmp_path, "relearn").path == other.path
+    assert [run.is_finished for run in runs] == [True, True, False]
+
+
+def test_damaged_runs_are_never_the_newest(tmp_path: Path):
+    good, damaged = _create(tmp_path), _create(tmp_path)
+    for run in (good, damaged):
+        run.write_results({})
+    (damaged.path / "config.json").write_text("{")
+    assert RunDirectory.newest(tmp_path, "train_mask").path == good.path
+
+
+@pytest.mark.parametrize("parent", ["", "nowhere"])
+def test_no_finished_run_says_which_script_makes_one(parent: str, tmp_path: Path):
+    _create(tmp_path)
+    with pytest.raises(UserError, match=r"no finished train_mask run .*train_mask.py"):
+        RunDirectory.newest(tmp_path / parent, "train_mask")
+
+
+def test_results_have_null_for_what_is_undefined(tmp_path: Path):
+    run = _create(tmp_path)
+    run.write_results({"f1": float("nan"), "rows": [{"steps": float("inf")}], "n": 2})
+    assert run.results == {"f1": None, "rows": [{"steps": None}], "n": 2}
+
+
+def test_metrics_are_read_back_in_order(tmp_path: Path):
+    run = _create(tmp_path)
+    assert run.metrics() == []
+    run.log(0, loss=1.5, **{"gates/ablated": 3})
+    run.log(1, loss=float("nan"))
+    assert run.metrics() == [
+        {"step": 0, "loss": 1.5, "gates/ablated": 3},
+        {"step": 1, "loss": None},
+    ]
+
+
+@settings(max_examples=20)
+@given(n=st.integers(0, 8), cut=st.integers(0, 10))
+def test_logging_on_after_truncation_gives_each_step_once(
+    n: int, cut: int, tmp_path_factory
+):
+    run = RunDirectory(tmp_path_factory.mktemp("run"))
+    for step in range(n):
+        run.log(step, loss=float(step))
+    run.truncate_metrics(cut)
+    start = min(n, cut)
+    for step in range(start, 8):
+        run.log(step, loss=float(step))
+    assert [entry["step"] for entry in run.metrics()] == list(range(8))
+
+
+def test_truncation_by_label_leaves_other_conditions(tmp_path: Path):
+    run = _create(tmp_path)
+    for step in range(3):
+        for condition in ("cut", "uncut"):
+            run.log(step, condition=condition)
+    run.truncate_metrics(1, condition="cut")
+    steps = {"cut": [], "uncut": []}
+    for entry in run.metrics():
+        steps[entry["condition"]].append(entry["step"])
+    assert steps == {"cut": [0], "uncut": [0, 1, 2]}
+
+
+def test_a_line_torn_by_a_kill_is_left_out_and_cut_off(tmp_path: Path):
+    run = _create(tmp_path)
+    run.log(0, loss=1.0)
+    with (run.path / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 1, "lo')
+    assert run.metrics() == [{"step": 0, "loss": 1.0}]
+    run.truncate_metrics(1)
+    run.log(1, loss=0.5)
+    assert [entry["step"] for entry in run.metrics()] == [0, 1]
+
+
+def test_a_broken_line_in_the_middle_is_told_by_number(tmp_path: Path):
+    run = _create(tmp_path)
+    (run.path / "metrics.jsonl").write_text('{"step": 0}\n{"st\n{"step": 2}\n')
+    with pytest.raises(UserError, match=r"metrics.jsonl, line 2 is not JSON"):
+        run.metrics()
+
+
+def test_a_path_knows_the_run_it_lies_in(tmp_path: Path):
+    run = _create(tmp_path)
+    assert run_holding(run.checkpoint_path / "cut-0") == run.path
+    assert run_holding(run.path) == run.path
+    assert run_holding(tmp_path) is None
+
+
+def test_every_json_file_of_a_run_is_strict_json(tmp_path: Path):
+    run = _create(tmp_path)
+    run.log(0, x=float("nan"))
+    run.write_results({"x": float("nan")})
+
+    def refuse(constant: str) -> None:
+        raise AssertionError(f"{constant} is not JSON")
+
+    for path in run.path.glob("*.json*"):
+        for text in path.read_text().split("\n}\n{"):
+            json.loads(text, parse_constant=refuse)
