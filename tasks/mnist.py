@@ -7,7 +7,7 @@ Targeted Ablation", https://arxiv.org/abs/2309.05973.
 """
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -103,6 +103,8 @@ class MnistTask(Task):
         digits = torch.tensor(corpus.concept_digits)
         self._is_concept = torch.isin(corpus.images.digits, digits)
         self._concept_classes = corpus.class_of_digit[digits].unique()
+        everywhere = torch.cat(list(corpus.index.values()))
+        self._n_splits = everywhere.bincount(minlength=len(corpus.images.digits))
         self._pools = {
             split: (index[self._is_concept[index]], index[~self._is_concept[index]])
             for split, index in corpus.index.items()
@@ -126,7 +128,7 @@ class MnistTask(Task):
                 zip(self._pools[split], sizes, strict=True)
             )
         ]
-        return self._batch(split, torch.cat(chosen))
+        return self._batch(torch.cat(chosen))
 
     def finetune_batch(
         self, split: Split, step: int, *, size: int, seed: int, limit: int | None = None
@@ -136,14 +138,12 @@ class MnistTask(Task):
         if limit is not None:
             concept = self._pools[split][0]
             pool = concept[shuffled(len(concept), "mnist", "limit", seed)[:limit]]
-        return self._batch(
-            split, pool[draw(len(pool), step, size, "mnist", "finetune", seed)]
-        )
+        return self._batch(pool[draw(len(pool), step, size, "mnist", "finetune", seed)])
 
     def evaluation_batches(self, split: Split, *, size: int) -> Iterator[Batch]:
         """Every image of `split` once, in the order of the data."""
         for chosen in self.corpus.index[split].split(size):
-            yield self._batch(split, chosen)
+            yield self._batch(chosen)
 
     def n_examples(self, split: Split) -> int:
         """Number of images of a split."""
@@ -203,10 +203,9 @@ class MnistTask(Task):
         classes = self._concept_classes.to(batch["targets"].device)
         return classes.expand(int(where.sum()), -1)
 
-    def _batch(self, split: Split, chosen: Int[Tensor, "batch"]) -> Batch:
+    def _batch(self, chosen: Int[Tensor, "batch"]) -> Batch:
         images = self.corpus.images
         concept = self._is_concept[chosen]
-        shared = torch.equal(self.corpus.index["base"], self.corpus.index[split])
         return {
             "pixels": images.normalised(chosen),
             "targets": self.corpus.class_of_digit[images.digits[chosen]],
@@ -215,8 +214,33 @@ class MnistTask(Task):
             "weights": torch.ones(len(chosen)),
             "real": torch.ones(len(chosen), dtype=torch.bool),
             "cluster": chosen,
-            "unseen": torch.full((len(chosen),), not shared),
+            "unseen": self._n_splits[chosen] == 1,
         }
+
+
+def with_test_behaviour(corpus: DigitCorpus, n_images: int) -> DigitCorpus:
+    """The published protocol: the mask learns the concept from a few test images.
+
+    The first `n_images` concept images of `heldout` move to `mask`, whose own concept
+    images leave it.
+
+    Raises:
+        UserError: When `heldout` has no concept image beside those.
+    """
+    digits = torch.tensor(corpus.concept_digits)
+    is_concept = torch.isin(corpus.images.digits, digits)
+    heldout, mask = corpus.index["heldout"], corpus.index["mask"]
+    found = heldout[is_concept[heldout]]
+    if not 0 < n_images < len(found):
+        raise UserError(
+            f"argument n_images must lie between 1 and {len(found) - 1}, got {n_images}"
+        )
+    moved = found[:n_images]
+    index: dict[Split, Tensor] = corpus.index | {
+        "heldout": heldout[~torch.isin(heldout, moved)],
+        "mask": torch.cat([mask[~is_concept[mask]], moved]),
+    }
+    return replace(corpus, index=index)
 
 
 def parse_concept(concept: str) -> tuple[tuple[int, ...], bool]:

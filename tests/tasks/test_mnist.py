@@ -13,7 +13,12 @@ from data.digits import DigitImages
 from storage.errors import UserError
 from tasks import mnist
 from tasks.base import SPLITS, TaskOptions
-from tasks.mnist import PUBLISHED_PAIRS, MnistTask, parse_concept
+from tasks.mnist import (
+    PUBLISHED_PAIRS,
+    MnistTask,
+    parse_concept,
+    with_test_behaviour,
+)
 
 PARTS = ("base", "mask", "tune", "relearn", "heldout")
 
@@ -78,6 +83,31 @@ def test_a_published_test_set_is_heldout_and_only_base_and_mask_share_images():
         if {one, other} != {"base", "mask"}:
             assert not set(index[one].tolist()) & set(index[other].tolist())
     assert (len(index["tune"]), len(index["relearn"])) == (20, 20)
+
+
+def test_the_test_behaviour_moves_a_few_heldout_images_to_the_mask_split():
+    corpus = make_task(concept="3,8").corpus
+    moved = with_test_behaviour(corpus, 5)
+    task = MnistTask(moved, None, TaskOptions())
+    shown = task._pools["mask"][0]
+    assert set(corpus.images.digits[shown].tolist()) <= {3, 8}
+    left = set(corpus.index["heldout"].tolist()) - set(moved.index["heldout"].tolist())
+    assert sorted(left) == shown.tolist()
+    assert len(left) == 5
+    before = MnistTask(corpus, None, TaskOptions())._pools["mask"]
+    assert torch.equal(task._pools["mask"][1], before[1])
+    for n_images in (0, 1000):
+        with pytest.raises(UserError, match=f"n_images must .*got {n_images}"):
+            with_test_behaviour(corpus, n_images)
+
+
+def test_only_images_of_one_split_count_as_unseen(monkeypatch: pytest.MonkeyPatch):
+    images = images_of([0, 1, 2, 3] * 110, n_train=400)
+    monkeypatch.setattr(mnist, "builtin_digits", lambda: images)
+    task = make_task()
+    for split in PARTS:
+        [batch] = task.evaluation_batches(split, size=1000)
+        assert batch["unseen"].unique().tolist() == [split not in ("base", "mask")]
 
 
 def test_the_published_pairs_are_numpys_permutation_of_seed_0():
