@@ -9,7 +9,7 @@ loss of each position is capped, and a hinge on the margin stands beside it.
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float, Int
@@ -107,6 +107,7 @@ def cross_entropy(
     return _mean(functional.cross_entropy(logits, targets, reduction="none"), weights)
 
 
+@runtime_checkable
 class Answers(Protocol):
     """Logits at counted positions and what is right there: the tasks' `Predictions`."""
 
