@@ -36,7 +36,7 @@ class Architecture:
     heads: str | None
     """Attention output projection: its input is (batch, seq, n_head * d_head)."""
     hidden: str
-    """Module whose output is the layer's (batch, seq, d_model)."""
+    """Module whose output is the layer's (batch, seq, d_model), before any dropout."""
     embeddings: tuple[str, ...] = ()
     """The last of these modules that exists gives the embedding level's output."""
     is_decoder: bool = True
