@@ -11,7 +11,14 @@ from collections.abc import Sequence
 from random import Random
 
 from data.ner_corpus import NerCorpus, choose_concept
-from data.ner_names import AMBIGUOUS, FIRST_NAMES, LAST_NAMES, ORGANISATIONS, PLACES
+from data.ner_names import (
+    AMBIGUOUS,
+    COMMON_WORDS,
+    FIRST_NAMES,
+    LAST_NAMES,
+    ORGANISATIONS,
+    PLACES,
+)
 from data.ner_templates import CLAUSES, DISTRACTORS, FILLERS, OPENERS, SENTENCES
 from data.splits import Split
 from data.tagged import OUTSIDE, TaggedSentence
@@ -34,7 +41,9 @@ NAME_SHARES: dict[Split, int] = {
 """Twentieths of every list of names."""
 TYPE_OF_SLOT = {"P": "PER", "L": "LOC", "O": "ORG"}
 AMBIGUOUS_SHARE = 0.4
-COINED_SHARE = 0.4
+"""Share of slots, of any kind, that take an ambiguous name."""
+COINED_SHARE = 0.6
+"""Share of the other names whose words are coined, in `base` alone."""
 _REAL_WORDS = frozenset(
     word
     for names in (PLACES, FIRST_NAMES, LAST_NAMES, ORGANISATIONS, AMBIGUOUS)
@@ -166,12 +175,14 @@ class _Writer:
         return self._one_of(self._rng.choice(("last", "first", "ambiguous")))
 
     def _one_of(self, kind: str) -> str:
-        drawn = self._rng.random()
-        if self._coins and drawn < COINED_SHARE:
-            return self._coined()
-        if drawn > 1 - AMBIGUOUS_SHARE:
-            return self._rng.choice(self._pools["ambiguous"])
-        return self._rng.choice(self._pools[kind])
+        rng = self._rng
+        if rng.random() < AMBIGUOUS_SHARE:
+            return rng.choice(self._pools["ambiguous"])
+        name = rng.choice(self._pools[kind])
+        if not self._coins or rng.random() > COINED_SHARE:
+            return name
+        words = name.split()
+        return " ".join(w if w in COMMON_WORDS else self._coined() for w in words)
 
     def _coined(self) -> str:
         """A pronounceable name that no list holds."""

@@ -53,24 +53,26 @@ class TokenRows:
             return_offsets_mapping=True,
             return_special_tokens_mask=True,
         )
-        lengths = torch.tensor([len(ids) for ids in encoded["input_ids"]])
-        shape = (len(sentences), int(lengths.max()))
-        input_ids = torch.full(shape, padding_id(tokenizer), dtype=torch.int32)
-        targets = torch.full(shape, NO_TARGET, dtype=torch.int32)
-        real = torch.zeros(shape, dtype=torch.bool)
         label_ids = {label: index for index, label in enumerate(labels)}
+        targets = []
         for row, sentence in enumerate(sentences):
-            length = int(lengths[row])
-            input_ids[row, :length] = torch.tensor(encoded["input_ids"][row])
             special = encoded["special_tokens_mask"][row]
-            real[row, :length] = torch.tensor(special) == 0
-            words = _words_of_pieces(sentence, encoded["offset_mapping"][row], special)
-            order = words if label_piece == "last" else reversed(words)
-            # of the pieces of a word, the last one written stays
-            pieces = {word: piece for piece, word in order}
-            for word, piece in pieces.items():
-                targets[row, piece] = label_ids[sentence.tags[word]]
-        return cls(input_ids, targets, real, lengths)
+            pieces = _pieces_and_words(
+                sentence, encoded["offset_mapping"][row], special
+            )
+            if label_piece == "first":
+                pieces.reverse()
+            targets.append([NO_TARGET] * len(special))
+            # of the pieces of one word, the one visited last keeps the label
+            for word, piece in {word: piece for piece, word in pieces}.items():
+                targets[row][piece] = label_ids[sentence.tags[word]]
+        special_mask = _padded(encoded["special_tokens_mask"], 1)
+        return cls(
+            _padded(encoded["input_ids"], padding_id(tokenizer)),
+            _padded(targets, NO_TARGET),
+            special_mask == 0,
+            torch.tensor([len(ids) for ids in encoded["input_ids"]]),
+        )
 
 
 def padding_id(tokenizer: Any) -> int:
@@ -81,7 +83,7 @@ def padding_id(tokenizer: Any) -> int:
     return 0
 
 
-def _words_of_pieces(
+def _pieces_and_words(
     sentence: TaggedSentence, offsets: Sequence[tuple[int, int]], special: Sequence[int]
 ) -> list[tuple[int, int]]:
     """Pieces and the words in which they end; special tokens and spaces have none."""
@@ -95,3 +97,9 @@ def _words_of_pieces(
         )
         if stop > start and not is_special and (at := word_at[stop - 1]) is not None
     ]
+
+
+def _padded(rows: Sequence[Sequence[int]], filler: int) -> Int[Tensor, "row seq"]:
+    length = max(map(len, rows))
+    padded = [[*row, *[filler] * (length - len(row))] for row in rows]
+    return torch.tensor(padded, dtype=torch.int32)
