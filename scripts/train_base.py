@@ -8,16 +8,18 @@ in the user's cache folder (CIRCUITCUT_CACHE), named by a hash of data, model, r
 """
 
 import logging
-import os
 import shutil
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from accelerate import Accelerator
+from filelock import FileLock
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
@@ -32,7 +34,7 @@ from scripts.experiment import (
     make_accelerator,
     options_dict,
 )
-from storage.atomic import read_json, write_json
+from storage.atomic import read_json, told_to_the_user, write_json
 from storage.cache import cache_folder, content_hash
 from storage.errors import UserError
 from tasks.base import Corpus, Task, to_device
@@ -134,11 +136,10 @@ def prepare(config: TaskConfig) -> Experiment:
         )
         model_tag = Path(config.model_name).name.replace(":", "-")
         folder = cache_folder() / "base" / f"{config.task}-{model_tag}-{key[:16]}"
-        cached = (folder / "base.json").exists()
-        accelerator.wait_for_everyone()
-        if not cached:
-            _train(config, task, loaded, recipe, accelerator, folder)
-        accelerator.wait_for_everyone()
+        with _only_one(folder, accelerator):
+            if not (folder / "base.json").exists():
+                _train(config, task, loaded, recipe, accelerator, folder)
+            accelerator.wait_for_everyone()
         base = read_json(folder / "base.json") | {"folder": str(folder)}
         name = loaded.name
         loaded = load_model(
@@ -213,6 +214,22 @@ def _needs_training(config: TaskConfig, loaded: LoadedModel) -> bool:
     return config.base == "always" or (config.base == "auto" and new)
 
 
+@contextmanager
+def _only_one(folder: Path, accelerator: Accelerator) -> Iterator[None]:
+    """Hold the lock of a base model: whoever comes second finds it trained."""
+    with told_to_the_user(folder):
+        folder.parent.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(f"{folder}.lock")
+    if accelerator.is_main_process:
+        lock.acquire()
+    accelerator.wait_for_everyone()
+    try:
+        yield
+    finally:
+        if accelerator.is_main_process:
+            lock.release()
+
+
 def _train(
     config: TaskConfig,
     task: Task,
@@ -237,6 +254,7 @@ def _train(
         )
         return task.finetune_loss(model, to_device(batch, accelerator.device)), {}
 
+    unfinished = folder.with_name(f"{folder.name}.unfinished")
     start = time.perf_counter()
     fit(
         dict(model.named_parameters()),
@@ -249,9 +267,12 @@ def _train(
             schedule=recipe.schedule,
             warmup=recipe.warmup,
             clip_norm=1.0,
+            checkpoint_every=100,
             seed=config.base_seed,
         ),
         accelerator=accelerator,
+        checkpoints=unfinished,
+        resume=True,
         progress="base model",
     )
     seconds = time.perf_counter() - start
@@ -259,10 +280,11 @@ def _train(
     if not accelerator.is_main_process:
         return
     evaluation = evaluate(task, model, "heldout")
-    scratch = folder.with_name(f"{folder.name}.{os.getpid()}.tmp")
+    scratch = folder.with_name(f"{folder.name}.tmp")
     shutil.rmtree(scratch, ignore_errors=True)
-    scratch.mkdir(parents=True)
-    save_model(loaded, scratch)
+    with told_to_the_user(scratch):
+        scratch.mkdir(parents=True)
+        save_model(loaded, scratch)
     record = {
         "model": loaded.name,
         "revision": loaded.revision,
@@ -273,12 +295,9 @@ def _train(
         "heldout_unseen": evaluation.unseen_scores,
     }
     write_json(scratch / "base.json", record)
-    try:
+    with told_to_the_user(folder):
         scratch.rename(folder)
-    except OSError:  # another process was first; its model is the same
-        shutil.rmtree(scratch, ignore_errors=True)
-        if not (folder / "base.json").exists():
-            raise
+    shutil.rmtree(unfinished, ignore_errors=True)
 
 
 def main(config: TrainBaseConfig) -> dict[str, Any]:
