@@ -120,7 +120,8 @@ def trained_parameters(model: nn.Module, trained: str) -> dict[str, nn.Parameter
     Args:
         model: The model to fine-tune.
         trained: `head`, a key of `PARTS`, `layers:2` or `layers:2-4` (blocks counted
-            from 0, both ends included), or a regular expression searched in parameter names.
+            from 0, both ends included), or a regular
+            expression that is searched in names.
 
     Raises:
         UserError: When nothing matches, or the expression is not valid.

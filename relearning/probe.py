@@ -7,7 +7,7 @@ beside the same probe with shuffled labels, which says what chance and the probe
 
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -20,7 +20,10 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from torch import Tensor, nn
 
+from masks.frozen_mask import FrozenMask
+from models.architectures import sites_of
 from models.sites import Site
+from relearning.conditions import Condition
 from storage.errors import UserError
 from tasks.base import Batch, Split, Task, to_device
 
@@ -83,6 +86,40 @@ def probe(
     train = hidden_states(task, model, sites, "relearn", max_positions, size, seed)
     test = hidden_states(task, model, sites, "heldout", max_positions, size, seed)
     return [asdict(_score(layer, train, test, seed)) for layer in sorted(train.states)]
+
+
+def probe_conditions(
+    task: Task,
+    model: nn.Module,
+    mask: FrozenMask,
+    wanted: Sequence[Condition],
+    *,
+    seed: int = 0,
+) -> list[dict[str, Any]]:
+    """Probe the model right after the cut of every condition, before any relearning.
+
+    Conditions that differ only in holding or number of examples start from the same
+    model and are probed once.
+
+    Args:
+        task: Gives the examples.
+        model: The base model; it is as before afterwards.
+        mask: The cut under study.
+        wanted: Conditions, as `conditions.conditions` combines them.
+        seed: See `probe`.
+
+    Returns:
+        One entry a condition and seed: `condition`, `seed` and `levels`, from `probe`.
+    """
+    sites = sites_of(model, ["hidden"])
+    starts = {(c.name, c.seed if c.name == "random" else None): c for c in wanted}
+    found = []
+    for (name, drawn), condition in starts.items():
+        cut = condition.mask(mask)
+        with cut.applied(model) if cut else nullcontext():
+            levels = probe(task, model, sites, seed=seed)
+        found.append({"condition": name, "seed": drawn, "levels": levels})
+    return found
 
 
 def hidden_states(

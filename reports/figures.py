@@ -1,149 +1,181 @@
-"""Figures of a run: masks by layer, training, score against size, relearning, layers.
-
-Colours are those of Okabe & Ito (2008), "Color Universal Design", told apart with every
-kind of colour vision; marks and line styles repeat what the colours say.
-"""
+"""Figures of a run: masks by layer, training, scores by size, relearning, layers."""
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import matplotlib
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from reports.drawing import (
+    BLACK,
+    BLUE,
+    CONDITION_LOOKS,
+    GREEN,
+    PALETTE,
+    STYLE,
+    VERMILLION,
+    Known,
+    error_lengths,
+    known_points,
+    layer_name,
+    legend_beside,
+    line,
+    look,
+    metric_label,
+    panels,
+    png,
+    size_axis,
+)
 from reports.load import Run
-from reports.tables import condition_name, limit_name
+from reports.tables import condition_name, limit_name, named_scores
 from storage.atomic import write_bytes
 
-BLACK, ORANGE, SKY, GREEN = "#000000", "#E69F00", "#56B4E9", "#009E73"
-YELLOW, BLUE, VERMILLION, PURPLE = "#F0E442", "#0072B2", "#D55E00", "#CC79A7"
-PALETTE = (VERMILLION, BLUE, GREEN, ORANGE, PURPLE, SKY, BLACK)
-MARKS = ("o", "s", "^", "D", "v", "P", "X")
-CONDITION_COLOURS = {"cut": VERMILLION, "uncut": BLUE, "random": ORANGE}
-STYLE = {
-    "font.size": 11,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid": True,
-    "grid.alpha": 0.25,
-    "legend.frameon": False,
-    "figure.dpi": 110,
-}
-
-Draw = Callable[[Run], Figure | None]
+Results = Mapping[str, Any]
+SIDES = ("concept", "retain")
 
 
 def draw_all(run: Run) -> dict[str, Path]:
-    """Draw every figure the run has data for; PNG files in its `figures/` by name."""
+    """Draw every figure that the run has data for, as PNG in `figures/`, by name."""
     written = {}
     for name, draw in FIGURES[run.kind].items():
-        with matplotlib.rc_context(STYLE):
-            figure = draw(run)
-            if figure is not None:
-                path = run.path / "figures" / f"{name}.png"
-                write_bytes(path, _png(figure))
-                written[name] = path
+        path = _save(draw, run, run.path / "figures" / f"{name}.png")
+        if path is not None:
+            written[name] = path
     return written
+
+
+def size_curve(results: Results, folder: Path) -> Path | None:
+    """Draw `score_by_size` of results not in a file yet; None without sizes."""
+    run = Run(folder, str(results["kind"]), {}, {}, results, [])
+    return _save(score_by_size, run, folder / "score_by_size.png")
 
 
 def mask_by_layer(run: Run) -> Figure:
     """Units ablated in each layer, one panel a kind of unit."""
     sites = run.results["per_site"]
     kinds = list(dict.fromkeys(site["kind"] for site in sites))
-    figure = _figure(4.2 * len(kinds) + 1, 3.4)
-    for axes, kind in zip(_row(figure, len(kinds)), kinds, strict=True):
+    figure, row = panels(len(kinds), 4.5 * len(kinds) + 1, 3.6)
+    for axes, kind in zip(row, kinds, strict=True):
         layers = sorted({site["layer"] for site in sites if site["kind"] == kind})
         ablated = [_total(sites, kind, layer, "n_ablated") for layer in layers]
         units = [_total(sites, kind, layer, "n_units") for layer in layers]
         bars = axes.bar(range(len(layers)), ablated, color=VERMILLION, width=0.7)
-        axes.bar_label(bars, [str(n) if n else "" for n in ablated], fontsize=9)
-        axes.set_xticks(range(len(layers)), [_layer_name(layer) for layer in layers])
+        axes.bar_label(bars, [f"{n:,}" if n else "" for n in ablated])
+        axes.set_xticks(range(len(layers)), [layer_name(layer) for layer in layers])
         axes.set_xlabel("layer")
         axes.set_ylabel(f"{kind} ablated")
-        axes.set_title(f"{sum(ablated):,} of {sum(units):,} {kind}", fontsize=11)
+        axes.set_title(f"{sum(ablated):,} of {sum(units):,} {kind}")
         axes.yaxis.set_major_locator(MaxNLocator(integer=True))
         axes.margins(y=0.15)
+        axes.grid(False, axis="x")
+    return figure
+
+
+def scores_by_method(run: Run) -> Figure | None:
+    """Dot plot of the scores of the uncut model, the cut and controls of its size."""
+    scores = run.results["scores"]
+    if set(scores) <= {"uncut"}:
+        return None
+    intervals = dict(named_scores(run.results.get("intervals", {})))
+    named = [
+        (name, values, intervals.get(name, {})) for name, values in named_scores(scores)
+    ]
+    figure, row = panels(2, 11, 1.4 + 0.4 * len(named))
+    places = list(range(len(named)))[::-1]
+    for axes, side in zip(row, SIDES, strict=True):
+        metric = run.results[f"{side}_metric"]
+        for place, (name, values, known) in zip(places, named, strict=True):
+            value = values.get(metric["name"])
+            if value is None:
+                continue
+            points = known_points([(place, value, known.get(metric["name"]))])
+            colour = VERMILLION if name.startswith("cut") else BLUE
+            bars = error_lengths(points)
+            axes.errorbar(value, place, xerr=bars, fmt="o", color=colour, capsize=3)
+        axes.set_yticks(places, [name for name, _, _ in named])
+        axes.set_xlabel(metric_label(side, metric))
+        axes.set_ylim(-0.6, len(named) - 0.4)
+    row[1].tick_params(labelleft=False)
     return figure
 
 
 def training_curves(run: Run) -> Figure | None:
-    """Losses and the expected number of ablated units along mask training."""
+    """Losses and the number of ablated units along mask training."""
     names = sorted({name for entry in run.metrics for name in entry} - {"step"})
-    losses = [name for name in names if "loss" in name or name.startswith("kl")]
-    counts = [name for name in names if "ablated" in name]
-    panels = [
-        (label, group)
-        for label, group in (("loss (nats)", losses), ("units ablated", counts))
-        if group
-    ]
-    if not panels:
+    groups = {
+        "loss or objective (nats)": [
+            n for n in names if "loss" in n or n in ("concept", "retain", "penalty")
+        ],
+        "units ablated": [n for n in names if "ablated" in n],
+    }
+    groups = {label: group for label, group in groups.items() if group}
+    if not groups:
         return None
-    figure = _figure(5.2 * len(panels), 3.6)
-    for axes, (label, group) in zip(_row(figure, len(panels)), panels, strict=True):
+    figure, row = panels(len(groups), 5.5 * len(groups), 3.8)
+    for axes, (label, group) in zip(row, groups.items(), strict=True):
         for k, name in enumerate(group):
-            entries = [e for e in run.metrics if e.get(name) is not None]
-            steps = [entry["step"] for entry in entries]
-            colour = PALETTE[k % len(PALETTE)]
-            values = [entry[name] for entry in entries]
-            axes.plot(steps, values, color=colour, label=name.replace("_", " "))
+            known = [e for e in run.metrics if e.get(name) is not None]
+            axes.plot(
+                [entry["step"] for entry in known],
+                [entry[name] for entry in known],
+                color=PALETTE[k % len(PALETTE)],
+                linestyle=("-", "--", ":")[k % 3],
+                label=name.replace("_", " "),
+            )
         axes.set_xlabel("step of mask training")
         axes.set_ylabel(label)
-        axes.legend(fontsize=9)
+        axes.legend()
     return figure
 
 
 def score_by_size(run: Run) -> Figure | None:
     """Concept and retain score against the number of ablated units, by method."""
     curve = run.results.get("curve") or []
-    if not curve:
+    sizes = {entry["n_ablated"] for entry in curve}
+    if len(sizes) < 2:
         return None
-    figure = _figure(11, 4.2)
-    panels = _row(figure, 2)
+    figure, row = panels(2, 12, 4.4)
     methods = list(dict.fromkeys(entry["method"] for entry in curve))
-    for axes, side in zip(panels, ("concept", "retain"), strict=True):
+    for axes, side in zip(row, SIDES, strict=True):
         metric = run.results[f"{side}_metric"]
         for k, method in enumerate(methods):
-            points = _curve_points(curve, method, metric["name"])
-            _band(axes, points, k, method)
-        uncut = run.results.get("scores", {}).get("uncut", {}).get(metric["name"])
+            points = _size_points(curve, method, metric["name"])
+            line(axes, points, method.replace("_", " "), look(k))
+        uncut = run.results["scores"].get("uncut", {}).get(metric["name"])
         if uncut is not None:
-            axes.axhline(uncut, color=BLACK, linestyle=":", label="uncut")
-        axes.set_xscale("symlog", linthresh=1)
-        sizes = sorted({entry["n_ablated"] for entry in curve})
-        axes.set_xticks(_thinned(sizes), [f"{n:,}" for n in _thinned(sizes)])
-        axes.minorticks_off()
+            axes.axhline(uncut, color=BLACK, linestyle=":", label="uncut model")
+        size_axis(axes, sorted(sizes))
         axes.set_xlabel("units ablated")
-        axes.set_ylabel(_metric_label(side, metric))
-    panels[1].legend(fontsize=9, loc="center left", bbox_to_anchor=(1.02, 0.5))
+        axes.set_ylabel(metric_label(side, metric))
+    legend_beside(row[1])
     return figure
 
 
 def relearning_curves(run: Run) -> Figure:
-    """Scores against steps, a column a number of examples, a row a side of the task."""
+    """Scores against steps: a column a number of examples, a row a side of the task."""
     summary = run.results["summary"]
     limits = _limits(summary)
-    figure = _figure(max(3.0 * len(limits) + 1.5, 6), 6)
+    figure = Figure(
+        figsize=(max(3.1 * len(limits) + 1.5, 7), 6.4), layout="constrained"
+    )
     grid = figure.subplots(2, len(limits), sharex=True, sharey="row", squeeze=False)
-    for row, side in zip(grid, ("concept", "retain"), strict=True):
+    for row, side in zip(grid, SIDES, strict=True):
         for axes, limit in zip(row, limits, strict=True):
-            groups = _by_condition(e for e in summary if e["limit"] == limit)
-            for k, (name, entries) in enumerate(groups.items()):
-                points = [
-                    (e["step"], e[side], e.get(f"{side}_interval")) for e in entries
-                ]
-                _band(axes, points, k, name, entries[0])
-            axes.set_xscale("symlog", linthresh=1)
-            steps = sorted({e["step"] for e in summary})
-            axes.set_xticks(_thinned(steps, 4), [str(s) for s in _thinned(steps, 4)])
-            axes.minorticks_off()
-        row[0].set_ylabel(_metric_label(side, run.results[f"{side}_metric"]))
-    for axes, limit in zip(grid[0], limits, strict=True):
+            groups = _by_condition([e for e in summary if e["limit"] == limit])
+            for name, group in groups.items():
+                points = known_points(
+                    (e["step"], e[side], e.get(f"{side}_interval")) for e in group
+                )
+                line(axes, points, name, _condition_look(group[0]))
+            size_axis(axes, [entry["step"] for entry in summary], 5)
+        row[0].set_ylabel(metric_label(side, run.results[f"{side}_metric"]))
+    for top, bottom, limit in zip(*grid, limits, strict=True):
+        most = max(e["examples"] for e in summary if e["limit"] == limit)
         plural = "" if limit == 1 else "s"
-        axes.set_title(f"{limit_name(limit)} example{plural}", fontsize=11)
-    for axes in grid[1]:
-        axes.set_xlabel("step of relearning")
+        top.set_title(f"{limit_name(limit)} example{plural}")
+        bottom.set_xlabel(f"step ({most:,} examples seen\nby the last one)")
     handles, labels = grid[0][0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside upper center", ncols=len(labels))
     return figure
@@ -155,60 +187,69 @@ def recovery_by_examples(run: Run) -> Figure | None:
     if not entries:
         return None
     limits = _limits(entries)
-    figure = _figure(11, 4)
-    panels = _row(figure, 2)
-    for axes, kind in zip(panels, ("ratio", "normalised"), strict=True):
+    figure, row = panels(2, 12, 4.2)
+    for axes, kind in zip(row, ("ratio", "normalised"), strict=True):
         for k, (name, group) in enumerate(_by_condition(entries).items()):
             last = {entry["limit"]: entry["points"][-1] for entry in group}
-            points = [
-                (x, last[limit][kind], last[limit].get(f"{kind}_interval"))
+            points = known_points(
+                (x + 0.07 * k, last[limit][kind], last[limit].get(f"{kind}_interval"))
                 for x, limit in enumerate(limits)
                 if limit in last
-            ]
-            _error_bars(axes, points, k, name, group[0])
-        axes.axhline(1, color=BLACK, linestyle=":", linewidth=1)
+            )
+            axes.errorbar(
+                [x for x, _, _ in points],
+                [y for _, y, _ in points],
+                error_lengths(points),
+                label=name,
+                capsize=3,
+                **_condition_look(group[0]),
+            )
+        axes.axhline(1, color=BLACK, linestyle=":", label="fully recovered")
         axes.set_xticks(range(len(limits)), [limit_name(limit) for limit in limits])
+        axes.set_xlim(-0.4, len(limits) - 0.4)
         axes.set_xlabel("training examples that hold the concept")
-    panels[0].set_ylabel("recovery: cut / uncut")
-    panels[1].set_ylabel("recovery: normalised")
-    panels[1].legend(fontsize=9, loc="center left", bbox_to_anchor=(1.02, 0.5))
+        axes.set_ylabel(f"{RECOVERY_NAMES[kind]}")
+    legend_beside(row[1])
     return figure
+
+
+RECOVERY_NAMES = {
+    "ratio": "recovery: ratio to uncut",
+    "normalised": "recovery: normalised",
+}
+REDISTRIBUTION_SERIES = {
+    "top_before": ("top units before the cut", BLUE),
+    "mask": ("ablated by the mask", BLACK),
+    "top_after": ("top units after relearning", VERMILLION),
+    "fresh_mask": ("fresh mask after relearning", GREEN),
+}
 
 
 def redistribution_by_layer(run: Run) -> Figure | None:
     """Where the concept's top units sit before the cut and after relearning."""
-    found = [e for e in run.results.get("after") or [] if "redistribution" in e]
-    found = [e for e in found if e["condition"] == "cut"]
-    if not found:
+    chosen = _relearned_longest(run.results)
+    if not chosen:
         return None
-    most = max(found, key=lambda e: float("inf") if e["limit"] is None else e["limit"])
-    chosen = [
-        e["redistribution"]["layers"]
-        for e in found
-        if (e["limit"], e["holding"]) == (most["limit"], most["holding"])
-    ]
+    present = [name for name in REDISTRIBUTION_SERIES if name in chosen[0][0]]
     kinds = list(dict.fromkeys(row["kind"] for row in chosen[0]))
-    figure = _figure(4.6 * len(kinds) + 2, 3.8)
-    panels = _row(figure, len(kinds))
-    series = {
-        "top_before": ("before the cut", BLUE),
-        "mask": ("ablated by the mask", BLACK),
-        "top_after": ("after relearning", VERMILLION),
-        "fresh_mask": ("fresh mask after relearning", GREEN),
-    }
-    present = [name for name in series if name in chosen[0][0]]
-    for axes, kind in zip(panels, kinds, strict=True):
-        rows = [row for row in chosen[0] if row["kind"] == kind]
-        width = 0.8 / len(present)
+    figure, row = panels(len(kinds), 4.6 * len(kinds) + 3, 4)
+    width = 0.8 / len(present)
+    for axes, kind in zip(row, kinds, strict=True):
+        layers = [entry["layer"] for entry in chosen[0] if entry["kind"] == kind]
         for k, name in enumerate(present):
-            shares = [_mean_share(chosen, row, name) for row in rows]
-            label, colour = series[name]
-            left = [x - 0.4 + (k + 0.5) * width for x in range(len(rows))]
-            axes.bar(left, shares, width, color=colour, label=label)
-        axes.set_xticks(range(len(rows)), [_layer_name(row["layer"]) for row in rows])
-        axes.set_xlabel("layer")
-        axes.set_ylabel(f"{kind}: share of the chosen units (%)")
-    panels[-1].legend(fontsize=9, loc="center left", bbox_to_anchor=(1.02, 0.5))
+            label, colour = REDISTRIBUTION_SERIES[name]
+            axes.bar(
+                [x - 0.4 + (k + 0.5) * width for x in range(len(layers))],
+                [_mean_share(chosen, kind, layer, name) for layer in layers],
+                width,
+                color=colour,
+                label=label,
+            )
+        axes.set_xticks(range(len(layers)), [layer_name(layer) for layer in layers])
+        axes.set_xlabel(f"layer ({kind})")
+        axes.grid(False, axis="x")
+    row[0].set_ylabel("share of the chosen units (%)")
+    legend_beside(row[-1])
     return figure
 
 
@@ -217,33 +258,32 @@ def probe_by_layer(run: Run) -> Figure | None:
     found = run.results.get("probe") or []
     if not found:
         return None
-    figure = _figure(8, 3.8)
-    axes = _row(figure, 1)[0]
+    figure, (axes,) = panels(1, 9, 4)
     for k, entry in enumerate(found):
-        levels = [level["layer"] for level in entry["levels"]]
-        colour = CONDITION_COLOURS.get(entry["condition"], PALETTE[k])
-        for key, style in (("auc", "-"), ("control_auc", ":")):
-            values = [level[key] for level in entry["levels"]]
-            label = entry["condition"] + ("" if key == "auc" else ", shuffled labels")
+        layers = [level["layer"] for level in entry["levels"]]
+        name = entry["condition"]
+        name += "" if entry.get("seed") is None else f" {entry['seed']}"
+        style = look(CONDITION_LOOKS.get(entry["condition"], k))
+        for key, kind in (("auc", "-"), ("control_auc", ":")):
             axes.plot(
-                range(len(levels)),
-                values,
-                style,
-                color=colour,
-                marker=MARKS[k],
-                label=label,
+                range(len(layers)),
+                [level[key] for level in entry["levels"]],
+                label=name if key == "auc" else f"{name}, shuffled labels",
+                **style | {"linestyle": kind},
             )
-        axes.set_xticks(range(len(levels)), [_layer_name(layer) for layer in levels])
+        axes.set_xticks(range(len(layers)), [layer_name(layer) for layer in layers])
     axes.set_xlabel("layer")
-    axes.set_ylabel("area under ROC of a linear probe")
-    axes.legend(fontsize=9, loc="center left", bbox_to_anchor=(1.02, 0.5))
+    axes.set_ylabel("linear probe:\narea under the ROC curve")
+    legend_beside(axes)
     return figure
 
 
+Draw = Callable[[Run], Figure | None]
 FIGURES: dict[str, dict[str, Draw]] = {
     "train_mask": {
-        "mask_by_layer": mask_by_layer,
+        "scores_by_method": scores_by_method,
         "score_by_size": score_by_size,
+        "mask_by_layer": mask_by_layer,
         "training_curves": training_curves,
     },
     "relearn": {
@@ -252,148 +292,84 @@ FIGURES: dict[str, dict[str, Draw]] = {
         "redistribution_by_layer": redistribution_by_layer,
         "probe_by_layer": probe_by_layer,
     },
-    "evaluate": {"score_by_size": score_by_size},
+    "evaluate": {"scores_by_method": scores_by_method, "score_by_size": score_by_size},
     "attribute": {"score_by_size": score_by_size},
 }
 """Kind of run -> its figures in the order of the report."""
 
-Point = tuple[float, float | None, Sequence[float | None] | None]
+
+def _save(draw: Draw, run: Run, path: Path) -> Path | None:
+    with matplotlib.rc_context(STYLE):
+        figure = draw(run)
+        if figure is None:
+            return None
+        write_bytes(path, png(figure))
+    return path
 
 
-def _figure(width: float, height: float) -> Figure:
-    return Figure(figsize=(width, height), layout="constrained")
+def _total(sites: Sequence[Results], kind: str, layer: int, key: str) -> int:
+    return sum(s[key] for s in sites if s["kind"] == kind and s["layer"] == layer)
 
 
-def _row(figure: Figure, n: int) -> list[Axes]:
-    return list(figure.subplots(1, n, squeeze=False)[0])
-
-
-def _png(figure: Figure) -> bytes:
-    from io import BytesIO
-
-    buffer = BytesIO()
-    figure.savefig(buffer, format="png", metadata={"Software": None})
-    return buffer.getvalue()
-
-
-def _total(sites: Sequence[Mapping[str, Any]], kind: str, layer: int, key: str) -> int:
-    chosen = (s[key] for s in sites if s["kind"] == kind and s["layer"] == layer)
-    return sum(chosen)
-
-
-def _layer_name(layer: int) -> str:
-    return "emb." if layer < 0 else str(layer)
-
-
-def _metric_label(side: str, metric: Mapping[str, Any]) -> str:
-    name = metric["name"].replace("_", " ")
-    unit = f" ({metric['unit']})" if metric.get("unit") else ""
-    return f"{side}: {name}{unit}"
-
-
-def _limits(entries: Sequence[Mapping[str, Any]]) -> list[int | None]:
+def _limits(entries: Sequence[Results]) -> list[int | None]:
     limits = {entry["limit"] for entry in entries}
     return sorted(limits, key=lambda limit: float("inf") if limit is None else limit)
 
 
-def _by_condition(entries: Any) -> dict[str, list[Mapping[str, Any]]]:
-    groups: dict[str, list[Mapping[str, Any]]] = {}
+def _by_condition(entries: Sequence[Results]) -> dict[str, list[Results]]:
+    groups: dict[str, list[Results]] = {}
     for entry in entries:
         groups.setdefault(condition_name(entry), []).append(entry)
     return groups
 
 
-def _curve_points(
-    curve: Sequence[Mapping[str, Any]], method: str, metric: str
-) -> list[Point]:
-    """Mean over seeds at each size; the interval, or from lowest to highest seed."""
-    points: list[Point] = []
+def _condition_look(entry: Results) -> dict[str, Any]:
+    place = CONDITION_LOOKS.get(entry["condition"], len(CONDITION_LOOKS))
+    return look(place, dashed=entry["holding"] == "one_shot")
+
+
+def _size_points(curve: Sequence[Results], method: str, metric: str) -> list[Known]:
+    """Mean over seeds at each size; its interval, or from lowest to highest seed."""
+    points = []
     of_method = [entry for entry in curve if entry["method"] == method]
     for size in sorted({entry["n_ablated"] for entry in of_method}):
         same = [entry for entry in of_method if entry["n_ablated"] == size]
-        values = [
-            e["scores"][metric] for e in same if e["scores"].get(metric) is not None
-        ]
+        found = [entry["scores"].get(metric) for entry in same]
+        values = [value for value in found if value is not None]
         if not values:
             continue
-        interval = same[0].get("intervals", {}).get(metric) if len(same) == 1 else None
-        if interval is None and len(values) > 1:
+        interval = same[0].get("intervals", {}).get(metric)
+        if len(values) > 1:
             interval = [min(values), max(values)]
         points.append((size, sum(values) / len(values), interval))
-    return points
+    return known_points(points)
 
 
-def _look(k: int, entry: Mapping[str, Any] | None) -> dict[str, Any]:
-    colour = PALETTE[k % len(PALETTE)]
-    style = "-"
-    if entry is not None:
-        colour = CONDITION_COLOURS.get(entry["condition"], colour)
-        style = "--" if entry.get("holding") == "one_shot" else "-"
-    return {"color": colour, "linestyle": style, "marker": MARKS[k % len(MARKS)]}
-
-
-def _band(
-    axes: Axes,
-    points: Sequence[Point],
-    k: int,
-    label: str,
-    entry: Mapping[str, Any] | None = None,
-) -> None:
-    known = [(x, y, i) for x, y, i in points if y is not None]
-    look = _look(k, entry)
-    axes.plot(
-        [x for x, _, _ in known],
-        [y for _, y, _ in known],
-        label=label,
-        markersize=4,
-        **look,
-    )
-    banded = [(x, i) for x, _, i in known if i is not None and None not in i]
-    axes.fill_between(
-        [x for x, _ in banded],
-        [i[0] for _, i in banded],
-        [i[1] for _, i in banded],
-        color=look["color"],
-        alpha=0.15,
-        linewidth=0,
-    )
-
-
-def _error_bars(
-    axes: Axes, points: Sequence[Point], k: int, label: str, entry: Mapping[str, Any]
-) -> None:
-    known = [(x, y, i) for x, y, i in points if y is not None]
-    spans = [(y, y) if i is None or None in i else i for _, y, i in known]
-    axes.errorbar(
-        [x + 0.06 * k for x, _, _ in known],
-        [y for _, y, _ in known],
-        [
-            [max(y - low, 0) for (_, y, _), (low, _) in zip(known, spans, strict=True)],
-            [
-                max(high - y, 0)
-                for (_, y, _), (_, high) in zip(known, spans, strict=True)
-            ],
-        ],
-        label=label,
-        capsize=3,
-        **_look(k, entry),
-    )
-
-
-def _thinned(values: Sequence[int], most: int = 8) -> list[int]:
-    if len(values) <= most:
-        return list(values)
-    stride = (len(values) - 1) / (most - 1)
-    return [values[round(i * stride)] for i in range(most)]
+def _relearned_longest(results: Results) -> list[list[Results]]:
+    """Layers of the cut relearned from most examples, one table a seed."""
+    found = [
+        entry
+        for entry in results.get("after") or []
+        if entry["condition"] == "cut" and "redistribution" in entry
+    ]
+    if not found:
+        return []
+    most = _limits(found)[-1]
+    holding = next(entry["holding"] for entry in found if entry["limit"] == most)
+    return [
+        entry["redistribution"]["layers"]
+        for entry in found
+        if (entry["limit"], entry["holding"]) == (most, holding)
+    ]
 
 
 def _mean_share(
-    tables: Sequence[Sequence[Mapping[str, Any]]], row: Mapping[str, Any], name: str
+    tables: Sequence[Sequence[Results]], kind: str, layer: int, name: str
 ) -> float:
     shares = [
         entry[name]["share"] or 0.0
         for table in tables
         for entry in table
-        if (entry["layer"], entry["kind"]) == (row["layer"], row["kind"])
+        if (entry["kind"], entry["layer"]) == (kind, layer)
     ]
     return 100 * sum(shares) / len(shares)

@@ -1,4 +1,4 @@
-"""One self-contained report.html: findings, tables and figures of one or several runs."""
+"""One self-contained report.html: findings, tables and figures of some runs."""
 
 import base64
 import html
@@ -8,13 +8,14 @@ from pathlib import Path
 from typing import Any
 
 from reports.figures import draw_all
+from reports.findings import FINDINGS
 from reports.load import Run, load_run
 from reports.tables import (
     Row,
-    condition_name,
     curve_rows,
     format_cell,
-    limit_name,
+    location_rows,
+    probe_rows,
     recovery_rows,
     relearning_rows,
     score_rows,
@@ -43,12 +44,14 @@ dl { display: grid; grid-template-columns: max-content auto; gap: 0 1rem;
 CAPTIONS = {
     "mask_by_layer": "Units the frozen mask ablates in each layer.",
     "training_curves": "Mask training: losses, and how many units the gates ablate.",
+    "scores_by_method": "The uncut model, the cut and its controls with as many units "
+    "ablated, on held-out data. Bars: 95 % bootstrap intervals over documents.",
     "score_by_size": "Scores on held-out data against the number of ablated units. "
     "Bands: 95 % bootstrap intervals, or lowest to highest seed.",
-    "relearning_curves": "Held-out scores along relearning, mean over seeds. Bands: 95 % "
-    "bootstrap intervals over seeds and documents.",
-    "recovery_by_examples": "Recovery at the end of relearning: against the uncut model "
-    "under the same fine-tuning (ratio), and from the score right after the cut "
+    "relearning_curves": "Held-out scores along relearning, mean over seeds. Bands: "
+    "95 % bootstrap intervals over seeds and documents.",
+    "recovery_by_examples": "Recovery at the end of relearning: against the uncut "
+    "model under the same fine-tuning (ratio), and from the score right after the cut "
     "(normalised). 1 is fully recovered. Bars: 95 % intervals.",
     "redistribution_by_layer": "Layers of the units that rank highest for the concept "
     "before the cut and after relearning, and of the masks.",
@@ -123,14 +126,16 @@ def _image(name: str, path: Path) -> str:
 
 
 def _about(run: Run) -> str:
-    config = run.path / "config.json"
-    repeat = f"python scripts/{run.kind}.py --config {shlex.quote(str(config))}"
+    config = shlex.quote(str(run.path / "config.json"))
+    commands = [f"python scripts/{run.kind}.py --config {config}"]
+    commands += [run.results["next"]] if run.results.get("next") else []
     facts = {"run": str(run.path), **_flat(run.environment)}
+    if isinstance(facts.get("command"), list):
+        facts["command"] = shlex.join(map(str, facts["command"]))
     listed = "".join(
         f"<dt>{html.escape(name)}</dt><dd>{html.escape(str(value))}</dd>"
         for name, value in facts.items()
     )
-    commands = [repeat, *filter(None, [run.results.get("next")])]
     shown = html.escape("\n".join(commands))
     return f"<h3>Repeat and go on</h3>\n<pre>{shown}</pre>\n<dl>{listed}</dl>"
 
@@ -145,105 +150,40 @@ def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return facts
 
 
-def mask_finding(run: Run) -> str:
-    """What a train_mask run says, in one or two sentences of numbers."""
-    results = run.results
-    concept, retain = (
-        results["concept_metric"]["name"],
-        results["retain_metric"]["name"],
-    )
-    scores = results["scores"]
-    n_ablated, n_units = results["n_ablated"], results["n_units"]
-    text = (
-        f"With {n_ablated:,} of {n_units:,} units ablated ({n_ablated / n_units:.2%}), "
-        f"the concept's {concept} goes from {format_cell(scores['uncut'].get(concept))} "
-        f"to {format_cell(scores['cut'].get(concept))} and the rest's {retain} from "
-        f"{format_cell(scores['uncut'].get(retain))} to "
-        f"{format_cell(scores['cut'].get(retain))} on held-out data."
-    )
-    controls = [entry.get(concept) for entry in scores.get("random") or []]
-    known = [value for value in controls if value is not None]
-    if known:
-        mean = format_cell(sum(known) / len(known))
-        text += f" Random cuts of the same counts leave the concept at {mean}."
-    return text
+Table = tuple[str, list[Row]]
 
 
-def relearning_finding(run: Run) -> str:
-    """What a relearn run says: recovery at the end, for every number of examples."""
-    sentences = []
-    for entry in run.results["recovery"]:
-        if entry["condition"] != "cut":
-            continue
-        last = entry["points"][-1]
-        ratio, normalised = last["ratio"], last["normalised"]
-        shares = [
-            f"{value:.0%} {words}"
-            for value, words in (
-                (ratio, "of the uncut model under the same fine-tuning"),
-                (normalised, "normalised"),
-            )
-            if value is not None
-        ]
-        said = " and ".join(shares) or f"an undefined share ({last['reason']})"
-        sentences.append(
-            f"With {limit_name(entry['limit'])} examples and {last['step']} steps the "
-            f"{condition_name(entry)} model's concept score recovers to {said}."
-        )
-    return " ".join(sentences) or "No recovery: cut and uncut models were not both run."
-
-
-def curve_finding(run: Run) -> str:
-    """What an evaluate or attribute run says: the best method at its largest size."""
-    curve = run.results["curve"]
-    if not curve:
-        return "No mask sizes were measured."
-    metric = run.results["concept_metric"]
-    largest = max(entry["n_ablated"] for entry in curve)
-    at_end = [e for e in curve if e["n_ablated"] == largest]
-    listed = ", ".join(
-        f"{e['method']} {format_cell(e['scores'].get(metric['name']))}" for e in at_end
-    )
-    return (
-        f"With {largest:,} units ablated the concept's {metric['name']} is: {listed}."
-    )
-
-
-FINDINGS: dict[str, Callable[[Run], str]] = {
-    "train_mask": mask_finding,
-    "relearn": relearning_finding,
-    "evaluate": curve_finding,
-    "attribute": curve_finding,
-}
-
-
-def _mask_tables(results: Mapping[str, Any]) -> list[tuple[str, list[Row]]]:
-    unseen = results.get("unseen")
+def _score_tables(results: Mapping[str, Any]) -> list[Table]:
+    """Scores of the run's models, on all held-out data and on unseen entities alone."""
     tables = [("Scores on held-out data", score_rows(results))]
-    if unseen:
-        seen_less = {**results, "scores": unseen, "intervals": {}}
-        tables.append(("Only entities unseen elsewhere", score_rows(seen_less)))
-    return [
-        *tables,
-        ("Units ablated by layer", site_rows(results)),
-        ("Score by number of units", curve_rows(results)),
-    ]
+    if results.get("unseen"):
+        unseen = {**results, "scores": results["unseen"], "intervals": {}}
+        tables.append(
+            (
+                "The same on examples whose entities no other split has",
+                score_rows(unseen),
+            )
+        )
+    return [*tables, ("Scores by number of units ablated", curve_rows(results))]
 
 
-def _relearn_tables(results: Mapping[str, Any]) -> list[tuple[str, list[Row]]]:
+def _mask_tables(results: Mapping[str, Any]) -> list[Table]:
+    return [*_score_tables(results), ("Units ablated by layer", site_rows(results))]
+
+
+def _relearn_tables(results: Mapping[str, Any]) -> list[Table]:
     return [
         ("Scores before and after relearning", relearning_rows(results)),
         ("Recovery of the concept", recovery_rows(results)),
+        ("Linear probes right after the cut", probe_rows(results)),
+        ("Where the concept is after relearning", location_rows(results)),
     ]
 
 
-def _curve_tables(results: Mapping[str, Any]) -> list[tuple[str, list[Row]]]:
-    return [("Score by number of units", curve_rows(results))]
-
-
-TABLES: dict[str, Callable[[Mapping[str, Any]], list[tuple[str, list[Row]]]]] = {
+TABLES: dict[str, Callable[[Mapping[str, Any]], list[Table]]] = {
     "train_mask": _mask_tables,
     "relearn": _relearn_tables,
-    "evaluate": _curve_tables,
-    "attribute": _curve_tables,
+    "evaluate": _score_tables,
+    "attribute": _score_tables,
 }
+"""Kind of run -> its tables with their headings, in the order of the report."""

@@ -1,18 +1,17 @@
-"""Finished runs, read from their directories alone and checked before anything is drawn."""
+"""Finished runs, read from their directories alone and checked before drawing."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from storage.atomic import read_json
 from storage.errors import UserError
 from storage.run_directory import RunDirectory
 
 KINDS: dict[str, tuple[str, ...]] = {
     "train_mask": ("task", "model", "scores", "n_ablated", "n_units", "per_site"),
     "relearn": ("task", "model", "summary", "recovery"),
-    "evaluate": ("task", "model", "curve"),
+    "evaluate": ("task", "model", "scores", "curve"),
     "attribute": ("task", "model", "curve"),
 }
 """Kind of run -> keys its results.json must have (docs/results.md)."""
@@ -47,7 +46,8 @@ def load_run(path: Path) -> Run:
     directory = RunDirectory.open(path)
     if not directory.is_finished:
         raise UserError(
-            f"run {path} has not finished (no results.json); resume it with --resume {path}"
+            f"run {path} has not finished (no results.json); continue it with "
+            f"--resume {path}"
         )
     results = directory.results
     kind = results.get("kind")
@@ -65,7 +65,7 @@ def load_run(path: Path) -> Run:
         path,
         kind,
         directory.config,
-        read_json(path / "environment.json"),
+        directory.environment,
         results,
         directory.metrics(),
     )

@@ -64,8 +64,8 @@ def score_rows(results: Mapping[str, Any]) -> list[Row]:
     """One row a model of a train_mask run: concept and retain scores with intervals."""
     intervals = results.get("intervals", {})
     rows = []
-    for name, scores in _named_scores(results["scores"]):
-        known = dict(_named_scores(intervals)).get(name, {})
+    for name, scores in named_scores(results["scores"]):
+        known = dict(named_scores(intervals)).get(name, {})
         rows.append({"model": name, **_both_metrics(results, scores, known)})
     return rows
 
@@ -150,6 +150,45 @@ def recovery_rows(results: Mapping[str, Any]) -> list[Row]:
     return rows
 
 
+def probe_rows(results: Mapping[str, Any]) -> list[Row]:
+    """One row a condition and level: how well a linear probe finds the concept."""
+    return [
+        {
+            "condition": entry["condition"],
+            "seed": entry.get("seed"),
+            "layer": "embeddings" if level["layer"] < 0 else level["layer"],
+            "area under ROC": level["auc"],
+            "with shuffled labels": level["control_auc"],
+            "F1": level["f1"],
+            "balanced accuracy": level["accuracy"],
+        }
+        for entry in results.get("probe") or []
+        for level in entry["levels"]
+    ]
+
+
+def location_rows(results: Mapping[str, Any]) -> list[Row]:
+    """One row a relearned model: overlaps of its top units with those before."""
+    rows = []
+    for entry in results.get("after") or []:
+        found = entry.get("redistribution")
+        if found is None:
+            continue
+        row = {
+            "condition": condition_name(entry),
+            "examples": limit_name(entry["limit"]),
+            "seed": entry["seed"],
+            "units compared": found["n_compared"],
+            "overlap before and after": found["overlap"],
+            "overlap with the mask": found["overlap_with_mask"],
+        }
+        if "fresh_n" in found:
+            row["fresh mask ablates"] = found["fresh_n"]
+            row["its overlap with the mask"] = found["fresh_overlap"]
+        rows.append(row)
+    return rows
+
+
 def condition_name(entry: Mapping[str, Any]) -> str:
     """`cut, lasting`; the uncut model has no holding."""
     holding = entry.get("holding")
@@ -165,8 +204,8 @@ def _reached(reached: Mapping[str, Any]) -> str:
     return "never" if reached["step"] is None else format_cell(reached["step"])
 
 
-def _named_scores(tree: Mapping[str, Any]) -> list[tuple[str, Mapping[str, Any]]]:
-    """Scores by the name of their model; several random cuts and methods are numbered."""
+def named_scores(tree: Mapping[str, Any]) -> list[tuple[str, Mapping[str, Any]]]:
+    """Scores by the name of their model, random and attribution cuts one by one."""
     named = []
     for name, value in tree.items():
         label = name.replace("_", " ")

@@ -34,7 +34,8 @@ def test_a_random_cut_has_the_counts_of_the_mask_and_its_own_seed(mask: FrozenMa
         for name, seed in (("cut", 0), ("random", 0), ("random", 1))
     )
     assert cut is mask
-    assert first is not None and second is not None
+    assert first is not None
+    assert second is not None
     assert first.n_ablated_at == second.n_ablated_at == mask.n_ablated_at
     assert first.overlap(second) < 1
     assert Condition("uncut", None, 0).mask(mask) is None

@@ -60,7 +60,7 @@ def _kept_model(found: dict[str, nn.Module]) -> Callable[..., dict[str, Any]]:
 def test_a_cut_comes_back_and_its_controls_stay(
     task: Task, loaded: LoadedModel, mask: FrozenMask, tmp_path: Path
 ):
-    """Planted: four units carry the concept; cut, it goes, and relearning returns it."""
+    """Planted: four units carry the concept; cut, it goes, then comes back."""
     wanted = conditions(("cut", "uncut", "random"), ("lasting",), (0,), (None,))
     settings = replace(SETTINGS, batch_size=30, lr=0.1)
     runs = relearn(task, loaded, mask, wanted, settings, tmp_path)

@@ -39,14 +39,16 @@ def test_a_cut_that_changed_nothing_has_a_ratio_but_no_normalised_recovery():
     found = recovery(cut=0.7, uncut=0.72, cut_0=0.7, minimum=0.05)
     assert found.ratio == pytest.approx(0.7 / 0.72)
     assert found.normalised is None
-    assert found.reason is not None and "0.02, is below 0.05" in found.reason
+    assert found.reason is not None
+    assert "0.02, is below 0.05" in found.reason
 
 
 def test_an_uncut_model_without_the_concept_leaves_the_ratio_undefined():
     found = recovery(cut=0.4, uncut=0.01, cut_0=-0.5)
     assert found.ratio is None
     assert found.normalised == pytest.approx(0.9 / 0.51)
-    assert found.reason is not None and found.reason.startswith("ratio:")
+    assert found.reason is not None
+    assert found.reason.startswith("ratio:")
 
 
 @pytest.mark.parametrize("broken", ["cut", "uncut", "cut_0"])

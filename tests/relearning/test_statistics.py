@@ -1,4 +1,4 @@
-"""Curves over seeds and documents: closed forms, the library's bootstrap, planted gaps."""
+"""Curves over seeds and documents: closed forms, another bootstrap, planted gaps."""
 
 import math
 

@@ -1,0 +1,116 @@
+"""How figures look: colours, lines with bands, points with bars, panels side by side.
+
+Colours are those of Okabe & Ito (2008), "Color Universal Design", told apart with every
+kind of colour vision; marks and line styles repeat what the colours say.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from io import BytesIO
+from typing import Any
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+BLACK, ORANGE, SKY, GREEN = "#000000", "#E69F00", "#56B4E9", "#009E73"
+BLUE, VERMILLION, PURPLE = "#0072B2", "#D55E00", "#CC79A7"
+PALETTE = (VERMILLION, BLUE, GREEN, ORANGE, PURPLE, SKY, BLACK)
+MARKS = ("o", "s", "^", "D", "v", "P", "X")
+CONDITION_LOOKS = {"cut": 0, "uncut": 1, "random": 3}
+"""Places of the conditions in `PALETTE` and `MARKS`."""
+STYLE: Any = {
+    "font.size": 12,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "grid.alpha": 0.25,
+    "legend.frameon": False,
+    "legend.fontsize": 11,
+    "savefig.dpi": 120,
+}
+
+Known = tuple[float, float, tuple[float, float]]
+"""x, y and the ends of its interval, both y where none is known."""
+
+
+def known_points(
+    points: Iterable[tuple[float, float | None, Sequence[float | None] | None]],
+) -> list[Known]:
+    """The points whose y is defined, each with an interval."""
+    known = []
+    for x, y, interval in points:
+        if y is not None:
+            low, high = interval or (None, None)
+            ends = (y, y) if low is None or high is None else (low, high)
+            known.append((x, y, ends))
+    return known
+
+
+def panels(n: int, width: float, height: float) -> tuple[Figure, list[Axes]]:
+    """A figure of `n` axes side by side; sizes of the whole in inches."""
+    figure = Figure(figsize=(width, height), layout="constrained")
+    return figure, list(figure.subplots(1, n, squeeze=False)[0])
+
+
+def png(figure: Figure) -> bytes:
+    """The figure as PNG, the same bytes for the same figure."""
+    buffer = BytesIO()
+    figure.savefig(buffer, format="png", metadata={"Software": None})
+    return buffer.getvalue()
+
+
+def look(place: int, *, dashed: bool = False) -> dict[str, Any]:
+    """Colour, mark and line of the series at a place of the palette."""
+    return {
+        "color": PALETTE[place % len(PALETTE)],
+        "marker": MARKS[place % len(MARKS)],
+        "linestyle": "--" if dashed else "-",
+    }
+
+
+def line(
+    axes: Axes, points: Sequence[Known], label: str, style: Mapping[str, Any]
+) -> None:
+    """A line through the points, with a band between the ends of their intervals."""
+    xs = [x for x, _, _ in points]
+    axes.plot(xs, [y for _, y, _ in points], label=label, markersize=5, **style)
+    lows, highs = ([ends[i] for _, _, ends in points] for i in (0, 1))
+    axes.fill_between(xs, lows, highs, color=style["color"], alpha=0.15, linewidth=0)
+
+
+def error_lengths(points: Sequence[Known]) -> tuple[list[float], list[float]]:
+    """Lengths of error bars below and above the points."""
+    below = [max(y - low, 0.0) for _, y, (low, _) in points]
+    return below, [max(high - y, 0.0) for _, y, (_, high) in points]
+
+
+def legend_beside(axes: Axes) -> None:
+    """The legend to the right of the axes, over nothing."""
+    axes.legend(loc="center left", bbox_to_anchor=(1.02, 0.5))
+
+
+def size_axis(axes: Axes, values: Sequence[int], most: int = 8) -> None:
+    """A logarithmic axis of whole numbers from 0, ticked at some of `values`."""
+    shown = thinned(sorted(set(values)), most)
+    axes.set_xscale("symlog", linthresh=1)
+    axes.set_xticks(shown, [f"{value:,}" for value in shown])
+    axes.minorticks_off()
+
+
+def thinned(values: Sequence[int], most: int) -> list[int]:
+    """At most `most` of the values, the first and the last among them."""
+    if len(values) <= most:
+        return list(values)
+    stride = (len(values) - 1) / (most - 1)
+    return [values[round(i * stride)] for i in range(most)]
+
+
+def layer_name(layer: int) -> str:
+    """A layer's number; layer -1 is the embedding level."""
+    return "emb." if layer < 0 else str(layer)
+
+
+def metric_label(side: str, metric: Mapping[str, Any]) -> str:
+    """Axis label of a score: side, name, unit and which way is better."""
+    name = metric["name"].replace("_", " ")
+    unit = f" ({metric['unit']})" if metric.get("unit") else ""
+    return f"{side}: {name}{unit}"
