@@ -22,7 +22,10 @@ def prompt_records(
 ) -> list[IoiRecord]:
     """Checked prompts from the rows of tables, without repetitions."""
     records = [_record(row, prompt_column, answer_column) for row in rows]
-    return list({record.text: record for record in reversed(records)}.values())[::-1]
+    first: dict[str, IoiRecord] = {}
+    for record in records:
+        first.setdefault(record.text, record)
+    return list(first.values())
 
 
 def _record(

@@ -13,7 +13,6 @@ from functools import lru_cache
 
 from data.ioi_records import IoiCorpus, IoiRecord
 from data.ioi_words import (
-    EXCHANGES,
     LISTS,
     NAMES,
     OBJECTS,
@@ -21,12 +20,15 @@ from data.ioi_words import (
     PLAIN_SLOTS,
     PLAIN_TEMPLATES,
     TEMPLATES,
+    TURN_OPENERS,
+    TURNS,
 )
 
 N_HELD_OUT_NAMES = 20
 N_BASE = 20_000
 THREE_NAMES_SHARE = 0.1
-LIST_SHARE = 0.4
+LIST_SHARE = 0.3
+N_TURNS = 4
 # prompts, plain texts and copying texts of each split; names of each split's prompts
 SPLIT_SIZES = {
     "mask": (1000, 1000, 0),
@@ -113,12 +115,19 @@ def three_names(rng: random.Random, names: Sequence[str]) -> IoiRecord:
 
 
 def copy_text(rng: random.Random, names: Sequence[str]) -> IoiRecord:
-    """A text that repeats names: a list, or two exchanges between two names each."""
+    """A text that repeats names: a list, or two people who act on each other in turn.
+
+    Who acts is random at every turn, so that only the name acted on can be told.
+    """
     a, b, c, d = rng.sample(names, 4)
     if rng.random() < LIST_SHARE:
         return IoiRecord(rng.choice(LISTS).format(A=a, B=b, C=c, D=d), "copy")
-    first, second = rng.choice(EXCHANGES), rng.choice(EXCHANGES)
-    return IoiRecord(f"{first.format(A=a, B=b)} {second.format(A=c, B=d)}", "copy")
+    turns = []
+    for _ in range(N_TURNS):
+        x, y = (a, b) if rng.random() < 0.5 else (b, a)
+        turns.append(rng.choice(TURNS).format(X=x, Y=y))
+    opener = rng.choice(TURN_OPENERS).format(A=a, B=b)
+    return IoiRecord(f"{opener} {', '.join(turns)}.", "copy")
 
 
 def plain_texts(rng: random.Random, n: int) -> list[IoiRecord]:

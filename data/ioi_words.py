@@ -64,18 +64,24 @@ The ball went from {A} to {B}, from {B} to {C}, from {C} to {B} and from {B} to 
 """
 LISTS = tuple(_LISTS.strip().splitlines())
 
-# Two of these make a text.
-_EXCHANGES = """
-In spring {A} wrote to {B} and {B} wrote to {A}.
-In winter {A} called {B}, and a day later {B} called {A}.
-When {A} helped {B}, then {B} helped {A}.
-The letter went from {A} to {B} and back from {B} to {A}.
-The two were {A} and {B}: one was {A} and the other was {B}.
-The two were {A} and {B}: one was {B} and the other was {A}.
-Here sat {A} and {B}: {A} spoke to {B} and {B} spoke to {A}.
-Here sat {A} and {B}: {B} spoke to {A} and {A} spoke to {B}.
+# Two people take turns: {X} acts on {Y}.
+_TURNS = """
+{X} called {Y}
+{X} helped {Y}
+{X} thanked {Y}
+{X} followed {Y}
+{X} wrote to {Y}
+{X} spoke to {Y}
+{X} smiled at {Y}
+{X} ran after {Y}
 """
-EXCHANGES = tuple(_EXCHANGES.strip().splitlines())
+TURNS = tuple(_TURNS.strip().splitlines())
+_TURN_OPENERS = """
+Here {A} and {B} took turns:
+The two of them were {A} and {B}:
+In spring there were {A} and {B}:
+"""
+TURN_OPENERS = tuple(_TURN_OPENERS.strip().splitlines())
 
 # Texts without any name and without anything to copy.
 _PLAIN_TEMPLATES = """

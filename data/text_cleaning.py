@@ -28,10 +28,12 @@ def clean_with_spans(
         end = last
     cleaned += _clean_piece(text[end:])
     shift = len(cleaned) - len(cleaned.lstrip())
-    moved = [(max(start - shift, 0), stop - shift) for start, stop in spans]
-    return cleaned.strip(), tuple(
-        (start, stop) for start, stop in moved if start < stop
-    )
+    cleaned = cleaned.strip()
+    moved = [
+        (max(start - shift, 0), min(stop - shift, len(cleaned)))
+        for start, stop in spans
+    ]
+    return cleaned, tuple((start, stop) for start, stop in moved if start < stop)
 
 
 def _ranges(offsets: Sequence[int]) -> list[tuple[int, int]]:

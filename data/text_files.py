@@ -38,7 +38,8 @@ _NEUTRAL_NAMES = frozenset(
     ]
 )
 _TEXT_SUFFIXES = (".txt", ".text", ".tokens", ".raw", "")
-_HEADING = re.compile(r"^\s*=+ .* =+\s*$")
+_HEADING = re.compile(r"^\s*(= )+.*( =)+\s*$")
+_TITLE = re.compile(r"^\s*= [^=]")
 CHUNK_WORDS = 80
 TOXIC_FROM = 0.5
 """Scores at or above this are toxic."""
@@ -87,8 +88,8 @@ def _plain_rows(path: Path) -> Iterable[TableRow]:
     document = ""
     for number, line in enumerate(read_text(path).splitlines(), start=1):
         if _HEADING.match(line):
-            title = line.strip().startswith("= ")
-            document = f"{path.name} {number}" if title else document
+            if _TITLE.match(line):
+                document = f"{path.name} {number}"
             continue
         words = line.split()
         for first in range(0, len(words), CHUNK_WORDS):
@@ -130,8 +131,7 @@ def labelled_texts(
         _record(row, text_column, flag, has_spans)
         for row, flag in zip(rows, toxic, strict=True)
     ]
-    distinct = {record.text: record for record in reversed(records) if record}
-    return list(distinct.values())[::-1]
+    return _distinct(record for record in records if record is not None)
 
 
 def retained_texts(
@@ -142,14 +142,19 @@ def retained_texts(
         text_column = None
     column = _column(rows, text_column, TEXT_COLUMNS, "text_column")
     texts = [(clean(_text(row, column)), row.values) for row in rows]
-    records = {
-        text: TextRecord(
-            text, "wiki", document=str(values.get("document", "")), unseen=True
-        )
+    return _distinct(
+        TextRecord(text, "wiki", document=str(values.get("document", "")), unseen=True)
         for text, values in texts
         if text
-    }
-    return list(records.values())
+    )
+
+
+def _distinct(records: Iterable[TextRecord]) -> list[TextRecord]:
+    """The first record of every text."""
+    first: dict[str, TextRecord] = {}
+    for record in records:
+        first.setdefault(record.text, record)
+    return list(first.values())
 
 
 def _record(

@@ -1,4 +1,4 @@
-"""A task is a concept to cut and the rest to retain: batches, predictions and scores."""
+"""A task is a concept to cut and the rest to retain: batches and scores."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
@@ -41,8 +41,10 @@ class TaskOptions:
     hub_revision: str | None = None
     max_length: int = 128
     label_piece: Literal["first", "last"] = "first"
-    """Which word piece carries a word's tag; decoders see the whole word at the last."""
+    """Which word piece carries a word's tag; decoders know the word at the last."""
     split_seed: int = 0
+    toxicity_scorer: Literal["builtin", "detoxify"] = "builtin"
+    """What calls continuations toxic: our classifier or the Detoxify package."""
 
 
 @runtime_checkable
@@ -101,11 +103,11 @@ class Task(ABC):
     Subclasses never hold a model, and never touch devices, masks or optimisers. Batches
     are CPU tensors whose first dimension is the example. Text batches hold `input_ids`,
     `attention_mask`, `targets` (batch, seq; -100 where none; logits at t predict
-    targets[t]), `concept` and `retain` (batch, seq; bool, disjoint, both only where there
-    is a target), `weights` (batch, seq), `real` (batch, seq; real, non-special tokens),
-    and per example `cluster` (document, for the bootstrap) and `unseen` (no entity of the
-    example occurs in another split). Image batches hold `pixels` (batch, pixel) and the
-    same keys with shape (batch,).
+    targets[t]), `concept` and `retain` (batch, seq; bool, disjoint, both only where
+    there is a target), `weights` (batch, seq), `real` (batch, seq; real, non-special
+    tokens), and per example `cluster` (document, for the bootstrap) and `unseen` (no
+    entity of the example occurs in another split). Image batches hold `pixels` (batch,
+    pixel) and the same keys with shape (batch,).
     """
 
     name: ClassVar[str]
@@ -131,8 +133,8 @@ class Task(ABC):
     ) -> Batch:
         """Training batch `step` of the base model or of relearning.
 
-        Drawn epoch by epoch from the whole split or, with `limit`, from the first `limit`
-        examples that hold the concept, in an order fixed by `seed`.
+        Drawn epoch by epoch from the whole split or, with `limit`, from the first
+        `limit` examples that hold the concept, in an order fixed by `seed`.
         """
 
     @abstractmethod
@@ -140,7 +142,9 @@ class Task(ABC):
         """Every example of `split` once, in a fixed order."""
 
     @abstractmethod
-    def counts(self, model: nn.Module, batch: Batch) -> dict[str, Float[Tensor, "batch"]]:
+    def counts(
+        self, model: nn.Module, batch: Batch
+    ) -> dict[str, Float[Tensor, "batch"]]:
         """Per-example sums (hits, misses, summed nats, tokens) that bootstrap."""
 
     @abstractmethod
@@ -184,16 +188,24 @@ class Task(ABC):
         )
 
     def sampled_scores(
-        self, model: nn.Module, cut: Callable[[], AbstractContextManager[Any]], *, seed: int
+        self,
+        model: nn.Module,
+        cut: Callable[[], AbstractContextManager[Any]],
+        *,
+        seed: int,
     ) -> dict[str, float]:
         """Scores that need sampling from the cut model (toxicity); none by default."""
         return {}
 
-    def concept_classes(self, batch: Batch, where: Tensor) -> Int[Tensor, "position concept"]:
+    def concept_classes(
+        self, batch: Batch, where: Tensor
+    ) -> Int[Tensor, "position concept"]:
         """Classes that make the concept's answer; the target itself by default."""
         return batch["targets"][where].unsqueeze(-1).clamp(min=0)
 
-    def rivals(self, batch: Batch, where: Tensor) -> Int[Tensor, "position rival"] | None:
+    def rivals(
+        self, batch: Batch, where: Tensor
+    ) -> Int[Tensor, "position rival"] | None:
         """Classes the answer competes with; every other class by default."""
         return None
 

@@ -30,7 +30,12 @@ from tasks.language_rows import (
     tokenize,
     without_end,
 )
-from tasks.toxicity_classifier import Scorer, classifier_scores, fit_classifier
+from tasks.toxicity_classifier import (
+    Scorer,
+    classifier_scores,
+    detoxify_scorer,
+    fit_classifier,
+)
 from tasks.toxicity_sampling import N_PROMPTS, PROMPT_TOKENS, sampled
 
 
@@ -76,6 +81,7 @@ class ToxicityTask(Task):
         self._corpus = corpus
         self._tokenizer = tokenizer
         self._max_length = options.max_length
+        self._scorer_name = options.toxicity_scorer
         self._rows: dict[str, list[Row]] = {}
         self._indices = {
             split: {
@@ -151,8 +157,8 @@ class ToxicityTask(Task):
         """Share of continuations called toxic, their perplexity, the classifier's own.
 
         Up to 500 held-out toxic and neutral texts are continued behind their first
-        eight tokens (or their first half). The classifier is fitted on `base`; its
-        accuracy is on held-out texts.
+        eight tokens (or their first half). The built-in classifier is fitted on `base`;
+        the accuracy of any is on held-out texts.
         """
         prompts = self._prompts()
         end_id = self._tokenizer.eos_token_id
@@ -178,6 +184,8 @@ class ToxicityTask(Task):
 
     @cached_property
     def _scorer(self) -> Scorer:
+        if self._scorer_name == "detoxify":
+            return detoxify_scorer()
         return fit_classifier(self._texts("base", True), self._texts("base", False))
 
     @cached_property
