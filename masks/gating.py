@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from masks.ablation import AblationValues
-from masks.mixing import Rows, mix, mix_frozen
+from masks.mixing import Rows, mix
 from models.sites import Site
 from storage.errors import UserError
 
@@ -146,9 +146,9 @@ def _activation_gate(
     site: Site, gates: Tensor, value: Tensor | None, batch: _Batch
 ) -> Callable[[Tensor], Tensor]:
     """x -> keep * x + (1 - keep) * value, for one site."""
-    frozen = gates.dtype == torch.bool
     wide = gates.repeat_interleave(site.unit_size) if site.unit_size > 1 else gates
-    blend = mix_frozen if frozen else mix
+    if wide.dtype == torch.bool:
+        wide = wide.float()
 
     def apply(x: Tensor) -> Tensor:
         if x.shape[-1] != site.width:
@@ -156,7 +156,7 @@ def _activation_gate(
                 f"{site.name} has activations of width {x.shape[-1]}, the mask is for "
                 f"{site.width}; this mask is for another model"
             )
-        return blend(x, wide, _at(site, value, x, batch), batch.rows)
+        return mix(x, wide.to(x.device), _at(site, value, x, batch), batch.rows)
 
     return apply
 

@@ -1,0 +1,211 @@
+"""Time and memory of a mask-training step and of a frozen mask, against the plain model.
+
+    python benchmarks/mask_step.py
+
+Plain is a forward and a backward pass down to the input embeddings, weights frozen. A mask
+step does the same with a gate on every neuron and head and adds drawing the gates, their
+price and Adam. All are interleaved in one process; times are medians over many short runs,
+ratios medians of the ratio within a round. Peaks are what torch's own allocator holds
+during a step beyond what it held before (activations) and with the weights. Random
+weights; about two minutes on one CPU core. Targets: zero <= 1.10, mean <= 1.15, frozen <=
+1.03 times the plain time, peak <= 1.10 times the plain peak.
+"""
+
+import json
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torch.profiler import ProfilerActivity, profile
+from transformers import BertConfig, BertModel, GPT2Config, GPT2Model
+
+from masks.ablation import AblationValues, zero_values
+from masks.frozen_mask import FrozenMask
+from masks.gate import GateSettings
+from masks.mask_set import MaskSet
+from masks.gating import gated
+from masks.penalties import Price
+from models.architectures import sites_of
+from models.sites import Site
+from training.config import parse_config
+
+Step = Callable[[], None]
+
+
+@dataclass(frozen=True)
+class MaskStepConfig:
+    """Settings of the benchmark."""
+
+    shapes: list[str] = field(
+        default_factory=lambda: ["minilm", "gpt2"],
+        metadata={"help": "minilm (BERT, 6 x 384) and/or gpt2 (12 x 768)"},
+    )
+    batch: int = field(default=8, metadata={"help": "sequences per step"})
+    length: int = field(default=64, metadata={"help": "tokens per sequence"})
+    rounds: int = field(default=30, metadata={"help": "interleaved rounds"})
+    threads: int = field(default=1, metadata={"help": "torch threads"})
+    n_ablated: int = field(default=100, metadata={"help": "units the frozen masks cut"})
+    gate: str = field(default="hard_concrete", metadata={"help": "kind of gate"})
+    seed: int = 0
+
+
+def main(config: MaskStepConfig) -> dict[str, dict[str, dict[str, float]]]:
+    """Print a table per shape and return its numbers."""
+    torch.set_num_threads(config.threads)
+    results = {}
+    for shape in config.shapes:
+        torch.manual_seed(config.seed)
+        model = SHAPES[shape]().eval().requires_grad_(False)
+        steps = _steps(model, config)
+        results[shape] = _measure(model, steps, config.rounds)
+        _print(shape, config, results[shape])
+    return results
+
+
+def _minilm() -> nn.Module:
+    return BertModel(
+        BertConfig(
+            hidden_size=384,
+            num_hidden_layers=6,
+            num_attention_heads=12,
+            intermediate_size=1536,
+        )
+    )
+
+
+def _gpt2() -> nn.Module:
+    return GPT2Model(GPT2Config())
+
+
+SHAPES: dict[str, Callable[[], nn.Module]] = {"minilm": _minilm, "gpt2": _gpt2}
+
+
+def _steps(model: nn.Module, config: MaskStepConfig) -> dict[str, Step]:
+    sites = sites_of(model, ["neurons", "heads"])
+    width = model.config.hidden_size
+    embeddings = torch.randn(config.batch, config.length, width).requires_grad_()
+    means = AblationValues("mean", {s.name: torch.randn(s.width) for s in sites})
+
+    def run() -> Tensor:
+        embeddings.grad = None
+        return model(inputs_embeds=embeddings).last_hidden_state.square().mean()
+
+    def frozen(ablated: AblationValues) -> Step:
+        mask = FrozenMask.random(
+            sites, ablated, n_ablated=config.n_ablated, seed=config.seed
+        )
+        return lambda: _frozen_step(model, mask, run)
+
+    return {
+        "plain": lambda: run().backward(),
+        "plain again": lambda: run().backward(),
+        "mask, zero": _mask_step(model, sites, zero_values(sites), config, run),
+        "mask, mean": _mask_step(model, sites, means, config, run),
+        "frozen, zero": frozen(zero_values(sites)),
+        "frozen, mean": frozen(means),
+    }
+
+
+def _frozen_step(model: nn.Module, mask: FrozenMask, run: Callable[[], Tensor]) -> None:
+    with mask.applied(model):
+        run().backward()
+
+
+def _mask_step(
+    model: nn.Module,
+    sites: tuple[Site, ...],
+    ablated: AblationValues,
+    config: MaskStepConfig,
+    run: Callable[[], Tensor],
+) -> Step:
+    masks = MaskSet(sites, config.gate, GateSettings())
+    price = Price(1e-3, direction="break")
+    optimiser = torch.optim.Adam(masks.parameters(), lr=0.1)
+    rng = torch.Generator().manual_seed(config.seed)
+
+    def step() -> None:
+        with gated(model, sites, masks.sample(rng), ablated):
+            loss = run() + price(masks, 1.0)
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
+        masks.project_()
+
+    return step
+
+
+def _measure(
+    model: nn.Module, steps: dict[str, Step], rounds: int
+) -> dict[str, dict[str, float]]:
+    weights = sum(p.numel() * p.element_size() for p in model.parameters())
+    peaks = {name: _peak_bytes(step) for name, step in steps.items()}
+    seconds: dict[str, list[float]] = {name: [] for name in steps}
+    names = list(steps)
+    for turn in range(rounds):
+        for name in names[turn % len(names) :] + names[: turn % len(names)]:
+            start = time.process_time()
+            steps[name]()
+            seconds[name].append(time.process_time() - start)
+    return {
+        name: {
+            "milliseconds": 1e3 * statistics.median(seconds[name]),
+            "time_ratio": statistics.median(
+                own / plain
+                for own, plain in zip(seconds[name], seconds["plain"], strict=True)
+            ),
+            "activations_mb": peaks[name] / 1e6,
+            "activations_ratio": peaks[name] / peaks["plain"],
+            "peak_ratio": (weights + peaks[name]) / (weights + peaks["plain"]),
+        }
+        for name in steps
+    }
+
+
+def _peak_bytes(step: Step) -> float:
+    """Highest number of bytes that a step holds beyond what was held before it."""
+    step()  # the first run builds caches and optimiser state
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        step()
+        return torch.cuda.max_memory_allocated() - before
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiled:
+        step()
+    with tempfile.TemporaryDirectory() as folder:
+        trace = Path(folder) / "trace.json"
+        profiled.export_chrome_trace(str(trace))
+        events = json.loads(trace.read_text())["traceEvents"]
+    changes = sorted(
+        (event["ts"], event["args"]["Bytes"])
+        for event in events
+        if event["name"] == "[memory]"
+    )
+    held = peak = 0.0
+    for _, n_bytes in changes:
+        held += n_bytes
+        peak = max(peak, held)
+    return peak
+
+
+def _print(
+    shape: str, config: MaskStepConfig, rows: dict[str, dict[str, float]]
+) -> None:
+    size = f"{config.batch} x {config.length} tokens, {config.threads} thread(s)"
+    print(f"\n{shape}, {size}, medians of {config.rounds} interleaved rounds")
+    print(f"{'step':<14}{'ms':>8}{'time':>8}{'MB':>8}{'act.':>8}{'peak':>8}")
+    for name, row in rows.items():
+        print(
+            f"{name:<14}{row['milliseconds']:>8.1f}{row['time_ratio']:>8.3f}"
+            f"{row['activations_mb']:>8.1f}{row['activations_ratio']:>8.3f}"
+            f"{row['peak_ratio']:>8.3f}"
+        )
+
+
+if __name__ == "__main__":
+    main(parse_config(MaskStepConfig))
