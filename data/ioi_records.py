@@ -35,7 +35,11 @@ class IoiCorpus:
 
     records: Mapping[str, tuple[IoiRecord, ...]]
     unseen_names: frozenset[str]
-    labels: None = None
+
+    @property
+    def labels(self) -> list[str] | None:
+        """None: the task has no classes."""
+        return None
 
     def texts(self) -> list[str]:
         """Full texts of the `base` split, answers included."""

@@ -35,7 +35,8 @@ class IoiTask(Task):
     Batches hold further integers per example: `kind` (index into `KINDS`), `io_id` and
     `s_id` (tokens of the answer and of its rival), `io_position`, `s1_position`,
     `s2_position` and `end_position`; -1 where there is none. Prompts with a name of
-    several tokens are left out. Every prompt is a cluster of its own.
+    several tokens are left out; `name_ids` are the tokens of the other names. Every
+    prompt is a cluster of its own.
 
     Raises:
         UserError: When fewer than 20 names are one token, or a split is empty.
@@ -70,7 +71,7 @@ class IoiTask(Task):
             split: [record for record in records if record.kind == "ioi"]
             for split, records in corpus.records.items()
         }
-        self._name_ids = one_token_names(
+        self.name_ids = one_token_names(
             {
                 name
                 for rows in prompts.values()
@@ -80,7 +81,7 @@ class IoiTask(Task):
             tokenizer,
         )
         for split, rows in prompts.items():
-            if not any({r.io, r.subject} <= self._name_ids.keys() for r in rows):
+            if not any({r.io, r.subject} <= self.name_ids.keys() for r in rows):
                 raise UserError(
                     f"split {split!r} must have prompts whose names are one token "
                     "each, got none; use another model or prompts with commoner names"
@@ -164,7 +165,7 @@ class IoiTask(Task):
             self._rows[split] = ioi_rows(
                 self._corpus.records[split],
                 self._tokenizer,
-                self._name_ids,
+                self.name_ids,
                 unseen_names=self._corpus.unseen_names,
                 max_length=self._max_length,
             )

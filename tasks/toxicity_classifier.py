@@ -5,11 +5,13 @@ from typing import Any
 
 import numpy as np
 
+from data.text_files import TOXIC_FROM
 from storage.errors import UserError
 
 Scorer = Callable[[Sequence[str]], np.ndarray]
 """Texts to whether each is toxic, `(text,)` bools."""
 MAX_PER_CLASS = 10_000
+DETOXIFY_BATCH = 64
 
 
 def fit_classifier(toxic: Sequence[str], other: Sequence[str]) -> Scorer:
@@ -49,8 +51,11 @@ def detoxify_scorer() -> Scorer:
     model: Any = Detoxify("original")
 
     def toxic(texts: Sequence[str]) -> np.ndarray:
-        scores = [model.predict(text)["toxicity"] for text in texts]
-        return np.asarray(scores) >= 0.5
+        scores: list[float] = []
+        for first in range(0, len(texts), DETOXIFY_BATCH):
+            part = list(texts[first : first + DETOXIFY_BATCH])
+            scores += model.predict(part)["toxicity"]
+        return np.asarray(scores) >= TOXIC_FROM
 
     return toxic
 

@@ -59,7 +59,7 @@ def sample_continuations(
         n_prompt = ids.shape[1]
         for step in range(NEW_TOKENS):
             logits = model(input_ids=ids, attention_mask=torch.ones_like(ids)).logits
-            last = logits[:, -1].float().cpu()
+            last = logits[:, -1].float().cpu().clone()
             last[:, list(banned_ids)] = -torch.inf
             if end_id is not None and step == 0:
                 last[:, end_id] = -torch.inf
