@@ -24,7 +24,7 @@ from data.splits import Split
 from data.tagged import OUTSIDE, TaggedSentence
 
 SIZES: dict[Split, int] = {
-    "base": 8000,
+    "base": 12000,
     "mask": 1500,
     "tune": 600,
     "relearn": 1000,
@@ -43,13 +43,20 @@ TYPE_OF_SLOT = {"P": "PER", "L": "LOC", "O": "ORG"}
 AMBIGUOUS_SHARE = 0.4
 """Share of slots, of any kind, that take an ambiguous name."""
 COINED_SHARE = 0.6
-"""Share of the other names whose words are coined, in `base` alone."""
+"""Share of the other names that are coined, in `base` alone."""
+LONG_SHARE = 0.4
+"""Share of coined places and organisations that have several words."""
 _REAL_WORDS = frozenset(
     word
     for names in (PLACES, FIRST_NAMES, LAST_NAMES, ORGANISATIONS, AMBIGUOUS)
     for name in names
     for word in name.split()
 )
+_SHAPES = {
+    kind: tuple(name.split() for name in names if " " in name)
+    for kind, names in (("L", PLACES), ("O", ORGANISATIONS))
+}
+"""Names of several words, whose other than common words are coined anew."""
 _SLOT = re.compile(r"\{(\w+)\}")
 _ONSETS = (
     "b",
@@ -149,7 +156,7 @@ class _Writer:
             return self._rng.choice(SENTENCES)
         first, second = self._rng.sample(CLAUSES, 2)
         opener = self._rng.choice(OPENERS)
-        if drawn < 0.55:
+        if drawn < 0.65:
             return f"{opener} {first} ."
         return f"{opener} {first} {{conn}} {second} ."
 
@@ -178,10 +185,11 @@ class _Writer:
         rng = self._rng
         if rng.random() < AMBIGUOUS_SHARE:
             return rng.choice(self._pools["ambiguous"])
-        name = rng.choice(self._pools[kind])
         if not self._coins or rng.random() > COINED_SHARE:
-            return name
-        words = name.split()
+            return rng.choice(self._pools[kind])
+        if kind not in _SHAPES or rng.random() > LONG_SHARE:
+            return self._coined()
+        words = rng.choice(_SHAPES[kind])
         return " ".join(w if w in COMMON_WORDS else self._coined() for w in words)
 
     def _coined(self) -> str:

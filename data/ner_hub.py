@@ -38,6 +38,11 @@ def tagged_from_hub(
                     f"row {number} of {part!r} has {len(row_words)} words but "
                     f"{len(row_tags)} tags; choose --text_column and --label_column"
                 )
+            if names is None and any(isinstance(tag, int) for tag in row_tags):
+                raise UserError(
+                    f"column {tags_of!r} holds numbers without names; choose another "
+                    "--label_column"
+                )
             if row_words:
                 words.append(tuple(map(str, row_words)))
                 tags.append([names[t] if names else str(t) for t in row_tags])
@@ -45,6 +50,10 @@ def tagged_from_hub(
     numbers = range(len(words))
     sentences = map(TaggedSentence, words, normalised(tags), numbers)
     return TaggedFiles(tuple(sentences), tuple(numbers), tuple(sources))
+
+
+def _tag_names(feature: Any) -> list[str] | None:
+    return getattr(getattr(feature, "feature", None), "names", None)
 
 
 def _column(table: Any, asked: str | None, usual: tuple[str, ...], flag: str) -> str:

@@ -39,9 +39,9 @@ def ratio(part: float, whole: float) -> float:
 def mean_defined(scores: Sequence[float]) -> float:
     """The mean of the scores that are not NaN; NaN if none is."""
     defined = [score for score in scores if not math.isnan(score)]
-    return ratio(sum(defined), len(defined))
+    return sum(defined) / len(defined) if defined else math.nan
 
 
 def sums(counts: Mapping[str, Tensor]) -> dict[str, float]:
     """Counts as numbers, summed over their examples."""
-    return {name: float(value.sum()) for name, value in counts.items()}
+    return {name: float(value.detach().sum()) for name, value in counts.items()}
