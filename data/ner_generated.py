@@ -44,7 +44,7 @@ AMBIGUOUS_SHARE = 0.4
 """Share of slots, of any kind, that take an ambiguous name."""
 COINED_SHARE = 0.6
 """Share of the other names that are coined, in `base` alone."""
-LONG_SHARE = 0.4
+LONG_SHARE = 0.5
 """Share of coined places and organisations that have several words."""
 _REAL_WORDS = frozenset(
     word

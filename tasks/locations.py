@@ -38,6 +38,8 @@ CONCEPT_SHARE = 3 / 8
 """Share of a mask-training batch that holds the concept (6 of 16 sentences)."""
 ENTITY_WEIGHT = 2.0
 """Weight of a retained word inside an entity; other words weigh 1."""
+N_DONORS = 500
+"""Sentences whose ordinary words replace locations in counterfactual inputs."""
 OUTCOMES = ("tp", "fp", "fn")
 
 
@@ -96,6 +98,7 @@ class LocationsTask(Task):
         self._tokenizer = tokenizer
         self._options = options
         self._splits: dict[Split, _SplitRows] = {}
+        self._ordinary: dict[int, list[list[int]]] = {}
         types = [entity_type(label) for label in self.labels]
         self._is_concept = torch.tensor(
             [kind in corpus.concept_types for kind in types]
@@ -226,9 +229,12 @@ class LocationsTask(Task):
     def counterfactual(self, batch: Batch) -> Batch:
         """The same batch with every word of the concept swapped for an ordinary one.
 
-        The new words have as many pieces and are drawn from those tagged `O` in the
-        `base` split, by a generator seeded with the batch itself; where no word has so
+        The new words have as many pieces and are drawn from words tagged `O` in the
+        `mask` split, by a generator seeded with the batch itself; where none has so
         many pieces, words of one piece stand side by side. Targets stay.
+
+        Raises:
+            UserError: When no word tagged `O` is one piece.
         """
         words = self._ordinary_words()
         if not words.get(1):
@@ -303,14 +309,20 @@ class LocationsTask(Task):
         return counts
 
     def _ordinary_words(self) -> dict[int, list[list[int]]]:
-        """Pieces of words tagged `O` in `base`, by how many pieces a word has."""
-        tokens = self._rows("base").tokens
-        found: dict[int, set[tuple[int, ...]]] = {}
-        outside = (tokens.targets == self.labels.index(OUTSIDE)) & tokens.real
-        for row, start, stop in self._words(tokens.targets, tokens.real, outside):
-            pieces = tuple(tokens.input_ids[row, start:stop].tolist())
-            found.setdefault(len(pieces), set()).add(pieces)
-        return {n: [list(p) for p in sorted(words)] for n, words in found.items()}
+        """Pieces of words tagged `O`, by how many pieces a word has."""
+        if not self._ordinary:
+            tokens = self._rows("mask").tokens
+            targets, real = tokens.targets[:N_DONORS], tokens.real[:N_DONORS]
+            outside = targets == self.labels.index(OUTSIDE)
+            found: dict[int, set[tuple[int, ...]]] = {}
+            for row, start, stop in self._words(targets, real, outside):
+                pieces = tuple(tokens.input_ids[row, start:stop].tolist())
+                found.setdefault(len(pieces), set()).add(pieces)
+            self._ordinary = {
+                n: [list(pieces) for pieces in sorted(words)]
+                for n, words in found.items()
+            }
+        return self._ordinary
 
     def _concept_words(self, batch: Batch) -> Iterator[tuple[int, int, int]]:
         return self._words(batch["targets"], batch["real"], batch["concept"])
