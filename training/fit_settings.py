@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Literal, get_args
 
 from storage.errors import UserError
-from training.schedules import Schedule, learning_rate_factor
+from training.schedules import SCHEDULES, Schedule, learning_rate_factor
 
 Optimiser = Literal["adam", "adamw", "sgd"]
 OPTIMISERS: tuple[Optimiser, ...] = get_args(Optimiser)
@@ -36,10 +36,10 @@ class FitSettings:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if self.optimiser not in OPTIMISERS:
-            raise UserError(
-                f"optimiser must be one of {list(OPTIMISERS)}, got {self.optimiser!r}"
-            )
+        for name, known in (("optimiser", OPTIMISERS), ("schedule", SCHEDULES)):
+            if getattr(self, name) not in known:
+                got = getattr(self, name)
+                raise UserError(f"{name} must be one of {list(known)}, got {got!r}")
         for name in ("n_steps", "weight_decay", "momentum", "checkpoint_every"):
             if not getattr(self, name) >= 0:
                 raise UserError(f"{name} must be >= 0, got {getattr(self, name)}")

@@ -123,7 +123,7 @@ def _backward(
 ) -> tuple[Tensor, dict[str, float]]:
     """Loss and numbers of a step, whose noise is seeded here; fills the gradients."""
     mixed = mixed_seed(seed, step)
-    torch.manual_seed(mixed + accelerator.process_index)
+    _seed_global(mixed + accelerator.process_index, accelerator.device)
     with accelerator.autocast():
         loss, numbers = step_loss(step, torch.Generator().manual_seed(mixed))
     accelerator.backward(loss)
@@ -142,6 +142,18 @@ def _check_finite(
         f"the {what} is not finite at step {step} (loss {loss}, gradient norm {norm}); "
         f"{last}; try a lower learning rate, and check data and model for NaN"
     )
+
+
+def _seed_global(seed: int, device: torch.device) -> None:
+    """Seed torch's global generators of the CPU and of `device`.
+
+    `torch.manual_seed` would also keep a list of calls (with tracebacks, a millisecond
+    each) for every kind of device that was not used so far.
+    """
+    torch.default_generator.manual_seed(seed)
+    if device.type != "cpu":
+        backend = getattr(torch, device.type)
+        getattr(backend, "manual_seed_all", backend.manual_seed)(seed)
 
 
 @contextmanager

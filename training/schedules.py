@@ -1,7 +1,7 @@
 """Factors that move the learning rate and the price of a unit along a run."""
 
 import math
-from typing import Literal, get_args
+from typing import Literal, assert_never, get_args
 
 from storage.errors import UserError
 
@@ -21,16 +21,16 @@ def learning_rate_factor(
     have, and `late` stays at 1 over the first 60 % and then falls linearly.
 
     Raises:
-        UserError: When `kind` is unknown or `warmup` does not leave a step.
+        UserError: When `warmup` does not leave a step.
     """
-    if kind not in SCHEDULES:
-        raise UserError(f"schedule must be one of {list(SCHEDULES)}, got {kind!r}")
     if not 0 <= warmup < max(n_steps, 1):
         raise UserError(f"warmup must lie in 0..{n_steps - 1} steps, got {warmup}")
     if step < warmup:
         return (step + 1) / warmup
     progress = min(1.0, (step - warmup) / max(n_steps - warmup, 1))
     match kind:
+        case "constant":
+            return 1.0
         case "linear":
             return 1 - progress
         case "cosine":
@@ -38,7 +38,7 @@ def learning_rate_factor(
         case "late":
             return min(1.0, (1 - progress) / (1 - LATE_START))
         case _:
-            return 1.0
+            assert_never(kind)
 
 
 def price_ramp(step: int, n_steps: int, ramp_fraction: float) -> float:

@@ -45,6 +45,7 @@ def _files_of_at_most(n_bytes: int) -> Iterator[None]:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
+@settings(deadline=None)
 @given(value=TREES)
 def test_plain_values_stay_as_they_are(value: object):
     assert jsonable(value) == value
@@ -56,7 +57,7 @@ def test_what_is_written_as_json_is_read_back(tmp_path: Path):
     assert read_json(tmp_path / "value.json") == value
 
 
-@settings(max_examples=20)
+@settings(deadline=None, max_examples=20)
 @given(
     sizes=st.lists(st.integers(0, 5), max_size=4),
     dtype=st.sampled_from([torch.float32, torch.float64, torch.bfloat16, torch.bool]),

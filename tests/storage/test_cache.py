@@ -4,12 +4,13 @@ import hashlib
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from storage.cache import cache_folder, content_hash
 
 
+@settings(deadline=None)
 @given(parts=st.lists(st.text(), min_size=2, max_size=4))
 def test_joining_parts_changes_the_hash(parts: list[str]):
     assert content_hash(*parts) != content_hash("".join(parts))

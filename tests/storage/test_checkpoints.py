@@ -55,7 +55,7 @@ def _damage(checkpoint: Path, how: str) -> None:
             state.write_text("[1]")
 
 
-@settings(max_examples=20)
+@settings(deadline=None, max_examples=20)
 @given(state=STATES)
 def test_any_nested_state_is_read_back(state: dict[str, Any], tmp_path_factory):
     folder = tmp_path_factory.mktemp("checkpoints")

@@ -133,7 +133,7 @@ def test_metrics_are_read_back_in_order(tmp_path: Path):
     ]
 
 
-@settings(max_examples=20)
+@settings(deadline=None, max_examples=20)
 @given(n=st.integers(0, 8), cut=st.integers(0, 10))
 def test_logging_on_after_truncation_gives_each_step_once(
     n: int, cut: int, tmp_path_factory
