@@ -1,6 +1,7 @@
 """Tiny random models of several families, in float64 and evaluation mode."""
 
 from collections.abc import Callable
+from copy import deepcopy
 from typing import Any
 
 import pytest
@@ -71,7 +72,14 @@ FAMILIES: dict[str, Callable[[], nn.Module]] = {
 def make_model() -> Callable[[str], nn.Module]:
     """A fresh model of a family by name, the same weights each time."""
 
+    made: dict[str, nn.Module] = {}
+
     def make(family: str) -> nn.Module:
+        if family not in made:
+            made[family] = build(family)
+        return deepcopy(made[family])
+
+    def build(family: str) -> nn.Module:
         torch.manual_seed(0)
         model = FAMILIES[family]().double().eval().requires_grad_(False)
         # Biases and gains start at 0 and 1, which would hide mistakes in them.

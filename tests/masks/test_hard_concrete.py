@@ -61,7 +61,7 @@ def test_captum_has_the_same_keep_probabilities_and_test_time_gates():
     oracle = BinaryConcreteStochasticGates(51)
     oracle.load_state_dict({"log_alpha_param": log_alpha}, strict=False)
     gate = _gate(log_alpha)
-    torch.testing.assert_close(gate.keep_probs(), oracle.get_active_probs())
+    torch.testing.assert_close(gate.keep_probs(), oracle.get_gate_active_probs())
     torch.testing.assert_close(gate.values(), oracle.get_gate_values())
 
 
