@@ -4,6 +4,7 @@ Colours are those of Okabe & Ito (2008), "Color Universal Design", told apart wi
 kind of colour vision; marks and line styles repeat what the colours say.
 """
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from io import BytesIO
 from typing import Any
@@ -17,6 +18,10 @@ PALETTE = (VERMILLION, BLUE, GREEN, ORANGE, PURPLE, SKY, BLACK)
 MARKS = ("o", "s", "^", "D", "v", "P", "X")
 CONDITION_LOOKS = {"cut": 0, "uncut": 1, "random": 3}
 """Places of the conditions in `PALETTE` and `MARKS`."""
+WIDTH = 11.0
+"""Of a whole figure in inches."""
+DPI, SHOWN_DPI = 150, 100
+"""Pixels an inch in the file, and in the report where the screen has no more."""
 STYLE: Any = {
     "font.size": 12,
     "axes.spines.top": False,
@@ -25,7 +30,7 @@ STYLE: Any = {
     "grid.alpha": 0.25,
     "legend.frameon": False,
     "legend.fontsize": 11,
-    "savefig.dpi": 120,
+    "savefig.dpi": DPI,
 }
 
 Known = tuple[float, float, tuple[float, float]]
@@ -89,19 +94,27 @@ def legend_beside(axes: Axes) -> None:
 
 
 def size_axis(axes: Axes, values: Sequence[int], most: int = 8) -> None:
-    """A logarithmic axis of whole numbers from 0, ticked at some of `values`."""
-    shown = thinned(sorted(set(values)), most)
-    axes.set_xscale("symlog", linthresh=1)
+    """A logarithmic axis of whole numbers, 0 included, ticked at some of `values`."""
+    if min(values) > 0:
+        axes.set_xscale("log")
+    else:
+        axes.set_xscale("symlog", linthresh=1, linscale=0.5)
+    shown = spread(values, most)
     axes.set_xticks(shown, [f"{value:,}" for value in shown])
     axes.minorticks_off()
 
 
-def thinned(values: Sequence[int], most: int) -> list[int]:
-    """At most `most` of the values, the first and the last among them."""
-    if len(values) <= most:
-        return list(values)
-    stride = (len(values) - 1) / (most - 1)
-    return [values[round(i * stride)] for i in range(most)]
+def spread(values: Sequence[int], most: int) -> list[int]:
+    """Some `most` of the values, ends included, apart on a logarithmic axis."""
+    first, *middle = sorted(set(values))
+    place = {value: math.log(max(value, 0.5)) for value in (first, *middle)}
+    apart = (place[max(values)] - place[first]) / most
+    shown = middle[-1:]
+    for value in reversed(middle[:-1]):
+        room = min(place[shown[-1]] - place[value], place[value] - place[first])
+        if room >= apart:
+            shown.append(value)
+    return [first, *reversed(shown)]
 
 
 def layer_name(layer: int) -> str:

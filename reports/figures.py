@@ -16,6 +16,7 @@ from reports.drawing import (
     PALETTE,
     STYLE,
     VERMILLION,
+    WIDTH,
     Known,
     error_lengths,
     known_points,
@@ -56,7 +57,7 @@ def mask_by_layer(run: Run) -> Figure:
     """Units ablated in each layer, one panel a kind of unit."""
     sites = run.results["per_site"]
     kinds = list(dict.fromkeys(site["kind"] for site in sites))
-    figure, row = panels(len(kinds), 4.5 * len(kinds) + 1, 3.6)
+    figure, row = panels(len(kinds), min(3 + 4 * len(kinds), WIDTH), 3.6)
     for axes, kind in zip(row, kinds, strict=True):
         layers = sorted({site["layer"] for site in sites if site["kind"] == kind})
         ablated = [_total(sites, kind, layer, "n_ablated") for layer in layers]
@@ -82,7 +83,7 @@ def scores_by_method(run: Run) -> Figure | None:
     named = [
         (name, values, intervals.get(name, {})) for name, values in named_scores(scores)
     ]
-    figure, row = panels(2, 11, 1.4 + 0.4 * len(named))
+    figure, row = panels(2, WIDTH, 1.4 + 0.4 * len(named))
     places = list(range(len(named)))[::-1]
     for axes, side in zip(row, SIDES, strict=True):
         metric = run.results[f"{side}_metric"]
@@ -113,7 +114,7 @@ def training_curves(run: Run) -> Figure | None:
     groups = {label: group for label, group in groups.items() if group}
     if not groups:
         return None
-    figure, row = panels(len(groups), 5.5 * len(groups), 3.8)
+    figure, row = panels(len(groups), WIDTH * len(groups) / 2, 3.8)
     for axes, (label, group) in zip(row, groups.items(), strict=True):
         for k, name in enumerate(group):
             known = [e for e in run.metrics if e.get(name) is not None]
@@ -136,7 +137,7 @@ def score_by_size(run: Run) -> Figure | None:
     sizes = {entry["n_ablated"] for entry in curve}
     if len(sizes) < 2:
         return None
-    figure, row = panels(2, 12, 4.4)
+    figure, row = panels(2, WIDTH, 4.2)
     methods = list(dict.fromkeys(entry["method"] for entry in curve))
     for axes, side in zip(row, SIDES, strict=True):
         metric = run.results[f"{side}_metric"]
@@ -158,7 +159,7 @@ def relearning_curves(run: Run) -> Figure:
     summary = run.results["summary"]
     limits = _limits(summary)
     figure = Figure(
-        figsize=(max(3.1 * len(limits) + 1.5, 7), 6.4), layout="constrained"
+        figsize=(min(4 + 2 * len(limits), WIDTH), 6.4), layout="constrained"
     )
     grid = figure.subplots(2, len(limits), sharex=True, sharey="row", squeeze=False)
     for row, side in zip(grid, SIDES, strict=True):
@@ -169,13 +170,13 @@ def relearning_curves(run: Run) -> Figure:
                     (e["step"], e[side], e.get(f"{side}_interval")) for e in group
                 )
                 line(axes, points, name, _condition_look(group[0]))
-            size_axis(axes, [entry["step"] for entry in summary], 5)
+            size_axis(axes, [entry["step"] for entry in summary], 7)
         row[0].set_ylabel(metric_label(side, run.results[f"{side}_metric"]))
     for top, bottom, limit in zip(*grid, limits, strict=True):
         most = max(e["examples"] for e in summary if e["limit"] == limit)
         plural = "" if limit == 1 else "s"
         top.set_title(f"{limit_name(limit)} example{plural}")
-        bottom.set_xlabel(f"step ({most:,} examples seen\nby the last one)")
+        bottom.set_xlabel(f"step (the last\nis example {most:,})")
     handles, labels = grid[0][0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside upper center", ncols=len(labels))
     return figure
@@ -187,7 +188,7 @@ def recovery_by_examples(run: Run) -> Figure | None:
     if not entries:
         return None
     limits = _limits(entries)
-    figure, row = panels(2, 12, 4.2)
+    figure, row = panels(2, WIDTH, 4.2)
     for axes, kind in zip(row, ("ratio", "normalised"), strict=True):
         for k, (name, group) in enumerate(_by_condition(entries).items()):
             last = {entry["limit"]: entry["points"][-1] for entry in group}
@@ -232,7 +233,7 @@ def redistribution_by_layer(run: Run) -> Figure | None:
         return None
     present = [name for name in REDISTRIBUTION_SERIES if name in chosen[0][0]]
     kinds = list(dict.fromkeys(row["kind"] for row in chosen[0]))
-    figure, row = panels(len(kinds), 4.6 * len(kinds) + 3, 4)
+    figure, row = panels(len(kinds), min(5 + 3 * len(kinds), WIDTH), 4)
     width = 0.8 / len(present)
     for axes, kind in zip(row, kinds, strict=True):
         layers = [entry["layer"] for entry in chosen[0] if entry["kind"] == kind]
@@ -258,7 +259,7 @@ def probe_by_layer(run: Run) -> Figure | None:
     found = run.results.get("probe") or []
     if not found:
         return None
-    figure, (axes,) = panels(1, 9, 4)
+    figure, (axes,) = panels(1, 9, 3.8)
     for k, entry in enumerate(found):
         layers = [level["layer"] for level in entry["levels"]]
         name = entry["condition"]

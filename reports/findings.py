@@ -1,4 +1,4 @@
-"""What a run says, in sentences made of its numbers."""
+"""What a run says: sentences made of its numbers."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -7,27 +7,28 @@ from reports.load import Run
 from reports.tables import condition_name, format_cell, limit_name
 
 
-def mask_finding(run: Run) -> str:
+def mask_finding(run: Run) -> list[str]:
     """A train_mask run: what the cut does to the concept and to the rest."""
     results, scores = run.results, run.results["scores"]
     n_ablated, n_units = results["n_ablated"], results["n_units"]
-    text = (
-        f"With {n_ablated:,} of {n_units:,} units ablated ({n_ablated / n_units:.2%}), "
-        f"{_change(results, 'concept')} and {_change(results, 'retain')} on held-out data."
-    )
+    said = [
+        f"With {n_ablated:,} of {n_units:,} units ablated ({n_ablated / n_units:.2%}) "
+        f"the concept {_change(results, 'concept')}, the rest "
+        f"{_change(results, 'retain')}, on held-out data."
+    ]
     concept = results["concept_metric"]["name"]
     controls = [entry.get(concept) for entry in scores.get("random") or []]
     known = [value for value in controls if value is not None]
     if known:
         mean = format_cell(sum(known) / len(known))
-        text += f" Random cuts of the same counts leave the concept at {mean}."
+        said += [f"Random cuts of the same counts leave the concept at {mean}."]
     baselines = [
         f"{method.replace('_', ' ')} {format_cell(values.get(concept))}"
         for method, values in (scores.get("attribution") or {}).items()
     ]
     if baselines:
-        text += f" Attribution cuts of the same size: {', '.join(baselines)}."
-    return text
+        said += [f"Attribution cuts of the same size: {', '.join(baselines)}."]
+    return said
 
 
 def _change(results: Mapping[str, Any], side: str) -> str:
@@ -35,13 +36,12 @@ def _change(results: Mapping[str, Any], side: str) -> str:
     before, after = (
         format_cell(results["scores"][name].get(metric)) for name in ("uncut", "cut")
     )
-    named = {"concept": "the concept's", "retain": "the rest's"}[side]
-    return f"{named} {metric.replace('_', ' ')} goes from {before} to {after}"
+    return f"({metric.replace('_', ' ')}) goes from {before} to {after}"
 
 
-def relearning_finding(run: Run) -> str:
+def relearning_finding(run: Run) -> list[str]:
     """A relearn run: recovery at the end, for every number of examples."""
-    sentences = []
+    said = []
     for entry in run.results["recovery"]:
         if entry["condition"] != "cut":
             continue
@@ -54,16 +54,16 @@ def relearning_finding(run: Run) -> str:
             )
             if last[kind] is not None
         ]
-        said = " and ".join(shares) or f"an undefined share ({last['reason']})"
+        recovered = ", ".join(shares) or f"an undefined share ({last['reason']})"
         plural = "" if entry["limit"] == 1 else "s"
-        sentences.append(
-            f"After {last['step']} steps on {limit_name(entry['limit'])} example{plural} "
-            f"the concept score of the {condition_name(entry)} model is back at {said}."
+        said.append(
+            f"{limit_name(entry['limit'])} example{plural}, {last['step']} steps, "
+            f"{condition_name(entry)}: the concept is back at {recovered}."
         )
-    return " ".join(sentences) or "No recovery: cut and uncut models were not both run."
+    return said or ["No recovery: cut and uncut models were not both run."]
 
 
-def curve_finding(run: Run) -> str:
+def curve_finding(run: Run) -> list[str]:
     """An evaluate or attribute run: the scores, or every method at the largest size."""
     results = run.results
     metric, curve = results["concept_metric"]["name"], results["curve"]
@@ -75,15 +75,15 @@ def curve_finding(run: Run) -> str:
             for entry in curve
             if entry["n_ablated"] == largest
         )
-        return f"With {largest:,} units ablated the concept's {metric} is: {listed}."
+        return [f"With {largest:,} units ablated, concept ({metric}): {listed}."]
     listed = ", ".join(
         f"{name} {format_cell(values.get(metric))}"
         for name, values in results["scores"].items()
     )
-    return f"The concept's {metric}: {listed}."
+    return [f"Concept ({metric}): {listed}."]
 
 
-FINDINGS: dict[str, Callable[[Run], str]] = {
+FINDINGS: dict[str, Callable[[Run], list[str]]] = {
     "train_mask": mask_finding,
     "relearn": relearning_finding,
     "evaluate": curve_finding,

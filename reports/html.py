@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from reports.drawing import DPI, SHOWN_DPI
 from reports.figures import draw_all
 from reports.findings import FINDINGS
 from reports.load import Run, load_run
@@ -35,7 +36,9 @@ th { border-bottom: 2px solid #888; }
 td.number { text-align: right; }
 figure { margin: 1.5rem 0; } figure img { max-width: 100%; height: auto; }
 figcaption { color: #555; font-size: .9rem; }
-.finding { background: #f2f6fa; border-left: 4px solid #0072b2; padding: .6rem 1rem; }
+.finding { background: #f2f6fa; border-left: 4px solid #0072b2; margin: 1rem 0;
+           padding: .6rem 1rem .6rem 2.2rem; }
+summary { cursor: pointer; padding: .3rem 0; color: #0072b2; }
 pre { background: #f5f5f5; padding: .6rem 1rem; overflow-x: auto; }
 dl { display: grid; grid-template-columns: max-content auto; gap: 0 1rem;
      font-size: .9rem; } dt { color: #555; } dd { margin: 0; }
@@ -89,15 +92,18 @@ def page(runs: Sequence[tuple[Run, Mapping[str, Path]]]) -> str:
 
 
 def section(run: Run, figures: Mapping[str, Path]) -> str:
-    """One run: what it says, its tables, its figures, how to repeat it."""
-    parts = [f"<h2>{html.escape(run.title)}</h2>"]
-    parts += [f'<p class="finding">{html.escape(FINDINGS[run.kind](run))}</p>']
-    for title, rows in TABLES[run.kind](run.results):
-        if rows:
-            parts += [f"<h3>{html.escape(title)}</h3>", table(rows)]
+    """One run: what it says, its main table, its figures, the other tables."""
+    said = "".join(f"<li>{html.escape(text)}</li>" for text in FINDINGS[run.kind](run))
+    tables = [(title, rows) for title, rows in TABLES[run.kind](run.results) if rows]
+    parts = [f"<h2>{html.escape(run.title)}</h2>", f'<ul class="finding">{said}</ul>']
+    for title, rows in tables[:1]:
+        parts += [f"<h3>{html.escape(title)}</h3>", table(rows)]
     parts += [_image(name, path) for name, path in figures.items()]
-    parts += [_about(run)]
-    return "\n".join(parts)
+    parts += [
+        f"<details><summary>{html.escape(title)}</summary>{table(rows)}</details>"
+        for title, rows in tables[1:]
+    ]
+    return "\n".join([*parts, _about(run)])
 
 
 def table(rows: Sequence[Row]) -> str:
@@ -117,11 +123,13 @@ def _cell(value: Any) -> str:
 
 
 def _image(name: str, path: Path) -> str:
-    data = base64.b64encode(path.read_bytes()).decode("ascii")
+    image = path.read_bytes()
+    n_pixels = int.from_bytes(image[16:20], "big")  # width in the header of a PNG
+    data = base64.b64encode(image).decode("ascii")
     caption = html.escape(CAPTIONS[name])
     return (
-        f'<figure><img src="data:image/png;base64,{data}" alt="{caption}">'
-        f"<figcaption>{caption}</figcaption></figure>"
+        f'<figure><img width="{n_pixels * SHOWN_DPI // DPI}" alt="{caption}" '
+        f'src="data:image/png;base64,{data}"><figcaption>{caption}</figcaption></figure>'
     )
 
 
@@ -172,9 +180,11 @@ def _mask_tables(results: Mapping[str, Any]) -> list[Table]:
 
 
 def _relearn_tables(results: Mapping[str, Any]) -> list[Table]:
+    smallest = min((entry["minimum"] for entry in results["recovery"]), default=0.0)
+    undefined = f"undefined where the denominator is below {format_cell(smallest)}"
     return [
+        (f"Recovery of the concept ({undefined})", recovery_rows(results)),
         ("Scores before and after relearning", relearning_rows(results)),
-        ("Recovery of the concept", recovery_rows(results)),
         ("Linear probes right after the cut", probe_rows(results)),
         ("Where the concept is after relearning", location_rows(results)),
     ]

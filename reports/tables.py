@@ -71,28 +71,25 @@ def score_rows(results: Mapping[str, Any]) -> list[Row]:
 
 
 def site_rows(results: Mapping[str, Any]) -> list[Row]:
-    """One row a layer and kind: units and units ablated."""
-    counts: dict[tuple[int, str], list[int]] = {}
-    for site in results["per_site"]:
-        entry = counts.setdefault((site["layer"], site["kind"]), [0, 0])
-        entry[0] += site["n_ablated"]
-        entry[1] += site["n_units"]
-    return [
-        {
-            "layer": "embeddings" if layer < 0 else layer,
-            "kind": kind,
-            "ablated": n_ablated,
-            "units": n_units,
-        }
-        for (layer, kind), (n_ablated, n_units) in sorted(counts.items())
-    ]
+    """One row a layer: units ablated of every kind, and how many there are."""
+    rows: dict[int, Row] = {}
+    for site in sorted(results["per_site"], key=lambda site: site["layer"]):
+        layer, kind = site["layer"], site["kind"]
+        name = "embeddings" if layer < 0 else str(layer)
+        row = rows.setdefault(layer, {"layer": name})
+        for key, column in (
+            ("n_ablated", f"{kind} ablated"),
+            ("n_units", f"of {kind}"),
+        ):
+            row[column] = row.get(column, 0) + site[key]
+    return list(rows.values())
 
 
 def curve_rows(results: Mapping[str, Any]) -> list[Row]:
     """One row a method and number of ablated units."""
     return [
         {
-            "method": entry["method"],
+            "method": entry["method"].replace("_", " "),
             "ablated": entry["n_ablated"],
             **_both_metrics(results, entry["scores"], entry.get("intervals", {})),
         }
@@ -135,16 +132,13 @@ def recovery_rows(results: Mapping[str, Any]) -> list[Row]:
             {
                 "condition": condition_name(entry),
                 "examples": limit_name(entry["limit"]),
-                "ratio": with_interval(last["ratio"], last.get("ratio_interval")),
-                "normalised": with_interval(
-                    last["normalised"], last.get("normalised_interval")
-                ),
+                "ratio": _or_undefined(last, "ratio"),
+                "normalised": _or_undefined(last, "normalised"),
                 **{
                     f"steps to {reached['fraction']:.0%}": _reached(reached)
                     for reached in entry["reached"]["ratio"]
                 },
-                "area": with_interval(entry["area"], entry.get("area_interval")),
-                "note": last.get("reason") or "",
+                "area": _or_undefined(entry, "area"),
             }
         )
     return rows
@@ -200,6 +194,11 @@ def limit_name(limit: int | None) -> str:
     return "all" if limit is None else f"{limit:,}"
 
 
+def _or_undefined(entry: Mapping[str, Any], key: str) -> str:
+    shown = with_interval(entry[key], entry.get(f"{key}_interval"))
+    return shown or "undefined"
+
+
 def _reached(reached: Mapping[str, Any]) -> str:
     return "never" if reached["step"] is None else format_cell(reached["step"])
 
@@ -211,9 +210,12 @@ def named_scores(tree: Mapping[str, Any]) -> list[tuple[str, Mapping[str, Any]]]
         label = name.replace("_", " ")
         if name == "random":
             several = value if isinstance(value, list) else [value]
-            named += [(f"random cut {i}", entry) for i, entry in enumerate(several)]
+            named += [(f"random cut {i}", entry) for i, entry in enumerate(several, 1)]
         elif name == "attribution":
-            named += [(f"attribution: {key}", entry) for key, entry in value.items()]
+            named += [
+                (f"attribution: {key.replace('_', ' ')}", entry)
+                for key, entry in value.items()
+            ]
         else:
             named.append((label, value))
     return named

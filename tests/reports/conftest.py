@@ -236,19 +236,19 @@ def curve_results(kind: str) -> dict[str, Any]:
 WriteRun = Callable[..., Path]
 
 
-@pytest.fixture
-def write_run(tmp_path: Path) -> WriteRun:
+@pytest.fixture(scope="session")
+def write_run(tmp_path_factory: pytest.TempPathFactory) -> WriteRun:
     """write_run(results, finished=True) -> folder of a new run."""
 
     def write(results: dict[str, Any], *, finished: bool = True) -> Path:
         run = RunDirectory.create(
-            tmp_path / "runs",
+            tmp_path_factory.mktemp("runs"),
             kind=results["kind"],
             task=str(results.get("task")),
             model="minilm",
             config={"seed": 3, "task": results.get("task")},
         )
-        for step in range(100):
+        for step in range(0, 100, 5):
             run.log(
                 step,
                 loss=2 * math.exp(-step / 30),

@@ -1,0 +1,77 @@
+"""Reading runs: what is missing or unfinished is said in one line."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from reports.html import write_report
+from reports.load import KINDS, load_run
+from storage.errors import UserError
+from tests.reports.conftest import curve_results, mask_results, relearn_results
+
+RESULTS: dict[str, Callable[[], dict[str, Any]]] = {
+    "train_mask": mask_results,
+    "relearn": relearn_results,
+    "evaluate": lambda: curve_results("evaluate"),
+    "attribute": lambda: curve_results("attribute"),
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_finished_run_of_every_kind_is_read(kind: str, write_run: Any):
+    run = load_run(write_run(RESULTS[kind]()))
+    assert run.kind == kind
+    assert run.results == RESULTS[kind]()
+    assert run.config["seed"] == 3
+    assert run.title == f"{kind.replace('_', ' ')}: locations, minilm"
+    assert len(run.metrics) == 20
+
+
+def test_an_unfinished_run_is_refused_with_how_to_continue(write_run: Any):
+    path = write_run(mask_results(), finished=False)
+    with pytest.raises(UserError, match=rf"has not finished .* --resume {path}"):
+        load_run(path)
+
+
+def test_a_folder_that_is_no_run_is_refused(tmp_path: Path):
+    with pytest.raises(UserError, match="not a run directory"):
+        load_run(tmp_path)
+    with pytest.raises(UserError, match="not a run directory"):
+        load_run(tmp_path / "nowhere")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_results_that_lack_a_key_name_it(kind: str, write_run: Any):
+    for key in KINDS[kind]:
+        results = RESULTS[kind]()
+        del results[key]
+        with pytest.raises(UserError, match=f"lacks {key}"):
+            load_run(write_run(results))
+
+
+def test_results_of_an_unknown_kind_are_refused(write_run: Any):
+    with pytest.raises(UserError, match=r"of a kind from .* got 'train_base'"):
+        load_run(write_run({**mask_results(), "kind": "train_base"}))
+
+
+def test_damaged_results_name_file_and_line(write_run: Any):
+    path = write_run(mask_results())
+    (path / "results.json").write_text('{"kind": "train_mask",\n "task"')
+    with pytest.raises(UserError, match=r"results\.json is not JSON \(line 2"):
+        load_run(path)
+    (path / "results.json").write_text(json.dumps([1]))
+    with pytest.raises(UserError, match="must hold a JSON object"):
+        load_run(path)
+
+
+def test_one_bad_run_among_good_ones_stops_the_report_before_it_is_written(
+    write_run: Any, tmp_path: Path
+):
+    good, bad = write_run(mask_results()), write_run(relearn_results(), finished=False)
+    with pytest.raises(UserError, match="has not finished"):
+        write_report([good, bad], tmp_path / "report.html")
+    assert not (tmp_path / "report.html").exists()
+    assert not (good / "figures").exists()
