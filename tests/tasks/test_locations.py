@@ -19,6 +19,7 @@ from transformers import PreTrainedTokenizerFast
 from data.ner_corpus import NerCorpus
 from data.sampling import shuffled
 from data.tagged import TaggedSentence
+from models.tokenizer_training import train_tokenizer
 from storage.errors import UserError
 from tasks.base import NO_TARGET, TaskOptions
 from tasks.evaluation import evaluate
@@ -181,6 +182,25 @@ def test_a_word_is_labelled_at_its_first_or_last_piece(tokenizer, label_piece, p
     assert labels[place] == "I-LOC"
     assert labels.count("") == len(labels) - 5
     assert batch["real"][row].tolist() == [False, *[True] * 7, False]
+
+
+@pytest.mark.parametrize("label_piece", ["first", "last"])
+@pytest.mark.parametrize("kind", ["word", "wordpiece", "bpe"])
+@pytest.mark.parametrize("is_decoder", [False, True])
+def test_every_word_has_one_label_under_every_tokenizer(kind, label_piece, is_decoder):
+    rows = [("In Saint-Étienne , the U.S. team 's", "O B-LOC O O B-LOC O O"), *MIXED]
+    small = train_tokenizer(
+        [words for words, _ in MIXED] * 3,
+        kind,
+        is_decoder=is_decoder,
+        vocab_size=300,
+        max_length=64,
+    )
+    task = task_of(small, heldout=rows, label_piece=label_piece)
+    for batch in task.evaluation_batches("heldout", size=2):
+        for document, targets in zip(batch["cluster"], batch["targets"], strict=True):
+            labels = [task.labels[t] for t in targets[targets != NO_TARGET]]
+            assert labels == rows[document][1].split()
 
 
 def test_words_beyond_the_longest_input_are_left_out(tokenizer):
