@@ -116,7 +116,8 @@ def _numbers(tree: Any) -> list[float]:
 def test_findings_are_made_of_the_numbers(text: str):
     assert (
         "With 13 of 9,288 units ablated (0.14%) the concept (concept f1) goes from "
-        "0.733 to 0.012, the rest (retain f1) goes from 0.566 to 0.520, on held-out data."
+        "0.733 to 0.012, the rest (retain f1) goes from 0.566 to 0.520, on held-out "
+        "data."
     ) in text
     assert "Random cuts of the same counts leave the concept at 0.726." in text
     assert "gradient margin 0.017, probeless 0.293" in text
