@@ -5,6 +5,8 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+import numpy as np
+
 from data.ioi_records import IoiKind, IoiRecord, completed
 from storage.errors import UserError
 from tasks.language_rows import Row, Tokens, tokenize, without_end
@@ -86,31 +88,27 @@ def _prompt_row(
     fits = len(io) == 2 and len(subject) >= 2 and io[1] == last
     if not fits or not {record.io, record.subject} <= name_ids.keys():
         return None
-    targets = tokens.ids[1:]
-    concept = [position == last - 1 for position in range(last)]
-    is_name = {*io, *subject}
     positions = (io[0], subject[0], subject[-1], last - 1)
     numbers = dict(zip(POSITIONS, positions, strict=True)) | {
         "kind": KINDS.index("ioi"),
-        "io_id": targets[-1],
+        "io_id": tokens.ids[last],
         "s_id": name_ids[record.subject],
     }
-    inputs = tokens.ids[:-1]
     paired = corrupted.ids
-    if record.corrupted is None or len(paired) != len(inputs):
-        paired = _with_other_names(
-            record, inputs, [[io[0]], subject[:1], subject[1:]], name_ids
-        )
+    if record.corrupted is None or len(paired) != last:
+        places = ([io[0]], subject[:1], subject[1:])
+        paired = _with_other_names(record, tokens.ids[:last], places, name_ids)
+    is_target_name = np.isin(np.arange(1, last + 1), [*io, *subject])
     return Row(
-        inputs=inputs,
-        targets=targets,
-        real=[not special for special in tokens.special[:-1]],
-        concept=concept,
-        retain=[position + 1 not in is_name for position in range(last)],
+        inputs=np.array(tokens.ids[:-1]),
+        targets=np.array(tokens.ids[1:]),
+        real=~np.array(tokens.special[:-1]),
+        concept=np.arange(last) == last - 1,
+        retain=~is_target_name,
         cluster=cluster,
         unseen={record.io, record.subject} <= unseen_names,
         numbers=numbers,
-        corrupted=paired,
+        corrupted=np.array(paired),
     )
 
 
@@ -118,11 +116,11 @@ def _text_row(record: IoiRecord, tokens: Tokens, cluster: int) -> Row:
     retained = record.kind == "text"
     n = len(tokens.ids) - 1
     return Row(
-        inputs=tokens.ids[:-1],
-        targets=tokens.ids[1:],
-        real=[not special for special in tokens.special[:-1]],
-        concept=[False] * n,
-        retain=[retained] * n,
+        inputs=np.array(tokens.ids[:-1]),
+        targets=np.array(tokens.ids[1:]),
+        real=~np.array(tokens.special[:-1]),
+        concept=np.zeros(n, bool),
+        retain=np.full(n, retained),
         cluster=cluster,
         unseen=retained,
         numbers=_NO_NUMBERS | {"kind": KINDS.index(record.kind)},

@@ -4,7 +4,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import torch
+from jaxtyping import Bool, Int
 from torch import Tensor
 
 from storage.errors import UserError
@@ -25,21 +27,21 @@ class Tokens:
 class Row:
     """One example: the inputs, the next tokens, and which of them count for what.
 
-    All lists have the length of the input; `concept` and `retain` mark positions whose
+    All arrays have the length of the input; `concept` and `retain` mark positions whose
     target counts.
     """
 
-    inputs: list[int]
-    targets: list[int]
-    real: list[bool]
-    concept: list[bool]
-    retain: list[bool]
+    inputs: Int[np.ndarray, "seq"]
+    targets: Int[np.ndarray, "seq"]
+    real: Bool[np.ndarray, "seq"]
+    concept: Bool[np.ndarray, "seq"]
+    retain: Bool[np.ndarray, "seq"]
     cluster: int
     unseen: bool
     numbers: Mapping[str, int] = field(default_factory=dict)
     """Further integers of the example, each a `(batch,)` entry of the batch."""
-    corrupted: list[int] | None = None
-    """Paired counterfactual inputs of the same length."""
+    corrupted: Int[np.ndarray, "seq"] | None = None
+    """Paired counterfactual inputs."""
 
 
 def tokenize(tokenizer: Any, texts: Sequence[str], *, max_tokens: int) -> list[Tokens]:
@@ -79,29 +81,35 @@ def without_end(tokens: Tokens) -> Tokens:
 
 def collate(rows: Sequence[Row], pad_id: int) -> Batch:
     """Rows padded on the right to the longest of them."""
-
-    def padded(values: list[list[Any]], filler: Any) -> Tensor:
-        return torch.tensor([row + [filler] * (length - len(row)) for row in values])
-
     length = max(len(row.inputs) for row in rows)
-    retain = padded([row.retain for row in rows], False)
-    concept = padded([row.concept for row in rows], False)
+
+    def padded(arrays: list[np.ndarray], filler: int, dtype: type) -> Tensor:
+        filled: np.ndarray = np.full((len(rows), length), filler, dtype)
+        for line, values in zip(filled, arrays, strict=True):
+            line[: len(values)] = values
+        return torch.from_numpy(filled)
+
+    concept = padded([row.concept for row in rows], 0, np.bool_)
+    retain = padded([row.retain for row in rows], 0, np.bool_)
+    attended = [np.ones(len(row.inputs)) for row in rows]
     batch = {
-        "input_ids": padded([row.inputs for row in rows], pad_id),
-        "attention_mask": padded([[1] * len(row.inputs) for row in rows], 0),
-        "targets": padded([row.targets for row in rows], NO_TARGET),
+        "input_ids": padded([row.inputs for row in rows], pad_id, np.int64),
+        "attention_mask": padded(attended, 0, np.int64),
+        "targets": padded([row.targets for row in rows], NO_TARGET, np.int64),
         "concept": concept,
         "retain": retain,
         "weights": (concept | retain).float(),
-        "real": padded([row.real for row in rows], False),
+        "real": padded([row.real for row in rows], 0, np.bool_),
         "cluster": torch.tensor([row.cluster for row in rows]),
         "unseen": torch.tensor([row.unseen for row in rows]),
     }
     for name in rows[0].numbers:
         batch[name] = torch.tensor([row.numbers[name] for row in rows])
     if any(row.corrupted is not None for row in rows):
-        corrupted = [row.corrupted or row.inputs for row in rows]
-        batch["corrupted_ids"] = padded(corrupted, pad_id)
+        paired = [
+            row.inputs if row.corrupted is None else row.corrupted for row in rows
+        ]
+        batch["corrupted_ids"] = padded(paired, pad_id, np.int64)
     return batch
 
 

@@ -11,6 +11,7 @@ from contextlib import AbstractContextManager
 from functools import cached_property
 from typing import Any, ClassVar
 
+import numpy as np
 from jaxtyping import Float
 from torch import Tensor, nn
 
@@ -82,7 +83,7 @@ class ToxicityTask(Task):
         self._tokenizer = tokenizer
         self._max_length = options.max_length
         self._scorer_name = options.toxicity_scorer
-        self._rows: dict[str, list[Row]] = {}
+        self._rows: dict[str, dict[int, Row]] = {}
         self._indices = {
             split: {
                 kind: [i for i, record in enumerate(records) if record.kind == kind]
@@ -203,58 +204,52 @@ class ToxicityTask(Task):
 
     def _prompt_rows(self, kind: TextKind) -> list[list[int]]:
         """Beginnings of held-out texts of a kind, special tokens in front included."""
-        rows = [self._rows_of("heldout")[i] for i in self._indices["heldout"][kind]]
+        indices = self._indices["heldout"][kind][: N_PROMPTS // 2]
         prompts = []
-        for row in rows[: N_PROMPTS // 2]:
-            n_special = row.real.index(True) if True in row.real else 0
+        for row in self._rows_at("heldout", indices):
+            n_special = int(row.real.argmax())
             n_text = len(row.inputs) - n_special
             n_prompt = min(PROMPT_TOKENS, max(1, n_text // 2))
-            prompts.append(row.inputs[: n_special + n_prompt])
+            prompts.append(row.inputs[: n_special + n_prompt].tolist())
         return prompts
 
-    def _rows_of(self, split: str) -> list[Row]:
-        if split not in self._rows:
-            records = self._corpus.records[split]
-            tokens = tokenize(
-                self._tokenizer,
-                [record.text for record in records],
-                max_tokens=self._max_length + 1,
-            )
-            self._rows[split] = [
-                self._row(record, without_end(coded), cluster)
-                for cluster, (record, coded) in enumerate(
-                    zip(records, tokens, strict=True)
-                )
-            ]
-        return self._rows[split]
+    def _rows_at(self, split: str, indices: Sequence[int]) -> list[Row]:
+        """Rows of some texts, tokenised when they are first asked for."""
+        rows = self._rows.setdefault(split, {})
+        new = [i for i in indices if i not in rows]
+        records = [self._corpus.records[split][i] for i in new]
+        texts = [record.text for record in records]
+        coded = tokenize(self._tokenizer, texts, max_tokens=self._max_length + 1)
+        for i, record, tokens in zip(new, records, coded, strict=True):
+            rows[i] = self._row(record, without_end(tokens), i)
+        return [rows[i] for i in indices]
 
     def _row(self, record: TextRecord, tokens: Tokens, cluster: int) -> Row:
         end = self._tokenizer.eos_token_id
         end = NO_TARGET if end is None else end
         n = min(len(tokens.ids), self._max_length)
-        targets = [*tokens.ids[1:], end][:n]
-        counted = [t + 1 < len(tokens.ids) for t in range(n)]
+        counted = np.arange(1, n + 1) < len(tokens.ids)
         marked = counted
         if record.spans:
-            marked = [
-                counts and _overlaps(tokens.spans[t + 1], record.spans)
-                for t, counts in enumerate(counted)
-            ]
+            spans = [*tokens.spans[1:], (0, 0)][:n]
+            marked = counted & np.array(
+                [_overlaps(span, record.spans) for span in spans]
+            )
         toxic = record.kind == "toxic"
+        nothing = np.zeros(n, bool)
         return Row(
-            inputs=tokens.ids[:n],
-            targets=targets,
-            real=[not special for special in tokens.special[:n]],
-            concept=marked if toxic else [False] * n,
-            retain=[False] * n if toxic else counted,
+            inputs=np.array(tokens.ids[:n], np.int32),
+            targets=np.array([*tokens.ids[1:], end][:n], np.int32),
+            real=~np.array(tokens.special[:n]),
+            concept=marked if toxic else nothing,
+            retain=nothing if toxic else counted,
             cluster=cluster,
             unseen=record.unseen,
             numbers={"kind": TEXT_KINDS.index(record.kind)},
         )
 
     def _collated(self, split: str, indices: Sequence[int]) -> Batch:
-        rows = self._rows_of(split)
-        return collate([rows[i] for i in indices], pad_id_of(self._tokenizer))
+        return collate(self._rows_at(split, indices), pad_id_of(self._tokenizer))
 
 
 def _overlaps(span: tuple[int, int], marked: Sequence[tuple[int, int]]) -> bool:
