@@ -35,7 +35,7 @@ def _halved_square(x: Tensor):
     return step_loss
 
 
-@settings(deadline=None, max_examples=20)
+@settings(deadline=None, max_examples=10)
 @given(lr=st.floats(0.01, 1.5), n_steps=st.integers(0, 20))
 def test_descending_a_parabola_is_a_geometric_series(lr: float, n_steps: int):
     x = _parameter(1.0, -2.0)
@@ -55,8 +55,7 @@ def test_a_multiplier_ascends_its_constraint():
     assert (x.item(), multiplier.item()) == (0.0, 4 * 0.5 * 3.0)
 
 
-@pytest.mark.parametrize("optimiser", ["adam", "adamw", "sgd"])
-def test_a_lagrangian_holds_its_constraint(optimiser):
+def test_a_lagrangian_holds_its_constraint():
     """Minimise (x - 3)^2 / 2 under x = 1: the multiplier goes to 2."""
     x, multiplier = _parameter(3.0), _parameter(0.0)
 
@@ -65,8 +64,8 @@ def test_a_lagrangian_holds_its_constraint(optimiser):
         value = (x - 3) ** 2 / 2 + multiplier * gap + 2 * gap**2
         return value.sum(), {}
 
-    own = {"maximised": {"multiplier": multiplier}, "lr_maximised": 0.1}
-    chosen = FitSettings(1500, 0.1, optimiser, schedule="linear")
+    own = {"maximised": {"multiplier": multiplier}, "lr_maximised": 0.3}
+    chosen = FitSettings(200, 0.1, "sgd", schedule="linear")
     fit({"x": x}, step_loss, chosen, **own)
     assert x.item() == pytest.approx(1.0, abs=1e-2)
     assert multiplier.item() == pytest.approx(2.0, abs=2e-2)

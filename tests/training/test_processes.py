@@ -60,10 +60,8 @@ def _launch(folder: Path, stop_at: int = -1) -> list[dict]:
     program.write_text(textwrap.dedent(PROGRAM))
     root = str(Path(__file__).parents[2])
     environment = {**os.environ, "PYTHONPATH": root, "OMP_NUM_THREADS": "1"}
-    launch = "-m accelerate.commands.launch --cpu --num_processes 2 --num_machines 1"
-    options = ["--mixed_precision", "no", "--dynamo_backend", "no"]
-    command = [sys.executable, *launch.split(), *options, "--main_process_port", "0"]
-    command += [str(program), str(folder), str(stop_at)]
+    launch = "-m torch.distributed.run --standalone --nproc_per_node 2"
+    command = [sys.executable, *launch.split(), str(program), str(folder), str(stop_at)]
     done = subprocess.run(
         command,
         env=environment,
