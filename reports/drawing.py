@@ -5,6 +5,7 @@ kind of colour vision; marks and line styles repeat what the colours say.
 """
 
 import math
+import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 from io import BytesIO
 from typing import Any
@@ -27,6 +28,8 @@ STYLE: Any = {
     "axes.spines.top": False,
     "axes.spines.right": False,
     "axes.grid": True,
+    "axes.axisbelow": True,
+    "axes.formatter.useoffset": False,
     "grid.alpha": 0.25,
     "legend.frameon": False,
     "legend.fontsize": 11,
@@ -122,8 +125,9 @@ def layer_name(layer: int) -> str:
     return "emb." if layer < 0 else str(layer)
 
 
-def metric_label(side: str, metric: Mapping[str, Any]) -> str:
-    """Axis label of a score: side, name, unit and which way is better."""
+def metric_label(side: str, metric: Mapping[str, Any], width: int = 60) -> str:
+    """Axis label of a score: side, name and unit, wrapped to so many characters."""
     name = metric["name"].replace("_", " ")
     unit = f" ({metric['unit']})" if metric.get("unit") else ""
-    return f"{side}: {name}{unit}"
+    label = f"{name}{unit}" if side in name else f"{side}: {name}{unit}"
+    return "\n".join(textwrap.wrap(label, width))

@@ -127,6 +127,7 @@ def training_curves(run: Run) -> Figure | None:
             )
         axes.set_xlabel("step of mask training")
         axes.set_ylabel(label)
+        axes.set_ylim(bottom=min(0.0, axes.get_ylim()[0]))
         axes.legend()
     return figure
 
@@ -171,7 +172,7 @@ def relearning_curves(run: Run) -> Figure:
                 )
                 line(axes, points, name, _condition_look(group[0]))
             size_axis(axes, [entry["step"] for entry in summary], 7)
-        row[0].set_ylabel(metric_label(side, run.results[f"{side}_metric"]))
+        row[0].set_ylabel(metric_label(side, run.results[f"{side}_metric"], width=22))
     for top, bottom, limit in zip(*grid, limits, strict=True):
         most = max(e["examples"] for e in summary if e["limit"] == limit)
         plural = "" if limit == 1 else "s"

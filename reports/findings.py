@@ -56,11 +56,29 @@ def relearning_finding(run: Run) -> list[str]:
         ]
         recovered = ", ".join(shares) or f"an undefined share ({last['reason']})"
         plural = "" if entry["limit"] == 1 else "s"
+        rest, uncut = (
+            _last_retain(run.results, name, holding, entry["limit"])
+            for name, holding in (("cut", entry["holding"]), ("uncut", None))
+        )
         said.append(
             f"{limit_name(entry['limit'])} example{plural}, {last['step']} steps, "
-            f"{condition_name(entry)}: the concept is back at {recovered}."
+            f"{condition_name(entry)}: the concept is back at {recovered}; the rest is "
+            f"at {rest}, in the uncut model at {uncut}."
         )
     return said or ["No recovery: cut and uncut models were not both run."]
+
+
+def _last_retain(
+    results: Mapping[str, Any], name: str, holding: str | None, limit: int | None
+) -> str:
+    """Retain score at the end of a condition."""
+    key = name, holding, limit
+    entries = [
+        entry
+        for entry in results["summary"]
+        if (entry["condition"], entry["holding"], entry["limit"]) == key
+    ]
+    return format_cell(max(entries, key=lambda entry: entry["step"])["retain"])
 
 
 def curve_finding(run: Run) -> list[str]:

@@ -28,9 +28,9 @@ CSS = """
 body { font: 16px/1.5 system-ui, sans-serif; max-width: 70rem; margin: 2rem auto;
        padding: 0 1rem; color: #1a1a1a; background: #fff; }
 h1 { font-size: 1.7rem; } h2 { margin-top: 2.5rem; border-bottom: 1px solid #ccc; }
-table { border-collapse: collapse; margin: 1rem 0; font-size: .9rem; display: block;
+table { border-collapse: collapse; margin: 1rem 0; font-size: .85rem; display: block;
         overflow-x: auto; }
-th, td { padding: .25rem .7rem; border-bottom: 1px solid #ddd; text-align: left;
+th, td { padding: .25rem .55rem; border-bottom: 1px solid #ddd; text-align: left;
          font-variant-numeric: tabular-nums; white-space: nowrap; }
 th { border-bottom: 2px solid #888; }
 td.number { text-align: right; }

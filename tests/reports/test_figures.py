@@ -44,7 +44,7 @@ def test_dots_are_the_scores_of_every_model(mask_run: Any):
     dots = [bar for bar in concept.containers if isinstance(bar, ErrorbarContainer)]
     values = [float(dot.lines[0].get_xdata()[0]) for dot in dots]
     assert values == [0.7331, 0.0123, 0.0157, 0.7222, 0.7301, 0.0171, 0.2934]
-    assert concept.get_xlabel() == "concept: concept f1 (span F1)"
+    assert concept.get_xlabel() == "concept f1 (span F1)"
 
 
 def test_curves_against_size_go_through_every_measured_size(mask_run: Any):

@@ -122,6 +122,7 @@ def test_findings_are_made_of_the_numbers(text: str):
     assert "Random cuts of the same counts leave the concept at 0.726." in text
     assert "gradient margin 0.017, probeless 0.293" in text
     assert "1 example, 60 steps, cut, lasting: the concept is back at 73%" in text
+    assert "the rest is at 0.411, in the uncut model at 0.411." in text
     assert "With 200 units ablated, concept (concept_f1): learned 1.6e-10" in text
 
 
