@@ -42,7 +42,8 @@ def parse_config(
 
     `--config FILE` (or a run directory) puts a saved config.json before the other
     flags, which override it; if `config_class` has a flag `--resume RUN`, it does the
-    same with RUN's. Lists may be empty, and an optional value may be `none`.
+    same with RUN's. Lists may be empty, and an optional value may be `none`
+    for None, unless that is one of its choices.
 
     Args:
         config_class: Dataclass whose fields are the flags.
@@ -125,10 +126,12 @@ class _Parser(HfArgumentParser):
             settings["nargs"] = "*"
         if settings.get("help"):
             settings["help"] = settings["help"].replace("%", "%%")
-        if self._optional.intersection(names):
+        choices = settings.get("choices", ())
+        if self._optional.intersection(names) and NONE not in choices:
             settings["type"] = _or_none(settings.get("type", str))
-            if "choices" in settings:
-                settings["choices"] = (*settings["choices"], None)
+            if choices:
+                settings["choices"] = (*choices, None)
+                settings["metavar"] = f"{{{','.join(choices)},{NONE}}}"
         return super().add_argument(*names, **settings)
 
     def error(self, message: str) -> NoReturn:

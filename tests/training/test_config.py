@@ -28,6 +28,7 @@ class Config:
     units: list[str] = field(default_factory=lambda: ["neurons"])
     layers: list[int] = field(default_factory=list)
     gate: Literal["topk", "clamped"] = "topk"
+    penalty: Literal["none", "price"] | None = None
     average: bool = True
     quick: bool = False
     resume: Path | None = None
@@ -50,6 +51,7 @@ CONFIGS = st.builds(
     units=st.lists(WORDS, max_size=3),
     layers=st.lists(st.integers(-2, 99), max_size=3),
     gate=st.sampled_from(["topk", "clamped"]),
+    penalty=st.sampled_from([None, "none", "price"]),
     average=st.booleans(),
     quick=st.booleans(),
 )
@@ -110,6 +112,11 @@ def test_both_spellings_none_and_empty_lists_are_understood():
     assert parse_config(Config, argv.split()) == Config(
         n_steps=2, clip_norm=None, units=[], layers=[-1, 0], average=False, quick=True
     )
+
+
+def test_none_is_a_choice_where_it_is_listed():
+    assert parse_config(Config, ["--penalty", "none"]).penalty == "none"
+    assert parse_config(Config, ["--mask", "none"]).mask is None
 
 
 @pytest.mark.parametrize(

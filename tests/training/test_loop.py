@@ -1,6 +1,8 @@
 """The loop: closed forms, torch's optimisers as oracle, and what it refuses."""
 
+import io
 import logging
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -266,6 +268,25 @@ def test_log_lines_replace_the_bar_where_there_is_no_terminal(
     assert len(caplog.records) == len(lines) == 10
     assert lines[-1].startswith("mask: step 40/40, loss ")
     assert capfd.readouterr().err == ""
+
+
+class Terminal(io.StringIO):
+    """What a bar is shown on."""
+
+    def isatty(self) -> bool:
+        return True
+
+
+def test_a_terminal_gets_a_bar_and_no_log_lines(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+):
+    x, terminal = _parameter(1.0), Terminal()
+    monkeypatch.setattr(sys, "stderr", terminal)
+    with caplog.at_level(logging.INFO):
+        fit({"x": x}, _halved_square(x), FitSettings(40, 0.1), progress="mask")
+    assert "mask: 100%" in terminal.getvalue()
+    assert "40/40" in terminal.getvalue()
+    assert not caplog.records
 
 
 @pytest.fixture
