@@ -20,10 +20,10 @@ from models.architectures import sites_of
 from models.sites import UNIT_KINDS
 from reports.tables import format_table
 from scripts.experiment import TaskConfig, flag
+from scripts.mask_recipes import units_of
 from scripts.mask_scores import attribution_ranking, cut_by, provenance, score
 from scripts.mask_training import MaskSettings, ablation_values, special_ids
 from scripts.train_base import prepare
-from scripts.train_mask import UNITS
 from storage.atomic import write_tensors
 from storage.errors import UserError
 from storage.run_directory import RunDirectory
@@ -64,7 +64,7 @@ class AttributeConfig(TaskConfig):
 def main(config: AttributeConfig) -> Path:
     """Rank, cut, measure; one mask folder per method and size."""
     experiment = prepare(config)
-    units = config.units or UNITS.get(config.task, ["neurons"])
+    units = units_of(config)
     sites = sites_of(experiment.loaded.model, units, config.layers or None)
     n_units = sum(site.n_units for site in sites)
     if max(config.sizes) > n_units:

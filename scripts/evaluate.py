@@ -102,7 +102,7 @@ def main(config: EvaluateConfig) -> Path:
             experiment, mask, split=split, sampled=config.sampled, seed=config.seed
         )
     curve: list[dict[str, Any]] = []
-    if mask is not None and (config.sizes or config.methods):
+    if mask is not None and config.mask and (config.sizes or config.methods):
         ranking = ranking_of_run(config.mask, mask)
         _, curve = attribution_scores(
             experiment,

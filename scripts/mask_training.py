@@ -233,10 +233,10 @@ def _task_loss(
         outputs = task.outputs(model, moved)
     own = ObjectiveSettings(floor=settings.margin_floor, cap=settings.token_cap)
     concept = CONCEPT_OBJECTIVES[settings.concept_objective](
-        outputs.concept, reference and reference.concept.logits, own
+        outputs.concept, reference.concept.logits if reference else None, own
     )
     retain = RETAIN_OBJECTIVES[settings.retain_objective](
-        outputs.retain, reference and reference.retain.logits, own
+        outputs.retain, reference.retain.logits if reference else None, own
     )
     loss = settings.concept_weight * concept + settings.retain_weight * retain
     return loss, {

@@ -12,7 +12,7 @@ import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -20,21 +20,22 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from attribution.registry import METHODS
 from masks.frozen_mask import FrozenMask
-from models.architectures import sites_of
 from relearning.conditions import CONDITIONS, HOLDINGS, Condition, conditions
-from relearning.probe import probe
+from relearning.probe import probe_conditions
 from relearning.protocol import RelearnSettings, relearn
 from relearning.redistribution import redistribution
 from relearning.statistics import describe
 from reports.tables import format_table, recovery_rows, relearning_rows
 from scripts.evaluate import from_run
 from scripts.experiment import Experiment, TaskConfig, flag
+from scripts.mask_recipes import settings_of
 from scripts.mask_training import ablation_values, train_gates
 from scripts.train_base import prepare
-from scripts.train_mask import TrainMaskConfig, settings_of
+from scripts.train_mask import TrainMaskConfig
 from storage.errors import UserError
 from storage.run_directory import RunDirectory
 from training.config import config_dict, parse_config, run_script
+from training.tracking import Tracker
 
 
 @dataclass(frozen=True)
@@ -120,6 +121,10 @@ def main(config: RelearnConfig) -> Path:
         config_hash=loaded.config_hash,
         allow_other_weights=config.allow_other_weights,
     )
+    if config.fresh_mask and any(site.kind == "weights" for site in mask.sites):
+        raise UserError(
+            "--fresh_mask cannot gate weights that a held mask gates already"
+        )
     if mask.ablated.kind == "counterfactual":
         raise UserError(
             f"{mask_path} ablates with counterfactual values, which relearning data do "
@@ -136,7 +141,10 @@ def main(config: RelearnConfig) -> Path:
         )
     wanted = config.wanted()
     task = experiment.task
-    probes = _probes(experiment, mask, config) if config.probe else []
+    probes = []
+    if config.probe:
+        probes = probe_conditions(task, loaded.model, mask, wanted, seed=config.seed)
+    tracker = Tracker(run)
 
     def at_end(
         condition: Condition, model: nn.Module, held: FrozenMask | None
@@ -164,7 +172,11 @@ def main(config: RelearnConfig) -> Path:
         resume=resumed,
         accelerator=experiment.accelerator,
         at_end=at_end,
+        on_log=lambda condition, step, numbers: tracker.scalars(
+            step, {f"{condition.key}/{name}": v for name, v in numbers.items()}
+        ),
     )
+    tracker.close()
     results = {
         "kind": "relearn",
         "task": config.task,
@@ -216,7 +228,7 @@ def _fresh_mask(experiment: Experiment, mask: FrozenMask, path: Path) -> Any:
     first: TrainMaskConfig = parse_config(
         TrainMaskConfig, ["--config", str(path / "config.json")]
     )
-    settings = settings_of(first)
+    settings = settings_of(first, mask.n_units)
 
     def train(network: nn.Module) -> FrozenMask:
         moved = replace(experiment, loaded=replace(experiment.loaded, model=network))
@@ -232,28 +244,6 @@ def _fresh_mask(experiment: Experiment, mask: FrozenMask, path: Path) -> Any:
         )
 
     return train
-
-
-def _probes(
-    experiment: Experiment, mask: FrozenMask, config: RelearnConfig
-) -> list[dict[str, Any]]:
-    """Is the concept decodable before and right after the cut, and a random cut?"""
-    model = experiment.loaded.model
-    levels = sites_of(model, ["hidden"])
-    cuts: dict[Literal["uncut", "cut", "random"], FrozenMask | None] = {
-        "uncut": None,
-        "cut": mask,
-        "random": mask.random_like(config.seed + 1),
-    }
-    found = []
-    for name, cut in cuts.items():
-        if cut is None:
-            scores = probe(experiment.task, model, levels, seed=config.seed)
-        else:
-            with cut.applied(model):
-                scores = probe(experiment.task, model, levels, seed=config.seed)
-        found.append({"condition": name, "levels": scores})
-    return found
 
 
 def _show(results: dict[str, Any], path: Path) -> None:

@@ -71,10 +71,10 @@ class Recipe:
 FINETUNE = Recipe()
 RECIPES: dict[tuple[str, str], Recipe] = {
     ("locations", "tiny-encoder"): Recipe(
-        600, 32, 1e-3, 0.01, "linear", 30, "wordpiece", 2000, 3, 128, 4, 128
+        1200, 32, 2e-3, 0.01, "cosine", 50, "word", 1000, 2, 128, 4, 128
     ),
     ("locations", "tiny-decoder"): Recipe(
-        900, 32, 1e-3, 0.01, "linear", 30, "wordpiece", 2000, 3, 128, 4, 128
+        1200, 32, 2e-3, 0.01, "cosine", 50, "word", 1000, 2, 128, 4, 128
     ),
     ("ioi", "tiny-decoder"): Recipe(
         600, 64, 3e-3, 0.01, "cosine", 30, "word", 4096, 2, 128, 4, 128

@@ -12,7 +12,7 @@ import logging
 import math
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -29,6 +29,7 @@ from masks.registry import GATES
 from models.architectures import sites_of
 from models.sites import UNIT_KINDS, Site
 from scripts.experiment import Experiment, TaskConfig, flag
+from scripts.mask_recipes import settings_of, units_of
 from scripts.mask_scores import (
     Scored,
     attribution_scores,
@@ -165,47 +166,6 @@ def _check_choices(name: str, values: Sequence[str], known: Any) -> None:
         raise UserError(f"{name} must be among {sorted(known)}, got {wrong}")
 
 
-UNITS = {
-    "mnist": ["weights"],
-    "ioi": ["neurons", "heads"],
-    "toxicity": ["neurons", "heads"],
-}
-RECIPES: dict[str, MaskSettings] = {
-    "locations": MaskSettings(),
-    "ioi": MaskSettings(
-        concept_objective="uniform", k_min=1.0, k_max=64.0, retain_weight=4.0
-    ),
-    "toxicity": MaskSettings(
-        concept_objective="ascent",
-        k_min=20.0,
-        k_max=300.0,
-        retain_weight=2.0,
-        batch_size=24,
-    ),
-    "mnist": MaskSettings(
-        ablation="mean", k_min=20.0, k_max=1000.0, batch_size=256, retain_weight=4.0
-    ),
-}
-
-
-def settings_of(config: TrainMaskConfig) -> MaskSettings:
-    """The task's recipe with the flags that were given."""
-    recipe = RECIPES[config.task]
-    if config.gate not in (None, "topk"):
-        recipe = replace(recipe, penalty="price", lr=0.15)
-    if config.direction == "isolate":
-        recipe = replace(recipe, concept_objective="kl", retain_weight=0.0)
-    given = {
-        f.name: getattr(config, f.name)
-        for f in fields(MaskSettings)
-        if getattr(config, f.name, None) is not None
-    }
-    settings = replace(recipe, **given)
-    if settings.k_min > settings.k_max:
-        raise UserError(f"--k_min {settings.k_min} is above --k_max {settings.k_max}")
-    return settings
-
-
 def main(config: TrainMaskConfig) -> Path:
     """Train, freeze, and report on the frozen mask only."""
     run = None
@@ -213,12 +173,9 @@ def main(config: TrainMaskConfig) -> Path:
         run = RunDirectory.open(config.resume)
         if run.is_finished:
             raise UserError(f"{run.path} is finished; start a new run without --resume")
-        config = parse_config(
-            TrainMaskConfig, ["--config", str(run.path / "config.json")]
-        )
-    settings = settings_of(config)
     experiment = prepare(config)
-    sites = _sites(config, experiment, settings)
+    sites = _sites(config, experiment)
+    settings = settings_of(config, sum(site.n_units for site in sites))
     resumed = run is not None
     if run is None:
         run = RunDirectory.create(
@@ -260,20 +217,14 @@ def main(config: TrainMaskConfig) -> Path:
     return run.path
 
 
-def _sites(
-    config: TrainMaskConfig, experiment: Experiment, settings: MaskSettings
-) -> tuple[Site, ...]:
-    units = config.units or UNITS.get(config.task, ["neurons"])
+def _sites(config: TrainMaskConfig, experiment: Experiment) -> tuple[Site, ...]:
+    units = units_of(config)
     sites = sites_of(experiment.loaded.model, units, config.layers or None)
     n_units = sum(site.n_units for site in sites)
     if config.n_ablated is not None and config.n_ablated > n_units:
         raise UserError(
             f"--n_ablated {config.n_ablated} is more than the {n_units} units of "
             f"{' '.join(units)} in {config.model_name}"
-        )
-    if settings.gate == "topk" and settings.k_max >= n_units:
-        raise UserError(
-            f"--k_max must be below the {n_units} units there are, got {settings.k_max}"
         )
     return sites
 

@@ -1,0 +1,180 @@
+"""Lo et al. (2024) on a real encoder: prune a share of all hidden units, then retrain.
+
+    CIRCUITCUT_DATA=... python benchmarks/lo_protocol.py --out build/lo --epochs 2
+
+Lo et al., "Large Language Models Relearn Removed Concepts", arXiv 2401.01814:
+hidden units of all levels are ranked by the difference of mean vectors (probeless), the
+top share is pruned, the model is retrained in stages. Here at every share, beside a
+random cut of the same counts and the uncut model, lasting and one_shot. Departures: the
+share is varied (half of MiniLM's units destroys everything), the bias is pruned too, and
+scores are on held-out documents. Ends with lo.json, a table and a figure.
+"""
+
+import os
+import sys
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from attribution.registry import METHODS
+from masks.ablation import zero_values
+from masks.frozen_mask import FrozenMask
+from models.architectures import sites_of
+from relearning.conditions import conditions
+from relearning.protocol import RelearnSettings, relearn
+from reports.tables import format_table
+from scripts.experiment import TaskConfig, flag
+from scripts.train_base import prepare
+from storage.atomic import write_json
+from storage.errors import UserError
+from training.config import run_script
+
+COLOURS = {"cut": "#D55E00", "random": "#009E73", "uncut": "#0072B2"}
+
+
+@dataclass(frozen=True)
+class LoConfig(TaskConfig):
+    """Shares, stages and seeds."""
+
+    out: Path = flag(Path("build/lo"), "folder of lo.json and lo.png")
+    shares: list[float] = flag([0.005, 0.01, 0.02, 0.05, 0.1, 0.5], "shares pruned")
+    epochs: float = flag(2.0, "epochs of retraining over the relearn split")
+    seeds: list[int] = flag([0], "seeds of the data order and the random cut")
+    relearn_lr: float = flag(5e-5, "learning rate of retraining")
+    holdings: list[str] = flag(["lasting", "one_shot"], "how the cut is held")
+
+
+def main(config: LoConfig) -> list[dict[str, Any]]:
+    """Prune and retrain at every share; finished conditions are not run again."""
+    folder = os.environ.get("CIRCUITCUT_DATA")
+    if folder is None and config.data is None:
+        raise UserError("set CIRCUITCUT_DATA to the data folder, or give --data")
+    data = config.data or str(Path(folder or "") / "wikigold" / "wikigold.conll.txt")
+    config = replace(
+        config, task="locations", model=config.model or "minilm", data=data
+    )
+    experiment = prepare(config)
+    task, loaded = experiment.task, experiment.loaded
+    sites = sites_of(loaded.model, ["hidden"])
+    zero = zero_values(sites)
+    scores = METHODS["probeless"](
+        task, loaded.model, sites, zero, split="mask", n_batches=60, size=16, seed=0
+    )
+    ranking = {name: -values for name, values in scores.items()}
+    n_units = sum(site.n_units for site in sites)
+    batch_size = 16
+    n_steps = max(1, round(config.epochs * task.n_examples("relearn") / batch_size))
+    settings = RelearnSettings(
+        n_steps=n_steps, batch_size=batch_size, lr=config.relearn_lr, n_evaluations=4
+    )
+    rows: list[dict[str, Any]] = []
+    holdings: Any = tuple(config.holdings)
+    for share in config.shares:
+        mask = FrozenMask.exactly_k(
+            ranking, sites, zero, n_ablated=round(share * n_units)
+        )
+        wanted = conditions(("cut", "random"), holdings, tuple(config.seeds), (None,))
+        rows += _run(config, experiment, mask, wanted, settings, share)
+    wanted = conditions(("uncut",), ("lasting",), tuple(config.seeds), (None,))
+    rows += _run(config, experiment, mask, wanted, settings, 0.0)
+    write_json(config.out / "lo.json", rows)
+    shown = [row for row in rows if row["step"] in (0, n_steps)]
+    print(format_table(shown, list(shown[0])))
+    print(f"figure: {draw(rows, n_steps, config.out / 'lo.png')}")
+    return rows
+
+
+def _run(
+    config: LoConfig,
+    experiment: Any,
+    mask: FrozenMask,
+    wanted: Any,
+    settings: RelearnSettings,
+    share: float,
+) -> list[dict[str, Any]]:
+    runs = relearn(
+        experiment.task,
+        experiment.loaded,
+        mask,
+        wanted,
+        settings,
+        config.out / f"share-{share}",
+        resume=True,
+        accelerator=experiment.accelerator,
+    )
+    return [
+        {
+            "share": share,
+            "n_ablated": mask.n_ablated if share else 0,
+            "condition": run.condition.name,
+            "holding": run.condition.holding or "-",
+            "seed": run.condition.seed,
+            "step": found.step,
+            "concept_f1": found.scores["concept_f1"],
+            "retain_f1": found.scores["retain_f1"],
+        }
+        for run in runs
+        for found in run.measurements
+    ]
+
+
+def draw(rows: list[dict[str, Any]], n_steps: int, path: Path) -> Path:
+    """Concept and other types against the share pruned, before and after retraining."""
+    figure, panels = plt.subplots(
+        1, 2, figsize=(11, 4.2), sharey=True, layout="constrained"
+    )
+    for axes, metric, title in zip(
+        panels, ("concept_f1", "retain_f1"), ("locations", "other types"), strict=True
+    ):
+        for condition in ("cut", "random"):
+            for holding in dict.fromkeys(r["holding"] for r in rows if r["share"]):
+                for step, marker in ((0, "o"), (n_steps, "s")):
+                    if step == 0 and holding != "lasting":
+                        continue
+                    points = _means(rows, condition, holding, step, metric)
+                    when = "right after" if step == 0 else f"retrained, {holding}"
+                    axes.plot(
+                        *zip(*points, strict=True),
+                        marker=marker,
+                        color=COLOURS[condition],
+                        linestyle={"-": "-", "lasting": "-", "one_shot": ":"}[holding]
+                        if step
+                        else "--",
+                        label=f"{condition}: {when}",
+                    )
+        whole = [r[metric] for r in rows if r["share"] == 0 and r["step"] == 0]
+        axes.axhline(sum(whole) / len(whole), color=COLOURS["uncut"], label="uncut")
+        axes.set_xscale("log")
+        axes.set_xlabel("share of hidden units pruned")
+        axes.set_title(title)
+    panels[0].set_ylabel("span F1 on held-out documents")
+    panels[1].legend(fontsize=9, loc="center left", bbox_to_anchor=(1.02, 0.5))
+    figure.savefig(path, dpi=130)
+    plt.close(figure)
+    return path
+
+
+def _means(
+    rows: list[dict[str, Any]], condition: str, holding: str, step: int, metric: str
+) -> list[tuple[float, float]]:
+    points = []
+    for share in dict.fromkeys(row["share"] for row in rows if row["share"]):
+        key = (share, condition, holding, step)
+        found = [
+            row[metric]
+            for row in rows
+            if (row["share"], row["condition"], row["holding"], row["step"]) == key
+        ]
+        points.append((share, sum(found) / len(found)))
+    return points
+
+
+if __name__ == "__main__":
+    run_script(main, LoConfig)

@@ -1,0 +1,180 @@
+"""Learned masks against every attribution baseline on a real encoder and real text.
+
+    CIRCUITCUT_DATA=... python benchmarks/locations_curve.py --out build/curve
+
+MiniLM fine-tuned on WikiGold (split by document), neurons, zero and mean ablation,
+exactly N units cut, held-out documents. Each (base seed, cut value, method, N) is one
+line of curve.jsonl; a killed run goes on where it stopped. About two hours on one core
+for three seeds; ends with a table a size.
+"""
+
+import json
+import os
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from attribution.registry import METHODS
+from masks.frozen_mask import FrozenMask
+from models.architectures import sites_of
+from reports.tables import format_table
+from scripts.experiment import Experiment, TaskConfig, flag
+from scripts.mask_recipes import REAL_ENCODER
+from scripts.mask_scores import attribution_ranking, cut_by, score
+from scripts.mask_training import (
+    MaskSettings,
+    ablation_values,
+    special_ids,
+    train_gates,
+)
+from scripts.train_base import prepare
+from storage.atomic import write_json, write_tensors
+from storage.errors import UserError
+from training.config import run_script
+
+HARD_CONCRETE = {"gate": "hard_concrete", "penalty": "price", "lr": 0.15, "price": 2e-3}
+LEARNED: dict[str, dict[str, Any]] = {"topk": {}, "hard_concrete": HARD_CONCRETE}
+
+
+@dataclass(frozen=True)
+class CurveConfig(TaskConfig):
+    """What is compared."""
+
+    out: Path = flag(Path("build/curve"), "folder of curve.jsonl and the rankings")
+    seeds: list[int] = flag([0, 1, 2], "seeds of base model, batches and gates")
+    sizes: list[int] = flag([8, 12, 16, 24, 50, 100, 200], "units cut")
+    ablations: list[Literal["zero", "mean"]] = flag(["zero", "mean"], "cut values")
+    methods: list[str] = flag(
+        [*LEARNED, *(m for m in METHODS if m != "random"), "random"], "rankings"
+    )
+
+
+@dataclass(frozen=True)
+class Curve:
+    """Finished lines of curve.jsonl."""
+
+    path: Path
+
+    def rows(self) -> list[dict[str, Any]]:
+        """Every line so far."""
+        if not self.path.exists():
+            return []
+        return [json.loads(line) for line in self.path.read_text().splitlines()]
+
+    def has(self, **key: Any) -> bool:
+        """Whether a line with these values is there."""
+        return any(key.items() <= row.items() for row in self.rows())
+
+    def add(self, row: dict[str, Any]) -> None:
+        """Append one line."""
+        with self.path.open("a") as file:
+            file.write(json.dumps(row) + "\n")
+
+
+def ranking(
+    experiment: Experiment, empty: FrozenMask, settings: MaskSettings, method: str
+) -> dict[str, torch.Tensor]:
+    """Ranking of all units, learned or attributed; the highest are kept."""
+    if method not in LEARNED:
+        return attribution_ranking(
+            experiment, empty, method, seed=settings.seed, n_batches=60
+        )
+    settings = replace(settings, **LEARNED[method])
+    masks = train_gates(
+        experiment, empty.sites, empty.ablated, settings, progress=method
+    )
+    return masks.split(masks.ranking().cpu())
+
+
+def one_seed(config: CurveConfig, curve: Curve, seed: int) -> None:
+    """All cut values, methods and sizes on one base model."""
+    experiment = prepare(replace(config, base_seed=seed, seed=seed))
+    sites = sites_of(experiment.loaded.model, ["neurons"])
+    if not curve.has(seed=seed, method="uncut"):
+        scored = score(experiment, None)
+        curve.add({"seed": seed, "method": "uncut", "n": 0, "scores": scored.scores})
+    for ablation in config.ablations:
+        settings: Any = replace(
+            REAL_ENCODER, ablation=ablation, mean_over="retain", seed=seed
+        )
+        empty = FrozenMask.exactly_k(
+            {site.name: torch.zeros(site.n_units) for site in sites},
+            sites,
+            ablation_values(experiment, sites, settings),
+            n_ablated=0,
+            special_ids=special_ids(experiment, settings),
+        )
+        for method in config.methods:
+            key = {"seed": seed, "ablation": ablation, "method": method}
+            if all(curve.has(**key, n=n) for n in config.sizes):
+                continue
+            order = ranking(experiment, empty, settings, method)
+            write_tensors(
+                config.out / f"{method}-{ablation}-{seed}.safetensors", order, None
+            )
+            for n in config.sizes:
+                if not curve.has(**key, n=n):
+                    scored = score(experiment, cut_by(empty, order, n))
+                    curve.add(
+                        key
+                        | {
+                            "n": n,
+                            "scores": scored.scores,
+                            "intervals": scored.intervals,
+                        }
+                    )
+
+
+def table(rows: list[dict[str, Any]], n: int) -> Iterator[dict[str, Any]]:
+    """Mean and range over seeds at one size, a row a method and cut value."""
+    names = ("concept_f1", "retain_f1", "retain_f1_clean", "kl_retain")
+    for ablation in ("zero", "mean"):
+        for method in dict.fromkeys(row["method"] for row in rows):
+            found = [
+                row["scores"]
+                for row in rows
+                if (row["method"], row.get("ablation"), row["n"])
+                == (method, ablation, n)
+            ]
+            if found:
+                yield {"method": method, "cut": ablation, "seeds": len(found)} | {
+                    name: _mean_and_range([scores[name] for scores in found])
+                    for name in names
+                }
+
+
+def _mean_and_range(values: list[float]) -> str:
+    low, high = min(values), max(values)
+    return f"{np.mean(values):.3f} ({low:.3f}-{high:.3f})"
+
+
+def main(config: CurveConfig) -> None:
+    """Run what is missing, then print one table a size."""
+    folder = os.environ.get("CIRCUITCUT_DATA")
+    if folder is None and config.data is None:
+        raise UserError("set CIRCUITCUT_DATA to the data folder, or give --data")
+    data = config.data or str(Path(folder or "") / "wikigold" / "wikigold.conll.txt")
+    config = replace(config, task="locations", model="minilm", data=data)
+    config.out.mkdir(parents=True, exist_ok=True)
+    curve = Curve(config.out / "curve.jsonl")
+    for seed in config.seeds:
+        one_seed(config, curve, seed)
+    rows = curve.rows()
+    write_json(config.out / "curve.json", rows)
+    uncut = [row["scores"] for row in rows if row["method"] == "uncut"]
+    print("uncut:", {k: _mean_and_range([s[k] for s in uncut]) for k in uncut[0]})
+    for n in config.sizes:
+        print(f"\nN = {n}")
+        shown = list(table(rows, n))
+        print(format_table(shown, list(shown[0])))
+
+
+if __name__ == "__main__":
+    run_script(main, CurveConfig)

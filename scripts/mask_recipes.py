@@ -1,0 +1,92 @@
+"""What a mask run does where no flag says otherwise: settings chosen on `tune`."""
+
+from collections.abc import Sequence
+from dataclasses import fields, replace
+from typing import Any, Protocol
+
+from scripts.mask_training import MaskSettings
+from storage.errors import UserError
+
+REAL_ENCODER = MaskSettings()
+"""CALIBRATION: soft top-k, margin hinge, KL to the uncut model on the other words."""
+TINY = MaskSettings(ablation="mean", k_min=8.0, k_max=320.0, lr=0.2)
+"""The small built-in models carry a concept in attention too."""
+RECIPES: dict[str, MaskSettings] = {
+    "locations": REAL_ENCODER,
+    "ioi": MaskSettings(
+        concept_objective="uniform", k_min=1.0, k_max=64.0, retain_weight=4.0
+    ),
+    "toxicity": MaskSettings(
+        concept_objective="ascent",
+        k_min=20.0,
+        k_max=300.0,
+        retain_weight=2.0,
+        batch_size=24,
+    ),
+    "mnist": MaskSettings(
+        ablation="mean", k_min=20.0, k_max=1000.0, batch_size=256, retain_weight=4.0
+    ),
+}
+OF_MODEL: dict[tuple[str, str], MaskSettings] = {
+    ("locations", "tiny-encoder"): TINY,
+    ("locations", "tiny-decoder"): TINY,
+}
+UNITS: dict[str, list[str]] = {
+    "locations": ["neurons"],
+    "ioi": ["neurons", "heads"],
+    "toxicity": ["neurons", "heads"],
+    "mnist": ["weights"],
+}
+UNITS_OF_MODEL: dict[tuple[str, str], list[str]] = {
+    ("locations", "tiny-encoder"): ["neurons", "heads"],
+    ("locations", "tiny-decoder"): ["neurons", "heads"],
+}
+
+
+class HasRecipe(Protocol):
+    """Flags of a script that cuts units."""
+
+    @property
+    def task(self) -> str: ...
+    @property
+    def model_name(self) -> str: ...
+    @property
+    def units(self) -> list[str]: ...
+
+
+def units_of(config: HasRecipe) -> Sequence[str]:
+    """Kinds of unit asked for, or those of the task and model."""
+    key = config.task, config.model_name
+    return config.units or UNITS_OF_MODEL.get(key, UNITS[config.task])
+
+
+def settings_of(config: Any, n_units: int) -> MaskSettings:
+    """The recipe of task and model with the flags of `train_mask` that were given.
+
+    Raises:
+        UserError: When the range of k does not fit the number of units.
+    """
+    recipe = OF_MODEL.get((config.task, config.model_name), RECIPES[config.task])
+    if config.gate not in (None, "topk"):
+        recipe = replace(recipe, penalty="price", lr=0.15)
+    if config.direction == "isolate":
+        recipe = replace(recipe, concept_objective="kl", retain_weight=0.0)
+    recipe = replace(recipe, k_max=min(recipe.k_max, n_units / 2))
+    recipe = replace(recipe, k_min=min(recipe.k_min, recipe.k_max / 4))
+    given = {
+        f.name: getattr(config, f.name)
+        for f in fields(MaskSettings)
+        if getattr(config, f.name, None) is not None
+    }
+    settings = replace(recipe, **given)
+    if not 0 < settings.k_min <= settings.k_max < n_units:
+        raise UserError(
+            f"--k_min and --k_max must satisfy 0 < k_min <= k_max < {n_units} (all "
+            f"units), got {settings.k_min:g} and {settings.k_max:g}"
+        )
+    if settings.penalty == "lagrangian" and settings.target_ablated > n_units:
+        raise UserError(
+            f"--target_ablated must be at most the {n_units} units, got "
+            f"{settings.target_ablated:g}"
+        )
+    return settings

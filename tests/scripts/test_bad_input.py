@@ -1,0 +1,132 @@
+"""A user's mistake gives one clear line, exit code 2 and nothing written."""
+
+import sys
+from pathlib import Path
+
+import pytest
+
+from scripts import evaluate, relearn, report, train_mask
+from scripts.attribute import AttributeConfig
+from training.config import run_script
+
+MASK = train_mask.TrainMaskConfig
+
+
+def refused(
+    module: object,
+    config: type,
+    flags: list[str],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> str:
+    """The message of a call that must exit with status 2."""
+    monkeypatch.setattr(sys, "argv", ["script", *flags])
+    with pytest.raises(SystemExit) as stopped:
+        run_script(module.main, config)
+    assert stopped.value.code == 2
+    message = capsys.readouterr().err.strip()
+    assert "Traceback" not in message
+    return message.splitlines()[-1]
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        (["--task", "nonsense"], "locations"),
+        (["--model", "no/such/folder/here"], "no/such/folder/here"),
+        (["--model", "mlp"], "mlp"),
+        (["--units", "nerves"], "neurons"),
+        (["--gate", "bernoulli"], "hard_concrete"),
+        (["--layers", "99"], "99"),
+        (["--no_such_flag"], "no_such_flag"),
+        (["--lr", "fast"], "lr"),
+        (["--lr", "nan"], "lr"),
+        (["--n_steps", "0"], "n_steps"),
+        (["--n_ablated", "1000000"], "1000000"),
+        (["--per_position"], "ablation mean"),
+        (["--penalty", "lagrangian"], "target_ablated"),
+        (["--concept_objective", "kl"], "isolate"),
+        (["--ablation", "counterfactual"], "counterfactual"),
+        (["--device", "abacus"], "abacus"),
+        (["--data", "no_such_folder"], "no_such_folder"),
+        (["--attribution", "guess"], "gradient_margin"),
+        (["--superset", "no_such_run"], "no_such_run"),
+        (["--resume", "no_such_run"], "no_such_run"),
+    ],
+)
+def test_wrong_flags_of_train_mask_are_refused(
+    flags: list[str],
+    said: str,
+    fast: list[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+):
+    message = refused(train_mask, MASK, [*fast, *flags], monkeypatch, capsys)
+    assert said in message
+    assert not list((tmp_path / "runs").glob("*/mask.safetensors"))
+
+
+def test_a_malformed_line_is_named_with_its_number(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+):
+    data = tmp_path / "bad.conll"
+    data.write_text("Paris B-LOC\nis O\nlarge\n\n")
+    flags = ["--task", "locations", "--data", str(data)]
+    message = refused(train_mask, MASK, flags, monkeypatch, capsys)
+    assert "bad.conll" in message
+    assert "3" in message
+
+
+def test_a_concept_that_the_data_do_not_have_is_refused_with_those_they_have(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+):
+    data = tmp_path / "good.conll"
+    data.write_text("Paris B-LOC\nis O\nlarge O\n\n" * 40)
+    flags = ["--task", "locations", "--data", str(data), "--concept", "PER"]
+    message = refused(train_mask, MASK, flags, monkeypatch, capsys)
+    assert "PER" in message
+    assert "LOC" in message
+
+
+def test_an_unwritable_run_folder_is_refused_before_training(
+    fast: list[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+):
+    file = tmp_path / "a_file"
+    file.write_text("")
+    flags = [*fast, "--run_dir", str(file)]
+    assert "a_file" in refused(train_mask, MASK, flags, monkeypatch, capsys)
+
+
+def test_scripts_without_a_run_say_what_to_do_first(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+):
+    where = ["--run_dir", str(tmp_path)]
+    message = refused(relearn, relearn.RelearnConfig, where, monkeypatch, capsys)
+    assert "train_mask" in message
+    message = refused(report, report.ReportConfig, where, monkeypatch, capsys)
+    assert "train_mask" in message
+
+
+def test_evaluate_and_attribute_check_their_flags(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+):
+    config = evaluate.EvaluateConfig
+    message = refused(evaluate, config, ["--split", "all"], monkeypatch, capsys)
+    assert "heldout" in message
+    message = refused(evaluate, config, ["--sizes", "3"], monkeypatch, capsys)
+    assert "--mask" in message
+    flags = ["--methods", "none_such"]
+    message = refused(evaluate, AttributeConfig, flags, monkeypatch, capsys)
+    assert "probeless" in message

@@ -1,0 +1,116 @@
+"""The main job end to end on the digits: train, freeze, relearn, evaluate, report."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from scripts import attribute, evaluate, relearn, report, train_mask
+from training.config import parse_config
+from training.tracking import Tracker
+
+MASK = ["--n_steps", "40", "--lr", "0.3", "--n_ablated", "150", "--n_random", "1"]
+RELEARN = ["--n_steps", "6", "--limits", "4", "--seeds", "0", "--n_evaluations", "3"]
+
+
+def trained(flags: list[str]) -> Path:
+    return train_mask.main(parse_config(train_mask.TrainMaskConfig, flags))
+
+
+def results(run: Path) -> dict:
+    return json.loads((run / "results.json").read_text())
+
+
+def test_a_learned_cut_forgets_the_digit_and_a_random_cut_does_not(fast: list[str]):
+    run = trained([*fast, *MASK, "--curve_sizes", "20", "150"])
+    found = results(run)
+    scores = found["scores"]
+    assert found["n_ablated"] == 150 == sum(s["n_ablated"] for s in found["per_site"])
+    assert scores["uncut"]["concept_accuracy"] > 0.8
+    assert scores["cut"]["concept_accuracy"] < 0.3
+    assert scores["random"][0]["concept_accuracy"] > 0.7
+    assert scores["cut"]["retain_accuracy"] > 0.8
+    at_size = {
+        row["n_ablated"]: row["scores"]["concept_accuracy"]
+        for row in found["curve"]
+        if row["method"] == "learned"
+    }
+    assert at_size[150] == scores["cut"]["concept_accuracy"]
+    assert at_size[20] >= at_size[150]
+    low, high = found["intervals"]["cut"]["retain_accuracy"]
+    assert low <= scores["cut"]["retain_accuracy"] <= high
+
+
+def test_relearning_report_and_evaluation_follow_from_the_run_alone(
+    fast: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    run = trained([*fast, *MASK])
+    where = ["--run_dir", str(tmp_path / "runs"), "--device", "cpu"]
+    config = parse_config(relearn.RelearnConfig, [*where, *RELEARN])
+    again = relearn.main(config)
+    found = results(again)
+    first = {row["condition"]: row for row in found["rows"] if row["step"] == 0}
+    cut = results(run)["scores"]["cut"]["concept_accuracy"]
+    assert first["cut"]["scores"]["concept_accuracy"] == pytest.approx(cut)
+    assert first["uncut"]["scores"]["concept_accuracy"] > 0.8
+    flags = ["--mask", str(run), *where, "--sizes", "20", "150"]
+    measured = results(evaluate.main(parse_config(evaluate.EvaluateConfig, flags)))
+    assert measured["scores"]["cut"]["concept_accuracy"] == pytest.approx(cut)
+    assert {row["n_ablated"] for row in measured["curve"]} == {20, 150}
+    config = parse_config(report.ReportConfig, where[:2])
+    page = report.main(config).read_text()
+    assert "http" not in page.replace("http://www.w3.org", "")
+    assert f"{cut:.3f}" in page
+    assert "next:" in capsys.readouterr().out
+
+
+def test_attribution_cuts_have_the_sizes_asked_for(fast: list[str]):
+    flags = [*fast, "--methods", "gradient_margin", "random", "--sizes", "50", "200"]
+    run = attribute.main(parse_config(attribute.AttributeConfig, flags))
+    rows = {(r["method"], r["n_ablated"]): r["scores"] for r in results(run)["curve"]}
+    margin = rows["gradient_margin", 200]["concept_accuracy"]
+    assert margin < rows["random", 200]["concept_accuracy"]
+    assert (run / "masks" / "gradient_margin-50" / "mask.safetensors").exists()
+
+
+def test_an_interrupted_mask_run_resumes_to_the_same_bits(
+    fast: list[str], monkeypatch: pytest.MonkeyPatch
+):
+    flags = [*fast, *MASK, "--attribution", "none", "--checkpoint_every", "10"]
+    whole = trained([*flags, "--name", "whole"])
+    log = Tracker.scalars
+
+    def stop_at_25(self: Tracker, step: int, values: dict[str, float]) -> None:
+        if step == 25:
+            raise RuntimeError("the machine went away")
+        log(self, step, values)
+
+    monkeypatch.setattr(Tracker, "scalars", stop_at_25)
+    with pytest.raises(RuntimeError, match="went away"):
+        trained([*flags, "--name", "broken"])
+    monkeypatch.setattr(Tracker, "scalars", log)
+    broken = whole.parent / "broken"
+    assert not (broken / "results.json").exists()
+    trained(["--resume", str(broken)])
+    for name in ("mask.safetensors", "ranking.safetensors", "metrics.jsonl"):
+        assert (broken / name).read_bytes() == (whole / name).read_bytes(), name
+    assert results(broken)["scores"] == results(whole)["scores"]
+
+
+def test_the_same_seed_gives_the_same_mask_and_another_seed_another(fast: list[str]):
+    flags = [*fast, *MASK, "--attribution", "none"]
+    first, second = trained(flags), trained(flags)
+    other = trained([*flags, "--seed", "1"])
+    mask = "mask.safetensors"
+    assert (first / mask).read_bytes() == (second / mask).read_bytes()
+    ranking = "ranking.safetensors"
+    assert (first / ranking).read_bytes() != (other / ranking).read_bytes()
+
+
+@pytest.mark.parametrize("gate", ["hard_concrete", "clamped"])
+def test_a_lagrangian_approaches_the_number_asked_for(fast: list[str], gate: str):
+    flags = [*fast, "--gate", gate, "--attribution", "none", "--n_random", "0"]
+    flags += ["--penalty", "lagrangian", "--target_ablated", "300"]
+    found = results(trained([*flags, "--n_steps", "150", "--lr", "0.1"]))
+    assert found["asked_ablated"] == 300
+    assert 100 <= found["n_ablated"] <= 900
