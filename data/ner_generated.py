@@ -24,7 +24,7 @@ from data.splits import Split
 from data.tagged import OUTSIDE, TaggedSentence
 
 SIZES: dict[Split, int] = {
-    "base": 12000,
+    "base": 16000,
     "mask": 1500,
     "tune": 600,
     "relearn": 1000,
@@ -41,10 +41,10 @@ NAME_SHARES: dict[Split, int] = {
 """Twentieths of every list of names."""
 TYPE_OF_SLOT = {"P": "PER", "L": "LOC", "O": "ORG"}
 AMBIGUOUS_SHARE = 0.4
-"""Share of slots, of any kind, that take an ambiguous name."""
-COINED_SHARE = 0.6
-"""Share of the other names that are coined, in `base` alone."""
-LONG_SHARE = 0.5
+"""Share of the other slots, of any kind, that take an ambiguous name."""
+COINED_SHARE = 0.75
+"""Share of the slots of `base` alone that take a coined name."""
+LONG_SHARE = 0.3
 """Share of coined places and organisations that have several words."""
 _REAL_WORDS = frozenset(
     word
@@ -183,14 +183,13 @@ class _Writer:
 
     def _one_of(self, kind: str) -> str:
         rng = self._rng
-        if rng.random() < AMBIGUOUS_SHARE:
-            return rng.choice(self._pools["ambiguous"])
-        if not self._coins or rng.random() > COINED_SHARE:
-            return rng.choice(self._pools[kind])
-        if kind not in _SHAPES or rng.random() > LONG_SHARE:
-            return self._coined()
-        words = rng.choice(_SHAPES[kind])
-        return " ".join(w if w in COMMON_WORDS else self._coined() for w in words)
+        if self._coins and rng.random() < COINED_SHARE:
+            if kind not in _SHAPES or rng.random() > LONG_SHARE:
+                return self._coined()
+            words = rng.choice(_SHAPES[kind])
+            return " ".join(w if w in COMMON_WORDS else self._coined() for w in words)
+        ambiguous = rng.random() < AMBIGUOUS_SHARE
+        return rng.choice(self._pools["ambiguous" if ambiguous else kind])
 
     def _coined(self) -> str:
         """A pronounceable name that no list holds."""
