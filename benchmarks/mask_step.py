@@ -1,14 +1,14 @@
-"""Time and memory of a mask-training step and of a frozen mask, against the plain model.
+"""Time and memory of a mask-training step and of a frozen mask against a plain step.
 
     python benchmarks/mask_step.py
 
-Plain is a forward and a backward pass down to the input embeddings, weights frozen. A mask
-step does the same with a gate on every neuron and head and adds drawing the gates, their
-price and Adam. All are interleaved in one process; times are medians over many short runs,
-ratios medians of the ratio within a round. Peaks are what torch's own allocator holds
-during a step beyond what it held before (activations) and with the weights. Random
-weights; about two minutes on one CPU core. Targets: zero <= 1.10, mean <= 1.15, frozen <=
-1.03 times the plain time, peak <= 1.10 times the plain peak.
+Plain is a forward and a backward pass down to the input embeddings, weights frozen. A
+mask step does the same with a gate on every neuron and head and adds drawing the gates,
+their price and Adam. All are interleaved in one process; times are medians over many
+short runs, ratios medians of the ratio within a round. Peaks are what torch's own
+allocator holds during a step beyond what it held before (activations) and with the
+weights. Random weights; about two minutes on one CPU core. Targets: zero <= 1.10, mean
+<= 1.15, frozen <= 1.03 times the plain time, peak <= 1.10 times the plain peak.
 """
 
 import json
@@ -16,7 +16,6 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable
-from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -28,8 +27,8 @@ from transformers import BertConfig, BertModel, GPT2Config, GPT2Model
 from masks.ablation import AblationValues, zero_values
 from masks.frozen_mask import FrozenMask
 from masks.gate import GateSettings
-from masks.mask_set import MaskSet
 from masks.gating import gated
+from masks.mask_set import MaskSet
 from masks.penalties import Price
 from models.architectures import sites_of
 from models.sites import Site
@@ -88,7 +87,7 @@ SHAPES: dict[str, Callable[[], nn.Module]] = {"minilm": _minilm, "gpt2": _gpt2}
 
 def _steps(model: nn.Module, config: MaskStepConfig) -> dict[str, Step]:
     sites = sites_of(model, ["neurons", "heads"])
-    width = model.config.hidden_size
+    width = next(model.parameters()).shape[1]  # of the token embeddings
     embeddings = torch.randn(config.batch, config.length, width).requires_grad_()
     means = AblationValues("mean", {s.name: torch.randn(s.width) for s in sites})
 

@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -146,32 +147,29 @@ def _record(
     recorded: dict[str, Tensor] = {}
     with ExitStack() as hooks:
         for site in sites:
-            hooks.enter_context(_recording(model, site, recorded))
+            module = model.get_submodule(site.module)
+            if site.kind == "hidden":
+                keep = partial(_keep_output, recorded, site.name)
+                handle = module.register_forward_hook(keep)
+            else:
+                keep = partial(_keep_input, recorded, site.name)
+                handle = module.register_forward_pre_hook(keep)
+            hooks.callback(handle.remove)
         model(**inputs)
     return recorded
 
 
-@contextmanager
-def _recording(
-    model: nn.Module, site: Site, recorded: dict[str, Tensor]
-) -> Iterator[None]:
-    module = model.get_submodule(site.module)
+def _keep_input(
+    recorded: dict[str, Tensor], name: str, _: nn.Module, args: tuple[Any, ...]
+) -> None:
+    recorded[name] = args[0].detach()
 
-    def keep_input(_: nn.Module, args: tuple[Any, ...]) -> None:
-        recorded[site.name] = args[0].detach()
 
-    def keep_output(_: nn.Module, __: Any, output: Any) -> None:
-        first = output[0] if isinstance(output, tuple) else output
-        recorded[site.name] = first.detach()
-
-    if site.kind == "hidden":
-        handle = module.register_forward_hook(keep_output)
-    else:
-        handle = module.register_forward_pre_hook(keep_input)
-    try:
-        yield
-    finally:
-        handle.remove()
+def _keep_output(
+    recorded: dict[str, Tensor], name: str, _: nn.Module, __: Any, output: Any
+) -> None:
+    first = output[0] if isinstance(output, tuple) else output
+    recorded[name] = first.detach()
 
 
 @contextmanager

@@ -26,7 +26,7 @@ _BIAS_OPTIONS = {"neurons": ("mlp_bias",), "heads": ("attention_bias",)}
 def bake_sites_(
     model: nn.Module,
     sites: Sequence[Site],
-    keep: Mapping[str, Bool[Tensor, "unit"]],
+    keep: Mapping[str, Bool[Tensor, "_unit"]],
     ablated: AblationValues,
     special_ids: Sequence[int],
 ) -> None:

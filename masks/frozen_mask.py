@@ -46,7 +46,7 @@ class FrozenMask:
         UserError: When `keep` does not hold one bool vector per site.
     """
 
-    keep: Mapping[str, Bool[Tensor, "unit"]]
+    keep: Mapping[str, Bool[Tensor, "_unit"]]
     sites: tuple[Site, ...]
     ablated: AblationValues
     special_ids: tuple[int, ...] = ()

@@ -6,6 +6,7 @@ its input. Nothing is random here: noise is drawn before, because gradient check
 runs the hooks twice.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
@@ -25,7 +26,7 @@ from storage.errors import UserError
 def gated(
     model: nn.Module,
     sites: Sequence[Site],
-    keep: Mapping[str, Float[Tensor, "unit"] | Bool[Tensor, "unit"]],
+    keep: Mapping[str, Float[Tensor, "_unit"] | Bool[Tensor, "_unit"]],
     ablated: AblationValues,
     *,
     special_ids: Sequence[int] = (),
@@ -49,16 +50,17 @@ def gated(
         UserError: When a site is not in the model or its gates or values do not fit.
     """
     batch = _Batch(special_ids)
-    changes = [
-        _change(model, site, keep, _value(ablated, site), batch) for site in sites
+    gates = [
+        gate
+        for site in sites
+        if (gate := _gate(model, site, keep, ablated, batch)) is not None
     ]
     with ExitStack() as stack:
         if special_ids or not ablated.is_pooled:
             handle = model.register_forward_pre_hook(batch.read, with_kwargs=True)
             stack.callback(handle.remove)
-        for install in changes:
-            if install is not None:
-                stack.callback(install())
+        for gate in gates:
+            stack.callback(gate.install())
         yield
 
 
@@ -85,31 +87,131 @@ class _Batch:
         self.rows = special.nonzero(as_tuple=True)
 
 
-def _value(ablated: AblationValues, site: Site) -> Tensor | None:
-    """The ablation value of a site; None stands for zero, which costs less."""
-    if ablated.kind == "zero":
-        return None
-    if site.name not in ablated.values:
-        what = (
-            "record them on the paired inputs with record_values"
-            if ablated.kind == "counterfactual"
-            else "compute them for these sites with mean_values"
-        )
-        raise UserError(
-            f"argument ablated has no {ablated.kind} values at {site.name}; {what}"
-        )
-    return ablated.values[site.name]
+# Methods rather than closures: type-checked tests decorate a function per definition.
+class _Gate(ABC):
+    """The gates of one site, ready to be put into its module."""
+
+    def __init__(
+        self,
+        module: nn.Module,
+        site: Site,
+        keep: Tensor,
+        value: Tensor | None,
+        batch: _Batch,
+    ):
+        self.module: Any = module
+        self.site = site
+        self.keep = keep
+        self.value = value
+        self.batch = batch
+
+    @abstractmethod
+    def install(self) -> Callable[[], object]:
+        """Put the gates in place; returns how to take them out again."""
+
+    def value_at(self, x: Tensor) -> Tensor | None:
+        """The ablation values of the positions of `x`, broadcastable to it."""
+        if self.value is None:
+            return None
+        value = self.value.to(device=x.device, dtype=x.dtype)
+        if value.dim() > 1 and x.dim() > 2:
+            first = self.batch.n_cached
+            value = value[..., first : first + x.shape[-2], :]
+        if value.shape != x.shape[x.dim() - value.dim() :]:
+            raise UserError(
+                f"the ablation values at {self.site.name} have the shape "
+                f"{tuple(value.shape)}, the activations {tuple(x.shape)}; record them "
+                "on inputs of this shape"
+            )
+        return value
 
 
-def _change(
+class _ActivationGate(_Gate):
+    """x -> keep * x + (1 - keep) * value on the input or output of a module."""
+
+    def __init__(self, *args: Any):
+        super().__init__(*args)
+        # bools are a finished mask; as floats they carry no gradient either
+        keep = self.keep.float() if self.keep.dtype == torch.bool else self.keep
+        size = self.site.unit_size
+        self.wide = keep.repeat_interleave(size) if size > 1 else keep
+
+    def install(self) -> Callable[[], object]:
+        if self.site.kind == "hidden":
+            return self.module.register_forward_hook(self.on_output).remove
+        return self.module.register_forward_pre_hook(self.on_input).remove
+
+    def on_input(self, _: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
+        return (self.apply(args[0]), *args[1:])
+
+    def on_output(self, _: nn.Module, __: tuple[Any, ...], output: Any) -> Any:
+        if isinstance(output, tuple):
+            return (self.apply(output[0]), *output[1:])
+        return self.apply(output)
+
+    def apply(self, x: Tensor) -> Tensor:
+        if x.shape[-1] != self.site.width:
+            raise UserError(
+                f"{self.site.name} has activations of width {x.shape[-1]}, the mask is "
+                f"for {self.site.width}; this mask is for another model"
+            )
+        return mix(x, self.wide.to(x.device), self.value_at(x), self.batch.rows)
+
+
+class _WeightGate(_Gate):
+    """The forward of a projection with W * keep, set on the instance."""
+
+    def __init__(self, *args: Any):
+        super().__init__(*args)
+        path, module = self.site.module, self.module
+        if not isinstance(module, nn.Linear | Conv1D):
+            raise UserError(
+                f"{path} is a {type(module).__name__}; weights can be cut in Linear "
+                "and Conv1D modules only"
+            )
+        if module.weight.numel() != self.site.n_units:
+            raise UserError(
+                f"{path} has {module.weight.numel()} weights, the mask is for "
+                f"{self.site.n_units}; this mask is for another model"
+            )
+        if "forward" in vars(module):
+            raise UserError(
+                f"the forward of {path} is replaced already; masks on the weights of "
+                "one module do not nest, so leave the other context first"
+            )
+
+    def install(self) -> Callable[[], object]:
+        vars(self.module)["forward"] = self.forward
+        return self.remove
+
+    def remove(self) -> None:
+        vars(self.module).pop("forward", None)
+
+    def forward(self, x: Tensor) -> Tensor:
+        weight, bias = self.module.weight, self.module.bias
+        keep = self.keep.to(device=weight.device, dtype=weight.dtype).view_as(weight)
+        ablated_input = self.value_at(x)
+        output = self.linear(x, weight * keep, bias)
+        if ablated_input is not None:
+            output = output + self.linear(ablated_input, weight * (1 - keep), None)
+        rows = self.batch.rows
+        if rows is not None:
+            output[rows] = self.linear(x[rows], weight, bias)
+        return output
+
+    def linear(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        stored = weight.T if isinstance(self.module, Conv1D) else weight
+        return nn.functional.linear(x, stored, bias)
+
+
+def _gate(
     model: nn.Module,
     site: Site,
     keep: Mapping[str, Tensor],
-    value: Tensor | None,
+    ablated: AblationValues,
     batch: _Batch,
-) -> Callable[[], Callable[[], None]] | None:
-    """A function that puts the gates of one site in place and returns how to undo "
-    "it."""
+) -> _Gate | None:
+    """The gates of one site; None where a finished mask keeps everything."""
     try:
         module = model.get_submodule(site.module)
     except AttributeError as error:
@@ -124,98 +226,21 @@ def _change(
     gates = keep[site.name]
     if gates.dtype == torch.bool and bool(gates.all()):
         return None
-    if site.kind == "weights":
-        return _weight_change(module, site, gates, value, batch)
-    apply = _activation_gate(site, gates, value, batch)
-    if site.kind == "hidden":
-
-        def on_output(_: nn.Module, __: tuple[Any, ...], output: Any) -> Any:
-            if isinstance(output, tuple):
-                return (apply(output[0]), *output[1:])
-            return apply(output)
-
-        return lambda: module.register_forward_hook(on_output).remove
-
-    def on_input(_: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
-        return (apply(args[0]), *args[1:])
-
-    return lambda: module.register_forward_pre_hook(on_input).remove
+    kind = _WeightGate if site.kind == "weights" else _ActivationGate
+    return kind(module, site, gates, _value(ablated, site), batch)
 
 
-def _activation_gate(
-    site: Site, gates: Tensor, value: Tensor | None, batch: _Batch
-) -> Callable[[Tensor], Tensor]:
-    """x -> keep * x + (1 - keep) * value, for one site."""
-    wide = gates.repeat_interleave(site.unit_size) if site.unit_size > 1 else gates
-    if wide.dtype == torch.bool:
-        wide = wide.float()
-
-    def apply(x: Tensor) -> Tensor:
-        if x.shape[-1] != site.width:
-            raise UserError(
-                f"{site.name} has activations of width {x.shape[-1]}, the mask is for "
-                f"{site.width}; this mask is for another model"
-            )
-        return mix(x, wide.to(x.device), _at(site, value, x, batch), batch.rows)
-
-    return apply
-
-
-def _at(site: Site, value: Tensor | None, x: Tensor, batch: _Batch) -> Tensor | None:
-    """The ablation values of the positions of `x`, broadcastable to it."""
-    if value is None:
+def _value(ablated: AblationValues, site: Site) -> Tensor | None:
+    """The ablation value of a site; None stands for zero, which costs less."""
+    if ablated.kind == "zero":
         return None
-    value = value.to(device=x.device, dtype=x.dtype)
-    if value.dim() > 1 and x.dim() > 2:
-        value = value[..., batch.n_cached : batch.n_cached + x.shape[-2], :]
-    fits = value.shape == x.shape[x.dim() - value.dim() :]
-    if not fits:
-        raise UserError(
-            f"the ablation values at {site.name} have the shape {tuple(value.shape)}, "
-            f"the activations {tuple(x.shape)}; record them on inputs of this shape"
+    if site.name not in ablated.values:
+        what = (
+            "record them on the paired inputs with record_values"
+            if ablated.kind == "counterfactual"
+            else "compute them for these sites with mean_values"
         )
-    return value
-
-
-def _weight_change(
-    module: nn.Module, site: Site, gates: Tensor, value: Tensor | None, batch: _Batch
-) -> Callable[[], Callable[[], None]]:
-    if not isinstance(module, nn.Linear | Conv1D):
         raise UserError(
-            f"{site.module} is a {type(module).__name__}; weights can be cut in Linear "
-            "and Conv1D modules only"
+            f"argument ablated has no {ablated.kind} values at {site.name}; {what}"
         )
-    if module.weight.numel() != site.n_units:
-        raise UserError(
-            f"{site.module} has {module.weight.numel()} weights, the mask is for "
-            f"{site.n_units}; this mask is for another model"
-        )
-    if "forward" in vars(module):
-        raise UserError(
-            f"the forward of {site.module} is replaced already; masks on the weights "
-            "of one module do not nest, so leave the other context first"
-        )
-
-    def forward(x: Tensor) -> Tensor:
-        weight, bias = module.weight, module.bias
-        keep = gates.to(device=weight.device, dtype=weight.dtype).view_as(weight)
-        ablated_input = _at(site, value, x, batch)
-        output = _linear(module, x, weight * keep, bias)
-        if ablated_input is not None:
-            output = output + _linear(module, ablated_input, weight * (1 - keep), None)
-        if batch.rows is not None:
-            output[batch.rows] = _linear(module, x[batch.rows], weight, bias)
-        return output
-
-    def install() -> Callable[[], None]:
-        vars(module)["forward"] = forward
-        return lambda: vars(module).pop("forward", None)
-
-    return install
-
-
-def _linear(
-    module: nn.Module, x: Tensor, weight: Tensor, bias: Tensor | None
-) -> Tensor:
-    stored = weight.T if isinstance(module, Conv1D) else weight
-    return nn.functional.linear(x, stored, bias)
+    return ablated.values[site.name]

@@ -57,11 +57,11 @@ class MaskSet(nn.Module):
         self.register_buffer("averaged", torch.zeros(n_trainable))
         self.register_buffer("n_averaged", torch.zeros((), dtype=torch.int64))
 
-    def sample(self, rng: torch.Generator) -> dict[str, Float[Tensor, "unit"]]:
+    def sample(self, rng: torch.Generator) -> dict[str, Float[Tensor, "_unit"]]:
         """One draw of every gate by site name; `rng` is a CPU generator."""
         return self.split(self._expand(self.gate.sample(rng)))
 
-    def values(self) -> dict[str, Float[Tensor, "unit"]]:
+    def values(self) -> dict[str, Float[Tensor, "_unit"]]:
         """The deterministic gates by site name."""
         return self.split(self._expand(self.gate.values()))
 

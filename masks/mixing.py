@@ -2,8 +2,8 @@
 
 Plain autograd would keep several copies of x and write full-size products; here the
 forward is one fused operation, the gradient of the gates is reduced block by block, and
-x is recomputed where it can be. Exact at both ends: keep 1 gives x and keep 0 the value,
-bit for bit.
+x is recomputed where it can be. Exact at both ends: keep 1 gives x and keep 0 the
+value, bit for bit.
 """
 
 from collections.abc import Callable

@@ -1,4 +1,4 @@
-"""Hard-concrete gates: closed form against samples, captum as oracle, limits, errors."""
+"""Hard-concrete gates: closed form against samples, captum as oracle, limits."""
 
 import math
 

@@ -1,6 +1,7 @@
-"""Soft top-k: the sum is k, the gradient is the implicit one, the limit is hard top-k."""
+"""Soft top-k: the sum is k, the gradient is the implicit one, the limit is hard."""
 
 import math
+from itertools import pairwise
 
 import pytest
 import torch
@@ -70,7 +71,7 @@ def test_a_vanishing_temperature_gives_the_hard_top_k():
 
 def test_a_larger_k_never_lowers_a_gate():
     gates = [soft_topk(_scores(30), k, 0.5) for k in (0.5, 1.0, 4.0, 15.0, 29.5)]
-    assert all((after >= before).all() for before, after in zip(gates, gates[1:]))
+    assert all((after >= before).all() for before, after in pairwise(gates))
 
 
 @pytest.mark.parametrize("direction", ["break", "isolate"])

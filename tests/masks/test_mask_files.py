@@ -1,0 +1,173 @@
+"""Mask files: the same bytes again, and every mismatch is named."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from masks.ablation import AblationValues, mean_values, zero_values
+from masks.frozen_mask import FrozenMask
+from masks.mask_files import weights_hash
+from models.architectures import sites_of
+from storage.atomic import read_tensors, write_tensors
+from storage.errors import UserError
+
+
+@pytest.fixture
+def model(make_model):
+    return make_model("gpt2")
+
+
+@pytest.fixture
+def mask(model, make_inputs) -> FrozenMask:
+    sites = sites_of(model, ["neurons", "heads"])
+    inputs = make_inputs("gpt2")
+    values = mean_values(model, sites, [(inputs, inputs["attention_mask"].bool())])
+    provenance = {
+        "model": "tiny",
+        "config_hash": "c0ffee",
+        "weights_hash": weights_hash(model),
+        "task": "ioi",
+        "seeds": [1, 2],
+    }
+    return FrozenMask.random(
+        sites, values, n_ablated=9, seed=0, special_ids=(0, 1), provenance=provenance
+    )
+
+
+@pytest.fixture
+def folder(tmp_path: Path, mask: FrozenMask) -> Path:
+    mask.save(tmp_path)
+    return tmp_path
+
+
+def _edit(folder: Path, **entries: object) -> None:
+    path = folder / "mask.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | entries))
+
+
+def test_saving_what_was_loaded_gives_the_same_bytes(folder, mask, tmp_path_factory):
+    again = tmp_path_factory.mktemp("again")
+    loaded = FrozenMask.load(folder)
+    loaded.save(again)
+    for name in ("mask.json", "mask.safetensors"):
+        assert (again / name).read_bytes() == (folder / name).read_bytes()
+    assert loaded.overlap(mask) == 1.0
+    assert (loaded.sites, loaded.special_ids) == (mask.sites, mask.special_ids)
+    assert loaded.provenance == mask.provenance
+    assert loaded.ablated.kind == mask.ablated.kind
+    for name, value in mask.ablated.values.items():
+        assert torch.equal(loaded.ablated.values[name], value)
+
+
+@pytest.mark.parametrize("name", ["", "mask.json", "mask.safetensors"])
+def test_a_mask_is_found_by_its_folder_or_either_file(folder, name, model, mask):
+    loaded = FrozenMask.load(folder / name, model, config_hash="c0ffee")
+    assert loaded.overlap(mask) == 1.0
+
+
+@pytest.mark.parametrize("kind", ["zero", "counterfactual"])
+def test_masks_without_stored_values_come_back_usable(
+    kind, mask, model, tmp_path, make_inputs, logits_of
+):
+    values = zero_values(mask.sites) if kind == "zero" else AblationValues(kind, {})
+    FrozenMask(mask.keep, mask.sites, values).save(tmp_path)
+    loaded = FrozenMask.load(tmp_path, model)
+    assert loaded.ablated.kind == kind
+    if kind == "zero":
+        with loaded.applied(model):
+            assert torch.isfinite(logits_of(model, make_inputs("gpt2"))).all()
+
+
+def test_other_weights_of_the_same_shape_need_a_flag(folder, model):
+    with torch.no_grad():
+        model.transformer.h[1].mlp.c_fc.weight[3, 5] += 1e-3
+    FrozenMask.load(folder, model, allow_other_weights=True)
+    with torch.no_grad():
+        model.transformer.h[1].mlp.c_fc.weight[0, 0] += 1e-3
+    with pytest.raises(UserError, match="other weights") as caught:
+        FrozenMask.load(folder, model, model_name="other")
+    assert "model 'tiny', here 'other'" in str(caught.value)
+    FrozenMask.load(folder, model, allow_other_weights=True, model_name="other")
+
+
+def test_every_difference_to_the_model_is_named_at_once(folder, make_model):
+    model = make_model("gpt2")
+    model.transformer.h[0].mlp.c_proj = torch.nn.Linear(13, 16)
+    del model.transformer.h[1].attn.c_proj
+    with pytest.raises(UserError) as caught:
+        FrozenMask.load(folder, model, model_name="gpt", config_hash="dead")
+    told = str(caught.value)
+    for part in (
+        "model 'tiny', here 'gpt'",
+        "site transformer.h.0.mlp.c_proj:neurons is 64 wide in the mask, 13 here",
+        "site transformer.h.1.attn.c_proj:heads is not there",
+        "config hash c0ffee, here dead",
+        "other weights",
+    ):
+        assert part in told
+
+
+def test_another_architecture_is_refused(folder, make_model):
+    with pytest.raises(UserError, match=r"h\.0\.mlp\.c_proj:neurons is not there"):
+        FrozenMask.load(folder, make_model("llama"), allow_other_weights=True)
+
+
+@pytest.mark.parametrize(
+    ("entries", "told"),
+    [
+        ({"format_version": 2}, "format version 2, this program reads 1"),
+        ({"polarity": "true ablates"}, "polarity 'true ablates'"),
+        ({"ablation": "noise"}, "unknown ablation kind 'noise'"),
+        ({"colour": "red"}, r"unknown \['colour'\]"),
+    ],
+)
+def test_a_header_of_another_kind_is_refused(folder, entries, told):
+    _edit(folder, **entries)
+    with pytest.raises(UserError, match=told):
+        FrozenMask.load(folder)
+
+
+def test_damaged_files_are_named(folder, tmp_path):
+    tensors = folder / "mask.safetensors"
+    whole = tensors.read_bytes()
+    tensors.write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(UserError, match=r"mask\.safetensors is truncated"):
+        FrozenMask.load(folder)
+    tensors.unlink()
+    with pytest.raises(UserError, match=r"cannot read .*mask\.safetensors"):
+        FrozenMask.load(folder)
+    (folder / "mask.json").write_text("{")
+    with pytest.raises(UserError, match=r"mask\.json is not JSON"):
+        FrozenMask.load(folder)
+    with pytest.raises(UserError, match=r"cannot read .*nowhere"):
+        FrozenMask.load(tmp_path / "nowhere")
+
+
+def test_missing_extra_and_misshapen_tensors_are_named(folder):
+    path = folder / "mask.safetensors"
+    tensors = read_tensors(path)
+    name = "transformer.h.0.mlp.c_proj:neurons"
+    without = {key: value for key, value in tensors.items() if key != f"keep/{name}"}
+    wrong = {
+        "lacks the tensors": without,
+        "has the tensors": tensors | {"keep/other:neurons": torch.ones(2).bool()},
+        "must be 64 bools": tensors | {f"keep/{name}": torch.ones(63).bool()},
+    }
+    for told, contents in wrong.items():
+        write_tensors(path, contents)
+        with pytest.raises(UserError, match=told):
+            FrozenMask.load(folder)
+
+
+def test_the_weights_hash_sees_values_shapes_and_names_and_nothing_else(make_model):
+    model = make_model("bert")
+    first = weights_hash(model)
+    assert first == weights_hash(make_model("bert"))
+    model.requires_grad_(True).train()
+    assert first == weights_hash(model)
+    with torch.no_grad():
+        model.classifier.bias[2] += 1e-6
+    assert first != weights_hash(model)
+    assert first != weights_hash(make_model("gpt2"))
