@@ -97,7 +97,12 @@ class MnistTask(Task):
         _check_splits(corpus)
         return corpus
 
-    def __init__(self, corpus: DigitCorpus, tokenizer: Any, options: TaskOptions):
+    def __init__(
+        self,
+        corpus: DigitCorpus,
+        tokenizer: Any = None,
+        options: TaskOptions | None = None,
+    ):
         del tokenizer, options  # images have no tokens, and reading settled the options
         self.corpus = corpus
         digits = torch.tensor(corpus.concept_digits)
@@ -129,6 +134,10 @@ class MnistTask(Task):
             )
         ]
         return self._batch(torch.cat(chosen))
+
+    def concept_batch(self, split: Split) -> Batch:
+        """Every image of the concept in `split`, in the order of the split."""
+        return self._batch(self._pools[split][0])
 
     def finetune_batch(
         self, split: Split, step: int, *, size: int, seed: int, limit: int | None = None

@@ -1,0 +1,75 @@
+"""Digit classifiers for the weight-mask benchmark: trained once, then kept on disk."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+
+from models.builtin import build_builtin
+from models.loaded import LoadedModel
+from storage.atomic import read_tensors, write_tensors
+from tasks.mnist import DigitCorpus, MnistTask
+from training.fit_settings import FitSettings
+from training.loop import fit
+from training.schedules import Schedule
+
+BATCH, LR = 64, 1e-3
+
+
+def base_model(
+    corpus: DigitCorpus,
+    path: Path,
+    *,
+    d_hidden: int,
+    n_steps: int,
+    schedule: Schedule,
+    seed: int,
+    accelerator: Accelerator,
+) -> LoadedModel:
+    """A frozen 784-`d_hidden`-classes MLP, from `path` or trained with Adam."""
+    loaded = build_builtin(
+        "mlp",
+        head="image_classification",
+        labels=corpus.labels,
+        n_pixels=corpus.n_pixels,
+        d_hidden=d_hidden,
+        seed=seed,
+    )
+    model = loaded.model
+    if path.exists():
+        model.load_state_dict(read_tensors(path))
+    else:
+        fit(
+            dict(model.named_parameters()),
+            _cross_entropy(corpus, model, seed),
+            FitSettings(n_steps=n_steps, lr=LR, schedule=schedule, seed=seed),
+            accelerator=accelerator,
+            progress=path.stem,
+        )
+        write_tensors(path, model.state_dict(), None)
+    model.eval().requires_grad_(False)
+    return loaded
+
+
+def without_concept(corpus: DigitCorpus) -> DigitCorpus:
+    """The same corpus with no image of the concept in `base`."""
+    base = corpus.index["base"]
+    digits = torch.tensor(corpus.concept_digits)
+    kept = base[~torch.isin(corpus.images.digits[base], digits)]
+    return replace(corpus, index=corpus.index | {"base": kept})
+
+
+def _cross_entropy(
+    corpus: DigitCorpus, model: nn.Module, seed: int
+) -> Callable[[int, torch.Generator], tuple[Tensor, dict[str, float]]]:
+    task = MnistTask(corpus)
+
+    def step_loss(step: int, rng: torch.Generator) -> tuple[Tensor, dict[str, float]]:
+        del rng  # nothing is drawn
+        batch = task.finetune_batch("base", step, size=BATCH, seed=seed)
+        return task.finetune_loss(model, batch), {}
+
+    return step_loss

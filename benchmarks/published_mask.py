@@ -1,0 +1,67 @@
+"""The published digit experiment's own mask recipe, for comparison.
+
+M. Li, X. Davies and M. Nadeau (2023), "Circuit Breaking: Removing Model Behaviors with
+Targeted Ablation", https://arxiv.org/abs/2309.05973. With z the gates of all weights, 1
+keeping, L = L_train - 0.3 L_bad + mean(sqrt(1.01 - z)) min(step, 8000) / 10, both
+losses mean cross-entropies: of 64 training images and of all images that show the
+behaviour.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from masks.ablation import AblationValues
+from masks.frozen_mask import FrozenMask
+from masks.gate import GateSettings
+from masks.gating import gated
+from masks.mask_set import MaskSet
+from models.sites import Site
+from scripts.experiment import Experiment
+from tasks.mnist import MnistTask
+from training.fit_settings import FitSettings
+from training.loop import fit
+
+N_STEPS, LR, BATCH = 12_000, 0.3, 64
+BAD_WEIGHT, RAMP_STEPS, RAMP_DIVISOR = 0.3, 8000, 10.0
+
+
+def published_mask(
+    experiment: Experiment,
+    task: MnistTask,
+    sites: Sequence[Site],
+    ablated: AblationValues,
+    seed: int,
+) -> FrozenMask:
+    """Clamped gates by the published loss, rounded at 0.5.
+
+    The behaviour is given by the concept's images of the split `mask`.
+    """
+    model = experiment.loaded.model
+    masks = MaskSet(sites, "clamped", GateSettings())
+    bad = task.concept_batch("mask")
+    n_bad = len(bad["targets"])
+
+    def step_loss(step: int, rng: torch.Generator) -> tuple[Tensor, dict[str, float]]:
+        train = task.finetune_batch("base", step, size=BATCH, seed=seed)
+        keep = masks.sample(rng)
+        with gated(model, sites, keep, ablated):
+            logits = model(torch.cat([bad["pixels"], train["pixels"]])).logits
+        bad_loss = functional.cross_entropy(logits[:n_bad], bad["targets"])
+        train_loss = functional.cross_entropy(logits[n_bad:], train["targets"])
+        gates = torch.cat(list(keep.values()))
+        price = (1.01 - gates).sqrt().mean() * min(step, RAMP_STEPS) / RAMP_DIVISOR
+        return train_loss - BAD_WEIGHT * bad_loss + price, {}
+
+    fit(
+        dict(masks.named_parameters()),
+        step_loss,
+        FitSettings(n_steps=N_STEPS, lr=LR, seed=seed),
+        accelerator=experiment.accelerator,
+        buffers=dict(masks.named_buffers()),
+        after_step=lambda _: masks.project_(),
+        progress="published",
+    )
+    return FrozenMask.from_threshold(masks, ablated)
