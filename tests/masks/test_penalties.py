@@ -53,8 +53,9 @@ def test_ascended_multipliers_push_the_gates_towards_the_asked_number(
             penalty.quadratic.fill_(1.0)
 
 
-@pytest.mark.parametrize("direction", ["break", "isolate"])
-@pytest.mark.parametrize("asked", [{"count": 12.0}, {"fraction": 0.12}])
+@pytest.mark.parametrize(
+    ("direction", "asked"), [("break", {"count": 12.0}), ("isolate", {"fraction": 0.12})]
+)
 def test_with_a_constant_task_loss_the_asked_number_is_reached(direction: str, asked):
     masks = _masks(0.95 if direction == "break" else 0.9)
     penalty = Lagrangian(direction=direction, n_units=100, **asked)

@@ -64,12 +64,12 @@ def _train(
     *,
     concept: int,
     seed: int,
-    n_steps: int = 60,
+    n_steps: int = 40,
 ) -> MaskSet:
     settings = GateSettings(k_min=1.0, k_max=12.0, keep_prob=0.9)
     masks = MaskSet(sites, gate, settings)
-    price = Price(0.05, direction="break")
-    lr = 0.05 if gate == "clamped" else 0.3
+    price = Price(0.1, direction="break")
+    lr = 0.1 if gate == "clamped" else 0.3
     optimiser = torch.optim.Adam(masks.parameters(), lr=lr)
     rng = torch.Generator().manual_seed(seed)
     uncut = model(**inputs).logits.flatten(0, -2)
@@ -174,7 +174,7 @@ def _planted_decoder(seed: int) -> tuple[GPT2LMHeadModel, set[tuple[str, int]]]:
 
 
 @pytest.mark.parametrize("gate", ["hard_concrete", "topk"])
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("seed", range(2))
 def test_the_planted_neurons_of_a_decoder_are_found_among_neurons_and_heads(
     gate: str, seed: int
 ):
