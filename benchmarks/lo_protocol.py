@@ -4,9 +4,9 @@
 
 Lo et al., "Large Language Models Relearn Removed Concepts", arXiv 2401.01814:
 hidden units of all levels are ranked by the difference of mean vectors (probeless), the
-top share is pruned, the model is retrained in stages. Here at every share, beside a
+top share is pruned, the model is retrained in stages. Here at every share beside a
 random cut of the same counts and the uncut model, lasting and one_shot. Departures: the
-share is varied (half of MiniLM's units destroys everything), the bias is pruned too, and
+share is varied (half of MiniLM's units destroys all), the bias is pruned too, and
 scores are on held-out documents. Ends with lo.json, a table and a figure.
 """
 

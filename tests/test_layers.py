@@ -20,7 +20,7 @@ ALLOWED: dict[str, set[str]] = {
     "relearning": {"attribution", "masks", "models", "tasks", "training", "storage"},
 }
 TOP = {"scripts", "benchmarks"}
-PACKAGES = [*ALLOWED, *TOP]
+PACKAGES = [*ALLOWED, *sorted(TOP)]
 FILES = [path for name in PACKAGES for path in sorted((ROOT / name).rglob("*.py"))]
 PICKLES = {"pickle", "dill", "cloudpickle", "joblib", "shelve"}
 PICKLING_CALLS = {("torch", "save"), ("torch", "load")}

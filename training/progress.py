@@ -7,6 +7,8 @@ from tqdm import tqdm
 
 N_LINES = 10
 """Log lines of one loop where there is no terminal."""
+SHORT = 100
+"""A loop of fewer steps gets one line, at its end: relearning has dozens of them."""
 
 _log = logging.getLogger(__name__)
 
@@ -30,7 +32,7 @@ class Progress:
         )
         self._label = label
         self._start, self._n_steps = start, n_steps
-        self._every = max(1, n_steps // N_LINES)
+        self._every = n_steps // N_LINES if n_steps >= SHORT else n_steps
         self._began = time.monotonic()
 
     def advance(self, step: int, loss: float) -> None:

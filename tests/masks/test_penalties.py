@@ -54,7 +54,8 @@ def test_ascended_multipliers_push_the_gates_towards_the_asked_number(
 
 
 @pytest.mark.parametrize(
-    ("direction", "asked"), [("break", {"count": 12.0}), ("isolate", {"fraction": 0.12})]
+    ("direction", "asked"),
+    [("break", {"count": 12.0}), ("isolate", {"fraction": 0.12})],
 )
 def test_with_a_constant_task_loss_the_asked_number_is_reached(direction: str, asked):
     masks = _masks(0.95 if direction == "break" else 0.9)

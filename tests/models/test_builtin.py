@@ -12,7 +12,7 @@ from storage.errors import UserError
 
 NAMES = ["Mary", "John", "Anneliese", "O", "Zoë"]
 TEXTS = [f"When {a} and {b}, went; {b} gave it to {a}." for a in NAMES for b in NAMES]
-BUILDS = [(name, head) for name in BUILTIN for head in HEADS_OF_BUILTIN[name]]
+BUILDS = [(name, head) for name in sorted(BUILTIN) for head in HEADS_OF_BUILTIN[name]]
 
 
 def build(name: str, head: str, **arguments: Any) -> Any:

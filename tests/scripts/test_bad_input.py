@@ -34,7 +34,7 @@ def refused(
     [
         (["--task", "nonsense"], "locations"),
         (["--model", "no/such/folder/here"], "no/such/folder/here"),
-        (["--model", "mlp"], "mlp"),
+        (["--model", "tiny-decoder"], "tiny-decoder"),
         (["--units", "nerves"], "neurons"),
         (["--gate", "bernoulli"], "hard_concrete"),
         (["--layers", "99"], "99"),
