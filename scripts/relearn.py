@@ -55,7 +55,7 @@ class RelearnConfig(TaskConfig):
     limits: list[str] = flag(
         ["16", "all"], "numbers of concept examples fine-tuned on; all: the whole split"
     )
-    n_steps: int = flag(60, "optimiser steps of every condition")
+    n_steps: int = flag(40, "optimiser steps of every condition")
     batch_size: int = flag(16, "examples a step")
     lr: float | None = flag(
         None, "learning rate; default 5e-5, for built-in models 5e-4"
@@ -64,7 +64,7 @@ class RelearnConfig(TaskConfig):
     trained: str = flag(
         "all", "what trains: all, head, mlp, attention, layers:0-2 or a regex of names"
     )
-    n_evaluations: int = flag(6, "measured moments after step 0")
+    n_evaluations: int = flag(4, "measured moments after step 0")
     probe: bool = flag(True, "linear probes on the hidden states right after the cut")
     redistribute: bool = flag(True, "rank the units again after relearning")
     fresh_mask: bool = flag(False, "train a fresh mask after relearning (slow)")
