@@ -13,22 +13,18 @@ from functools import lru_cache
 
 from data.ioi_records import IoiCorpus, IoiRecord
 from data.ioi_words import (
-    LISTS,
+    COPY_TEMPLATES,
     NAMES,
     OBJECTS,
     PLACES,
     PLAIN_SLOTS,
     PLAIN_TEMPLATES,
     TEMPLATES,
-    TURN_OPENERS,
-    TURNS,
 )
 
 N_HELD_OUT_NAMES = 20
 N_BASE = 20_000
 THREE_NAMES_SHARE = 0.1
-LIST_SHARE = 0.3
-N_TURNS = 4
 # prompts, plain texts and copying texts of each split; names of each split's prompts
 SPLIT_SIZES = {
     "mask": (1000, 1000, 0),
@@ -115,24 +111,14 @@ def three_names(rng: random.Random, names: Sequence[str]) -> IoiRecord:
 
 
 def copy_text(rng: random.Random, names: Sequence[str]) -> IoiRecord:
-    """A text that repeats names: a list, or two people who act on each other in turn.
-
-    Who acts is random at every turn, so that only the name acted on can be told.
-    """
-    a, b, c, d = rng.sample(names, 4)
-    if rng.random() < LIST_SHARE:
-        return IoiRecord(rng.choice(LISTS).format(A=a, B=b, C=c, D=d), "copy")
-    turns = []
-    for _ in range(N_TURNS):
-        x, y = (a, b) if rng.random() < 0.5 else (b, a)
-        turns.append(rng.choice(TURNS).format(X=x, Y=y))
-    opener = rng.choice(TURN_OPENERS).format(A=a, B=b)
-    return IoiRecord(f"{opener} {', '.join(turns)}.", "copy")
+    """A text that repeats names in a list, in pairs or in an exchange."""
+    slots = dict(zip("ABCD", rng.sample(names, 4), strict=True))
+    return IoiRecord(rng.choice(COPY_TEMPLATES).format(**slots), "copy")
 
 
 def plain_texts(rng: random.Random, n: int) -> list[IoiRecord]:
-    """Texts of two sentences about places, things and weather, without names."""
-    return [IoiRecord(f"{_sentence(rng)} {_sentence(rng)}", "text") for _ in range(n)]
+    """Sentences about places, things and weather, without names."""
+    return [IoiRecord(_sentence(rng), "text") for _ in range(n)]
 
 
 def _sentence(rng: random.Random) -> str:

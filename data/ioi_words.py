@@ -20,24 +20,24 @@ NAMES = tuple(_NAMES.split())
 # {X} and {Y} are introduced, {Z} acts. Z = Y gives ABBA, Z = X gives BABA (the answer
 # is the other one), and a third name gives ABC.
 _TEMPLATES = """
-Last week, {X} and {Y} met at the {place}. Later {Z} handed the {object} to
-Once {X} and {Y} had reached the {place}, {Z} passed the {object} to
-On the way to the {place}, {X} and {Y} got lost, so {Z} gave the {object} to
-In the morning {X} and {Y} cleaned the {place}. Then {Z} showed the {object} to
-It was raining when {X} and {Y} left the {place}, and {Z} lent the {object} to
-Because {X} and {Y} were late for the {place}, {Z} threw the {object} to
-The visitors {X} and {Y} liked the {place}. Before leaving, {Z} sold the {object} to
-Outside the {place}, {X} and {Y} talked for hours until {Z} offered the {object} to
-At noon {X} and {Y} opened the {place}, and soon {Z} brought the {object} to
-Although {X} and {Y} seldom saw the {place}, {Z} mailed the {object} to
-Today {X} and {Y} found the {object} near the {place}. Gladly {Z} returned it to
-Our neighbours {X} and {Y} share the {place}. Every Sunday {Z} carries the {object} to
-With the {object} in a bag, {X} and {Y} went to the {place}, where {Z} gave it to
-As {X} and {Y} waited in front of the {place}, {Z} decided to give the {object} to
-During the break {X} and {Y} sat in the {place}. There {Z} promised the {object} to
-Since {X} and {Y} both worked at the {place}, {Z} could send the {object} to
-Every time {X} and {Y} visit the {place}, {Z} buys the {object} from
-Yesterday {X} and {Y} argued in the {place}, and in the end {Z} left the {object} to
+Yesterday {X} and {Y} met. {Z} gave the {object} to
+At the {place} {X} and {Y} talked. {Z} passed the {object} to
+When {X} and {Y} left the {place}, {Z} handed the {object} to
+After {X} and {Y} saw the {place}, {Z} sent the {object} to
+Because {X} and {Y} were late, {Z} threw the {object} to
+Inside the {place} {X} sat with {Y}. {Z} showed the {object} to
+Today {X} met {Y} at the {place}. {Z} offered the {object} to
+While {X} and {Y} waited, {Z} brought the {object} to
+Before {X} and {Y} went home, {Z} sold the {object} to
+Near the {place} {X} and {Y} rested. {Z} lent the {object} to
+Although {X} and {Y} argued, {Z} returned the {object} to
+Once {X} saw {Y}, {Z} wanted to give the {object} to
+As {X} and {Y} cleaned the {place}, {Z} carried the {object} to
+Later {X} and {Y} found the {object}. {Z} left it to
+There {X} and {Y} opened the {place}. {Z} promised the {object} to
+Since {X} and {Y} own the {place}, {Z} mailed the {object} to
+Behind the {place} {X} and {Y} rested. {Z} rolled the {object} to
+Now {X} and {Y} share the {place}, but {Z} leaves the {object} to
 """
 TEMPLATES = tuple(_TEMPLATES.strip().splitlines())
 
@@ -54,34 +54,21 @@ painting radio sandwich umbrella violin watch
 OBJECTS = tuple(_OBJECTS.split())
 
 # Texts that repeat names in other ways than the prompts do: {A} to {D} are distinct.
-_LISTS = """
-The list is {A}, {B}, {C}, {D}. Again the list is {A}, {B}, {C}, {D}.
-In order: {A} {B} {C} {D}. In order: {A} {B} {C} {D}.
-First {A}, then {B}, then {C}. Once more: first {A}, then {B}, then {C}.
+_COPY_TEMPLATES = """
+The list is {A}, {B}, {C}. Again: {A}, {B}, {C}.
+In order: {A} {B} {C} {D}. Again: {A} {B} {C} {D}.
+First {A}, then {B}. Once more: first {A}, then {B}.
 Here {A} comes before {B}. And there {A} comes before {B}.
-The pairs are {A} with {B} and {C} with {D}, so {A} goes with {B} and {C} with {D}.
-The ball went from {A} to {B}, from {B} to {C}, from {C} to {B} and from {B} to {A}.
+The pairs are {A} {B} and {C} {D}, so {A} {B} and {C} {D}.
+The ball went from {A} to {B} and from {B} to {A}.
+In spring {A} wrote to {B} and {B} wrote to {A}.
+In winter {A} called {B}, and a day later {B} called {A}.
+When {A} helped {B}, then {B} helped {A}.
+The letter went from {A} to {B} and back from {B} to {A}.
+The two were {A} and {B}: one was {A} and the other was {B}.
+The two were {A} and {B}: one was {B} and the other was {A}.
 """
-LISTS = tuple(_LISTS.strip().splitlines())
-
-# Two people take turns: {X} acts on {Y}.
-_TURNS = """
-{X} called {Y}
-{X} helped {Y}
-{X} thanked {Y}
-{X} followed {Y}
-{X} wrote to {Y}
-{X} spoke to {Y}
-{X} smiled at {Y}
-{X} ran after {Y}
-"""
-TURNS = tuple(_TURNS.strip().splitlines())
-_TURN_OPENERS = """
-Here {A} and {B} took turns:
-The two of them were {A} and {B}:
-In spring there were {A} and {B}:
-"""
-TURN_OPENERS = tuple(_TURN_OPENERS.strip().splitlines())
+COPY_TEMPLATES = tuple(_COPY_TEMPLATES.strip().splitlines())
 
 # Texts without any name and without anything to copy.
 _PLAIN_TEMPLATES = """

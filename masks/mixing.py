@@ -1,12 +1,12 @@
 """The arithmetic of a gate: keep * x + (1 - keep) * value in one pass over x.
 
-Plain autograd would keep several copies of x and write full-size products; here the
-forward is one fused operation, the gradient of the gates is reduced block by block, and
-x is recomputed where it can be. Exact at both ends: keep 1 gives x and keep 0 the
-value, bit for bit.
+Plain autograd would keep several copies of x and write full-size products. Here the
+forward is one fused operation; the backward undoes the gate and the operation before it
+block by block, while a block is in the cache, and x is recomputed where it can be.
+Exact at both ends: keep 1 gives x and keep 0 the value, bit for bit.
 """
 
-from collections.abc import Callable
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -14,7 +14,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from masks.recipes import recipe_of
+from masks.origins import IDENTITY, Operation, origin_of
 
 Rows = tuple[Tensor, ...]
 """Index of the positions that are never cut, one integer vector per leading axis."""
@@ -38,13 +38,13 @@ def mix(
         value: Ablation value, broadcastable to x; None is zero.
         rows: Positions left as they are.
     """
-    if not (keep.requires_grad and torch.is_grad_enabled()):
-        return _Mix.apply(x, keep, value, rows, None)
-    recipe = recipe_of(x)
-    return _Mix.apply(x, keep, value, rows, recipe.make, *recipe.ingredients)
+    operation, operands = origin_of(x)
+    return _Mix.apply(x.detach(), keep, value, rows, operation, *operands)
 
 
 class _Mix(torch.autograd.Function):
+    """The gate, and in the backward pass also the operation that gave x."""
+
     @staticmethod
     def forward(
         ctx: Any,
@@ -52,63 +52,54 @@ class _Mix(torch.autograd.Function):
         keep: Tensor,
         value: Tensor | None,
         rows: Rows | None,
-        make: Callable[..., Tensor] | None,
-        *ingredients: Tensor,
+        operation: Operation,
+        *operands: Tensor,
     ) -> Tensor:
         weight = keep.to(x.dtype)
         mixed = x * weight if value is None else torch.lerp(value, x, weight)
         if rows is not None:
             mixed[rows] = x[rows]
-        ctx.save_for_backward(weight, value if ingredients else None, *ingredients)
-        ctx.rows, ctx.make, ctx.keep_dtype = rows, make, keep.dtype
+        ctx.operation, ctx.rows, ctx.keep_dtype = operation, rows, keep.dtype
+        needs_operands = ctx.needs_input_grad[1] or operation is not IDENTITY
+        ctx.save_for_backward(weight, value, *(operands if needs_operands else ()))
         return mixed
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        weight, value, *ingredients = ctx.saved_tensors
-        grad_x = grad_keep = None
-        if ctx.needs_input_grad[0]:
-            grad_x = grad * weight
-            if ctx.rows is not None:
-                grad_x[ctx.rows] = grad[ctx.rows]
-        if ctx.needs_input_grad[1]:
-            change = _Change(ctx.make, ingredients, value)
-            total = _summed(change, grad, ctx.rows)
-            grad_keep = total.to(ctx.keep_dtype)
-        return grad_x, grad_keep, *[None] * (3 + len(ingredients))
+        weight, value, *operands = ctx.saved_tensors
+        if not operands:
+            return *[None] * 5, _gated(grad, weight, ctx.rows)
+        needs_gates = ctx.needs_input_grad[1]
+        total = weight.new_zeros(weight.shape, dtype=ctx.keep_dtype)
+        grads = [torch.empty_like(operand) for operand in operands]
+        for index, sign in _parts(grad, ctx.rows):
+            here, at = grad[index], [operand[index] for operand in operands]
+            # the second visit of `rows` takes back what the first one did
+            gated = here * weight if sign > 0 else here
+            for whole, part in zip(grads, ctx.operation.pull(gated, *at), strict=True):
+                whole[index] = part
+            if needs_gates:
+                change = ctx.operation.make(*at)
+                if value is not None:
+                    change = change - value.expand_as(grad)[index]
+                leading = tuple(range(here.dim() - 1))
+                total += sign * (change * here).sum(leading, dtype=ctx.keep_dtype)
+        return None, total if needs_gates else None, None, None, None, *grads
 
 
-class _Change:
-    """What a gate scales, x - value, for any part of the positions."""
-
-    def __init__(
-        self,
-        make: Callable[..., Tensor],
-        ingredients: list[Tensor],
-        value: Tensor | None,
-    ):
-        self.make = make
-        self.ingredients = ingredients
-        self.value = value
-
-    def __getitem__(self, index: slice | Rows) -> Tensor:
-        x = self.make(*[part[index] for part in self.ingredients])
-        if self.value is None:
-            return x
-        return x - self.value.expand_as(self.ingredients[0])[index]
+def _gated(grad: Tensor, weight: Tensor, rows: Rows | None) -> Tensor:
+    gated = grad * weight
+    if rows is not None:
+        gated[rows] = grad[rows]
+    return gated
 
 
-def _summed(change: _Change, grad: Tensor, rows: Rows | None) -> Tensor:
-    """Sum of change * grad over all positions but `rows`, block by block."""
-    dtype = torch.promote_types(grad.dtype, torch.float32)
-    leading = tuple(range(grad.dim() - 1))
+def _parts(grad: Tensor, rows: Rows | None) -> Iterator[tuple[slice | Rows, int]]:
+    """Blocks that together are every position, counted 1, then `rows`, counted -1."""
     size = _BLOCK.get(grad.device.type, _BLOCK_ELSEWHERE)
     n_examples = max(1, size // max(1, grad[:1].numel()))
-    total = torch.zeros(grad.shape[-1], dtype=dtype, device=grad.device)
     for start in range(0, len(grad), n_examples):
-        block = slice(start, start + n_examples)
-        total += (change[block] * grad[block]).sum(leading, dtype=dtype)
+        yield slice(start, start + n_examples), 1
     if rows is not None:
-        total -= (change[rows] * grad[rows]).sum(0, dtype=dtype)
-    return total
+        yield rows, -1

@@ -101,7 +101,7 @@ class IoiTask(Task):
     def finetune_batch(
         self, split: Split, step: int, *, size: int, seed: int, limit: int | None = None
     ) -> Batch:
-        """Every next token of prompts (answer included) and texts is a target."""
+        """Prompts with answers, and texts; names are no targets at first mention."""
         pool: Sequence[int] = range(self.n_examples(split))
         if limit is not None:
             pool = self._of_kind(split, "ioi")[:limit]

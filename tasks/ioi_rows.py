@@ -6,9 +6,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from jaxtyping import Int
 
 from data.ioi_records import IoiKind, IoiRecord, completed
 from storage.errors import UserError
+from tasks.base import NO_TARGET
 from tasks.language_rows import Row, Tokens, tokenize, without_end
 
 MIN_NAMES = 20
@@ -62,7 +64,7 @@ def ioi_rows(
                 record, text, tokens, corrupted[i], name_ids, i, unseen_names
             )
         else:
-            row = _text_row(record, tokens, i)
+            row = _text_row(record, tokens, name_ids, i)
         if row is not None:
             rows.append(row)
     return rows
@@ -99,12 +101,13 @@ def _prompt_row(
         places = ([io[0]], subject[:1], subject[1:])
         paired = _with_other_names(record, tokens.ids[:last], places, name_ids)
     is_target_name = np.isin(np.arange(1, last + 1), [*io, *subject])
+    targets = _predictable(tokens.ids, name_ids)
     return Row(
         inputs=np.array(tokens.ids[:-1]),
-        targets=np.array(tokens.ids[1:]),
+        targets=targets,
         real=~np.array(tokens.special[:-1]),
         concept=np.arange(last) == last - 1,
-        retain=~is_target_name,
+        retain=~is_target_name & (targets != NO_TARGET),
         cluster=cluster,
         unseen={record.io, record.subject} <= unseen_names,
         numbers=numbers,
@@ -112,12 +115,14 @@ def _prompt_row(
     )
 
 
-def _text_row(record: IoiRecord, tokens: Tokens, cluster: int) -> Row:
+def _text_row(
+    record: IoiRecord, tokens: Tokens, name_ids: Mapping[str, int], cluster: int
+) -> Row:
     retained = record.kind == "text"
     n = len(tokens.ids) - 1
     return Row(
         inputs=np.array(tokens.ids[:-1]),
-        targets=np.array(tokens.ids[1:]),
+        targets=_predictable(tokens.ids, {} if retained else name_ids),
         real=~np.array(tokens.special[:-1]),
         concept=np.zeros(n, bool),
         retain=np.full(n, retained),
@@ -125,6 +130,24 @@ def _text_row(record: IoiRecord, tokens: Tokens, cluster: int) -> Row:
         unseen=retained,
         numbers=_NO_NUMBERS | {"kind": KINDS.index(record.kind)},
     )
+
+
+def _predictable(
+    ids: Sequence[int], name_ids: Mapping[str, int]
+) -> Int[np.ndarray, "seq"]:
+    """The next tokens, with no target where a name is met for the first time.
+
+    Such names are random: they teach nothing, and a small model that has to learn from
+    them takes up the task several hundred steps later.
+    """
+    known = set(name_ids.values())
+    seen: set[int] = set()
+    targets = np.array(ids[1:])
+    for position, token in enumerate(ids):
+        if position and token in known and token not in seen:
+            targets[position - 1] = NO_TARGET
+        seen.add(token)
+    return targets
 
 
 def _places(name: str, text: str, tokens: Tokens) -> list[int]:

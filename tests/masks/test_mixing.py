@@ -5,7 +5,7 @@ import torch
 from torch import Tensor, nn
 
 from masks.mixing import mix
-from masks.recipes import recipe_of
+from masks.origins import IDENTITY, origin_of
 
 BATCH, LENGTH, WIDTH = 3, 5, 4
 ROWS = (torch.tensor([0, 2]), torch.tensor([1, 4]))
@@ -70,14 +70,14 @@ def test_an_activation_that_can_be_recomputed_is_not_stored(activation):
     stored: list[int] = []
     x = torch.randn(2, 3, 4, requires_grad=True)
     y = activation(x)
-    recipe = recipe_of(y)
-    assert all(part.data_ptr() != y.data_ptr() for part in recipe.ingredients)
-    assert torch.equal(recipe.make(*recipe.ingredients), y)
+    operation, operands = origin_of(y)
+    assert all(operand.data_ptr() != y.data_ptr() for operand in operands)
+    assert torch.equal(operation.make(*operands), y)
     with torch.autograd.graph.saved_tensors_hooks(
         lambda kept: stored.append(kept.data_ptr()) or kept, lambda kept: kept
     ):
         # Under hooks (checkpointing) nothing is looked up: the activation is stored.
-        assert recipe_of(y).ingredients[0] is y
+        assert origin_of(y) == (IDENTITY, (y,))
         mix(y, torch.rand(4), None, None)
     assert y.data_ptr() not in stored
 

@@ -143,6 +143,16 @@ def test_retained_are_plain_texts_whole_and_prompts_without_their_names(
         assert not batch["retain"][~prompts & ~plain].any()
 
 
+def test_names_are_targets_only_when_they_are_repeated(task: IoiTask):
+    names = torch.tensor(sorted(task.name_ids.values()))
+    for batch in task.evaluation_batches("base", size=20):
+        for ids, targets in zip(batch["input_ids"], batch["targets"], strict=True):
+            for t in torch.isin(targets, names).nonzero()[:, 0].tolist():
+                assert targets[t] in ids[: t + 1]
+            new = [t for t, i in enumerate(ids) if i in names and i not in ids[:t]]
+            assert all(targets[t - 1] == NO_TARGET for t in new)
+
+
 def test_counterfactual_prompts_differ_at_the_three_names_only(task: IoiTask):
     batch = task.batch("mask", 0, size=20, seed=0)
     changed = task.counterfactual(batch)["input_ids"] != batch["input_ids"]
