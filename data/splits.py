@@ -34,7 +34,7 @@ def split_records(
     `seed` other than 0, in an order shuffled by it), group g goes to `tune` when g mod
     5 is 0, to `heldout` when it is 1, else to `base`; groups of `base` belong to `mask`
     too when g // 5 is even and to `relearn` when it is odd. With fewer than three
-    groups every record is its own. Where `mask` or `relearn` would stay empty, the
+    groups, or where a split would stay empty, every record is its own. Where `mask` or `relearn` would stay empty, the
     records of `base` alternate between them. Official `sources` come before the rule.
 
     Raises:
@@ -55,6 +55,8 @@ def split_records(
     if not splits["mask"] or not splits["relearn"]:
         splits["mask"], splits["relearn"] = base[::2], base[1::2]
     empty = sorted(name for name, records in splits.items() if not records)
+    if empty and len(set(groups)) < len(groups):  # nearly all in one document
+        return split_records(range(len(groups)), sources=sources, seed=seed)
     if empty:
         raise UserError(
             f"the data must fill five splits, got {len(groups)} records and none for "

@@ -262,11 +262,11 @@ def test_log_lines_replace_the_bar_where_there_is_no_terminal(
 ):
     x = _parameter(1.0)
     with caplog.at_level(logging.INFO):
-        fit({"x": x}, _halved_square(x), FitSettings(40, 0.1), progress="mask")
+        fit({"x": x}, _halved_square(x), FitSettings(200, 0.1), progress="mask")
         lines = [record.getMessage() for record in caplog.records]
         fit({"x": x}, _halved_square(x), FitSettings(40, 0.1))
     assert len(caplog.records) == len(lines) == 10
-    assert lines[-1].startswith("mask: step 40/40, loss ")
+    assert lines[-1].startswith("mask: step 200/200, loss ")
     assert capfd.readouterr().err == ""
 
 
