@@ -34,8 +34,9 @@ def split_records(
     `seed` other than 0, in an order shuffled by it), group g goes to `tune` when g mod
     5 is 0, to `heldout` when it is 1, else to `base`; groups of `base` belong to `mask`
     too when g // 5 is even and to `relearn` when it is odd. With fewer than three
-    groups, or where a split would stay empty, every record is its own. Where `mask` or `relearn` would stay empty, the
-    records of `base` alternate between them. Official `sources` come before the rule.
+    groups, or where a split would stay empty, every record is its own. Where `mask` or
+    `relearn` would stay empty, the records of `base` alternate between them. Official
+    `sources` come before the rule.
 
     Raises:
         UserError: When there are too few records for five splits.
