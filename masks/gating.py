@@ -21,6 +21,9 @@ from masks.mixing import Rows, mix
 from models.sites import Site
 from storage.errors import UserError
 
+_FEW = 0.1
+"""Share of cut entries up to which undoing them one by one beats a pass over all."""
+
 
 @contextmanager
 def gated(
@@ -135,6 +138,10 @@ class _ActivationGate(_Gate):
         keep = self.keep.float() if self.keep.dtype == torch.bool else self.keep
         size = self.site.unit_size
         self.wide = keep.repeat_interleave(size) if size > 1 else keep
+        self.cut: Tensor | None = None
+        if self.keep.dtype == torch.bool:
+            cut = (self.wide == 0).nonzero().squeeze(1)
+            self.cut = cut if len(cut) < _FEW * self.site.width else None
 
     def install(self) -> Callable[[], object]:
         if self.site.kind == "hidden":
@@ -155,7 +162,9 @@ class _ActivationGate(_Gate):
                 f"{self.site.name} has activations of width {x.shape[-1]}, the mask is "
                 f"for {self.site.width}; this mask is for another model"
             )
-        return mix(x, self.wide.to(x.device), self.value_at(x), self.batch.rows)
+        wide, cut = self.wide.to(x.device), self.cut
+        cut = None if cut is None else cut.to(x.device)
+        return mix(x, wide, self.value_at(x), self.batch.rows, cut)
 
 
 class _WeightGate(_Gate):

@@ -1,16 +1,17 @@
 """The arithmetic of a gate: keep * x + (1 - keep) * value in one pass over x.
 
 Plain autograd would keep several copies of x and write full-size products. Here the
-forward is one fused operation; the backward undoes the gate and the operation before it
-block by block, while a block is in the cache, and x is recomputed where it can be.
-Exact at both ends: keep 1 gives x and keep 0 the value, bit for bit.
+forward is one fused operation. The backward undoes the operation that gave x together
+with the gate, without a copy between, and reduces the gradient of the gates block by
+block from an x that is recomputed where it can be. Exact at both ends: keep 1 gives x
+and keep 0 the value, bit for bit.
 """
 
 from collections.abc import Iterator
 from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
@@ -20,7 +21,7 @@ Rows = tuple[Tensor, ...]
 """Index of the positions that are never cut, one integer vector per leading axis."""
 
 _BLOCK = {"cpu": 2**18}
-"""Elements reduced at once: on a CPU what fits its cache, elsewhere much."""
+"""Elements reduced at once: on a CPU about what fits its cache, elsewhere many."""
 _BLOCK_ELSEWHERE = 2**24
 
 
@@ -29,6 +30,7 @@ def mix(
     keep: Float[Tensor, "width"],
     value: Float[Tensor, "..."] | None,
     rows: Rows | None,
+    cut: Int[Tensor, "cut"] | None = None,
 ) -> Float[Tensor, "*batch width"]:
     """keep * x + (1 - keep) * value in the dtype of x; gradients for x and `keep`.
 
@@ -37,9 +39,11 @@ def mix(
         keep: Gates, usually float32; without a gradient x is not stored.
         value: Ablation value, broadcastable to x; None is zero.
         rows: Positions left as they are.
+        cut: The entries of a finished `keep` that are 0 while all others are 1; where
+            they are few, undoing those alone is cheaper.
     """
     operation, operands = origin_of(x)
-    return _Mix.apply(x.detach(), keep, value, rows, operation, *operands)
+    return _Mix.apply(x.detach(), keep, value, rows, cut, operation, *operands)
 
 
 class _Mix(torch.autograd.Function):
@@ -52,6 +56,7 @@ class _Mix(torch.autograd.Function):
         keep: Tensor,
         value: Tensor | None,
         rows: Rows | None,
+        cut: Tensor | None,
         operation: Operation,
         *operands: Tensor,
     ) -> Tensor:
@@ -59,7 +64,8 @@ class _Mix(torch.autograd.Function):
         mixed = x * weight if value is None else torch.lerp(value, x, weight)
         if rows is not None:
             mixed[rows] = x[rows]
-        ctx.operation, ctx.rows, ctx.keep_dtype = operation, rows, keep.dtype
+        ctx.operation, ctx.keep_dtype = operation, keep.dtype
+        ctx.rows, ctx.cut = rows, cut
         needs_operands = ctx.needs_input_grad[1] or operation is not IDENTITY
         ctx.save_for_backward(weight, value, *(operands if needs_operands else ()))
         return mixed
@@ -68,31 +74,39 @@ class _Mix(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         weight, value, *operands = ctx.saved_tensors
-        if not operands:
-            return *[None] * 5, _gated(grad, weight, ctx.rows)
-        needs_gates = ctx.needs_input_grad[1]
-        total = weight.new_zeros(weight.shape, dtype=ctx.keep_dtype)
-        grads = [torch.empty_like(operand) for operand in operands]
-        for index, sign in _parts(grad, ctx.rows):
-            here, at = grad[index], [operand[index] for operand in operands]
-            # the second visit of `rows` takes back what the first one did
-            gated = here * weight if sign > 0 else here
-            for whole, part in zip(grads, ctx.operation.pull(gated, *at), strict=True):
-                whole[index] = part
-            if needs_gates:
-                change = ctx.operation.make(*at)
+        if operands:
+            wholes = ctx.operation.pull(grad, *operands)
+        else:
+            wholes = (grad,)
+        # What `pull` made is ours to change; the identity hands on the gradient itself.
+        grads = [
+            whole * weight if whole is grad else _scaled_(whole, weight, ctx.cut)
+            for whole in wholes
+        ]
+        if ctx.rows is not None:
+            at = [operand[ctx.rows] for operand in operands] or [grad[ctx.rows]]
+            spared = ctx.operation.pull(grad[ctx.rows], *at)
+            for whole, part in zip(grads, spared, strict=True):
+                whole[ctx.rows] = part
+        total = None
+        if ctx.needs_input_grad[1]:
+            total = weight.new_zeros(weight.shape, dtype=ctx.keep_dtype)
+            for index, sign in _parts(grad, ctx.rows):
+                change = ctx.operation.make(*[operand[index] for operand in operands])
                 if value is not None:
                     change = change - value.expand_as(grad)[index]
-                leading = tuple(range(here.dim() - 1))
-                total += sign * (change * here).sum(leading, dtype=ctx.keep_dtype)
-        return None, total if needs_gates else None, None, None, None, *grads
+                total += sign * _summed(change * grad[index], ctx.keep_dtype)
+        return None, total, None, None, None, None, *grads
 
 
-def _gated(grad: Tensor, weight: Tensor, rows: Rows | None) -> Tensor:
-    gated = grad * weight
-    if rows is not None:
-        gated[rows] = grad[rows]
-    return gated
+def _scaled_(grad: Tensor, weight: Tensor, cut: Tensor | None) -> Tensor:
+    if cut is not None:
+        return grad.index_fill_(-1, cut, 0.0)
+    return grad.mul_(weight)
+
+
+def _summed(product: Tensor, dtype: torch.dtype) -> Tensor:
+    return product.sum(tuple(range(product.dim() - 1)), dtype=dtype)
 
 
 def _parts(grad: Tensor, rows: Rows | None) -> Iterator[tuple[slice | Rows, int]]:
