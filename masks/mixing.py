@@ -74,10 +74,7 @@ class _Mix(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         weight, value, *operands = ctx.saved_tensors
-        if operands:
-            wholes = ctx.operation.pull(grad, *operands)
-        else:
-            wholes = (grad,)
+        wholes = ctx.operation.pull(grad, *operands) if operands else (grad,)
         # What `pull` made is ours to change; the identity hands on the gradient itself.
         grads = [
             whole * weight if whole is grad else _scaled_(whole, weight, ctx.cut)
