@@ -29,6 +29,7 @@ from storage.errors import UserError
 from tasks.base import Batch, Task, to_device
 from tasks.evaluation import evaluate
 from training.loop import FitSettings, StepLoss, fit
+from training.shares import own_share
 
 
 @dataclass(frozen=True)
@@ -146,13 +147,15 @@ def run_condition(
 ) -> ConditionRun:
     """Fine-tune one copy of the base model and measure it along the way.
 
-    Arguments and errors are those of `relearn`; `folder` is this condition's own. Every
-    process of a distributed run takes the same batches, and one of them writes.
+    Arguments and errors are those of `relearn`; `folder` is this condition's own. The
+    processes of a distributed run divide each batch; the first one alone measures and
+    writes, so that the results of the others hold no measurements.
     """
     accelerator = accelerator or Accelerator()
     made_with = asdict(settings) | {"mask": mask_hash(mask)}
     files = ConditionFiles(folder, made_with, writes=accelerator.is_main_process)
     run = files.load(condition, resume=resume)
+    accelerator.wait_for_everyone()  # none may write before all have read
     if run.finished:
         return run
     model = copy.deepcopy(loaded.model)
@@ -161,7 +164,8 @@ def run_condition(
     wanted = evaluation_steps(settings.n_steps, settings.n_evaluations)
 
     def measure(step: int) -> None:
-        if step in wanted and step not in {known.step for known in run.measurements}:
+        known = {measured.step for measured in run.measurements}
+        if accelerator.is_main_process and step in wanted and step not in known:
             size = settings.evaluation_size
             measured = measured_at(step, int(n_seen), task, model, loaded.model, size)
             run.measurements.append(measured)
@@ -177,7 +181,7 @@ def run_condition(
         measure(0)
         fit(
             _trained_alone_(model, settings.trained),
-            _step_loss(task, model, condition, settings, n_seen),
+            _step_loss(task, model, condition, settings, n_seen, accelerator),
             _fit_settings(settings, condition),
             accelerator=accelerator,
             buffers={"n_seen": n_seen},
@@ -276,13 +280,17 @@ def _step_loss(
     condition: Condition,
     settings: RelearnSettings,
     n_seen: Tensor,
+    accelerator: Accelerator,
 ) -> StepLoss:
     def step_loss(step: int, rng: torch.Generator) -> tuple[Tensor, dict[str, float]]:
         del rng  # only dropout is random, from the global generator
         batch = _batch(task, condition, settings, step)
         n_seen.add_(len(batch["cluster"]))
+        batch, weight = own_share(
+            batch, accelerator.process_index, accelerator.num_processes
+        )
         model.train()
-        return task.finetune_loss(model, to_device(batch, _device(model))), {}
+        return weight * task.finetune_loss(model, to_device(batch, _device(model))), {}
 
     return step_loss
 

@@ -86,6 +86,8 @@ def main(config: AttributeConfig) -> Path:
         model=config.model_name,
         config=config_dict(config),
     )
+    if not run.is_writer:  # one of several processes is enough
+        return run.path
     ablated = ablation_values(experiment, sites, settings)
     methods = sorted(METHODS) if "all" in config.methods else config.methods
     uncut = score(experiment, None)

@@ -95,6 +95,8 @@ def main(config: EvaluateConfig) -> Path:
         model=config.model_name,
         config=config_dict(config),
     )
+    if not run.is_writer:  # one of several processes is enough
+        return run.path
     split: Any = config.split
     scored = {"uncut": score(experiment, None, split=split)}
     if mask is not None:

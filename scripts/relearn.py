@@ -27,12 +27,13 @@ from relearning.redistribution import redistribution
 from relearning.statistics import describe
 from reports.tables import format_table, recovery_rows, relearning_rows
 from scripts.evaluate import from_run
-from scripts.experiment import Experiment, TaskConfig, flag
+from scripts.experiment import Experiment, TaskConfig, flag, make_accelerator
 from scripts.mask_recipes import settings_of
 from scripts.mask_training import ablation_values, train_gates
 from scripts.train_base import prepare
 from scripts.train_mask import TrainMaskConfig
 from storage.errors import UserError
+from storage.processes import by_first
 from storage.run_directory import RunDirectory
 from training.config import config_dict, parse_config, run_script
 from training.tracking import Tracker
@@ -111,7 +112,10 @@ def main(config: RelearnConfig) -> Path:
     run = RunDirectory.open(config.resume) if config.resume is not None else None
     if run is not None and run.is_finished:
         raise UserError(f"{run.path} is finished; start a new run without --resume")
-    mask_path = config.mask or RunDirectory.newest(config.run_dir, "train_mask").path
+    make_accelerator(config)  # connects the processes, which must take the same run
+    mask_path = config.mask or by_first(
+        lambda: RunDirectory.newest(config.run_dir, "train_mask").path
+    )
     config = from_run(replace(config, mask=mask_path), mask_path)
     experiment = prepare(config)
     loaded = experiment.loaded
@@ -142,7 +146,7 @@ def main(config: RelearnConfig) -> Path:
     wanted = config.wanted()
     task = experiment.task
     probes = []
-    if config.probe:
+    if config.probe and run.is_writer:
         probes = probe_conditions(task, loaded.model, mask, wanted, seed=config.seed)
     tracker = Tracker(run)
 
@@ -177,6 +181,8 @@ def main(config: RelearnConfig) -> Path:
         ),
     )
     tracker.close()
+    if not run.is_writer:  # the first of several processes has the measurements
+        return run.path
     results = {
         "kind": "relearn",
         "task": config.task,

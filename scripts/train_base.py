@@ -42,6 +42,7 @@ from tasks.evaluation import evaluate
 from tasks.registry import TASKS
 from training.config import run_script
 from training.loop import FitSettings, fit
+from training.shares import own_share
 
 CACHE_FORMAT = 1  # part of the hash: raise it when training changes
 logger = logging.getLogger(__name__)
@@ -248,11 +249,14 @@ def _train(
         step: int, rng: torch.Generator
     ) -> tuple[torch.Tensor, dict[str, float]]:
         model.train()
-        index = step * accelerator.num_processes + accelerator.process_index
         batch = task.finetune_batch(
-            "base", index, size=recipe.batch_size, seed=config.base_seed
+            "base", step, size=recipe.batch_size, seed=config.base_seed
         )
-        return task.finetune_loss(model, to_device(batch, accelerator.device)), {}
+        batch, weight = own_share(
+            batch, accelerator.process_index, accelerator.num_processes
+        )
+        loss = task.finetune_loss(model, to_device(batch, accelerator.device))
+        return weight * loss, {}
 
     unfinished = folder.with_name(f"{folder.name}.unfinished")
     start = time.perf_counter()
@@ -304,6 +308,8 @@ def main(config: TrainBaseConfig) -> dict[str, Any]:
     """Train or find the base model and show its scores."""
     experiment = prepare(config)
     base = experiment.base
+    if not experiment.accelerator.is_main_process:
+        return base
     if not base:
         print(f"{config.model_name} is used as loaded; --base always fine-tunes it")
         base = {

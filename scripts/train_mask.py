@@ -109,7 +109,7 @@ class TrainMaskConfig(TaskConfig):
     k_max: float | None = flag(None, "topk: largest k drawn, in units")
     average: float | None = flag(None, "rate of the running mean of scores; 0: off")
     n_steps: int | None = flag(None, "optimiser steps")
-    batch_size: int | None = flag(None, "examples a step")
+    batch_size: int | None = flag(None, "examples a step, of each process")
     lr: float | None = flag(None, "learning rate of the gates")
     n_ablated: int | None = flag(
         None,
@@ -203,6 +203,9 @@ def main(config: TrainMaskConfig) -> Path:
         on_log=tracker.scalars,
         on_step=_histograms(tracker, settings),
     )
+
+    if not run.is_writer:  # the first of several processes does the rest
+        return run.path
 
     # freeze, then measure the frozen mask
     ranking = masks.split(masks.ranking().detach().cpu())

@@ -17,6 +17,7 @@ import torch
 
 from storage.atomic import jsonable, read_json, told_to_the_user, write_json, write_text
 from storage.errors import UserError
+from storage.processes import by_first, is_first, n_processes
 
 DEFAULT_PARENT = Path("runs")
 _PACKAGES = ("torch", "transformers", "accelerate", "numpy")
@@ -28,7 +29,9 @@ class RunDirectory:
     """The files of one run, by name.
 
     Made by `create`, `open` or `newest`. `config.json`, `environment.json` and
-    `results.json` are whole or absent; `metrics.jsonl` has one JSON object a line.
+    `results.json` are whole or absent; `metrics.jsonl` has one JSON object a line. On
+    several processes the first one alone makes the folder and writes into it; `log`,
+    `truncate_metrics` and `write_results` do nothing on the others.
     """
 
     def __init__(self, path: Path):
@@ -47,6 +50,9 @@ class RunDirectory:
     ) -> "RunDirectory":
         """A new directory with its `config.json` and `environment.json`.
 
+        On several processes all must call this, and all get the folder that the first
+        one made.
+
         Args:
             parent: Folder of run directories; None means `runs` in the working
                 directory.
@@ -61,18 +67,8 @@ class RunDirectory:
                 empty.
         """
         parent = DEFAULT_PARENT if parent is None else parent
-        path = parent / (name or _generated_name(task, model))
-        with told_to_the_user(path):
-            path.mkdir(parents=True, exist_ok=True)
-            if any(path.iterdir()):
-                raise UserError(
-                    f"run folder {path} exists and is not empty; choose another name, "
-                    "or continue it with --resume"
-                )
-        run = cls(path)
-        write_json(path / _CONFIG, {"kind": kind, **config})
-        write_json(path / _ENVIRONMENT, {"seed": config.get("seed"), **_environment()})
-        return run
+        content = {"kind": kind, **config}
+        return cls(by_first(lambda: _make(parent, name, task, model, content)))
 
     @classmethod
     def open(cls, path: Path) -> "RunDirectory":
@@ -128,6 +124,11 @@ class RunDirectory:
         return (self.path / _RESULTS).is_file()
 
     @property
+    def is_writer(self) -> bool:
+        """Whether this process is the one that writes into it."""
+        return is_first()
+
+    @property
     def checkpoint_path(self) -> Path:
         """Folder of the checkpoints; need not exist."""
         return self.path / "checkpoints"
@@ -139,6 +140,8 @@ class RunDirectory:
 
     def log(self, step: int, **scalars: Any) -> None:
         """Append `{"step": step, ...}` to `metrics.jsonl`; NaN becomes null."""
+        if not self.is_writer:
+            return
         path = self.path / _METRICS
         line = json.dumps(jsonable({"step": step, **scalars}))
         with told_to_the_user(path), path.open("a", encoding="utf-8") as file:
@@ -171,6 +174,8 @@ class RunDirectory:
         With `labels` only entries that carry all of them are cut off: other conditions
         of the same run stay.
         """
+        if not self.is_writer:
+            return
         kept = [
             entry
             for entry in self.metrics()
@@ -182,7 +187,8 @@ class RunDirectory:
 
     def write_results(self, results: Mapping[str, Any]) -> None:
         """Write `results.json`, which finishes the run; NaN becomes null."""
-        write_json(self.path / _RESULTS, results)
+        if self.is_writer:
+            write_json(self.path / _RESULTS, results)
 
     def _is(self, kind: str) -> bool:
         try:
@@ -204,6 +210,23 @@ def run_holding(path: Path) -> Path | None:
         if (folder / _CONFIG).is_file() and (folder / _ENVIRONMENT).is_file():
             return folder
     return None
+
+
+def _make(
+    parent: Path, name: Path | None, task: str, model: str, config: Mapping[str, Any]
+) -> Path:
+    """The folder of a new run, with its first two files."""
+    path = parent / (name or _generated_name(task, model))
+    with told_to_the_user(path):
+        path.mkdir(parents=True, exist_ok=True)
+        if any(path.iterdir()):
+            raise UserError(
+                f"run folder {path} exists and is not empty; choose another name, "
+                "or continue it with --resume"
+            )
+    write_json(path / _CONFIG, config)
+    write_json(path / _ENVIRONMENT, {"seed": config.get("seed"), **_environment()})
+    return path
 
 
 def _read_object(path: Path) -> dict[str, Any]:
@@ -230,6 +253,7 @@ def _environment() -> dict[str, Any]:
         "commit": _commit(),
         "device": "cpu" if device is None else str(device),
         "torch_threads": torch.get_num_threads(),
+        "processes": n_processes(),
         "cpus": os.cpu_count(),
         "platform": platform.platform(),
     }

@@ -2,6 +2,7 @@
 
 import argparse
 import logging
+import os
 import sys
 import warnings
 from collections.abc import Callable, Mapping
@@ -190,8 +191,10 @@ def _flags_of(config_class: Any, saved: Mapping[str, Any], path: Path) -> list[s
 def _quiet_libraries() -> None:
     """Show our own log lines, and only errors of the libraries."""
     logging.basicConfig(format="%(message)s", level=logging.WARNING)
+    # of several processes, whose launcher numbers them, one tells how far they are
+    level = logging.INFO if os.environ.get("RANK", "0") == "0" else logging.WARNING
     for package in (*_OURS, "__main__"):
-        logging.getLogger(package).setLevel(logging.INFO)
+        logging.getLogger(package).setLevel(level)
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
     warnings.filterwarnings("ignore", module=_NOISY)

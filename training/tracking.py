@@ -13,6 +13,8 @@ from storage.run_directory import RunDirectory
 class Tracker:
     """Writes scalars to `metrics.jsonl` and to TensorBoard, the rest to TensorBoard.
 
+    On several processes the first one alone writes; the others' calls do nothing.
+
     Args:
         run: Where both lie.
         resume_step: First step that will be written; what an interrupted run wrote from
@@ -23,24 +25,35 @@ class Tracker:
         self.run = run
         if resume_step is not None:
             run.truncate_metrics(resume_step)
-        self._writer = SummaryWriter(str(run.path), purge_step=resume_step)
+        self._writer = (
+            SummaryWriter(str(run.path), purge_step=resume_step)
+            if run.is_writer
+            else None
+        )
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
         """Log numbers by name; a `/` in a name groups it in TensorBoard."""
+        if self._writer is None:
+            return
         self.run.log(step, **values)
         for name, value in values.items():
             self._writer.add_scalar(name, value, step)
 
     def histogram(self, step: int, name: str, values: Tensor) -> None:
         """Log how the entries of a tensor are distributed."""
-        self._writer.add_histogram(name, values.detach().float().cpu().flatten(), step)
+        if self._writer is not None:
+            entries = values.detach().float().cpu().flatten()
+            self._writer.add_histogram(name, entries, step)
 
     def image(self, step: int, name: str, image: Tensor) -> None:
         """Log an image (height, width, channel): floats in [0, 1] or bytes."""
-        self._writer.add_image(name, image, step, dataformats="HWC")
+        if self._writer is not None:
+            self._writer.add_image(name, image, step, dataformats="HWC")
 
     def hparams(self, config: Mapping[str, Any], metrics: Mapping[str, float]) -> None:
         """Log the flags of the run beside its results, for TensorBoard's table."""
+        if self._writer is None:
+            return
         plain = {
             name: value if isinstance(value, bool | int | float | str) else str(value)
             for name, value in config.items()
@@ -49,7 +62,8 @@ class Tracker:
 
     def close(self) -> None:
         """Write what is still in memory."""
-        self._writer.close()
+        if self._writer is not None:
+            self._writer.close()
 
     def __enter__(self) -> "Tracker":
         return self
