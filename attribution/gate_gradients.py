@@ -64,7 +64,7 @@ def gate_gradients(
     }
     total_weight = 0.0
     with evaluating(subject.model):
-        for batch in subject.batches():
+        for batch in subject.concept_batches():
             gates = open_gates(subject, keep)
             with gated(
                 subject.model,

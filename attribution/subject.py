@@ -61,6 +61,13 @@ class Subject:
             batch = self.task.batch(self.split, step, size=self.size, seed=self.seed)
             yield to_device(batch, self.device)
 
+    def concept_batches(self) -> Iterator[Batch]:
+        """The same batches without the examples that hold no concept position."""
+        for batch in self.batches():
+            rows = batch["concept"].reshape(len(batch["concept"]), -1).any(1)
+            if rows.any():
+                yield {name: values[rows] for name, values in batch.items()}
+
     def ablated_at(self, batch: Batch) -> AblationValues:
         """The ablation values of a batch: counterfactual ones are its own."""
         if self.ablated.kind != "counterfactual":

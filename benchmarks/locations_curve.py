@@ -40,6 +40,8 @@ from storage.errors import UserError
 from training.config import run_script
 
 HARD_CONCRETE = {"gate": "hard_concrete", "penalty": "price", "lr": 0.15, "price": 2e-3}
+# Methods of many passes a batch see fewer of them (16 sentences each).
+N_BATCHES = {"integrated_gradients_margin": 20, "greedy_margin": 20}
 LEARNED: dict[str, dict[str, Any]] = {"topk": {}, "hard_concrete": HARD_CONCRETE}
 
 
@@ -49,7 +51,7 @@ class CurveConfig(TaskConfig):
 
     out: Path = flag(Path("build/curve"), "folder of curve.jsonl and the rankings")
     seeds: list[int] = flag([0, 1, 2], "seeds of base model, batches and gates")
-    sizes: list[int] = flag([8, 12, 16, 24, 50, 100, 200], "units cut")
+    sizes: list[int] = flag([8, 12, 24, 50, 100, 200], "units cut")
     ablations: list[Literal["zero", "mean"]] = flag(["zero", "mean"], "cut values")
     methods: list[str] = flag(
         [*LEARNED, *(m for m in METHODS if m != "random"), "random"], "rankings"
@@ -84,7 +86,11 @@ def ranking(
     """Ranking of all units, learned or attributed; the highest are kept."""
     if method not in LEARNED:
         return attribution_ranking(
-            experiment, empty, method, seed=settings.seed, n_batches=60
+            experiment,
+            empty,
+            method,
+            seed=settings.seed,
+            n_batches=N_BATCHES.get(method, 60),
         )
     settings = replace(settings, **LEARNED[method])
     masks = train_gates(
