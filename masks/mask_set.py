@@ -65,6 +65,10 @@ class MaskSet(nn.Module):
         """The deterministic gates by site name."""
         return self.split(self._expand(self.gate.values()))
 
+    def keep_probs(self) -> dict[str, Float[Tensor, "_unit"]]:
+        """Expected gates by site name: probability or degree of being kept."""
+        return self.split(self._expand(self.gate.keep_probs()))
+
     def split(self, vector: Float[Tensor, "all_units"]) -> dict[str, Tensor]:
         """A vector over all units, cut into one piece per site name."""
         sizes = [site.n_units for site in self.sites]

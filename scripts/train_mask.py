@@ -26,6 +26,7 @@ from masks.frozen_mask import FrozenMask
 from masks.gating import gated
 from masks.mask_set import MaskSet
 from masks.registry import GATES
+from masks.unit_maps import unit_maps
 from models.architectures import sites_of
 from models.sites import UNIT_KINDS, Site
 from scripts.experiment import Experiment, TaskConfig, flag
@@ -201,7 +202,7 @@ def main(config: TrainMaskConfig) -> Path:
         checkpoints=run.checkpoint_path,
         resume=resumed,
         on_log=tracker.scalars,
-        on_step=_histograms(tracker, settings),
+        on_step=_watch(tracker, settings),
     )
 
     if not run.is_writer:  # the first of several processes does the rest
@@ -210,6 +211,7 @@ def main(config: TrainMaskConfig) -> Path:
     # freeze, then measure the frozen mask
     ranking = masks.split(masks.ranking().detach().cpu())
     mask = _freeze(config, experiment, masks, ranking, ablated, settings)
+    _show_maps(tracker, settings.n_steps, "frozen", mask.keep, mask.sites)
     mask.save(run.path)
     write_tensors(run.path / "ranking.safetensors", ranking, {"polarity": "high keeps"})
     results = _results(config, experiment, settings, masks, mask, ranking, ablated)
@@ -232,15 +234,28 @@ def _sites(config: TrainMaskConfig, experiment: Experiment) -> tuple[Site, ...]:
     return sites
 
 
-def _histograms(tracker: Tracker, settings: MaskSettings) -> Any:
+def _watch(tracker: Tracker, settings: MaskSettings) -> Any:
+    """Histograms and maps of the gates, about ten times in a run."""
     every = max(1, settings.n_steps // 10)
 
     def on_step(step: int, masks: MaskSet) -> None:
         if step % every == 0 or step == settings.n_steps - 1:
             for name, values in gate_histogram(masks).items():
                 tracker.histogram(step, f"gates/{name}", values)
+            _show_maps(tracker, step, "gates", masks.keep_probs(), masks.sites)
 
     return on_step
+
+
+def _show_maps(
+    tracker: Tracker,
+    step: int,
+    what: str,
+    kept: Mapping[str, Tensor],
+    sites: Sequence[Site],
+) -> None:
+    for kind, image in unit_maps(kept, sites).items():
+        tracker.image(step, f"ablated_{kind}/{what}", image)
 
 
 def _freeze(

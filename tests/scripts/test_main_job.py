@@ -1,11 +1,17 @@
 """The main job end to end on the digits: train, freeze, relearn, evaluate, report."""
 
+import io
 import json
 from pathlib import Path
 
 import pytest
+import torch
+from matplotlib import pyplot as plt
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from masks.unit_maps import ABLATED, KEPT
 from scripts import attribute, evaluate, relearn, report, train_mask
+from storage.atomic import read_tensors
 from training.config import parse_config
 from training.tracking import Tracker
 
@@ -39,6 +45,29 @@ def test_a_learned_cut_forgets_the_digit_and_a_random_cut_does_not(fast: list[st
     assert at_size[20] >= at_size[150]
     low, high = found["intervals"]["cut"]["retain_accuracy"]
     assert low <= scores["cut"]["retain_accuracy"] <= high
+
+
+def test_tensorboard_shows_the_frozen_mask_unit_by_unit(fast: list[str]):
+    units = ["--units", "neurons", "weights", "--attribution", "none"]
+    run = trained([*fast, *MASK, *units])
+    events = EventAccumulator(str(run))
+    events.Reload()
+    tags = [
+        f"ablated_{k}/{w}" for k in ("neurons", "weights") for w in ("gates", "frozen")
+    ]
+    assert set(tags) <= set(events.Tags()["images"])
+    assert len(events.Images("ablated_neurons/gates")) >= 4
+    (shown,) = events.Images("ablated_neurons/frozen")
+    assert shown.step == 40
+    image = plt.imread(io.BytesIO(shown.encoded_image_string))[:, :, :3]
+    (keep,) = (
+        values
+        for name, values in read_tensors(run / "mask.safetensors").items()
+        if name.endswith(":neurons") and values.dtype == torch.bool
+    )
+    width = image.shape[1] // len(keep)
+    red = torch.tensor(image[0, width // 2 :: width, 0])
+    assert torch.equal(red > (KEPT[0] + ABLATED[0]) / 2, ~keep)
 
 
 def test_relearning_report_and_evaluation_follow_from_the_run_alone(
