@@ -66,7 +66,7 @@ def mean_values(
             positions.
     """
     sums = {site.name: _Sum(site.name, per_position) for site in sites}
-    with torch.no_grad(), _evaluating(model):
+    with torch.no_grad(), evaluating(model):
         for inputs, where in batches:
             recorded = _record(model, sites, inputs)
             for name, activation in recorded.items():
@@ -173,10 +173,12 @@ def _keep_output(
 
 
 @contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
-    was_training = model.training
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode; afterwards every module is in its own mode again."""
+    were_training = [module for module in model.modules() if module.training]
     model.eval()
     try:
         yield
     finally:
-        model.train(was_training)
+        for module in were_training:
+            module.training = True

@@ -20,6 +20,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from torch import Tensor, nn
 
+from masks.ablation import evaluating
 from masks.frozen_mask import FrozenMask
 from models.architectures import sites_of
 from models.sites import Site
@@ -147,10 +148,8 @@ def hidden_states(
     chosen = np.random.default_rng(seed).permutation(len(labels))[:max_positions]
     chosen.sort()
     found: dict[int, list[np.ndarray]] = {site.layer: [] for site in sites}
-    device, was_training = next(model.parameters()).device, model.training
-    model.eval()
-    done = 0
-    try:
+    device, done = next(model.parameters()).device, 0
+    with evaluating(model):
         for batch in batches:
             n = len(_labels(batch, pooled))
             wanted = chosen[(chosen >= done) & (chosen < done + n)] - done
@@ -160,8 +159,6 @@ def hidden_states(
             for layer, output in outputs.items():
                 rows = _rows(output.float().cpu(), batch, pooled)
                 found[layer].append(rows[wanted].numpy())
-    finally:
-        model.train(was_training)
     states = {layer: np.concatenate(parts) for layer, parts in found.items()}
     return LabelledStates(states, labels[chosen])
 

@@ -88,12 +88,13 @@ def test_recorded_values_are_the_activations_bit_for_bit(make_model, make_inputs
         assert torch.equal(recorded.values[site.name], expected)
 
 
-def test_means_are_taken_in_evaluation_mode_and_the_mode_comes_back(make_model):
+def test_means_are_taken_in_evaluation_mode_and_every_mode_comes_back(make_model):
     model = make_model("bert").train()
+    frozen = next(m for m in model.modules() if isinstance(m, nn.Dropout)).eval()
     sites = sites_of(model, ["neurons"])
     batches = _batches(torch.Generator().manual_seed(0))
     first, second = (mean_values(model, sites, batches).values for _ in range(2))
-    assert model.training
+    assert [module for module in model.modules() if not module.training] == [frozen]
     assert all(torch.equal(first[name], second[name]) for name in first)
 
 
