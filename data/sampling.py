@@ -1,9 +1,12 @@
 """Examples drawn epoch by epoch, as a pure function of the step: no iterator state."""
 
 import hashlib
+from collections.abc import Sequence
 from functools import lru_cache
 
 import torch
+
+from storage.errors import UserError
 
 
 def shuffled(n: int, *key: str | int) -> list[int]:
@@ -26,6 +29,22 @@ def draw(n: int, step: int, size: int, *key: str | int) -> list[int]:
         epoch, offset = divmod(start + len(drawn), n)
         drawn += _shuffled(n, (*key, epoch))[offset : offset + size - len(drawn)]
     return drawn
+
+
+def draw_from(
+    pool: Sequence[int], step: int, size: int, kind: str, split: str, seed: int
+) -> list[int]:
+    """Batch number `step` of members of `pool`, see `draw`.
+
+    Args:
+        kind: What is drawn, in words; with `split` and `seed` it fixes the order.
+
+    Raises:
+        UserError: When the pool is empty.
+    """
+    if not pool:
+        raise UserError(f"split {split!r} has no examples {kind}; give more data")
+    return [pool[i] for i in draw(len(pool), step, size, kind, split, seed)]
 
 
 @lru_cache(maxsize=16)

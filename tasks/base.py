@@ -95,6 +95,8 @@ class Metric:
     name: str
     higher_is_better: bool
     unit: str
+    chance: float = 0.0
+    """Value without any ability, where a higher one is better."""
 
 
 class Task(ABC):
@@ -136,6 +138,16 @@ class Task(ABC):
         Drawn epoch by epoch from the whole split or, with `limit`, from the first
         `limit` examples that hold the concept, in an order fixed by `seed`.
         """
+
+    def retain_batch(self, split: Split, step: int, *, size: int, seed: int) -> Batch:
+        """Training batch `step` like `finetune_batch`, of examples without the concept.
+
+        No position of them is a concept position.
+
+        Raises:
+            UserError: When the split has no such example, or the task cannot tell.
+        """
+        raise UserError(f"task {self.name!r} cannot leave out the concept's examples")
 
     @abstractmethod
     def evaluation_batches(self, split: Split, *, size: int) -> Iterator[Batch]:

@@ -18,7 +18,7 @@ from data.hub import HUB_PREFIX
 from data.ioi_files import prompt_records, split_prompts
 from data.ioi_generated import generate_ioi
 from data.ioi_records import IoiCorpus, IoiKind
-from data.sampling import draw
+from data.sampling import draw, draw_from
 from data.tables import read_hub_table, read_tables
 from storage.errors import UserError
 from tasks.base import NO_TARGET, Batch, Head, Metric, Split, Task, TaskOptions
@@ -44,7 +44,7 @@ class IoiTask(Task):
 
     name: ClassVar[str] = "ioi"
     head: ClassVar[Head] = "causal_lm"
-    concept_metric: ClassVar[Metric] = Metric("accuracy", True, "fraction")
+    concept_metric: ClassVar[Metric] = Metric("accuracy", True, "fraction", 0.5)
     retain_metric: ClassVar[Metric] = Metric("retain_nll", False, "nats/token")
 
     @classmethod
@@ -107,6 +107,18 @@ class IoiTask(Task):
             pool = self._of_kind(split, "ioi")[:limit]
         chosen = draw(len(pool), step, size, "finetune", split, seed)
         return self._collated(split, [pool[i] for i in chosen])
+
+    def retain_batch(self, split: Split, step: int, *, size: int, seed: int) -> Batch:
+        """Texts, those that copy names among them, epoch by epoch.
+
+        Raises:
+            UserError: When the split has no texts.
+        """
+        pool = [
+            i for kind in KINDS if kind != "ioi" for i in self._of_kind(split, kind)
+        ]
+        chosen = draw_from(pool, step, size, "without concept", split, seed)
+        return self._collated(split, chosen)
 
     def evaluation_batches(self, split: Split, *, size: int) -> Iterator[Batch]:
         """Every prompt and text once: prompts, then texts without and with names."""

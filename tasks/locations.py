@@ -21,7 +21,7 @@ from data.ner_corpus import NerCorpus, split_corpus
 from data.ner_files import read_tagged
 from data.ner_generated import generate_ner
 from data.ner_hub import tagged_from_hub
-from data.sampling import draw, shuffled
+from data.sampling import draw, draw_from, shuffled
 from data.tagged import OUTSIDE, entity_type, entity_types
 from storage.errors import UserError
 from tasks.base import NO_TARGET, Batch, Head, Metric, Split, Task, TaskOptions
@@ -151,6 +151,16 @@ class LocationsTask(Task):
             pool = [with_concept[member] for member in order[:limit]]
         members = draw(len(pool), step, size, "finetune", split, seed)
         return self._collated(split, [pool[member] for member in members])
+
+    def retain_batch(self, split: Split, step: int, *, size: int, seed: int) -> Batch:
+        """Sentences without the concept, epoch by epoch.
+
+        Raises:
+            UserError: When every sentence of the split holds the concept.
+        """
+        pool = self._rows(split).others
+        chosen = draw_from(pool, step, size, "without concept", split, seed)
+        return self._collated(split, chosen)
 
     def evaluation_batches(self, split: Split, *, size: int) -> Iterator[Batch]:
         """Sentences of like length together, such batches in a fixed shuffled order."""

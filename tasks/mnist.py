@@ -23,7 +23,7 @@ from data.digits import (
     digits_from_hub,
 )
 from data.hub import HUB_PREFIX
-from data.sampling import draw, shuffled
+from data.sampling import draw, draw_from, shuffled
 from storage.errors import UserError
 from tasks.base import SPLITS, Batch, Head, Metric, Split, Task, TaskOptions
 
@@ -148,6 +148,12 @@ class MnistTask(Task):
             concept = self._pools[split][0]
             pool = concept[shuffled(len(concept), "mnist", "limit", seed)[:limit]]
         return self._batch(pool[draw(len(pool), step, size, "mnist", "finetune", seed)])
+
+    def retain_batch(self, split: Split, step: int, *, size: int, seed: int) -> Batch:
+        """Images of the other digits, epoch by epoch."""
+        pool = self._pools[split][1].tolist()
+        chosen = draw_from(pool, step, size, "without concept", split, seed)
+        return self._batch(torch.tensor(chosen))
 
     def evaluation_batches(self, split: Split, *, size: int) -> Iterator[Batch]:
         """Every image of `split` once, in the order of the data."""

@@ -15,7 +15,7 @@ import numpy as np
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from data.sampling import draw
+from data.sampling import draw, draw_from
 from data.text_files import labelled_texts, read_rows, retained_texts
 from data.text_records import TEXT_KINDS, TextCorpus, TextKind, TextRecord
 from data.text_splits import split_texts
@@ -112,6 +112,17 @@ class ToxicityTask(Task):
             pool = self._indices[split]["toxic"][:limit]
         chosen = draw(len(pool), step, size, "finetune", split, seed)
         return self._collated(split, [pool[i] for i in chosen])
+
+    def retain_batch(self, split: Split, step: int, *, size: int, seed: int) -> Batch:
+        """Neutral and encyclopaedic texts, epoch by epoch.
+
+        Raises:
+            UserError: When the split has none.
+        """
+        indices = self._indices[split]
+        pool = [i for kind in TEXT_KINDS if kind != "toxic" for i in indices[kind]]
+        chosen = draw_from(pool, step, size, "without concept", split, seed)
+        return self._collated(split, chosen)
 
     def evaluation_batches(self, split: Split, *, size: int) -> Iterator[Batch]:
         """Every text once, in the order of the corpus."""

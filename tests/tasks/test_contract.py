@@ -22,7 +22,9 @@ PER_POSITION = ("targets", "concept", "retain", "weights", "real")
 OPTIONS = TaskOptions(max_length=64)
 
 each_task = pytest.mark.parametrize("name", sorted(TASKS))
-each_source = pytest.mark.parametrize("draw", ["batch", "finetune_batch"])
+each_source = pytest.mark.parametrize(
+    "draw", ["batch", "finetune_batch", "retain_batch"]
+)
 
 
 class Guesser(nn.Module):
@@ -115,6 +117,22 @@ def test_a_batch_depends_on_split_step_and_seed_alone(name: str, draw: str):
     assert not same(batch, first("relearn", 8, size=8, seed=1))
     assert not same(batch, first("relearn", 7, size=8, seed=2))
     assert not same(batch, first("mask", 7, size=8, seed=1))
+
+
+@each_task
+def test_an_epoch_of_retain_batches_is_every_example_without_the_concept(name: str):
+    task = subject(name).task
+    expected, found = set(), []
+    for batch in task.evaluation_batches("tune", size=64):
+        kept = ~holds_concept(batch)
+        rows = inputs_of(batch)
+        expected |= {row for row, keep in zip(rows, kept, strict=True) if keep}
+    while len(found) < task.n_examples("tune") and not expected <= set(found):
+        step = len(found) // 8
+        batch = task.retain_batch("tune", step, size=8, seed=0)
+        assert not holds_concept(batch).any()
+        found += inputs_of(batch)
+    assert set(found) == expected
 
 
 @each_source
