@@ -115,10 +115,14 @@ class TrainMaskConfig(TaskConfig):
     n_ablated: int | None = flag(
         None,
         "freeze exactly this many; default: threshold, or for topk the smallest "
-        "number that reaches --concept_target on the tune split",
+        "number that reaches --concept_target on the tune split (toxicity: the largest "
+        "within --retain_cost)",
     )
     concept_target: float = flag(
-        0.05, "share of the way from no ability (0) to the uncut score that may remain"
+        0.05, "share of the way from no ability to the uncut score that may remain"
+    )
+    retain_cost: float = flag(
+        0.02, "where the concept's score is a loss: growth of the retained text's loss"
     )
     superset: Path | None = flag(
         None, "train only the units that this run's mask ablates"
@@ -279,35 +283,47 @@ def _freeze(
 
     if config.n_ablated is not None:
         return exactly(config.n_ablated)
-    return exactly(_smallest_k(config, experiment, settings, masks.n_units, exactly))
+    return exactly(_chosen_k(config, experiment, settings, masks.n_units, exactly))
 
 
-def _smallest_k(
+def _chosen_k(
     config: TrainMaskConfig,
     experiment: Experiment,
     settings: MaskSettings,
     n_units: int,
     exactly: Any,
 ) -> int:
-    """The smallest cut on a grid that brings the concept to the target on `tune`."""
+    """Units to ablate, from a grid over the trained range, by scores on `tune`.
+
+    The fewest that bring the concept to its target (`isolate`: the most that keep it);
+    where the concept's score is a loss, which has no floor to reach, the most that cost
+    the retained text no more than `--retain_cost`.
+    """
     task, model = experiment.task, experiment.loaded.model
-    metric = task.concept_metric
-    base = evaluate(task, model, "tune").scores[metric.name]
+    concept, retain = task.concept_metric, task.retain_metric
+    base = evaluate(task, model, "tune").scores
     low, high = math.log(settings.k_min), math.log(settings.k_max)
     grid = sorted({round(math.exp(low + i * (high - low) / 11)) for i in range(12)})
     breaking = settings.direction == "break"
+    affordable = grid[0]
     for k in grid:
         mask = exactly(k if breaking else n_units - k)
-        cut = evaluate(task, model, "tune", cut=cut_with(experiment, mask))
-        value = cut.scores[metric.name]
-        if not metric.higher_is_better:
-            continue  # a loss has no floor to reach: take the largest cut trained for
-        share = value / base if base else 0.0
-        if (
-            share <= config.concept_target
-            if breaking
-            else share >= 1 - config.concept_target
-        ):
+        cut = evaluate(task, model, "tune", cut=cut_with(experiment, mask)).scores
+        if breaking and not concept.higher_is_better:
+            if cut[retain.name] > (1 + config.retain_cost) * base[retain.name]:
+                return affordable
+            affordable = k
+            continue
+        if not concept.higher_is_better:
+            reached = (
+                cut[concept.name] <= (1 + config.concept_target) * base[concept.name]
+            )
+        else:
+            ability = base[concept.name] - concept.chance
+            share = (cut[concept.name] - concept.chance) / ability if ability else 0.0
+            limit = config.concept_target
+            reached = share <= limit if breaking else share >= 1 - limit
+        if reached:
             return k if breaking else n_units - k
     return grid[-1] if breaking else n_units - grid[-1]
 

@@ -132,7 +132,8 @@ class IoiTask(Task):
 
     def counterfactual(self, batch: Batch) -> Batch:
         """Prompts with three different names at the same places; texts as they are."""
-        return {**batch, "input_ids": batch["corrupted_ids"]}
+        paired = batch.get("corrupted_ids", batch["input_ids"])  # none in texts alone
+        return {**batch, "input_ids": paired}
 
     def rivals(
         self, batch: Batch, where: Tensor
