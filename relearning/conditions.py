@@ -29,8 +29,16 @@ CONDITIONS: dict[str, Callable[[FrozenMask, int], FrozenMask | None]] = {
     "cut": _cut,
     "uncut": _uncut,
     "random": _random,
+    "retain_only": _cut,
+    "never_learned": _uncut,
 }
-"""Name -> the mask that a condition starts from; None leaves the model whole."""
+"""Name -> the mask that a condition starts from; None leaves the model whole.
+
+`retain_only` is the cut model fine-tuned on examples without the concept;
+`never_learned` a base model whose training left the concept's examples out.
+"""
+WHOLE = ("uncut", "never_learned")
+"""Conditions without a cut, and so without a holding."""
 
 
 @dataclass(frozen=True)
@@ -40,11 +48,14 @@ class Condition:
     name: str
     """Key of `CONDITIONS`."""
     holding: str | None
-    """`lasting`: the mask stays on. `one_shot`: written once. None if uncut."""
+    """`lasting`: the mask stays on. `one_shot`: written once. None without a cut."""
     seed: int
     """Seeds the order of the data, dropout and the random cut."""
     limit: int | None = None
-    """Number of training examples that hold the concept; None is the whole split."""
+    """Number of training examples that hold the concept; None is the whole split.
+
+    0 in `retain_only`, and there alone.
+    """
 
     def __post_init__(self) -> None:
         if self.name not in CONDITIONS:
@@ -56,11 +67,27 @@ class Condition:
             raise UserError(
                 f"argument holding must be one of {HOLDINGS}, got {self.holding!r}"
             )
-        if self.limit is not None and self.limit < 1:
+        if self.retains_only:
+            if self.limit != 0:
+                raise UserError(
+                    "argument limit must be 0 in retain_only, which sees no example "
+                    f"of the concept, got {self.limit}"
+                )
+        elif self.limit is not None and self.limit < 1:
             raise UserError(
                 f"argument limits must be positive numbers of examples, got "
                 f"{self.limit}; leave the limit out for all of them"
             )
+
+    @property
+    def retains_only(self) -> bool:
+        """Whether it is fine-tuned on examples without the concept."""
+        return self.name == "retain_only"
+
+    @property
+    def start(self) -> str:
+        """The condition whose fresh model is the same."""
+        return "cut" if self.retains_only else self.name
 
     @property
     def key(self) -> str:
@@ -80,7 +107,9 @@ def conditions(
     seeds: tuple[int, ...],
     limits: tuple[int | None, ...],
 ) -> list[Condition]:
-    """Every combination, without repeats; the uncut model has no holding.
+    """Every combination, without repeats.
+
+    Whole models have no holding, and `retain_only` has limit 0 whatever the limits.
 
     Raises:
         UserError: When a list is empty or holds a name or number that is not allowed.
@@ -94,7 +123,12 @@ def conditions(
         if not given:
             raise UserError(f"argument {argument} must not be empty; give at least one")
     combined = [
-        Condition(name, None if name == "uncut" else holding, seed, limit)
+        Condition(
+            name,
+            None if name in WHOLE else holding,
+            seed,
+            0 if name == "retain_only" else limit,
+        )
         for limit in limits
         for seed in seeds
         for name in names

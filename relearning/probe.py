@@ -95,6 +95,7 @@ def probe_conditions(
     mask: FrozenMask,
     wanted: Sequence[Condition],
     *,
+    never_learned: nn.Module | None = None,
     seed: int = 0,
 ) -> list[dict[str, Any]]:
     """Probe the model right after the cut of every condition, before any relearning.
@@ -107,18 +108,23 @@ def probe_conditions(
         model: The base model; it is as before afterwards.
         mask: The cut under study.
         wanted: Conditions, as `conditions.conditions` combines them.
+        never_learned: The model of the condition of that name; left out, it is not
+            probed.
         seed: See `probe`.
 
     Returns:
         One entry a condition and seed: `condition`, `seed` and `levels`, from `probe`.
     """
     sites = sites_of(model, ["hidden"])
-    starts = {(c.name, c.seed if c.name == "random" else None): c for c in wanted}
+    starts = {(c.start, c.seed if c.name == "random" else None): c for c in wanted}
     found = []
     for (name, drawn), condition in starts.items():
         cut = condition.mask(mask)
-        with cut.applied(model) if cut else nullcontext():
-            levels = probe(task, model, sites, seed=seed)
+        start = never_learned if name == "never_learned" else model
+        if start is None:
+            continue
+        with cut.applied(start) if cut else nullcontext():
+            levels = probe(task, start, sites, seed=seed)
         found.append({"condition": name, "seed": drawn, "levels": levels})
     return found
 

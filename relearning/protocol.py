@@ -2,6 +2,8 @@
 
 Every condition starts from its own copy of the base model, sees the same batches in the
 same order and is measured on held-out data before the first step and along the run.
+Two controls differ: `retain_only` sees no example of the concept, and `never_learned`
+starts from a base model that was trained without them.
 Finished conditions and measured moments are kept in files, so a killed run goes on.
 """
 
@@ -89,6 +91,7 @@ def relearn(
     settings: RelearnSettings,
     folder: Path,
     *,
+    never_learned: LoadedModel | None = None,
     resume: bool = False,
     accelerator: Accelerator | None = None,
     at_end: AtEnd | None = None,
@@ -103,6 +106,7 @@ def relearn(
         wanted: Conditions, as `conditions.conditions` combines them.
         settings: Shared by all conditions.
         folder: One subfolder a condition is written here.
+        never_learned: The base model of the condition of that name.
         resume: Go on from what `folder` holds.
         accelerator: Device and processes of the training loop.
         at_end: Called on every relearned model while its mask holds; its JSON-able
@@ -111,14 +115,19 @@ def relearn(
 
     Raises:
         UserError: When a part to train matches nothing, a cut cannot be written into
-            the weights, a split is empty, or `folder` holds other settings. All of this
-            is checked before the first step.
+            the weights, a split is empty, `never_learned` is missing, or `folder` holds
+            other settings. All of this is checked before the first step.
     """
     _check(task, loaded, mask, wanted, settings)
+    starts = {c.name: loaded for c in wanted}
+    if "never_learned" in starts:
+        if never_learned is None:
+            raise UserError("condition never_learned needs a base model of its own")
+        starts["never_learned"] = never_learned
     return [
         run_condition(
             task,
-            loaded,
+            starts[condition.name],
             mask,
             condition,
             settings,
@@ -298,11 +307,14 @@ def _step_loss(
 def _batch(
     task: Task, condition: Condition, settings: RelearnSettings, step: int
 ) -> Batch:
+    size, seed = settings.batch_size, condition.seed
+    if condition.retains_only:
+        return task.retain_batch("relearn", step, size=size, seed=seed)
     return task.finetune_batch(
         "relearn",
         step,
-        size=settings.batch_size,
-        seed=condition.seed,
+        size=size,
+        seed=seed,
         limit=condition.limit,
     )
 

@@ -6,7 +6,7 @@ are averaged over seeds first and recovery is taken of the averages.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,6 +24,8 @@ UNDEFINED_SHARE = 0.05
 """An interval is not given when more resamples than this leave the value undefined."""
 
 Interval = tuple[float | None, float | None]
+Group = tuple[str, str | None, int | None]
+"""Name, holding and limit of the conditions that differ in seed alone."""
 
 
 @dataclass(frozen=True)
@@ -61,9 +63,10 @@ def describe(
 
     Returns:
         `rows` (every measurement), `summary` (means over seeds with intervals) and
-        `recovery` (of each cut against the uncut model of the same limit).
+        `recovery` (of each condition against the uncut model of the same limit, or of
+        the largest for one that sees no example of the concept).
     """
-    groups: dict[tuple[str, str | None, int | None], list[ConditionRun]] = {}
+    groups: dict[Group, list[ConditionRun]] = {}
     for run in runs:
         condition = run.condition
         key = (condition.name, condition.holding, condition.limit)
@@ -78,11 +81,21 @@ def describe(
             for entry in _summary(key, curve, seed)
         ],
         "recovery": [
-            _recovery(task, key, curve, curves[("uncut", None, key[2])], minimum, seed)
+            _recovery(task, key, curve, uncut, curves[uncut], minimum, seed)
             for key, curve in curves.items()
-            if key[0] != "uncut" and ("uncut", None, key[2]) in curves
+            if key[0] != "uncut"
+            for uncut in [_compared_with(key[2], curves)]
+            if uncut in curves
         ],
     }
+
+
+def _compared_with(limit: int | None, groups: Iterable[Group]) -> Group:
+    """The uncut group that a condition with `limit` concept examples is held to."""
+    limits = [group[2] for group in groups if group[0] == "uncut"]
+    if limit == 0 and limits:
+        limit = max(limits, key=lambda n: math.inf if n is None else n)
+    return "uncut", None, limit
 
 
 def interval(values: np.ndarray) -> Interval:
@@ -161,9 +174,7 @@ def _over_seeds(values: np.ndarray, seed: int) -> np.ndarray:
     return values[drawn, :, columns].mean(axis=1).T
 
 
-def _summary(
-    key: tuple[str, str | None, int | None], curves: Curves, seed: int
-) -> list[dict[str, Any]]:
+def _summary(key: Group, curves: Curves, seed: int) -> list[dict[str, Any]]:
     name, holding, limit = key
     means = {
         "concept": _over_seeds(curves.concept, seed),
@@ -192,8 +203,9 @@ def _summary(
 
 def _recovery(
     task: Task,
-    key: tuple[str, str | None, int | None],
+    key: Group,
     cut: Curves,
+    uncut_key: Group,
     uncut: Curves,
     minimum: float,
     seed: int,
@@ -218,6 +230,7 @@ def _recovery(
         "condition": key[0],
         "holding": key[1],
         "limit": key[2],
+        "uncut_limit": uncut_key[2],
         "n_seeds": len(cut.seeds),
         "minimum": minimum,
         **found.to_dict(),

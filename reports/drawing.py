@@ -17,7 +17,13 @@ BLACK, ORANGE, SKY, GREEN = "#000000", "#E69F00", "#56B4E9", "#009E73"
 BLUE, VERMILLION, PURPLE = "#0072B2", "#D55E00", "#CC79A7"
 PALETTE = (VERMILLION, BLUE, GREEN, ORANGE, PURPLE, SKY, BLACK)
 MARKS = ("o", "s", "^", "D", "v", "P", "X")
-CONDITION_LOOKS = {"cut": 0, "uncut": 1, "random": 3}
+CONDITION_LOOKS = {
+    "cut": 0,
+    "uncut": 1,
+    "random": 3,
+    "retain_only": 4,
+    "never_learned": 2,
+}
 """Places of the conditions in `PALETTE` and `MARKS`."""
 WIDTH = 11.0
 """Of a whole figure in inches."""

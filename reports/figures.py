@@ -158,14 +158,16 @@ def score_by_size(run: Run) -> Figure | None:
 def relearning_curves(run: Run) -> Figure:
     """Scores against steps: a column a number of examples, a row a side of the task."""
     summary = run.results["summary"]
-    limits = _limits(summary)
+    limits = _limits([e for e in summary if e["limit"] != 0] or summary)
     figure = Figure(
         figsize=(min(4 + 2 * len(limits), WIDTH), 6.4), layout="constrained"
     )
     grid = figure.subplots(2, len(limits), sharex=True, sharey="row", squeeze=False)
     for row, side in zip(grid, SIDES, strict=True):
         for axes, limit in zip(row, limits, strict=True):
-            groups = _by_condition([e for e in summary if e["limit"] == limit])
+            # without any example of the concept: a reference for every number of them
+            shown = [e for e in summary if e["limit"] in (limit, 0)]
+            groups = _by_condition(shown)
             for name, group in groups.items():
                 points = known_points(
                     (e["step"], e[side], e.get(f"{side}_interval")) for e in group
@@ -263,7 +265,7 @@ def probe_by_layer(run: Run) -> Figure | None:
     figure, (axes,) = panels(1, 9, 3.8)
     for k, entry in enumerate(found):
         layers = [level["layer"] for level in entry["levels"]]
-        name = entry["condition"]
+        name = entry["condition"].replace("_", " ")
         name += "" if entry.get("seed") is None else f" {entry['seed']}"
         style = look(CONDITION_LOOKS.get(entry["condition"], k))
         for key, kind in (("auc", "-"), ("control_auc", ":")):

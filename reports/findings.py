@@ -40,9 +40,11 @@ def _change(results: Mapping[str, Any], side: str) -> str:
 
 
 def relearning_finding(run: Run) -> list[str]:
-    """A relearn run: recovery at the end, for every number of examples."""
+    """A relearn run: recovery at the end, for every number of examples; controls."""
     said = []
     for entry in run.results["recovery"]:
+        if entry["condition"] in CONTROLS:
+            said.append(_control(run.results, entry))
         if entry["condition"] != "cut":
             continue
         last = entry["points"][-1]
@@ -66,6 +68,32 @@ def relearning_finding(run: Run) -> list[str]:
             f"at {rest}, in the uncut model at {uncut}."
         )
     return said or ["No recovery: cut and uncut models were not both run."]
+
+
+CONTROLS = {
+    "retain_only": "Fine-tuned without any example of the concept, the cut model "
+    "({holding}) goes",
+    "never_learned": "{limit} example{plural}: a model that never learned the concept "
+    "goes",
+}
+
+
+def _control(results: Mapping[str, Any], entry: Mapping[str, Any]) -> str:
+    """Concept score of a control at both ends of the run."""
+    limit, holding = entry["limit"], (entry["holding"] or "").replace("_", " ")
+    opening = CONTROLS[entry["condition"]].format(
+        limit=limit_name(limit).capitalize(),
+        plural="" if limit == 1 else "s",
+        holding=holding,
+    )
+    scores = [
+        e["concept"]
+        for e in sorted(results["summary"], key=lambda e: e["step"])
+        if all(e[key] == entry[key] for key in ("condition", "holding", "limit"))
+    ]
+    first, last = format_cell(scores[0]), format_cell(scores[-1])
+    metric = results["concept_metric"]["name"].replace("_", " ")
+    return f"{opening} from {first} to {last} ({metric})."
 
 
 def _last_retain(

@@ -185,8 +185,8 @@ def location_rows(results: Mapping[str, Any]) -> list[Row]:
 
 def condition_name(entry: Mapping[str, Any]) -> str:
     """`cut, lasting`; the uncut model has no holding."""
-    holding = entry.get("holding")
-    return entry["condition"] + (f", {holding.replace('_', ' ')}" if holding else "")
+    parts = [entry["condition"], entry.get("holding")]
+    return ", ".join(part.replace("_", " ") for part in parts if part)
 
 
 def limit_name(limit: int | None) -> str:

@@ -6,6 +6,8 @@
 Takes the newest finished train_mask run under --run_dir, or the one named by --mask.
 The cut, the uncut and a randomly cut model are fine-tuned on the same data in the same
 order and measured on held-out examples; results.json has every number of the report.
+Two further conditions are controls: retain_only, the cut model fine-tuned without any
+example of the concept, and never_learned, a model that was trained without them.
 """
 
 import sys
@@ -47,7 +49,10 @@ class RelearnConfig(TaskConfig):
         None, "train_mask run; default: the newest finished one under --run_dir"
     )
     conditions: list[str] = flag(
-        ["cut", "uncut", "random"], f"what is fine-tuned: {', '.join(CONDITIONS)}"
+        ["cut", "uncut", "random"],
+        f"what is fine-tuned: {', '.join(CONDITIONS)}. retain_only: the cut model, on "
+        "examples without the concept alone; never_learned: a base model trained "
+        "without them (a pretrained one fine-tuned without them), trained on first use",
     )
     holdings: list[str] = flag(
         ["lasting"], "lasting: the mask stays on; one_shot: written once, then free"
@@ -134,6 +139,10 @@ def main(config: RelearnConfig) -> Path:
             f"{mask_path} ablates with counterfactual values, which relearning data do "
             "not have; train a mask with --ablation zero or mean"
         )
+    wanted = config.wanted()
+    never_learned = None
+    if "never_learned" in config.conditions:
+        never_learned = prepare(config, without_concept=True)
     resumed = run is not None
     if run is None:
         run = RunDirectory.create(
@@ -143,11 +152,18 @@ def main(config: RelearnConfig) -> Path:
             model=config.model_name,
             config=config_dict(config),
         )
-    wanted = config.wanted()
     task = experiment.task
+    other = never_learned.loaded if never_learned else None
     probes = []
     if config.probe and run.is_writer:
-        probes = probe_conditions(task, loaded.model, mask, wanted, seed=config.seed)
+        probes = probe_conditions(
+            task,
+            loaded.model,
+            mask,
+            wanted,
+            never_learned=other.model if other else None,
+            seed=config.seed,
+        )
     tracker = Tracker(run)
 
     def at_end(
@@ -173,6 +189,7 @@ def main(config: RelearnConfig) -> Path:
         wanted,
         config.settings(built_in=bool(experiment.base.get("from_scratch"))),
         run.path / "conditions",
+        never_learned=other,
         resume=resumed,
         accelerator=experiment.accelerator,
         at_end=at_end,
@@ -193,6 +210,7 @@ def main(config: RelearnConfig) -> Path:
         "concept_metric": vars(task.concept_metric),
         "retain_metric": vars(task.retain_metric),
         **describe(task, runs, seed=config.seed),
+        "never_learned": never_learned.base if never_learned else None,
         "probe": probes,
         "after": [
             {

@@ -11,7 +11,7 @@ import logging
 import shutil
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -37,7 +37,7 @@ from scripts.experiment import (
 from storage.atomic import read_json, told_to_the_user, write_json
 from storage.cache import cache_folder, content_hash
 from storage.errors import UserError
-from tasks.base import Corpus, Task, to_device
+from tasks.base import Batch, Corpus, Task, to_device
 from tasks.evaluation import evaluate
 from tasks.registry import TASKS
 from training.config import run_script
@@ -111,8 +111,13 @@ def recipe_for(config: TaskConfig) -> Recipe:
     return replace(recipe, max_positions=max(recipe.max_positions, config.max_length))
 
 
-def prepare(config: TaskConfig) -> Experiment:
+def prepare(config: TaskConfig, *, without_concept: bool = False) -> Experiment:
     """Task and base model of `config`, trained or taken from the cache.
+
+    Args:
+        without_concept: Leave out the examples of `base` that hold the concept: the
+            same model, that never learned it. A pretrained model may know it from
+            before.
 
     Raises:
         UserError: When the data, the model or a flag is wrong; before any training.
@@ -134,12 +139,15 @@ def prepare(config: TaskConfig) -> Experiment:
             corpus.fingerprint(),
             weights_hash(loaded.model),
             str(torch.__version__),
+            *(["without concept"] if without_concept else []),
         )
         model_tag = Path(config.model_name).name.replace(":", "-")
+        model_tag += "-without_concept" if without_concept else ""
         folder = cache_folder() / "base" / f"{config.task}-{model_tag}-{key[:16]}"
         with _only_one(folder, accelerator):
             if not (folder / "base.json").exists():
-                _train(config, task, loaded, recipe, accelerator, folder)
+                draw = task.retain_batch if without_concept else task.finetune_batch
+                _train(config, task, draw, loaded, recipe, accelerator, folder)
             accelerator.wait_for_everyone()
         base = read_json(folder / "base.json") | {"folder": str(folder)}
         name = loaded.name
@@ -151,6 +159,11 @@ def prepare(config: TaskConfig) -> Experiment:
         )
         loaded = replace(loaded, name=name)
         task = _task(config, corpus, loaded)
+    elif without_concept:
+        raise UserError(
+            f"{config.model_name!r} is used as it comes, so it cannot be trained "
+            "without the concept; leave never_learned out, or use --base always"
+        )
     loaded.model.to(accelerator.device).eval()
     loaded.model.requires_grad_(False)
     return Experiment(task, corpus, loaded, accelerator, base)
@@ -234,12 +247,16 @@ def _only_one(folder: Path, accelerator: Accelerator) -> Iterator[None]:
 def _train(
     config: TaskConfig,
     task: Task,
+    draw: Callable[..., Batch],
     loaded: LoadedModel,
     recipe: Recipe,
     accelerator: Accelerator,
     folder: Path,
 ) -> None:
-    """Train, score on `heldout`, and put the model into `folder` in one rename."""
+    """Train, score on `heldout`, and put the model into `folder` in one rename.
+
+    `draw` gives the batches: `task.finetune_batch`, or `task.retain_batch`.
+    """
     n_steps = recipe.n_steps or max(1, 3 * task.n_examples("base") // recipe.batch_size)
     model = loaded.model.to(accelerator.device)
     model.requires_grad_(True)
@@ -249,9 +266,7 @@ def _train(
         step: int, rng: torch.Generator
     ) -> tuple[torch.Tensor, dict[str, float]]:
         model.train()
-        batch = task.finetune_batch(
-            "base", step, size=recipe.batch_size, seed=config.base_seed
-        )
+        batch = draw("base", step, size=recipe.batch_size, seed=config.base_seed)
         batch, weight = own_share(
             batch, accelerator.process_index, accelerator.num_processes
         )

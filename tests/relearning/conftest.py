@@ -60,6 +60,11 @@ class BlobTask(Task):
         chosen = pool[torch.randperm(len(pool), generator=rng)[:size]]
         return {key: value[chosen] for key, value in data.items()}
 
+    def retain_batch(self, split: Split, step: int, *, size: int, seed: int) -> Batch:
+        data = self.splits[split]
+        chosen = (~data["concept"]).nonzero()[:, 0][:size]
+        return {key: value[chosen] for key, value in data.items()}
+
     def evaluation_batches(self, split: Split, *, size: int) -> Iterator[Batch]:
         data = self.splits[split]
         for start in range(0, len(data["targets"]), size):

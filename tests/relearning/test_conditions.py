@@ -28,6 +28,23 @@ def test_every_combination_comes_once_and_uncut_has_no_holding():
     assert all(c.holding is None for c in wanted if c.name == "uncut")
 
 
+def test_controls_are_combined_only_where_they_differ():
+    names = ("cut", "retain_only", "never_learned")
+    wanted = conditions(names, ("lasting", "one_shot"), (0,), (4, None))
+    keys = [c.key for c in wanted if c.name != "cut"]
+    assert sorted(keys) == [
+        "never_learned-4-seed0",
+        "never_learned-all-seed0",
+        "retain_only-lasting-0-seed0",
+        "retain_only-one_shot-0-seed0",
+    ]
+    assert {c.name: c.start for c in wanted} == {
+        "cut": "cut",
+        "retain_only": "cut",
+        "never_learned": "never_learned",
+    }
+
+
 def test_a_random_cut_has_the_counts_of_the_mask_and_its_own_seed(mask: FrozenMask):
     cut, first, second = (
         Condition(name, "lasting", seed).mask(mask)
@@ -47,6 +64,7 @@ def test_a_random_cut_has_the_counts_of_the_mask_and_its_own_seed(mask: FrozenMa
         ({"name": "cutt"}, "conditions must be from .*'cutt'"),
         ({"holding": "forever"}, "holding must be one of"),
         ({"limit": 0}, "limits must be positive"),
+        ({"name": "retain_only"}, "limit must be 0 in retain_only"),
     ],
 )
 def test_wrong_conditions_are_refused(given: dict, message: str):

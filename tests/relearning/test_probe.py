@@ -1,5 +1,6 @@
 """Linear probes: planted states, direct forwards as oracle, cuts seen and not seen."""
 
+import copy
 from collections.abc import Iterator
 from typing import Any
 
@@ -40,6 +41,24 @@ def test_a_cut_of_the_outputs_inputs_leaves_the_concept_decodable(
     found = probe_conditions(task, loaded.model, mask, [Condition("cut", "lasting", 0)])
     assert [entry["condition"] for entry in found] == ["cut"]
     assert found[0]["levels"] == probe(task, loaded.model, sites)
+
+
+def test_controls_are_probed_where_their_model_is_another(
+    task: Task, loaded: LoadedModel, mask: FrozenMask
+):
+    wanted = [
+        Condition("cut", "lasting", 0),
+        Condition("retain_only", "lasting", 0, 0),
+        Condition("never_learned", None, 0),
+    ]
+    found = probe_conditions(task, loaded.model, mask, wanted)
+    assert [entry["condition"] for entry in found] == ["cut"]
+    blind = copy.deepcopy(loaded.model)
+    with torch.no_grad():
+        blind.blocks[0].linear.weight.zero_()
+    found = probe_conditions(task, loaded.model, mask, wanted, never_learned=blind)
+    assert [entry["condition"] for entry in found] == ["cut", "never_learned"]
+    assert [entry["levels"][0]["auc"] > 0.6 for entry in found] == [True, False]
 
 
 def test_cutting_the_states_themselves_brings_the_probe_to_chance(

@@ -1,5 +1,6 @@
 """The protocol: what is held, what is measured when, and going on after a kill."""
 
+import copy
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -75,6 +76,40 @@ def test_a_cut_comes_back_and_its_controls_stay(
     assert [m.examples for m in runs[0].measurements] == [0, 30, 90, 360]
     assert {run.measurements[0].distance for run in runs} == {0.0}
     assert all(run.measurements[-1].distance > 0.1 for run in runs)
+
+
+def test_without_its_examples_the_concept_stays_away_and_the_rest_is_learned(
+    task: Task, loaded: LoadedModel, mask: FrozenMask, tmp_path: Path
+):
+    wanted = conditions(("cut", "retain_only"), ("lasting",), (0,), (None,))
+    settings = replace(SETTINGS, batch_size=30, lr=0.1)
+    cut, control = relearn(task, loaded, mask, wanted, settings, tmp_path)
+    first, *_, last = control.measurements
+    assert first.scores == cut.measurements[0].scores
+    assert last.scores["recall"] == 0 < 0.8 < cut.measurements[-1].scores["recall"]
+    assert last.scores["retain_accuracy"] >= first.scores["retain_accuracy"]
+    assert last.distance > 0.1
+
+
+def test_a_model_that_never_learned_starts_from_its_own_weights(
+    task: Task, loaded: LoadedModel, mask: FrozenMask, tmp_path: Path
+):
+    """Planted: a model whose concept class is never answered learns it as any."""
+    ignorant = replace(loaded, model=copy.deepcopy(loaded.model))
+    with torch.no_grad():
+        ignorant.model.output.weight[0] = 0
+        ignorant.model.output.bias[0] = -5
+    wanted = conditions(("uncut", "never_learned"), ("lasting",), (0,), (None,))
+    with pytest.raises(UserError, match="needs a base model of its own"):
+        relearn(task, loaded, mask, wanted, SETTINGS, tmp_path / "refused")
+    settings = replace(SETTINGS, batch_size=30, lr=0.2)
+    uncut, never = relearn(
+        task, loaded, mask, wanted, settings, tmp_path, never_learned=ignorant
+    )
+    assert uncut.measurements[0].scores["recall"] > 0.9
+    assert never.measurements[0].scores["recall"] == 0
+    assert never.measurements[0].distance == 0
+    assert never.measurements[-1].scores["recall"] > 0.8
 
 
 def test_a_lasting_cut_keeps_its_weights_through_the_real_loop(

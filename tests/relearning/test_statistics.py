@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from relearning.conditions import Condition
+from relearning.conditions import WHOLE, Condition
 from relearning.records import ConditionRun, Measurement
 from relearning.statistics import describe, interval, resampled_scores
 from tasks.base import Task
@@ -44,7 +44,7 @@ def _measurement(
 def _run(
     name: str, seed: int, shares: list[float], limit: int | None = 4
 ) -> ConditionRun:
-    holding = None if name == "uncut" else "lasting"
+    holding = None if name in WHOLE else "lasting"
     moments = [_measurement(2**i - 1, share, seed) for i, share in enumerate(shares)]
     return ConditionRun(Condition(name, holding, seed, limit), moments, {}, True)
 
@@ -154,3 +154,18 @@ def test_runs_measured_at_different_steps_are_refused(task: Task):
     runs = [_run("cut", 0, [0.1, 0.2]), _run("cut", 1, [0.1])]
     with pytest.raises(ValueError, match="same steps"):
         describe(task, runs)
+
+
+def test_a_control_without_examples_is_held_to_the_uncut_model_of_most(task: Task):
+    shares = {4: [0.9, 0.9], None: [0.9, 1.0]}
+    runs = [_run("uncut", 0, curve, limit) for limit, curve in shares.items()]
+    runs += [_run("retain_only", 0, [0.0, 0.5], limit=0)]
+    runs += [_run("never_learned", 0, [0.0, 0.9], limit=4)]
+    found = describe(task, runs, n_resamples=20)
+    control, never = found["recovery"]
+    assert (control["condition"], control["limit"]) == ("retain_only", 0)
+    assert control["uncut_limit"] is None
+    assert control["points"][-1]["ratio"] == pytest.approx(0.5, abs=0.1)
+    assert (never["limit"], never["uncut_limit"]) == (4, 4)
+    alone = describe(task, runs[2:3], n_resamples=20)
+    assert alone["recovery"] == []

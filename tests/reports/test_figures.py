@@ -17,6 +17,7 @@ from reports.figures import (
     size_curve,
     training_curves,
 )
+from reports.findings import relearning_finding
 from reports.load import load_run
 from tests.reports.conftest import LIMITS, curve_results, mask_results, relearn_results
 
@@ -166,3 +167,35 @@ def test_ticks_keep_both_ends_and_stay_apart():
     assert spread([8, 9, 10, 200], 8) == [8, 200]
     assert spread([0, 1, 3, 8, 22, 60], 7) == [0, 1, 3, 8, 22, 60]
     assert spread([5], 8) == [5]
+
+
+def test_controls_stand_beside_every_number_of_examples(write_run: Any):
+    results = relearn_results()
+    of_cut = [e for e in results["summary"] if e["condition"] == "cut"]
+    shortest = [e for e in of_cut if (e["limit"], e["holding"]) == (1, "lasting")]
+    results["summary"] += [
+        entry | {"condition": "retain_only", "limit": 0, "concept": 0.25}
+        for entry in shortest
+    ]
+    results["summary"] += [
+        entry | {"condition": "never_learned", "holding": None, "concept": 0.5}
+        for entry in of_cut
+        if entry["holding"] == "lasting"
+    ]
+    first = results["recovery"][0]
+    results["recovery"] += [
+        first | {"condition": "retain_only", "limit": 0},
+        first | {"condition": "never_learned", "holding": None},
+    ]
+    run = load_run(write_run(results))
+    figure = relearning_curves(run)
+    assert len(figure.axes) == 2 * len(LIMITS)
+    for axes in figure.axes[: len(LIMITS)]:
+        curves = {line.get_label(): line.get_ydata().tolist() for line in axes.lines}
+        assert set(curves["retain only, lasting"]) == {0.25}
+        assert set(curves["never learned"]) == {0.5}
+    said = " ".join(relearning_finding(run))
+    assert "without any example of the concept, the cut model (lasting) goes" in said
+    assert "a model that never learned the concept goes from 0.500 to 0.500" in said
+    ticks = recovery_by_examples(run).axes[0].get_xticklabels()
+    assert next(tick.get_text() for tick in ticks) == "0"

@@ -93,6 +93,23 @@ def test_relearning_report_and_evaluation_follow_from_the_run_alone(
     assert "next:" in capsys.readouterr().out
 
 
+@pytest.mark.slow
+def test_without_examples_or_without_having_learned_it_the_digit_stays_away(
+    fast: list[str], tmp_path: Path
+):
+    run = trained([*fast, *MASK, "--attribution", "none"])
+    controls = ["--conditions", "uncut", "retain_only", "never_learned"]
+    where = ["--run_dir", str(tmp_path / "runs"), "--device", "cpu"]
+    flags = [*where, *RELEARN, *controls, "--mask", str(run)]
+    found = results(relearn.main(parse_config(relearn.RelearnConfig, flags)))
+    base = found["never_learned"]["heldout"]
+    assert base["concept_accuracy"] == 0 < 0.8 < base["retain_accuracy"]
+    last = {row["condition"]: row for row in found["rows"] if row["step"] == 6}
+    assert last["retain_only"]["limit"] == 0
+    assert last["retain_only"]["scores"]["concept_accuracy"] < 0.3
+    assert last["uncut"]["scores"]["concept_accuracy"] > 0.8
+
+
 def test_attribution_cuts_have_the_sizes_asked_for(fast: list[str]):
     flags = [*fast, "--methods", "gradient_margin", "random", "--sizes", "50", "200"]
     run = attribute.main(parse_config(attribute.AttributeConfig, flags))
