@@ -159,8 +159,7 @@ def resampled_scores(
     table = torch.stack([measured.counts[name].double() for name in names], dim=1)
     sums = weights @ table  # (resample, count)
     scores = [
-        task.summarise({name: row[k : k + 1] for k, name in enumerate(names)})
-        for row in sums
+        task.summarise(dict(zip(names, row.split(1), strict=True))) for row in sums
     ]
     return {name: np.array([row[name] for row in scores], float) for name in scores[0]}
 

@@ -26,10 +26,10 @@ from data.tagged import OUTSIDE, entity_type, entity_types
 from storage.errors import UserError
 from tasks.base import NO_TARGET, Batch, Head, Metric, Split, Task, TaskOptions
 from tasks.span_counts import (
+    SpanCounter,
     mean_defined,
     precision_recall_f1,
     ratio,
-    span_counts,
     sums,
 )
 from tasks.token_rows import TokenRows
@@ -305,17 +305,15 @@ class LocationsTask(Task):
 
     def _span_counts(self, targets: Tensor, predicted: Tensor) -> dict[str, Tensor]:
         types = entity_types(self.labels)
-        names = [f"{outcome}:{kind}" for kind in types for outcome in OUTCOMES]
-        counts = {name: torch.zeros(len(targets)) for name in names}
-        counts |= {f"clean_{name}": torch.zeros(len(targets)) for name in names}
-        for row in range(len(targets)):
-            labelled = targets[row] != NO_TARGET
-            gold = [self.labels[label] for label in targets[row, labelled].tolist()]
-            given = [self.labels[label] for label in predicted[row, labelled].tolist()]
-            clean = not any(entity_type(t) in self.corpus.concept_types for t in gold)
-            for (outcome, kind), n in span_counts(gold, given).items():
-                counts[f"{outcome}:{kind}"][row] = n
-                counts[f"clean_{outcome}:{kind}"][row] = n * clean
+        found = SpanCounter(self.labels, types)(
+            targets, predicted, targets != NO_TARGET
+        )
+        clean = (~self._of_concept(targets).any(1)).long()
+        counts = {}
+        for outcome in OUTCOMES:
+            for place, kind in enumerate(types):
+                counts[f"{outcome}:{kind}"] = found[outcome][:, place]
+                counts[f"clean_{outcome}:{kind}"] = found[outcome][:, place] * clean
         return counts
 
     def _ordinary_words(self) -> dict[int, list[list[int]]]:

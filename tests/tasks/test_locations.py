@@ -24,7 +24,7 @@ from storage.errors import UserError
 from tasks.base import NO_TARGET, TaskOptions
 from tasks.evaluation import evaluate
 from tasks.locations import LocationsTask
-from tasks.span_counts import span_counts
+from tasks.span_counts import SpanCounter
 
 SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]"]
 WORDS = ["in", "saw", "left", "calmly", "Ann", "Bob", "Rome", "Pa", "Yo", "New", "Acme"]
@@ -116,13 +116,20 @@ TAGS = ["O", "B-LOC", "I-LOC", "B-PER", "I-PER"]
 def test_span_outcomes_are_those_of_nervaluate(pairs):
     gold = [[g for g, _ in sentence] for sentence in pairs]
     predicted = [[p for _, p in sentence] for sentence in pairs]
+    seq = max(len(sentence) for sentence in pairs)
+    counts = SpanCounter(TAGS, ["LOC", "PER"])(
+        *(
+            torch.tensor(
+                [[*map(TAGS.index, tags), *[0] * (seq - len(tags))] for tags in side]
+            )
+            for side in (gold, predicted)
+        ),
+        torch.tensor([[i < len(tags) for i in range(seq)] for tags in gold]),
+    )
     ours = {
-        (outcome, kind): sum(
-            span_counts(g, p).get((outcome, kind), 0)
-            for g, p in zip(gold, predicted, strict=True)
-        )
+        (outcome, kind): int(counts[outcome][:, place].sum())
         for outcome in ("tp", "fp", "fn")
-        for kind in ("LOC", "PER")
+        for place, kind in enumerate(("LOC", "PER"))
     }
     theirs = Evaluator(gold, predicted, tags=["LOC", "PER"], loader="list").evaluate()
     strict = theirs["overall"]["strict"]
@@ -133,6 +140,15 @@ def test_span_outcomes_are_those_of_nervaluate(pairs):
     assert sum(ours[o, k] for o in ("tp", "fp") for k in ("LOC", "PER")) == (
         strict.actual
     )
+
+
+def test_later_pieces_of_a_word_do_not_split_its_entity():
+    gold = torch.tensor([[1, NO_TARGET, 2, NO_TARGET, 0, 3]])
+    given = torch.tensor([[1, 0, 2, 3, 0, 0]])  # what is said of later pieces is void
+    counts = SpanCounter(TAGS, ["LOC", "PER"])(gold, given, gold != NO_TARGET)
+    assert counts["tp"].tolist() == [[1, 0]]
+    assert counts["fp"].tolist() == [[0, 0]]
+    assert counts["fn"].tolist() == [[0, 1]]
 
 
 def test_scores_worked_out_by_hand(tokenizer):
