@@ -4,8 +4,15 @@ from collections.abc import Sequence
 from dataclasses import fields, replace
 from typing import Any, Protocol
 
+from masks.frozen_mask import FrozenMask
+from masks.mask_set import MaskSet
+from models.architectures import sites_of
+from models.loading import LoadedModel
+from models.sites import Site
 from scripts.mask_training import MaskSettings
 from storage.errors import UserError
+from tasks.base import Task
+from tasks.registry import TASKS
 
 REAL_ENCODER = MaskSettings()
 """CALIBRATION: soft top-k, margin hinge, KL to the uncut model on the other words."""
@@ -24,7 +31,13 @@ RECIPES: dict[str, MaskSettings] = {
         batch_size=24,
     ),
     "mnist": MaskSettings(
-        ablation="mean", k_min=20.0, k_max=1000.0, batch_size=256, retain_weight=4.0
+        ablation="mean",
+        margin_floor=6.0,
+        retain_weight=6.0,
+        k_min=100.0,
+        k_max=1500.0,
+        n_steps=1500,
+        batch_size=128,
     ),
 }
 OF_MODEL: dict[tuple[str, str], MaskSettings] = {
@@ -90,3 +103,39 @@ def settings_of(config: Any, n_units: int) -> MaskSettings:
             f"{settings.target_ablated:g}"
         )
     return settings
+
+
+def plan(
+    config: Any, superset: FrozenMask | None, loaded: LoadedModel
+) -> tuple[tuple[Site, ...], MaskSettings]:
+    """What is cut and how; `config` is that of `train_mask`.
+
+    Raises:
+        UserError: When the model or the task cannot follow a flag.
+    """
+    units = units_of(config)
+    sites = sites_of(loaded.model, units, config.layers or None)
+    n_units = sum(site.n_units for site in sites)
+    if config.n_ablated is not None and config.n_ablated > n_units:
+        raise UserError(
+            f"--n_ablated must be at most the {n_units} units of {' and '.join(units)} "
+            f"in {config.model_name}, got {config.n_ablated}"
+        )
+    settings = settings_of(config, n_units)
+    if settings.ablation == "counterfactual" and not _has_pairs(config.task):
+        able = " and ".join(name for name in TASKS if _has_pairs(name))
+        raise UserError(
+            f"--ablation counterfactual needs paired inputs, which {able} have and "
+            f"{config.task} has not; use mean or zero"
+        )
+    if settings.per_position and TASKS[config.task].head == "image_classification":
+        raise UserError(
+            f"--per_position needs a sequence, which --task {config.task} has not; "
+            "leave it out"
+        )
+    MaskSet(sites, settings.gate, settings.gate_settings(), trainable=superset)
+    return sites, settings
+
+
+def _has_pairs(task: str) -> bool:
+    return TASKS[task].counterfactual is not Task.counterfactual
