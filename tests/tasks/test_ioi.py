@@ -97,6 +97,19 @@ def test_preferring_names_met_once_is_right_and_names_met_twice_is_wrong(
     assert (often["accuracy"], often["logit_difference"]) == (0, -3)
 
 
+def test_an_answer_counts_as_four_tokens_in_training(task: IoiTask, tokenizer: Any):
+    batch = task.finetune_batch("base", 0, size=16, seed=0)
+    model = Counting(len(tokenizer), lambda times: torch.where(times > 0, 1.0, 0.0))
+    logits = model(**task.inputs(batch)).logits
+    where = batch["targets"] != NO_TARGET
+    times = (1 + 3 * batch["concept"].long())[where]
+    expected = nn.functional.cross_entropy(
+        logits[where].repeat_interleave(times, 0),
+        batch["targets"][where].repeat_interleave(times),
+    )
+    torch.testing.assert_close(task.finetune_loss(model, batch), expected)
+
+
 def test_scores_do_not_depend_on_the_batch_size(task: IoiTask, tokenizer: Any):
     model = Counting(len(tokenizer), lambda n: n)
     assert scores(task, model, size=11) == pytest.approx(scores(task, model, size=100))
