@@ -8,7 +8,6 @@ line of curve.jsonl; a killed run goes on where it stopped. About two hours on o
 for three seeds; ends with a table a size.
 """
 
-import json
 import os
 import sys
 from collections.abc import Iterator
@@ -22,6 +21,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from attribution.registry import METHODS
+from benchmarks.curve import Curve
 from masks.frozen_mask import FrozenMask
 from models.architectures import sites_of
 from reports.tables import format_table
@@ -56,28 +56,6 @@ class CurveConfig(TaskConfig):
     methods: list[str] = flag(
         [*LEARNED, *(m for m in METHODS if m != "random"), "random"], "rankings"
     )
-
-
-@dataclass(frozen=True)
-class Curve:
-    """Finished lines of curve.jsonl."""
-
-    path: Path
-
-    def rows(self) -> list[dict[str, Any]]:
-        """Every line so far."""
-        if not self.path.exists():
-            return []
-        return [json.loads(line) for line in self.path.read_text().splitlines()]
-
-    def has(self, **key: Any) -> bool:
-        """Whether a line with these values is there."""
-        return any(key.items() <= row.items() for row in self.rows())
-
-    def add(self, row: dict[str, Any]) -> None:
-        """Append one line."""
-        with self.path.open("a") as file:
-            file.write(json.dumps(row) + "\n")
 
 
 def ranking(

@@ -25,8 +25,8 @@ from torch import Tensor, nn
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from attribution.registry import METHODS
+from benchmarks.curve import Curve
 from benchmarks.greedy_edges import Images, greedy_edges
-from benchmarks.locations_curve import Curve
 from benchmarks.mnist_models import base_model, without_concept
 from benchmarks.published_mask import published_mask
 from masks.frozen_mask import FrozenMask

@@ -17,7 +17,7 @@ from data.ioi_words import NAMES
 from models.tokenizer_training import train_tokenizer
 from storage.errors import UserError
 from tasks.base import NO_TARGET, Batch, TaskOptions
-from tasks.ioi import IoiTask
+from tasks.ioi import ANSWER_WEIGHT, IoiTask
 from tasks.ioi_rows import KINDS
 
 SPLITS = ("base", "mask", "tune", "relearn", "heldout")
@@ -97,12 +97,12 @@ def test_preferring_names_met_once_is_right_and_names_met_twice_is_wrong(
     assert (often["accuracy"], often["logit_difference"]) == (0, -3)
 
 
-def test_an_answer_counts_as_four_tokens_in_training(task: IoiTask, tokenizer: Any):
+def test_an_answer_counts_as_several_tokens_in_training(task: IoiTask, tokenizer: Any):
     batch = task.finetune_batch("base", 0, size=16, seed=0)
     model = Counting(len(tokenizer), lambda times: torch.where(times > 0, 1.0, 0.0))
     logits = model(**task.inputs(batch)).logits
     where = batch["targets"] != NO_TARGET
-    times = (1 + 3 * batch["concept"].long())[where]
+    times = (1 + (int(ANSWER_WEIGHT) - 1) * batch["concept"].long())[where]
     expected = nn.functional.cross_entropy(
         logits[where].repeat_interleave(times, 0),
         batch["targets"][where].repeat_interleave(times),
