@@ -1,15 +1,19 @@
 """What every script needs first: the task's data, the network and its device."""
 
 import json
-from dataclasses import asdict, dataclass, field
+import shlex
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from accelerate import Accelerator
 
+from data.hub import HUB_PREFIX
 from models.loading import LoadedModel
 from storage.errors import UserError
+from storage.run_directory import DEFAULT_PARENT
 from tasks.base import Corpus, Task, TaskOptions
 from tasks.evaluation import References
 from tasks.registry import TASKS
@@ -69,7 +73,7 @@ class TaskConfig:
     seed: int = flag(0, "seed of batches, gates and controls")
     device: str | None = flag(None, "cpu, cuda, ...; default: what accelerate finds")
     mixed_precision: Literal["no", "bf16"] = flag("no", "arithmetic of the model")
-    run_dir: Path = flag(Path("runs"), "parent folder of the run directories")
+    run_dir: Path = flag(DEFAULT_PARENT, "parent folder of the run directories")
 
     def __post_init__(self) -> None:
         if self.task not in TASKS:
@@ -103,6 +107,77 @@ class TaskConfig:
             label_piece=label_piece,
             split_seed=self.split_seed,
         )
+
+
+_ONLY_FOR = {
+    "labels_file": ("locations",),
+    "concept": ("locations", "mnist"),
+    "concept_values": ("toxicity",),
+    "retain_data": ("toxicity",),
+}
+"""Tasks that read a flag, where not all do."""
+_OF_DATA = (
+    *("data_format", "labels_file", "retain_data", "text_column", "label_column"),
+    *("concept_values", "hub_config", "hub_revision"),
+)
+"""Flags about `--data`; built-in data know none of them."""
+
+
+def check_data_flags(config: TaskConfig) -> None:
+    """Refuse flags that the task or its data would leave unread.
+
+    Raises:
+        UserError: When there is one, naming it and what reads it.
+    """
+    defaults = {f.name: f.default for f in fields(TaskConfig)}
+    given = [
+        name
+        for name in (*_OF_DATA, "concept")
+        if getattr(config, name) not in (defaults[name], [])
+    ]
+    for name in given:
+        tasks = _ONLY_FOR.get(name, tuple(TASKS))
+        if config.task not in tasks:
+            raise UserError(
+                f"--{name} belongs to --task {' or '.join(tasks)}, got --task "
+                f"{config.task}; leave it out"
+            )
+        if name in _OF_DATA and config.data is None:
+            raise UserError(
+                f"--{name} describes --data, which is not given; name a file, or "
+                "leave it out"
+            )
+        if name.startswith("hub_") and not str(config.data).startswith(HUB_PREFIX):
+            raise UserError(
+                f"--{name} describes --data {HUB_PREFIX}owner/name, got --data "
+                f"{config.data}; leave it out"
+            )
+
+
+def task_flags(config: TaskConfig) -> dict[str, Any]:
+    """The task flags of `config` that differ from their defaults, seeds excepted."""
+    default = TaskConfig()
+    own = {"seed", "device", "mixed_precision"}
+    return {
+        f.name: getattr(config, f.name)
+        for f in fields(TaskConfig)
+        if f.name not in own and getattr(config, f.name) != getattr(default, f.name)
+    }
+
+
+def where(config: TaskConfig) -> dict[str, Any]:
+    """The flag that names the parent of the runs, if it is not the usual one."""
+    usual = config.run_dir == DEFAULT_PARENT
+    return {} if usual else {"run_dir": config.run_dir}
+
+
+def command(script: str, flags: Mapping[str, Any]) -> str:
+    """A command line to paste into a shell."""
+    words = ["python", f"scripts/{script}.py"]
+    for name, value in flags.items():
+        values = value if isinstance(value, list) else [value]
+        words += [f"--{name}", *map(str, values)]
+    return shlex.join(words)
 
 
 @dataclass(frozen=True)

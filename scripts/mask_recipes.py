@@ -133,7 +133,13 @@ def plan(
             f"--per_position needs a sequence, which --task {config.task} has not; "
             "leave it out"
         )
-    MaskSet(sites, settings.gate, settings.gate_settings(), trainable=superset)
+    if superset is not None and superset.sites != sites:
+        raise UserError(
+            "--superset must be a mask of the units that are trained, got one of "
+            f"{', '.join(site.name for site in superset.sites)}; repeat its --units, "
+            "--layers and --model"
+        )
+    MaskSet(sites, settings.gate, settings.gate_settings())  # refuses its settings
     return sites, settings
 
 

@@ -208,7 +208,7 @@ def show(results: Mapping[str, Any], path: Path) -> None:
     ]
     print(
         f"\n{results['task']} on {results['model']}: {results['n_ablated']} of "
-        f"{results['n_units']} {' '.join(results['units'])} ablated, held-out data"
+        f"{results['n_units']} {' and '.join(results['units'])} ablated, held-out data"
     )
     print(format_table(table, ["model", "ablated", *wanted]))
     better = "higher" if concept["higher_is_better"] else "lower"

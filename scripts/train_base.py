@@ -31,8 +31,11 @@ from scripts.experiment import (
     Experiment,
     TaskConfig,
     canonical_json,
+    check_data_flags,
+    command,
     make_accelerator,
     options_dict,
+    task_flags,
 )
 from storage.atomic import read_json, told_to_the_user, write_json
 from storage.cache import cache_folder, content_hash
@@ -78,7 +81,7 @@ RECIPES: dict[tuple[str, str], Recipe] = {
         1200, 32, 2e-3, 0.01, "cosine", 50, "word", 1000, 2, 128, 4, 128
     ),
     ("ioi", "tiny-decoder"): Recipe(
-        600, 64, 3e-3, 0.01, "cosine", 30, "word", 4096, 2, 128, 4, 128
+        700, 64, 3e-3, 0.01, "late", 30, "word", 4096, 2, 128, 8, 128
     ),
     ("toxicity", "tiny-decoder"): Recipe(
         600, 32, 3e-3, 0.01, "cosine", 30, "word", 4096, 2, 128, 4, 128
@@ -103,18 +106,25 @@ def recipe_for(config: TaskConfig) -> Recipe:
     if config.task == "toxicity" and name == "tiny-decoder" and config.data:
         recipe = USER_TEXT_RECIPE
     if config.task == "mnist" and config.data:
-        recipe = replace(recipe, n_steps=12_000)
+        recipe = replace(recipe, n_steps=12_000, d_hidden=128, schedule="linear")
     if config.base_steps is not None:
-        recipe = replace(recipe, n_steps=config.base_steps)
+        warmup = min(recipe.warmup, config.base_steps - 1)
+        recipe = replace(recipe, n_steps=config.base_steps, warmup=warmup)
     if config.base_lr is not None:
         recipe = replace(recipe, lr=config.base_lr)
     return replace(recipe, max_positions=max(recipe.max_positions, config.max_length))
 
 
-def prepare(config: TaskConfig, *, without_concept: bool = False) -> Experiment:
+def prepare(
+    config: TaskConfig,
+    *,
+    check: Callable[[LoadedModel], Any] | None = None,
+    without_concept: bool = False,
+) -> Experiment:
     """Task and base model of `config`, trained or taken from the cache.
 
     Args:
+        check: Gets the model before it is trained, to refuse flags that do not fit it.
         without_concept: Leave out the examples of `base` that hold the concept: the
             same model, that never learned it. A pretrained model may know it from
             before.
@@ -122,6 +132,7 @@ def prepare(config: TaskConfig, *, without_concept: bool = False) -> Experiment:
     Raises:
         UserError: When the data, the model or a flag is wrong; before any training.
     """
+    check_data_flags(config)
     accelerator = make_accelerator(config)
     task_class = TASKS[config.task]
     check_head(config)
@@ -129,6 +140,8 @@ def prepare(config: TaskConfig, *, without_concept: bool = False) -> Experiment:
     recipe = recipe_for(config)
     loaded = _load(config, corpus, recipe)
     task = _task(config, corpus, loaded)
+    if check is not None:
+        check(loaded)
     base: dict[str, Any] = {}
     if _needs_training(config, loaded):
         key = content_hash(
@@ -336,7 +349,8 @@ def main(config: TrainBaseConfig) -> dict[str, Any]:
     print(format_table(rows, ["score", "held out"]))
     if "folder" in base:
         print(f"trained in {base['seconds']} s; kept in {base['folder']}")
-    print(f"next: python scripts/train_mask.py --task {config.task}")
+    flags = {"task": config.task} | task_flags(config)
+    print(f"next: {command('train_mask', flags)}")
     return base
 
 

@@ -13,6 +13,7 @@ import math
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -27,10 +28,9 @@ from masks.gating import gated
 from masks.mask_set import MaskSet
 from masks.registry import GATES
 from masks.unit_maps import unit_maps
-from models.architectures import sites_of
 from models.sites import UNIT_KINDS, Site
-from scripts.experiment import Experiment, TaskConfig, flag
-from scripts.mask_recipes import settings_of, units_of
+from scripts.experiment import Experiment, TaskConfig, command, flag, where
+from scripts.mask_recipes import plan
 from scripts.mask_scores import (
     Scored,
     attribution_scores,
@@ -159,6 +159,11 @@ class TrainMaskConfig(TaskConfig):
             raise UserError(
                 "--concept_objective kl keeps the concept: use --direction isolate"
             )
+        if self.direction == "isolate" and self.concept_objective not in (None, "kl"):
+            raise UserError(
+                f"--concept_objective {self.concept_objective} removes the concept: "
+                "--direction isolate, which keeps it, needs kl"
+            )
         if "weights" in self.units and self.ablation == "counterfactual":
             raise UserError(
                 "--units weights cannot be ablated with counterfactual values"
@@ -178,9 +183,11 @@ def main(config: TrainMaskConfig) -> Path:
         run = RunDirectory.open(config.resume)
         if run.is_finished:
             raise UserError(f"{run.path} is finished; start a new run without --resume")
-    experiment = prepare(config)
-    sites = _sites(config, experiment)
-    settings = settings_of(config, sum(site.n_units for site in sites))
+    else:
+        RunDirectory.check(config.run_dir, config.name)
+    superset = FrozenMask.load(config.superset) if config.superset else None
+    experiment = prepare(config, check=partial(plan, config, superset))
+    sites, settings = plan(config, superset, experiment.loaded)
     resumed = run is not None
     if run is None:
         run = RunDirectory.create(
@@ -194,7 +201,6 @@ def main(config: TrainMaskConfig) -> Path:
 
     # train the gates, with the model frozen
     ablated = ablation_values(experiment, sites, settings)
-    superset = FrozenMask.load(config.superset) if config.superset else None
     start = latest_step(run.checkpoint_path) if resumed else None
     tracker = Tracker(run, resume_step=start)
     masks = train_gates(
@@ -219,23 +225,12 @@ def main(config: TrainMaskConfig) -> Path:
     mask.save(run.path)
     write_tensors(run.path / "ranking.safetensors", ranking, {"polarity": "high keeps"})
     results = _results(config, experiment, settings, masks, mask, ranking, ablated)
+    results["next"] = command("relearn", {"mask": run.path, **where(config)})
     tracker.hparams(config_dict(config), results["scores"]["cut"])
     tracker.close()
     run.write_results(results)
     show(results, run.path)
     return run.path
-
-
-def _sites(config: TrainMaskConfig, experiment: Experiment) -> tuple[Site, ...]:
-    units = units_of(config)
-    sites = sites_of(experiment.loaded.model, units, config.layers or None)
-    n_units = sum(site.n_units for site in sites)
-    if config.n_ablated is not None and config.n_ablated > n_units:
-        raise UserError(
-            f"--n_ablated {config.n_ablated} is more than the {n_units} units of "
-            f"{' '.join(units)} in {config.model_name}"
-        )
-    return sites
 
 
 def _watch(tracker: Tracker, settings: MaskSettings) -> Any:
@@ -397,7 +392,6 @@ def _results(
         "concept_metric": vars(task.concept_metric),
         "retain_metric": vars(task.retain_metric),
         "base": experiment.base,
-        "next": "python scripts/relearn.py",
     }
 
 

@@ -15,7 +15,14 @@ from typing import Any
 
 import torch
 
-from storage.atomic import jsonable, read_json, told_to_the_user, write_json, write_text
+from storage.atomic import (
+    jsonable,
+    read_json,
+    temporary_name,
+    told_to_the_user,
+    write_json,
+    write_text,
+)
 from storage.errors import UserError
 from storage.processes import by_first, is_first, n_processes
 
@@ -69,6 +76,15 @@ class RunDirectory:
         parent = DEFAULT_PARENT if parent is None else parent
         content = {"kind": kind, **config}
         return cls(by_first(lambda: _make(parent, name, task, model, content)))
+
+    @classmethod
+    def check(cls, parent: Path | None, name: Path | None = None) -> None:
+        """Whether `create` could make this run now; asked before long work.
+
+        Raises:
+            UserError: As in `create`.
+        """
+        by_first(lambda: _check_new(parent or DEFAULT_PARENT, name))
 
     @classmethod
     def open(cls, path: Path) -> "RunDirectory":
@@ -217,16 +233,31 @@ def _make(
 ) -> Path:
     """The folder of a new run, with its first two files."""
     path = parent / (name or _generated_name(task, model))
+    _check_new(parent, name)
     with told_to_the_user(path):
         path.mkdir(parents=True, exist_ok=True)
-        if any(path.iterdir()):
-            raise UserError(
-                f"run folder {path} exists and is not empty; choose another name, "
-                "or continue it with --resume"
-            )
     write_json(path / _CONFIG, config)
     write_json(path / _ENVIRONMENT, {"seed": config.get("seed"), **_environment()})
     return path
+
+
+def _check_new(parent: Path, name: Path | None) -> None:
+    """Refuse a folder that is in use, and a parent that cannot be written to."""
+    if name is not None:
+        path = parent / name
+        with told_to_the_user(path):
+            if path.exists() and any(path.iterdir()):
+                raise UserError(
+                    f"run folder {path} exists and is not empty; choose another name, "
+                    "or continue it with --resume"
+                )
+    probe = temporary_name(parent / "probe")
+    with told_to_the_user(parent):
+        parent.mkdir(parents=True, exist_ok=True)
+        try:
+            probe.write_bytes(bytes(4096))
+        finally:
+            probe.unlink(missing_ok=True)
 
 
 def _read_object(path: Path) -> dict[str, Any]:

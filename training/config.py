@@ -83,7 +83,9 @@ def run_script(main: Callable[[T], Any], config_class: type[T]) -> None:
     except UserError as error:
         _leave(2, f"error: {error}")
     except KeyboardInterrupt as error:
-        hint = str(error) or "if the run had begun, continue it with --resume RUN"
+        names = {field.name for field in fields(config_class)}  # type: ignore[arg-type]
+        again = "if the run had begun, continue it with --resume RUN"
+        hint = str(error) or (again if "resume" in names else "start it again")
         _leave(130, f"interrupted: {hint}")
 
 

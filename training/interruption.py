@@ -43,5 +43,7 @@ def interruption(step: int, checkpoints: Path | None) -> KeyboardInterrupt:
     """The exception that ends a stopped loop and says how to go on."""
     if checkpoints is None:
         return KeyboardInterrupt(f"{step} steps were done, none of them is saved")
-    run = run_holding(checkpoints) or checkpoints
+    run = run_holding(checkpoints)
+    if run is None:
+        return KeyboardInterrupt(f"{step} steps are saved; the same command goes on")
     return KeyboardInterrupt(f"{step} steps are saved; continue with --resume {run}")

@@ -52,6 +52,12 @@ def refused(
         (["--attribution", "guess"], "gradient_margin"),
         (["--superset", "no_such_run"], "no_such_run"),
         (["--resume", "no_such_run"], "no_such_run"),
+        (["--labels_file", "labels.txt"], "--task locations"),
+        (["--retain_data", "more.txt"], "--task toxicity"),
+        (["--text_column", "text"], "--data"),
+        (["--data", "x", "--hub_config", "en"], "hub:"),
+        (["--direction", "isolate", "--concept_objective", "ascent"], "kl"),
+        (["--ablation", "mean", "--per_position"], "sequence"),
     ],
 )
 def test_wrong_flags_of_train_mask_are_refused(
@@ -103,6 +109,44 @@ def test_an_unwritable_run_folder_is_refused_before_training(
     file.write_text("")
     flags = [*fast, "--run_dir", str(file)]
     assert "a_file" in refused(train_mask, MASK, flags, monkeypatch, capsys)
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        ["--layers", "7"],
+        ["--n_ablated", "999999"],
+        ["--units", "neurons", "--k_max", "99"],
+    ],
+)
+def test_flags_that_do_not_fit_the_model_are_refused_before_it_is_trained(
+    flags: list[str],
+    fast: list[str],
+    cache: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+):
+    before = set(cache.rglob("*"))
+    untrained = ["--base_steps", "7", *flags]
+    refused(train_mask, MASK, [*fast, *untrained], monkeypatch, capsys)
+    assert set(cache.rglob("*")) == before
+
+
+def test_a_name_in_use_is_refused_before_training_and_its_run_stays(
+    fast: list[str],
+    tmp_path: Path,
+    cache: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+):
+    used = tmp_path / "runs" / "mine"
+    used.mkdir(parents=True)
+    (used / "results.json").write_text("{}")
+    before = set(cache.rglob("*"))
+    flags = [*fast, "--base_steps", "7", "--name", "mine"]
+    assert "mine" in refused(train_mask, MASK, flags, monkeypatch, capsys)
+    assert set(cache.rglob("*")) == before
+    assert [path.name for path in used.iterdir()] == ["results.json"]
 
 
 def test_scripts_without_a_run_say_what_to_do_first(

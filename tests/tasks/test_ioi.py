@@ -176,6 +176,12 @@ def test_counterfactual_prompts_differ_at_the_three_names_only(task: IoiTask):
         assert changed[i].nonzero()[:, 0].tolist() == sorted(places)
 
 
+def test_texts_alone_are_their_own_counterfactuals(task: IoiTask):
+    for batch in task.evaluation_batches("tune", size=1):
+        if not of_kind(batch, "ioi").any():
+            assert task.counterfactual(batch)["input_ids"].equal(batch["input_ids"])
+
+
 def test_prompts_without_a_counterpart_get_one_of_three_names(
     corpus: IoiCorpus, tokenizer: Any
 ):
