@@ -13,7 +13,7 @@ import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -52,7 +52,7 @@ class CurveConfig(TaskConfig):
     out: Path = flag(Path("build/curve"), "folder of curve.jsonl and the rankings")
     seeds: list[int] = flag([0, 1, 2], "seeds of base model, batches and gates")
     sizes: list[int] = flag([8, 12, 24, 50, 100, 200], "units cut")
-    ablations: list[Literal["zero", "mean"]] = flag(["zero", "mean"], "cut values")
+    ablations: list[str] = flag(["zero", "mean"], "cut values: zero, mean")
     methods: list[str] = flag(
         [*LEARNED, *(m for m in METHODS if m != "random"), "random"], "rankings"
     )
@@ -85,9 +85,8 @@ def one_seed(config: CurveConfig, curve: Curve, seed: int) -> None:
         scored = score(experiment, None)
         curve.add({"seed": seed, "method": "uncut", "n": 0, "scores": scored.scores})
     for ablation in config.ablations:
-        settings: Any = replace(
-            REAL_ENCODER, ablation=ablation, mean_over="retain", seed=seed
-        )
+        kind: Any = ablation  # checked in `main`
+        settings = replace(REAL_ENCODER, ablation=kind, mean_over="retain", seed=seed)
         empty = FrozenMask.exactly_k(
             {site.name: torch.zeros(site.n_units) for site in sites},
             sites,
@@ -144,6 +143,8 @@ def main(config: CurveConfig) -> None:
     folder = os.environ.get("CIRCUITCUT_DATA")
     if folder is None and config.data is None:
         raise UserError("set CIRCUITCUT_DATA to the data folder, or give --data")
+    if wrong := set(config.ablations) - {"zero", "mean"}:
+        raise UserError(f"--ablations must be zero or mean, got {sorted(wrong)}")
     data = config.data or str(Path(folder or "") / "wikigold" / "wikigold.conll.txt")
     config = replace(config, task="locations", model="minilm", data=data)
     config.out.mkdir(parents=True, exist_ok=True)

@@ -21,7 +21,11 @@ TINY = MaskSettings(ablation="mean", k_min=8.0, k_max=320.0, lr=0.2)
 RECIPES: dict[str, MaskSettings] = {
     "locations": REAL_ENCODER,
     "ioi": MaskSettings(
-        concept_objective="uniform", k_min=1.0, k_max=64.0, retain_weight=4.0
+        ablation="mean",
+        concept_objective="uniform",
+        k_min=1.0,
+        k_max=64.0,
+        retain_weight=4.0,
     ),
     "toxicity": MaskSettings(
         concept_objective="ascent",
