@@ -90,7 +90,7 @@ RECIPES: dict[tuple[str, str], Recipe] = {
 }
 # A corpus of one's own is larger and its vocabulary open.
 USER_TEXT_RECIPE = Recipe(
-    4000, 32, 2e-3, 0.01, "cosine", 100, "bpe", 4096, 4, 128, 4, 128
+    1500, 32, 3e-3, 0.01, "cosine", 100, "bpe", 4096, 4, 128, 4, 128
 )
 
 
