@@ -181,7 +181,9 @@ def relearning_curves(run: Run) -> Figure:
         top.set_title(f"{limit_name(limit)} example{plural}")
         bottom.set_xlabel(f"step (the last\nis example {most:,})")
     handles, labels = grid[0][0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside upper center", ncols=len(labels))
+    figure.legend(
+        handles, labels, loc="outside upper center", ncols=min(len(labels), 3)
+    )
     return figure
 
 

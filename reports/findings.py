@@ -67,6 +67,8 @@ def relearning_finding(run: Run) -> list[str]:
             f"{condition_name(entry)}: the concept is back at {recovered}; the rest is "
             f"at {rest}, in the uncut model at {uncut}."
         )
+    if note := run.results.get("words_note"):
+        said.append(note)
     return said or ["No recovery: cut and uncut models were not both run."]
 
 

@@ -21,6 +21,7 @@ from reports.tables import (
     relearning_rows,
     score_rows,
     site_rows,
+    word_rows,
 )
 from storage.atomic import write_text
 
@@ -187,6 +188,7 @@ def _relearn_tables(results: Mapping[str, Any]) -> list[Table]:
         ("Scores before and after relearning", relearning_rows(results)),
         ("Linear probes right after the cut", probe_rows(results)),
         ("Where the concept is after relearning", location_rows(results)),
+        ("What the concept's top units respond to", word_rows(results)),
     ]
 
 

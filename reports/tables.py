@@ -183,6 +183,45 @@ def location_rows(results: Mapping[str, Any]) -> list[Row]:
     return rows
 
 
+def word_rows(results: Mapping[str, Any]) -> list[Row]:
+    """One row a top unit before the cut or after relearning, with its top words.
+
+    Of the cut that was relearned from most examples, and of its first seed.
+    """
+    found = [entry for entry in results.get("after") or [] if entry.get("words")]
+    if not found:
+        return []
+    most = max(
+        found, key=lambda entry: math.inf if entry["limit"] is None else entry["limit"]
+    )
+    moments = {"before": "before the cut", "after": "after relearning"}
+    tops: dict[tuple[str, int], list[Any]] = {}
+    for unit in most["words"]:
+        tops.setdefault((unit["site"], unit["unit"]), []).append(unit)
+    return [
+        {
+            "unit": f"{_layer(unit['layer'])}, {unit['kind']} {unit['unit']}",
+            "at the top": " and ".join(moments[entry["top"]] for entry in same),
+            "ablated": "yes" if unit["ablated"] else "no",
+            **{
+                f"words {words}": _words(unit["words"][moment])
+                for moment, words in moments.items()
+            },
+        }
+        for same in tops.values()
+        for unit in same[:1]
+    ]
+
+
+def _layer(layer: int) -> str:
+    return "embeddings" if layer < 0 else f"layer {layer}"
+
+
+def _words(entries: Sequence[Mapping[str, Any]]) -> str:
+    shown = [f"{e['word']} ({format_cell(e['activation'])})" for e in entries]
+    return ", ".join(shown) or "none: constant"
+
+
 def condition_name(entry: Mapping[str, Any]) -> str:
     """`cut, lasting`; the uncut model has no holding."""
     parts = [entry["condition"], entry.get("holding")]

@@ -11,33 +11,26 @@ example of the concept, and never_learned, a model that was trained without them
 """
 
 import sys
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor, nn
-
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from attribution.registry import METHODS
 from masks.frozen_mask import FrozenMask
 from relearning.conditions import CONDITIONS, HOLDINGS, Condition, conditions
 from relearning.probe import probe_conditions
 from relearning.protocol import RelearnSettings, relearn
-from relearning.redistribution import redistribution
 from relearning.statistics import describe
 from reports.tables import format_table, recovery_rows, relearning_rows
 from scripts.evaluate import from_run
-from scripts.experiment import Experiment, TaskConfig, flag, make_accelerator
-from scripts.mask_recipes import settings_of
-from scripts.mask_training import ablation_values, train_gates
+from scripts.experiment import TaskConfig, flag, make_accelerator
+from scripts.relearn_after import Whereabouts
 from scripts.train_base import prepare
-from scripts.train_mask import TrainMaskConfig
 from storage.errors import UserError
 from storage.processes import by_first
 from storage.run_directory import RunDirectory
-from training.config import config_dict, parse_config, run_script
+from training.config import config_dict, run_script
 from training.tracking import Tracker
 
 
@@ -72,7 +65,9 @@ class RelearnConfig(TaskConfig):
     )
     n_evaluations: int = flag(4, "measured moments after step 0")
     probe: bool = flag(True, "linear probes on the hidden states right after the cut")
-    redistribute: bool = flag(True, "rank the units again after relearning")
+    redistribute: bool = flag(
+        True, "rank the units again after relearning, with the top units' words"
+    )
     fresh_mask: bool = flag(False, "train a fresh mask after relearning (slow)")
     allow_other_weights: bool = flag(False, "apply the mask to other weights")
     resume: Path | None = flag(None, "continue this unfinished relearning run")
@@ -166,22 +161,7 @@ def main(config: RelearnConfig) -> Path:
         )
     tracker = Tracker(run)
 
-    def at_end(
-        condition: Condition, model: nn.Module, held: FrozenMask | None
-    ) -> dict[str, Any]:
-        if condition.name != "cut" or not config.redistribute:
-            return {}
-        del held
-        fresh = _fresh_mask(experiment, mask, mask_path) if config.fresh_mask else None
-        found = redistribution(
-            lambda network: _rank(experiment, network, mask),
-            loaded.model,
-            model,
-            mask,
-            fresh_mask=fresh,
-        )
-        return {"redistribution": found}
-
+    whereabouts = Whereabouts(experiment, mask, mask_path, config.fresh_mask)
     runs = relearn(
         task,
         loaded,
@@ -192,7 +172,7 @@ def main(config: RelearnConfig) -> Path:
         never_learned=other,
         resume=resumed,
         accelerator=experiment.accelerator,
-        at_end=at_end,
+        at_end=whereabouts if config.redistribute else None,
         on_log=lambda condition, step, numbers: tracker.scalars(
             step, {f"{condition.key}/{name}": v for name, v in numbers.items()}
         ),
@@ -223,51 +203,12 @@ def main(config: RelearnConfig) -> Path:
             for r in runs
             if r.at_end
         ],
+        "words_note": whereabouts.words_note,
         "next": f"python scripts/report.py --runs {mask_path} {run.path}",
     }
     run.write_results(results)
     _show(results, run.path)
     return run.path
-
-
-def _rank(
-    experiment: Experiment, network: nn.Module, mask: FrozenMask
-) -> Mapping[str, Tensor]:
-    """The fresh ranking by mean difference (Lo et al. 2024)."""
-    return METHODS["probeless"](
-        experiment.task,
-        network,
-        mask.sites,
-        mask.ablated,
-        split="relearn",
-        n_batches=16,
-        size=16,
-        seed=0,
-        special_ids=experiment.loaded.special_ids,
-    )
-
-
-def _fresh_mask(experiment: Experiment, mask: FrozenMask, path: Path) -> Any:
-    """A function that trains a mask like the first one on another network."""
-    first: TrainMaskConfig = parse_config(
-        TrainMaskConfig, ["--config", str(path / "config.json")]
-    )
-    settings = settings_of(first, mask.n_units)
-
-    def train(network: nn.Module) -> FrozenMask:
-        moved = replace(experiment, loaded=replace(experiment.loaded, model=network))
-        ablated = ablation_values(moved, mask.sites, settings)
-        masks = train_gates(moved, mask.sites, ablated, settings, progress="fresh mask")
-        return FrozenMask.exactly_k(
-            masks.split(masks.ranking().detach().cpu()),
-            mask.sites,
-            ablated,
-            n_ablated=mask.n_ablated,
-            special_ids=mask.special_ids,
-            provenance=mask.provenance,
-        )
-
-    return train
 
 
 def _show(results: dict[str, Any], path: Path) -> None:

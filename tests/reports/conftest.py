@@ -221,6 +221,27 @@ def _after(seed: int) -> dict[str, Any]:
         "seed": seed,
         "limit": None,
         "redistribution": found,
+        "words": [
+            _unit("before", 37, True, {"before": ["Paris", "Rome"], "after": []}),
+            _unit("after", 5, False, {"before": ["eats"], "after": [f"<Oslo{seed}>"]}),
+        ],
+    }
+
+
+def _unit(
+    top: str, unit: int, ablated: bool, words: dict[str, list[str]]
+) -> dict[str, Any]:
+    return {
+        "top": top,
+        "site": "encoder.layer.1.output.dense:neurons",
+        "kind": "neurons",
+        "layer": 1,
+        "unit": unit,
+        "ablated": ablated,
+        "words": {
+            moment: [{"word": word, "activation": 1.25} for word in found]
+            for moment, found in words.items()
+        },
     }
 
 

@@ -15,6 +15,7 @@ from reports.tables import (
     score_rows,
     site_rows,
     with_interval,
+    word_rows,
 )
 from tests.reports.conftest import curve_results, mask_results, relearn_results
 
@@ -128,3 +129,24 @@ def test_probe_and_location_rows():
     assert located[0]["its overlap with the mask"] == 0.123
     assert located[0]["fresh mask ablates"] == 15
     assert location_rows({"after": [{"condition": "cut"}]}) == []
+
+
+def test_words_are_those_of_the_cut_relearned_from_most_examples():
+    results = relearn_results()
+    results["after"].insert(0, results["after"][1] | {"limit": 4})
+    before, after = word_rows(results)
+    assert before == {
+        "unit": "layer 1, neurons 37",
+        "at the top": "before the cut",
+        "ablated": "yes",
+        "words before the cut": "Paris (1.250), Rome (1.250)",
+        "words after relearning": "none: constant",
+    }
+    assert after["words after relearning"] == "<Oslo0> (1.250)"
+    results["after"][1]["words"].append(
+        results["after"][1]["words"][0] | {"top": "after"}
+    )
+    both, _ = word_rows(results)
+    assert both["at the top"] == "before the cut and after relearning"
+    left_out = {"after": [entry | {"words": None} for entry in results["after"]]}
+    assert word_rows(left_out) == []
