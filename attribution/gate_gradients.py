@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from attribution.subject import Scores, Subject, evaluating
+from attribution.subject import Scores, Subject
+from masks.ablation import evaluating
 from masks.gating import gated
 from storage.errors import UserError
 from tasks.base import Outputs

@@ -13,8 +13,8 @@ from jaxtyping import Bool
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from attribution.subject import Scores, Subject, evaluating
-from masks.ablation import mean_values
+from attribution.subject import Scores, Subject
+from masks.ablation import evaluating, mean_values
 from models.sites import Site
 
 

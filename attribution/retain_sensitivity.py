@@ -14,7 +14,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from attribution.gate_gradients import gradients_of, open_gates
-from attribution.subject import Scores, Subject, evaluating
+from attribution.subject import Scores, Subject
+from masks.ablation import evaluating
 from masks.gating import gated
 from storage.errors import UserError
 from tasks.base import Predictions

@@ -1,7 +1,6 @@
 """What every ranking looks at: a task, a model, its sites, and a number of batches."""
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -82,18 +81,6 @@ class Subject:
             special = torch.tensor(self.special_ids, device=cuttable.device)
             cuttable &= ~torch.isin(batch["input_ids"], special)
         return cuttable
-
-
-@contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """`model` in evaluation mode, every module's mode restored afterwards."""
-    modes = {module: module.training for module in model.modules()}
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, mode in modes.items():
-            module.training = mode
 
 
 def split_by_site(vector: Tensor, sites: Sequence[Site]) -> Scores:

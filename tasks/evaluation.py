@@ -11,7 +11,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from storage.errors import UserError
-from tasks.base import Batch, Outputs, Split, Task, to_device
+from tasks.base import Batch, Outputs, Split, Task, evaluating, to_device
 from tasks.span_counts import ratio
 
 BEHAVIOURS = ("concept", "retain")
@@ -95,9 +95,7 @@ def evaluate(
     references = reference if isinstance(reference, References) else References()
     counts: dict[str, list[Tensor]] = {}
     clusters, unseen, n_examples = [], [], 0
-    was_training = model.training
-    model.eval()
-    try:
+    with evaluating(model):
         batches = task.evaluation_batches(split, size=size)
         for number, batch in enumerate(batches):
             if limit is not None and n_examples >= limit:
@@ -117,8 +115,6 @@ def evaluate(
                     counted |= _divergences(moved, whole, ablated)
             for name, value in counted.items():
                 counts.setdefault(name, []).append(value.double().cpu())
-    finally:
-        model.train(was_training)
     if not n_examples:
         raise UserError(f"split {split!r} of task {task.name!r} has no examples")
     joined = {name: torch.cat(values) for name, values in counts.items()}

@@ -13,6 +13,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from tasks.base import evaluating
+
 N_PROMPTS = 500
 PROMPT_TOKENS = 8
 NEW_TOKENS = 20
@@ -120,16 +122,12 @@ def sampled(
     seed: int,
 ) -> tuple[list[Continuation], float]:
     """Continuations by the cut model, and their perplexity under the uncut one."""
-    was_training = model.training
-    model.eval()
-    try:
+    with evaluating(model):
         with cut():
             continuations = sample_continuations(
                 model, prompts, end_id=end_id, banned_ids=banned_ids, seed=seed
             )
         nll = mean_continuation_nll(model, continuations)
-    finally:
-        model.train(was_training)
     return continuations, float(torch.tensor(nll).exp())
 
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from storage.errors import UserError
-from tasks.base import Outputs, Predictions, Task
+from tasks.base import Outputs, Predictions, Task, evaluating
 from tasks.evaluation import Evaluation, References, bootstrap, evaluate
 
 LOGITS = torch.tensor([[2.0, 0.0], [0.0, 1.0], [3.0, 0.0], [0.0, 0.5], [1.0, 0.0]])
@@ -219,3 +219,11 @@ def test_outputs_are_read_at_the_positions_of_each_behaviour():
     assert isinstance(outputs.concept, Predictions)
     torch.testing.assert_close(outputs.concept.logits, LOGITS[CONCEPT])
     torch.testing.assert_close(outputs.retain.targets, TARGETS[~CONCEPT])
+
+
+def test_every_module_keeps_its_own_mode():
+    model = nn.Sequential(nn.Dropout(0.5), nn.Dropout(0.5)).train()
+    model[0].eval()
+    with evaluating(model):
+        assert not any(module.training for module in model.modules())
+    assert [module.training for module in model.modules()] == [True, False, True]
