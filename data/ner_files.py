@@ -40,7 +40,7 @@ def read_tagged(path: Path, labels_file: Path | None, data_format: str) -> Tagge
         )
     if (data_format == "parallel") > (labels_file is not None):
         raise UserError(
-            "--data_format parallel needs --labels_file, the label of --data"
+            "--data_format parallel needs --labels_file, the labels of --data"
         )
     if labels_file is not None:
         if data_format == "conll" or path.is_dir():

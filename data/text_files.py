@@ -122,7 +122,14 @@ def labelled_texts(
     text_column = _column(rows, text_column, TEXT_COLUMNS, "text_column")
     has_spans = SPANS_COLUMN in rows[0].values and label_column is None
     known = [name for name in LABEL_COLUMNS if name in rows[0].values]
-    if has_spans or (label_column is None and not known and all_toxic):
+    unlabelled = label_column is None and not known
+    is_plain = rows[0].values.keys() == {"text", "document"}
+    if unlabelled and is_plain and not all_toxic:
+        raise UserError(
+            f"{rows[0].where.split(',')[0]} has no labels: its texts are taken to be "
+            "toxic, so name texts to retain with --retain_data"
+        )
+    if has_spans or (unlabelled and all_toxic):
         toxic = [True] * len(rows)
     else:
         label_column = _column(rows, label_column, LABEL_COLUMNS, "label_column")

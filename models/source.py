@@ -109,8 +109,9 @@ def _download_config(source: Source) -> Path:
         file = hf_hub_download(source.path, "config.json", revision=source.revision)
     except (OSError, ValueError, HfHubHTTPError) as error:
         raise UserError(
-            f"model {source.name!r} is neither a local folder nor a reachable hub "
-            f"model ({one_line(error)}); check the name, the revision and the network"
+            f"model {source.name!r} is neither built in ({', '.join(BUILTIN)}) nor "
+            f"minilm, a local folder or a reachable hub model ({one_line(error)}); "
+            "check the name, the revision and the network"
         ) from error
     return Path(file)
 

@@ -8,17 +8,19 @@ draws concept and retain scores against the number of ablated units, by the rank
 """
 
 import sys
+from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from attribution.registry import METHODS
 from masks.frozen_mask import FrozenMask
 from reports.figures import draw_all
 from reports.load import load_run
 from reports.tables import format_table
-from scripts.experiment import TaskConfig, flag
+from scripts.experiment import TaskConfig, command, flag
 from scripts.mask_scores import (
     attribution_scores,
     ranking_of_run,
@@ -27,7 +29,7 @@ from scripts.mask_scores import (
 from scripts.train_base import prepare
 from storage.atomic import read_json
 from storage.errors import UserError
-from storage.run_directory import RunDirectory
+from storage.run_directory import RunDirectory, is_run
 from tasks.base import SPLITS
 from training.config import config_dict, run_script
 
@@ -57,10 +59,18 @@ class EvaluateConfig(TaskConfig):
             raise UserError("--sizes and --methods need --mask")
         if any(size < 0 for size in self.sizes):
             raise UserError(f"--sizes must be >= 0, got {self.sizes}")
+        wrong = [method for method in self.methods if method not in METHODS]
+        if wrong:
+            raise UserError(f"--methods must be among {sorted(METHODS)}, got {wrong}")
 
 
 def from_run(config: Any, path: Path) -> Any:
-    """`config` with the task flags of the run at `path` wherever no flag was given."""
+    """`config` with the task flags of the run at `path` wherever no flag was given.
+
+    Raises:
+        UserError: When there is no mask at `path`, or it is damaged.
+    """
+    FrozenMask.load(_with_mask(path))
     file = path / "config.json"
     if not file.exists():
         return config
@@ -75,10 +85,34 @@ def from_run(config: Any, path: Path) -> Any:
     return replace(config, **taken)
 
 
+def _with_mask(path: Path) -> Path:
+    """`path`, if a mask lies there; else what to do is told by what lies there."""
+    if (path / "mask.json").exists():
+        return path
+    kind = read_json(path / "config.json").get("kind") if is_run(path) else None
+    if kind == "train_mask":
+        raise UserError(
+            f"--mask {path} has not finished; continue it with python "
+            f"scripts/train_mask.py --resume {path}"
+        )
+    found = f"{kind} run" if kind else "folder" if path.is_dir() else "missing folder"
+    raise UserError(
+        f"--mask must be a train_mask run or another folder with mask.json, got {found}"
+        f" {path}"
+    )
+
+
 def main(config: EvaluateConfig) -> Path:
     """Evaluate, print the table, write results.json and the figure."""
     if config.mask is not None:
+        n_units = FrozenMask.load(_with_mask(config.mask)).n_units
+        if max(config.sizes, default=0) > n_units:
+            raise UserError(
+                f"--sizes must be at most the {n_units} units of {config.mask}, got "
+                f"{max(config.sizes)}"
+            )
         config = from_run(config, config.mask)
+    RunDirectory.check(config.run_dir)
     experiment = prepare(config)
     mask = None
     if config.mask is not None:
@@ -142,10 +176,18 @@ def main(config: EvaluateConfig) -> Path:
     ]
     print(format_table(rows, ["score", *scored]))
     if curve:
+        _show_curve(results)
         for figure in draw_all(load_run(run.path)).values():
             print(f"figure: {figure}")
-    print(f"run: {run.path}")
+    runs = [config.mask, run.path] if config.mask else [run.path]
+    print(f"run: {run.path}\nnext: {command('report', {'runs': runs})}")
     return run.path
+
+
+def _show_curve(results: Mapping[str, Any]) -> None:
+    names = [results[f"{which}_metric"]["name"] for which in ("concept", "retain")]
+    rows = [{**row, **row["scores"]} for row in results["curve"]]
+    print(f"\n{format_table(rows, ['method', 'n_ablated', *names])}")
 
 
 if __name__ == "__main__":

@@ -120,11 +120,15 @@ def plan(
     units = units_of(config)
     sites = sites_of(loaded.model, units, config.layers or None)
     n_units = sum(site.n_units for site in sites)
-    if config.n_ablated is not None and config.n_ablated > n_units:
-        raise UserError(
-            f"--n_ablated must be at most the {n_units} units of {' and '.join(units)} "
-            f"in {config.model_name}, got {config.n_ablated}"
-        )
+    for name, sizes in (
+        ("n_ablated", [config.n_ablated or 0]),
+        ("curve_sizes", config.curve_sizes),
+    ):
+        if any(not 0 <= size <= n_units for size in sizes):
+            raise UserError(
+                f"--{name} must be at most the {n_units} units of {' and '.join(units)}"
+                f" in {config.model_name}, got {', '.join(map(str, sizes))}"
+            )
     settings = settings_of(config, n_units)
     if settings.ablation == "counterfactual" and not _has_pairs(config.task):
         able = " and ".join(name for name in TASKS if _has_pairs(name))

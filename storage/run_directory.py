@@ -222,10 +222,12 @@ class RunDirectory:
 
 def run_holding(path: Path) -> Path | None:
     """The run directory that `path` lies in, if it lies in one."""
-    for folder in (path, *path.parents):
-        if (folder / _CONFIG).is_file() and (folder / _ENVIRONMENT).is_file():
-            return folder
-    return None
+    return next((folder for folder in (path, *path.parents) if is_run(folder)), None)
+
+
+def is_run(path: Path) -> bool:
+    """Whether `path` is a run directory, finished or not."""
+    return (path / _CONFIG).is_file() and (path / _ENVIRONMENT).is_file()
 
 
 def _make(

@@ -176,9 +176,13 @@ def _flags_of(config_class: Any, saved: Mapping[str, Any], path: Path) -> list[s
         if name in _NOT_REPEATED:
             continue
         if name not in defaults:
-            raise UserError(
-                f"{path}: unknown key {name!r}; known: {', '.join(defaults)}"
-            )
+            kind = saved.get("kind")
+            hint = f"known: {', '.join(defaults)}"
+            if kind is not None:
+                hint = (
+                    f"it is of a {kind} run, which this script cannot repeat or resume"
+                )
+            raise UserError(f"{path}: unknown key {name!r}; {hint}")
         if isinstance(value, dict):
             raise UserError(f"{path}: the value of {name!r} must not be an object")
         if isinstance(value, list):
@@ -197,6 +201,7 @@ def _quiet_libraries() -> None:
     level = logging.INFO if os.environ.get("RANK", "0") == "0" else logging.WARNING
     for package in (*_OURS, "__main__"):
         logging.getLogger(package).setLevel(level)
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # not its retries
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
     warnings.filterwarnings("ignore", module=_NOISY)

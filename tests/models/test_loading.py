@@ -325,7 +325,7 @@ def test_a_damaged_mlp_folder_is_told(tmp_path: Path, damage: str):
         ("tests/nowhere", "folder 'tests/nowhere' does not exist"),
         ("pyproject.toml", "is a file; name the folder"),
         ("tiny-encoder", "built in and untrained"),
-        ("nobody-has/this-model", "neither a local folder nor a reachable hub model"),
+        ("nobody-has/this-model", "local folder or a reachable hub model"),
     ],
 )
 def test_a_name_that_leads_nowhere_is_refused(

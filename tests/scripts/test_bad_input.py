@@ -115,6 +115,7 @@ def test_an_unwritable_run_folder_is_refused_before_training(
     "flags",
     [
         ["--layers", "7"],
+        ["--curve_sizes", "8", "999999"],
         ["--n_ablated", "999999"],
         ["--units", "neurons", "--k_max", "99"],
     ],
@@ -161,6 +162,44 @@ def test_scripts_without_a_run_say_what_to_do_first(
     assert "train_mask" in message
 
 
+@pytest.mark.parametrize("kind", [None, "train_mask", "relearn"])
+def test_what_is_no_mask_is_refused_before_any_model_is_made(
+    kind: str | None,
+    tmp_path: Path,
+    cache: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+):
+    run = tmp_path / "run"
+    if kind is not None:
+        run.mkdir()
+        (run / "config.json").write_text(f'{{"kind": "{kind}"}}')
+        (run / "environment.json").write_text("{}")
+    before = set(cache.rglob("*"))
+    said = "--resume" if kind == "train_mask" else "--mask must be a train_mask run"
+    flags = ["--mask", str(run), "--run_dir", str(tmp_path / "runs")]
+    for module, config in (
+        (evaluate, evaluate.EvaluateConfig),
+        (relearn, relearn.RelearnConfig),
+    ):
+        message = refused(module, config, flags, monkeypatch, capsys)
+        assert said in message
+        assert str(run) in message
+    assert set(cache.rglob("*")) == before
+
+
+def test_a_run_of_another_script_is_not_resumed(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+):
+    (tmp_path / "config.json").write_text('{"kind": "relearn", "holdings": []}')
+    flags = ["--resume", str(tmp_path)]
+    message = refused(train_mask, MASK, flags, monkeypatch, capsys)
+    assert "relearn run" in message
+    assert len(message) < 300
+
+
 def test_evaluate_and_attribute_check_their_flags(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -171,6 +210,9 @@ def test_evaluate_and_attribute_check_their_flags(
     assert "heldout" in message
     message = refused(evaluate, config, ["--sizes", "3"], monkeypatch, capsys)
     assert "--mask" in message
+    flags = ["--mask", "x", "--methods", "none_such"]
+    message = refused(evaluate, config, flags, monkeypatch, capsys)
+    assert "probeless" in message
     flags = ["--methods", "none_such"]
     message = refused(evaluate, AttributeConfig, flags, monkeypatch, capsys)
     assert "probeless" in message
