@@ -7,6 +7,7 @@ Every method gives a FrozenMask by exactly-k at every size, measured on held-out
 
 import sys
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,9 +18,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from attribution.registry import METHODS
 from masks.frozen_mask import FrozenMask
 from models.architectures import sites_of
-from models.sites import UNIT_KINDS
+from models.loading import LoadedModel
+from models.sites import UNIT_KINDS, Site
 from reports.tables import format_table
-from scripts.experiment import TaskConfig, flag
+from scripts.experiment import TaskConfig, command, flag
 from scripts.mask_recipes import units_of
 from scripts.mask_scores import attribution_ranking, cut_by, provenance, score
 from scripts.mask_training import MaskSettings, ablation_values, special_ids
@@ -63,15 +65,10 @@ class AttributeConfig(TaskConfig):
 
 def main(config: AttributeConfig) -> Path:
     """Rank, cut, measure; one mask folder per method and size."""
-    experiment = prepare(config)
-    units = units_of(config)
-    sites = sites_of(experiment.loaded.model, units, config.layers or None)
+    RunDirectory.check(config.run_dir)
+    experiment = prepare(config, check=partial(_sites, config))
+    units, sites = units_of(config), _sites(config, experiment.loaded)
     n_units = sum(site.n_units for site in sites)
-    if max(config.sizes) > n_units:
-        raise UserError(
-            f"--sizes must not exceed the {n_units} units of {' '.join(units)}, "
-            f"got {max(config.sizes)}"
-        )
     settings = MaskSettings(
         gate="none",
         ablation=config.ablation,
@@ -143,8 +140,20 @@ def main(config: AttributeConfig) -> Path:
     table += [{**row, **row["scores"]} for row in rows]
     print(format_table(table, ["method", "n_ablated", *names]))
     print(f"run: {run.path}; masks in {run.path / 'masks'}")
-    print(f"next: python scripts/report.py --runs {run.path}")
+    print(f"next: {command('report', {'runs': run.path})}")
     return run.path
+
+
+def _sites(config: AttributeConfig, loaded: LoadedModel) -> tuple[Site, ...]:
+    units = units_of(config)
+    sites = sites_of(loaded.model, units, config.layers or None)
+    n_units = sum(site.n_units for site in sites)
+    if max(config.sizes) > n_units:
+        raise UserError(
+            f"--sizes must not exceed the {n_units} units of {' and '.join(units)}, "
+            f"got {max(config.sizes)}"
+        )
+    return sites
 
 
 if __name__ == "__main__":

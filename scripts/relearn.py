@@ -11,6 +11,7 @@ example of the concept, and never_learned, a model that was trained without them
 """
 
 import sys
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,7 @@ from relearning.protocol import RelearnSettings, relearn
 from relearning.statistics import describe
 from reports.tables import format_table, recovery_rows, relearning_rows
 from scripts.evaluate import from_run
-from scripts.experiment import TaskConfig, flag, make_accelerator
+from scripts.experiment import TaskConfig, command, flag, make_accelerator
 from scripts.relearn_after import Whereabouts
 from scripts.train_base import prepare
 from storage.errors import UserError
@@ -117,6 +118,8 @@ def main(config: RelearnConfig) -> Path:
         lambda: RunDirectory.newest(config.run_dir, "train_mask").path
     )
     config = from_run(replace(config, mask=mask_path), mask_path)
+    if run is None:
+        RunDirectory.check(config.run_dir)
     experiment = prepare(config)
     loaded = experiment.loaded
     mask = FrozenMask.load(
@@ -135,6 +138,8 @@ def main(config: RelearnConfig) -> Path:
             "not have; train a mask with --ablation zero or mean"
         )
     wanted = config.wanted()
+    for limit in {condition.limit for condition in wanted}:  # refuses too large ones
+        experiment.task.finetune_batch("relearn", 0, size=1, seed=0, limit=limit)
     never_learned = None
     if "never_learned" in config.conditions:
         never_learned = prepare(config, without_concept=True)
@@ -204,7 +209,7 @@ def main(config: RelearnConfig) -> Path:
             if r.at_end
         ],
         "words_note": whereabouts.words_note,
-        "next": f"python scripts/report.py --runs {mask_path} {run.path}",
+        "next": command("report", {"runs": [mask_path, run.path]}),
     }
     run.write_results(results)
     _show(results, run.path)
@@ -218,8 +223,20 @@ def _show(results: dict[str, Any], path: Path) -> None:
     ):
         if rows:
             print(f"\n{title}")
-            print(format_table(rows, list(rows[0])))
+            short = [_without_intervals(row) for row in rows]
+            print(format_table(short, list(short[0])))
+    print("intervals: results.json and the report")
     print(f"run: {path}\nnext: {results['next']}")
+
+
+def _without_intervals(row: Mapping[str, Any]) -> dict[str, Any]:
+    """A row that fits a terminal."""
+    return {
+        key.replace("steps to ", "to "): cell.split(" [")[0]
+        if isinstance(cell, str)
+        else cell
+        for key, cell in row.items()
+    }
 
 
 if __name__ == "__main__":

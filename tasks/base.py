@@ -137,6 +137,9 @@ class Task(ABC):
 
         Drawn epoch by epoch from the whole split or, with `limit`, from the first
         `limit` examples that hold the concept, in an order fixed by `seed`.
+
+        Raises:
+            UserError: When fewer examples than `limit` hold the concept.
         """
 
     def retain_batch(self, split: Split, step: int, *, size: int, seed: int) -> Batch:
@@ -246,3 +249,16 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 def to_device(batch: Batch, device: torch.device) -> Batch:
     """The same batch on another device."""
     return {key: value.to(device, non_blocking=True) for key, value in batch.items()}
+
+
+def check_limit(limit: int, n_examples: int, split: Split) -> None:
+    """Refuse a limit that the `n_examples` of the concept do not reach.
+
+    Raises:
+        UserError: When `limit` is not in 1..n_examples.
+    """
+    if not 1 <= limit <= n_examples:
+        raise UserError(
+            f"limit must lie in 1..{n_examples}, the examples of {split!r} with the "
+            f"concept, got {limit}; give fewer, or all"
+        )

@@ -21,7 +21,16 @@ from data.ioi_records import IoiCorpus, IoiKind
 from data.sampling import draw, draw_from
 from data.tables import read_hub_table, read_tables
 from storage.errors import UserError
-from tasks.base import NO_TARGET, Batch, Head, Metric, Split, Task, TaskOptions
+from tasks.base import (
+    NO_TARGET,
+    Batch,
+    Head,
+    Metric,
+    Split,
+    Task,
+    TaskOptions,
+    check_limit,
+)
 from tasks.ioi_rows import KINDS, ioi_rows, one_token_names
 from tasks.language_rows import Row, collate, pad_id_of, share, token_nll
 
@@ -107,7 +116,9 @@ class IoiTask(Task):
         """Prompts with answers, and texts; names are no targets at first mention."""
         pool: Sequence[int] = range(self.n_examples(split))
         if limit is not None:
-            pool = self._of_kind(split, "ioi")[:limit]
+            prompts = self._of_kind(split, "ioi")
+            check_limit(limit, len(prompts), split)
+            pool = prompts[:limit]
         chosen = draw(len(pool), step, size, "finetune", split, seed)
         return self._collated(split, [pool[i] for i in chosen])
 

@@ -24,7 +24,16 @@ from data.ner_hub import tagged_from_hub
 from data.sampling import draw, draw_from, shuffled
 from data.tagged import OUTSIDE, entity_type, entity_types
 from storage.errors import UserError
-from tasks.base import NO_TARGET, Batch, Head, Metric, Split, Task, TaskOptions
+from tasks.base import (
+    NO_TARGET,
+    Batch,
+    Head,
+    Metric,
+    Split,
+    Task,
+    TaskOptions,
+    check_limit,
+)
 from tasks.span_counts import (
     SpanCounter,
     mean_defined,
@@ -142,11 +151,7 @@ class LocationsTask(Task):
         pool = list(range(self.n_examples(split)))
         if limit is not None:
             with_concept = self._rows(split).with_concept
-            if not 1 <= limit <= len(with_concept):
-                raise UserError(
-                    f"limit must lie in 1..{len(with_concept)}, the sentences of "
-                    f"{split!r} with the concept, got {limit}"
-                )
+            check_limit(limit, len(with_concept), split)
             order = shuffled(len(with_concept), "limit", split, seed)
             pool = [with_concept[member] for member in order[:limit]]
         members = draw(len(pool), step, size, "finetune", split, seed)

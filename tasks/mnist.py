@@ -25,7 +25,16 @@ from data.digits import (
 from data.hub import HUB_PREFIX
 from data.sampling import draw, draw_from, shuffled
 from storage.errors import UserError
-from tasks.base import SPLITS, Batch, Head, Metric, Split, Task, TaskOptions
+from tasks.base import (
+    SPLITS,
+    Batch,
+    Head,
+    Metric,
+    Split,
+    Task,
+    TaskOptions,
+    check_limit,
+)
 
 # np.random.seed(0); np.random.permutation(10), taken in pairs as in the experiment.
 PUBLISHED_PAIRS = ((2, 8), (4, 9), (1, 6), (7, 3), (0, 5))
@@ -146,6 +155,7 @@ class MnistTask(Task):
         pool = self.corpus.index[split]
         if limit is not None:
             concept = self._pools[split][0]
+            check_limit(limit, len(concept), split)
             pool = concept[shuffled(len(concept), "mnist", "limit", seed)[:limit]]
         return self._batch(pool[draw(len(pool), step, size, "mnist", "finetune", seed)])
 

@@ -20,7 +20,16 @@ from data.text_files import labelled_texts, read_rows, retained_texts
 from data.text_records import TEXT_KINDS, TextCorpus, TextKind, TextRecord
 from data.text_splits import split_texts
 from data.toxicity_generated import generate_toxicity
-from tasks.base import NO_TARGET, Batch, Head, Metric, Split, Task, TaskOptions
+from tasks.base import (
+    NO_TARGET,
+    Batch,
+    Head,
+    Metric,
+    Split,
+    Task,
+    TaskOptions,
+    check_limit,
+)
 from tasks.language_rows import (
     Row,
     Tokens,
@@ -109,7 +118,9 @@ class ToxicityTask(Task):
         """Texts of every kind; with `limit`, of that many toxic ones."""
         pool: Sequence[int] = range(self.n_examples(split))
         if limit is not None:
-            pool = self._indices[split]["toxic"][:limit]
+            toxic = self._indices[split]["toxic"]
+            check_limit(limit, len(toxic), split)
+            pool = toxic[:limit]
         chosen = draw(len(pool), step, size, "finetune", split, seed)
         return self._collated(split, [pool[i] for i in chosen])
 

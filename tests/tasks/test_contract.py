@@ -240,6 +240,12 @@ def test_predictions_name_the_target_among_the_answers_of_the_concept(name: str)
 
 
 @each_task
+def test_a_limit_above_the_examples_of_the_concept_is_refused(name: str):
+    with pytest.raises(UserError, match="limit must lie in 1"):
+        subject(name).task.finetune_batch("relearn", 0, size=2, seed=0, limit=10**6)
+
+
+@each_task
 def test_a_limit_keeps_to_few_examples_that_all_hold_the_concept(name: str):
     task = subject(name).task
     for limit in (1, 4):
