@@ -47,7 +47,7 @@ from training.config import run_script
 from training.loop import FitSettings, fit
 from training.shares import own_share
 
-CACHE_FORMAT = 1  # part of the hash: raise it when training changes
+CACHE_FORMAT = 2  # part of the hash: raise it when training changes
 logger = logging.getLogger(__name__)
 
 
@@ -81,7 +81,7 @@ RECIPES: dict[tuple[str, str], Recipe] = {
         1200, 32, 2e-3, 0.01, "cosine", 50, "word", 1000, 2, 128, 4, 128
     ),
     ("ioi", "tiny-decoder"): Recipe(
-        700, 64, 3e-3, 0.01, "late", 30, "word", 4096, 2, 128, 8, 128
+        600, 64, 3e-3, 0.01, "late", 30, "word", 4096, 2, 128, 8, 128
     ),
     ("toxicity", "tiny-decoder"): Recipe(
         600, 32, 3e-3, 0.01, "cosine", 30, "word", 4096, 2, 128, 4, 128

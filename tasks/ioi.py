@@ -34,7 +34,7 @@ from tasks.base import (
 from tasks.ioi_rows import KINDS, ioi_rows, one_token_names
 from tasks.language_rows import Row, collate, pad_id_of, share, token_nll
 
-ANSWER_WEIGHT = 8.0
+ANSWER_WEIGHT = 4.0
 """Weight of an answer in training, against 1 of any other token: with weight 1 a small
 model stays for hundreds of steps where both names of a prompt are equally likely."""
 CONCEPT_SHARE = 0.5
