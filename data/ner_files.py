@@ -1,16 +1,17 @@
-"""Tagged sentences from local files: CoNLL columns, or a token and a label file."""
+"""Tagged sentences from local files: CoNLL columns, JSON, a token and a label file."""
 
 import gzip
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from data.ner_tables import is_tagged_table, table_sentences
 from data.splits import SOURCES, Source
 from data.tagged import TaggedSentence, normalised
 from storage.errors import UserError
 
 DOCUMENT_START = "-DOCSTART-"
-SUFFIXES = (".conll", ".bio", ".iob", ".iob2", ".tsv", ".txt")
+SUFFIXES = (".conll", ".bio", ".iob", ".iob2", ".tsv", ".txt", ".json", ".jsonl")
 _COMMENTS = ("# id", "# newdoc", "# sent_id", "# text")
 
 
@@ -25,8 +26,14 @@ class TaggedFiles:
     """Official part of each sentence; all `train` where there are none."""
 
 
-def read_tagged(path: Path, labels_file: Path | None, data_format: str) -> TaggedFiles:
-    """Sentences of a CoNLL file, of a folder of such files, or of a token/label pair.
+def read_tagged(
+    path: Path,
+    labels_file: Path | None,
+    data_format: str,
+    text_column: str | None = None,
+    label_column: str | None = None,
+) -> TaggedFiles:
+    """Sentences of a CoNLL or JSON file, a folder of such, or a token/label pair.
 
     Raises:
         UserError: When a file is missing or malformed, naming the file and the line.
@@ -48,14 +55,20 @@ def read_tagged(path: Path, labels_file: Path | None, data_format: str) -> Tagge
                 f"--labels_file needs --data to be a token file, got {path}"
             )
         return _collected([(path, list(_pairs(path, labels_file)))])
+
+    def sentences(file: Path) -> list[_Lines]:
+        if data_format == "auto" and is_tagged_table(file):
+            return list(table_sentences(file, text_column, label_column))
+        return list(_conll(file))
+
     if path.is_file():
-        return _collected([(path, list(_conll(path)))])
+        return _collected([(path, sentences(path))])
     files = sorted(file for file in path.iterdir() if _is_tagged_text(file))
     if not files:
         raise UserError(
             f"--data folder {path} holds no file ending in {', '.join(SUFFIXES)}"
         )
-    return _collected([(file, list(_conll(file))) for file in files])
+    return _collected([(file, sentences(file)) for file in files])
 
 
 _Lines = tuple[list[str], list[str], int]

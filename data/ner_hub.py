@@ -4,12 +4,10 @@ from collections.abc import Mapping
 from typing import Any
 
 from data.ner_files import TaggedFiles
+from data.ner_tables import TAG_COLUMNS, TOKEN_COLUMNS
 from data.splits import SOURCES, Source
 from data.tagged import TaggedSentence, normalised
 from storage.errors import UserError
-
-TOKEN_COLUMNS = ("tokens", "words", "token")
-TAG_COLUMNS = ("ner_tags", "tags", "labels", "ner", "fine_ner_tags")
 
 
 def tagged_from_hub(

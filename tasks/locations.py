@@ -92,7 +92,13 @@ class LocationsTask(Task):
             tagged = tagged_from_hub(parts, options.text_column, options.label_column)
         else:
             path = Path(options.data)
-            tagged = read_tagged(path, options.labels_file, options.data_format)
+            tagged = read_tagged(
+                path,
+                options.labels_file,
+                options.data_format,
+                options.text_column,
+                options.label_column,
+            )
         return split_corpus(
             tagged.sentences,
             tagged.groups,

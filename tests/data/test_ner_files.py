@@ -35,6 +35,25 @@ def test_any_delimiter_and_line_end_reads_the_same(tmp_path, separator, line_end
     assert words_and_tags(data) == [("Paris sleeps", "B-loc O"), ("Ann", "B-per")]
 
 
+@pytest.mark.parametrize("name", ["data.jsonl", "data.json"])
+def test_json_reads_as_columns_do_and_tells_where_it_is_wrong(tmp_path, name):
+    rows = [
+        '{"words": ["Paris", "sleeps"], "tags": ["B-loc", "O"]}',
+        '{"words": ["Ann"], "tags": ["B-per"]}',
+        '{"words": ["Ann"], "tags": ["B-per", "O"]}',
+    ]
+
+    def joined(rows: list[str]) -> str:
+        return f"[{','.join(rows)}]" if name.endswith("json") else "\n".join(rows)
+
+    data = read(written(tmp_path, joined(rows[:2]), name))
+    assert words_and_tags(data) == [("Paris sleeps", "B-loc O"), ("Ann", "B-per")]
+    with pytest.raises(UserError, match=r"(line|entry) 3: expected 1 tags"):
+        read(written(tmp_path, joined(rows), name))
+    with pytest.raises(UserError, match=r"(line|entry) 1: --label_column .* words"):
+        read(written(tmp_path, joined(['{"words": ["Ann"]}']), name))
+
+
 def test_document_marks_before_or_after_a_document_make_the_same_groups(tmp_path):
     before = "-DOCSTART- O\n\nA O\n\nB O\n\n-DOCSTART- O\n\nC O\n"
     after = "A O\n\nB O\n\n-DOCSTART- O\n\nC O\n\n-DOCSTART- O\n"
