@@ -138,7 +138,8 @@ def main(config: RelearnConfig) -> Path:
             "not have; train a mask with --ablation zero or mean"
         )
     wanted = config.wanted()
-    for limit in {condition.limit for condition in wanted}:  # refuses too large ones
+    limits = {c.limit for c in wanted if c.name != "retain_only"}
+    for limit in limits:  # refuses those above the examples that there are
         experiment.task.finetune_batch("relearn", 0, size=1, seed=0, limit=limit)
     never_learned = None
     if "never_learned" in config.conditions:

@@ -12,6 +12,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from masks.unit_maps import ABLATED, KEPT
 from scripts import attribute, evaluate, relearn, report, train_mask
 from storage.atomic import read_tensors
+from storage.errors import UserError
 from training.config import parse_config
 from training.tracking import Tracker
 
@@ -108,6 +109,17 @@ def test_without_examples_or_without_having_learned_it_the_digit_stays_away(
     assert last["retain_only"]["limit"] == 0
     assert last["retain_only"]["scores"]["concept_accuracy"] < 0.3
     assert last["uncut"]["scores"]["concept_accuracy"] > 0.8
+
+
+def test_a_limit_above_the_examples_is_refused_before_any_run_is_made(
+    fast: list[str], tmp_path: Path
+):
+    run = trained([*fast, *MASK, "--n_steps", "2", "--attribution", "none"])
+    where = ["--run_dir", str(tmp_path / "relearnt"), "--device", "cpu"]
+    flags = [*where, *RELEARN, "--mask", str(run), "--limits", "4", "999999"]
+    with pytest.raises(UserError, match="limit must lie in 1"):
+        relearn.main(parse_config(relearn.RelearnConfig, flags))
+    assert not list((tmp_path / "relearnt").iterdir())
 
 
 def test_attribution_cuts_have_the_sizes_asked_for(fast: list[str]):
