@@ -25,7 +25,7 @@ RECIPES: dict[str, MaskSettings] = {
         concept_objective="uniform",
         k_min=1.0,
         k_max=64.0,
-        retain_weight=4.0,
+        retain_weight=16.0,
     ),
     "toxicity": MaskSettings(
         concept_objective="ascent",
