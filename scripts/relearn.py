@@ -25,7 +25,7 @@ from relearning.protocol import RelearnSettings, relearn
 from relearning.statistics import describe
 from reports.tables import format_table, recovery_rows, relearning_rows
 from scripts.evaluate import from_run
-from scripts.experiment import TaskConfig, command, flag, make_accelerator
+from scripts.experiment import Experiment, TaskConfig, command, flag, make_accelerator
 from scripts.relearn_after import Whereabouts
 from scripts.train_base import prepare
 from storage.errors import UserError
@@ -33,6 +33,8 @@ from storage.processes import by_first
 from storage.run_directory import RunDirectory
 from training.config import config_dict, run_script
 from training.tracking import Tracker
+
+DEFAULT_LIMITS = ["16", "all"]
 
 
 @dataclass(frozen=True)
@@ -53,7 +55,9 @@ class RelearnConfig(TaskConfig):
     )
     seeds: list[int] = flag([0, 1, 2], "seeds of data order and random cuts")
     limits: list[str] = flag(
-        ["16", "all"], "numbers of concept examples fine-tuned on; all: the whole split"
+        [],
+        "numbers of concept examples fine-tuned on; all: the whole split. Default: 16 "
+        "and all, or all alone where there are fewer than 16",
     )
     n_steps: int = flag(40, "optimiser steps of every condition")
     batch_size: int = flag(16, "examples a step")
@@ -83,7 +87,7 @@ class RelearnConfig(TaskConfig):
     def wanted(self) -> list[Condition]:
         """Every combination of conditions, holdings, seeds and limits."""
         limits: list[int | None] = []
-        for text in self.limits:
+        for text in self.limits or DEFAULT_LIMITS:
             if text != "all" and not text.isdigit():
                 raise UserError(f"--limits must be numbers or all, got {text!r}")
             limits.append(None if text == "all" else int(text))
@@ -137,10 +141,7 @@ def main(config: RelearnConfig) -> Path:
             f"{mask_path} ablates with counterfactual values, which relearning data do "
             "not have; train a mask with --ablation zero or mean"
         )
-    wanted = config.wanted()
-    limits = {c.limit for c in wanted if c.name != "retain_only"}
-    for limit in limits:  # refuses those above the examples that there are
-        experiment.task.finetune_batch("relearn", 0, size=1, seed=0, limit=limit)
+    wanted = _possible(config, experiment)
     never_learned = None
     if "never_learned" in config.conditions:
         never_learned = prepare(config, without_concept=True)
@@ -215,6 +216,23 @@ def main(config: RelearnConfig) -> Path:
     run.write_results(results)
     _show(results, run.path)
     return run.path
+
+
+def _possible(config: RelearnConfig, experiment: Experiment) -> list[Condition]:
+    """The conditions, where the concept has the examples that they are limited to.
+
+    Raises:
+        UserError: When a limit that was asked for is above the examples there are.
+    """
+    wanted = config.wanted()
+    try:
+        for limit in {c.limit for c in wanted if c.name != "retain_only"}:
+            experiment.task.finetune_batch("relearn", 0, size=1, seed=0, limit=limit)
+    except UserError:
+        if config.limits:
+            raise
+        return replace(config, limits=["all"]).wanted()
+    return wanted
 
 
 def _show(results: dict[str, Any], path: Path) -> None:

@@ -2,7 +2,10 @@
 
 import io
 import json
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -120,6 +123,19 @@ def test_a_limit_above_the_examples_is_refused_before_any_run_is_made(
     with pytest.raises(UserError, match="limit must lie in 1"):
         relearn.main(parse_config(relearn.RelearnConfig, flags))
     assert not list((tmp_path / "relearnt").iterdir())
+
+
+def test_without_limits_a_small_split_is_used_whole():
+    class Few:
+        def finetune_batch(self, *_: Any, limit: int | None, **__: Any) -> None:
+            if limit is not None and limit > 9:
+                raise UserError(f"argument limit must lie in 1..9, got {limit}")
+
+    few: Any = SimpleNamespace(task=Few())
+    config = relearn.RelearnConfig(seeds=[0])
+    assert {c.limit for c in relearn._possible(config, few)} == {None}
+    with pytest.raises(UserError, match="limit must lie"):
+        relearn._possible(replace(config, limits=["16"]), few)
 
 
 def test_attribution_cuts_have_the_sizes_asked_for(fast: list[str]):
