@@ -16,9 +16,9 @@ from torch import Tensor
 from torch.nn import functional
 
 from attribution.subject import Scores, Subject
-from masks.ablation import evaluating
 from masks.gating import gated
 from storage.errors import UserError
+from storage.modes import evaluating
 from tasks.base import Outputs
 from training.objectives import margin
 

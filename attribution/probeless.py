@@ -14,8 +14,9 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from attribution.subject import Scores, Subject
-from masks.ablation import evaluating, mean_values
+from masks.ablation import mean_values
 from models.sites import Site
+from storage.modes import evaluating
 
 
 def probeless(subject: Subject) -> Scores:

@@ -15,9 +15,9 @@ from torch.nn import functional
 
 from attribution.gate_gradients import gradients_of, open_gates
 from attribution.subject import Scores, Subject
-from masks.ablation import evaluating
 from masks.gating import gated
 from storage.errors import UserError
+from storage.modes import evaluating
 from tasks.base import Predictions
 
 N_DRAWS = 4

@@ -1,7 +1,7 @@
 """Ablation values: what an ablated unit's activation becomes."""
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal
@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from models.sites import Site
 from storage.errors import UserError
+from storage.modes import evaluating
 
 AblationKind = Literal["zero", "mean", "counterfactual"]
 
@@ -170,15 +171,3 @@ def _keep_output(
 ) -> None:
     first = output[0] if isinstance(output, tuple) else output
     recorded[name] = first.detach()
-
-
-@contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode; afterwards every module is in its own mode again."""
-    were_training = [module for module in model.modules() if module.training]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module in were_training:
-            module.training = True

@@ -20,12 +20,12 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from torch import Tensor, nn
 
-from masks.ablation import evaluating
 from masks.frozen_mask import FrozenMask
 from models.architectures import sites_of
 from models.sites import Site
 from relearning.conditions import Condition
 from storage.errors import UserError
+from storage.modes import evaluating
 from tasks.base import Batch, Split, Task, to_device
 
 

@@ -14,9 +14,10 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from masks.ablation import evaluating, record_values
+from masks.ablation import record_values
 from masks.frozen_mask import FrozenMask
 from models.sites import Site
+from storage.modes import evaluating
 from tasks.base import Split, Task, to_device
 
 MIN_COUNT = 2

@@ -11,7 +11,8 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from storage.errors import UserError
-from tasks.base import Batch, Outputs, Split, Task, evaluating, to_device
+from storage.modes import evaluating
+from tasks.base import Batch, Outputs, Split, Task, to_device
 from tasks.span_counts import ratio
 
 BEHAVIOURS = ("concept", "retain")

@@ -114,6 +114,8 @@ class LocationsTask(Task):
         self._options = options
         self._splits: dict[Split, _SplitRows] = {}
         self._ordinary: dict[int, list[list[int]]] = {}
+        self._types = entity_types(self.labels)
+        self._count_spans = SpanCounter(self.labels, self._types)
         types = [entity_type(label) for label in self.labels]
         self._is_concept = torch.tensor(
             [kind in corpus.concept_types for kind in types]
@@ -209,9 +211,10 @@ class LocationsTask(Task):
     def summarise(self, counts: Mapping[str, Tensor]) -> dict[str, float]:
         """Scores of a set of sentences (see the class); NaN where undefined."""
         total = sums(counts)
-        types = entity_types(self.labels)
-        retained = [kind for kind in types if kind not in self.corpus.concept_types]
-        of = {kind: _spans_of(total, "", [kind]) for kind in types}
+        retained = [
+            kind for kind in self._types if kind not in self.corpus.concept_types
+        ]
+        of = {kind: _spans_of(total, "", [kind]) for kind in self._types}
         clean = {kind: _spans_of(total, "clean_", [kind]) for kind in retained}
         scores = dict(
             zip(
@@ -315,14 +318,11 @@ class LocationsTask(Task):
         }
 
     def _span_counts(self, targets: Tensor, predicted: Tensor) -> dict[str, Tensor]:
-        types = entity_types(self.labels)
-        found = SpanCounter(self.labels, types)(
-            targets, predicted, targets != NO_TARGET
-        )
+        found = self._count_spans(targets, predicted, targets != NO_TARGET)
         clean = (~self._of_concept(targets).any(1)).long()
         counts = {}
         for outcome in OUTCOMES:
-            for place, kind in enumerate(types):
+            for place, kind in enumerate(self._types):
                 counts[f"{outcome}:{kind}"] = found[outcome][:, place]
                 counts[f"clean_{outcome}:{kind}"] = found[outcome][:, place] * clean
         return counts

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from storage.errors import UserError
-from tasks.base import Outputs, Predictions, Task, evaluating
+from storage.modes import evaluating
+from tasks.base import Outputs, Predictions, Task
 from tasks.evaluation import Evaluation, References, bootstrap, evaluate
 
 LOGITS = torch.tensor([[2.0, 0.0], [0.0, 1.0], [3.0, 0.0], [0.0, 0.5], [1.0, 0.0]])
