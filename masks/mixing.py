@@ -90,9 +90,15 @@ class _Mix(torch.autograd.Function):
             total = weight.new_zeros(weight.shape, dtype=ctx.keep_dtype)
             for index, sign in _parts(grad, ctx.rows):
                 change = ctx.operation.make(*[operand[index] for operand in operands])
+                # what `make` made anew is ours; the identity hands on the operand
+                is_own = ctx.operation is not IDENTITY
                 if value is not None:
-                    change = change - value.expand_as(grad)[index]
-                total += sign * _summed(change * grad[index], ctx.keep_dtype)
+                    ablated = value.expand_as(grad)[index]
+                    change = change.sub_(ablated) if is_own else change - ablated
+                    is_own = True
+                part = grad[index]
+                change = change.mul_(part) if is_own else change * part
+                total.add_(_summed(change, ctx.keep_dtype), alpha=sign)
         return None, total, None, None, None, None, *grads
 
 
