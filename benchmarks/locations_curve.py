@@ -5,13 +5,15 @@
 MiniLM fine-tuned on WikiGold (split by document), neurons, zero and mean ablation,
 exactly N units cut, held-out documents. Each (base seed, cut value, method, N) is one
 line of curve.jsonl; a killed run goes on where it stopped. About two hours on one core
-for three seeds; ends with a table a size.
+for three seeds; ends with a table a size and the Jaccard overlap of the units that two
+seeds cut, over every row and ranking in --out, also those of earlier runs.
 """
 
 import os
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +24,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from attribution.registry import METHODS
 from benchmarks.curve import Curve
+from masks.ablation import zero_values
 from masks.frozen_mask import FrozenMask
 from models.architectures import sites_of
+from models.sites import Site
 from reports.tables import format_table
 from scripts.experiment import Experiment, TaskConfig, flag
 from scripts.mask_recipes import REAL_ENCODER
@@ -35,7 +39,7 @@ from scripts.mask_training import (
     train_gates,
 )
 from scripts.train_base import prepare
-from storage.atomic import write_json, write_tensors
+from storage.atomic import read_tensors, write_json, write_tensors
 from storage.errors import UserError
 from training.config import run_script
 
@@ -133,13 +137,39 @@ def table(rows: list[dict[str, Any]], n: int) -> Iterator[dict[str, Any]]:
                 }
 
 
+def overlaps(folder: Path, n: int) -> Iterator[dict[str, Any]]:
+    """Jaccard of the `n` units cut with two seeds each, a row a method and cut."""
+    cuts: dict[tuple[str, str], dict[int, FrozenMask]] = {}
+    for file in sorted(folder.glob("*-*-*.safetensors")):
+        method, ablation, seed = file.stem.rsplit("-", 2)
+        cuts.setdefault((method, ablation), {})[int(seed)] = _lowest(file, n)
+    for (method, ablation), of_seed in cuts.items():
+        pairs = {
+            f"{a} and {b}": of_seed[a].overlap(of_seed[b])
+            for a, b in combinations(sorted(of_seed), 2)
+        }
+        if pairs:
+            mean = np.mean(list(pairs.values())).item()
+            yield {"method": method, "cut": ablation, "mean": mean} | pairs
+
+
+def _lowest(file: Path, n: int) -> FrozenMask:
+    """The cut of a saved ranking; MiniLM's six layers are in order of their names."""
+    order = read_tensors(file)
+    sites = [
+        Site("neurons", name.removesuffix(":neurons"), layer, len(order[name]))
+        for layer, name in enumerate(sorted(order))
+    ]
+    return FrozenMask.exactly_k(order, sites, zero_values(sites), n_ablated=n)
+
+
 def _mean_and_range(values: list[float]) -> str:
     low, high = min(values), max(values)
     return f"{np.mean(values):.3f} ({low:.3f}-{high:.3f})"
 
 
 def main(config: CurveConfig) -> None:
-    """Run what is missing, then print one table a size."""
+    """Run what is missing, then print the tables over everything in the folder."""
     folder = os.environ.get("CIRCUITCUT_DATA")
     if folder is None and config.data is None:
         raise UserError("set CIRCUITCUT_DATA to the data folder, or give --data")
@@ -159,6 +189,11 @@ def main(config: CurveConfig) -> None:
         print(f"\nN = {n}")
         shown = list(table(rows, n))
         print(format_table(shown, list(shown[0])))
+    for n in config.sizes:
+        if shown := list(overlaps(config.out, n)):
+            print(f"\noverlap of the units cut with two seeds, N = {n}")
+            columns = dict.fromkeys(name for row in shown for name in row)
+            print(format_table(shown, list(columns)))
 
 
 if __name__ == "__main__":

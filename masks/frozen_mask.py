@@ -233,9 +233,11 @@ class FrozenMask:
                 every difference between the mask's model and this one.
         """
         header, keep, values = read_mask_files(path)
+        sites, special_ids = header.site_tuple(), tuple(header.special_ids)
         if model is not None:
             check_model(
-                header,
+                sites,
+                header.provenance,
                 path,
                 model,
                 model_name=model_name,
@@ -243,7 +245,6 @@ class FrozenMask:
                 allow_other_weights=allow_other_weights,
             )
         ablated = AblationValues(header.ablation, values)
-        sites, special_ids = header.site_tuple(), tuple(header.special_ids)
         return cls(keep, sites, ablated, special_ids, header.provenance)
 
 

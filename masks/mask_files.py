@@ -7,7 +7,7 @@ version 1.
 
 import dataclasses
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, get_args
@@ -99,7 +99,8 @@ def read_mask_files(
 
 
 def check_model(
-    header: MaskHeader,
+    sites: Sequence[Site],
+    made_for: Mapping[str, Any],
     path: Path,
     model: nn.Module,
     *,
@@ -109,13 +110,21 @@ def check_model(
 ) -> None:
     """Whether a mask fits the model at hand.
 
+    Args:
+        sites: The mask's sites.
+        made_for: The mask's provenance: `config_hash`, `weights_hash`, `model`.
+        path: Where the mask lies, for the message.
+        model: Checked for the sites, their widths and its weights.
+        model_name: Named in the message when it is not the mask's.
+        config_hash: Must equal the mask's.
+        allow_other_weights: Accept a model of the same shape with other weights.
+
     Raises:
         UserError: Naming every difference at once.
     """
-    made_for = header.provenance
     differences = [
         difference
-        for site in header.site_tuple()
+        for site in sites
         if (difference := _site_difference(model, site)) is not None
     ]
     if config_hash is not None and made_for.get("config_hash") != config_hash:

@@ -296,7 +296,10 @@ def _step_loss(
         batch = _batch(task, condition, settings, step)
         n_seen.add_(len(batch["cluster"]))
         batch, weight = own_share(
-            batch, accelerator.process_index, accelerator.num_processes
+            batch,
+            task.target_weights(batch),
+            accelerator.process_index,
+            accelerator.num_processes,
         )
         model.train()
         return weight * task.finetune_loss(model, to_device(batch, _device(model))), {}

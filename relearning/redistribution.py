@@ -6,7 +6,7 @@ are over any kind of site, and small models use blocks smaller than 100 ranks.
 """
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -20,7 +20,6 @@ SALIENCY_BLOCK = 100
 """Ranks that share one saliency."""
 
 Scores = Mapping[str, Tensor]
-Rank = Callable[[nn.Module], Scores]
 """Scores of every site of a model, highest for the concept's units."""
 
 
@@ -101,22 +100,20 @@ def by_layer(chosen: Scores, sites: Sequence[Site]) -> list[dict[str, Any]]:
 
 
 def redistribution(
-    rank: Rank,
-    base: nn.Module,
-    relearned: nn.Module,
+    before: Scores,
+    after: Scores,
     mask: FrozenMask,
     *,
-    fresh_mask: Callable[[nn.Module], FrozenMask] | None = None,
+    fresh: FrozenMask | None = None,
 ) -> dict[str, Any]:
-    """Locate the concept again and compare with where it was before the cut.
+    """Compare where the concept is after relearning with where it was before the cut.
 
     Args:
-        rank: Ranks the units of a model, for instance by mean difference.
-        base: The model before the cut.
-        relearned: The model after relearning, with its lasting mask on: units it holds
+        before: Ranking on the model before the cut, for instance by mean difference.
+        after: Ranking on the relearned model, with its lasting mask on: units it holds
             are constant, score nothing and so cannot be found again.
         mask: The cut that was relearned from; sets the number of units compared.
-        fresh_mask: Trains a new mask on the relearned model; left out, none is trained.
+        fresh: A new mask, trained on the relearned model.
 
     Returns:
         `layers` (per layer and kind: units among the top n before and after, salient
@@ -126,7 +123,6 @@ def redistribution(
         `fresh_n`.
     """
     sites, n = mask.sites, mask.n_ablated
-    before, after = rank(base), rank(relearned)
     tops = top_units(before, sites, n), top_units(after, sites, n)
     ablated = _ablated(mask)
     columns = {
@@ -141,8 +137,7 @@ def redistribution(
         "overlap": jaccard(*tops),
         "overlap_with_mask": jaccard(tops[1], ablated),
     }
-    if fresh_mask is not None:
-        fresh = fresh_mask(relearned)
+    if fresh is not None:
         columns["fresh_mask"] = _ablated(fresh)
         result["fresh_overlap"] = mask.overlap(fresh)
         result["fresh_n"] = fresh.n_ablated

@@ -17,6 +17,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from attribution.registry import METHODS
 from masks.frozen_mask import FrozenMask
+from masks.mask_files import check_model
 from reports.figures import draw_all
 from reports.load import load_run
 from reports.tables import format_table
@@ -64,13 +65,30 @@ class EvaluateConfig(TaskConfig):
             raise UserError(f"--methods must be among {sorted(METHODS)}, got {wrong}")
 
 
-def from_run(config: Any, path: Path) -> Any:
-    """`config` with the task flags of the run at `path` wherever no flag was given.
+def mask_at(path: Path) -> FrozenMask:
+    """The mask in the folder `path`, not yet checked against a model.
 
     Raises:
-        UserError: When there is no mask at `path`, or it is damaged.
+        UserError: When there is none, telling by what lies there what to do, or when it
+            is damaged.
     """
-    FrozenMask.load(_with_mask(path))
+    if (path / "mask.json").exists():
+        return FrozenMask.load(path)
+    kind = read_json(path / "config.json").get("kind") if is_run(path) else None
+    if kind == "train_mask":
+        raise UserError(
+            f"--mask {path} has not finished; continue it with python "
+            f"scripts/train_mask.py --resume {path}"
+        )
+    found = f"{kind} run" if kind else "folder" if path.is_dir() else "missing folder"
+    raise UserError(
+        f"--mask must be a train_mask run or another folder with mask.json, got {found}"
+        f" {path}"
+    )
+
+
+def from_run(config: Any, path: Path) -> Any:
+    """`config` with the task flags of the run at `path` wherever no flag was given."""
     file = path / "config.json"
     if not file.exists():
         return config
@@ -85,40 +103,25 @@ def from_run(config: Any, path: Path) -> Any:
     return replace(config, **taken)
 
 
-def _with_mask(path: Path) -> Path:
-    """`path`, if a mask lies there; else what to do is told by what lies there."""
-    if (path / "mask.json").exists():
-        return path
-    kind = read_json(path / "config.json").get("kind") if is_run(path) else None
-    if kind == "train_mask":
-        raise UserError(
-            f"--mask {path} has not finished; continue it with python "
-            f"scripts/train_mask.py --resume {path}"
-        )
-    found = f"{kind} run" if kind else "folder" if path.is_dir() else "missing folder"
-    raise UserError(
-        f"--mask must be a train_mask run or another folder with mask.json, got {found}"
-        f" {path}"
-    )
-
-
 def main(config: EvaluateConfig) -> Path:
     """Evaluate, print the table, write results.json and the figure."""
+    mask = None
     if config.mask is not None:
-        n_units = FrozenMask.load(_with_mask(config.mask)).n_units
-        if max(config.sizes, default=0) > n_units:
+        mask = mask_at(config.mask)
+        if max(config.sizes, default=0) > mask.n_units:
             raise UserError(
-                f"--sizes must be at most the {n_units} units of {config.mask}, got "
-                f"{max(config.sizes)}"
+                f"--sizes must be at most the {mask.n_units} units of {config.mask}, "
+                f"got {max(config.sizes)}"
             )
         config = from_run(config, config.mask)
     RunDirectory.check(config.run_dir)
     experiment = prepare(config)
-    mask = None
-    if config.mask is not None:
-        mask = FrozenMask.load(
+    if mask is not None and config.mask is not None:
+        check_model(
+            mask.sites,
+            mask.provenance,
             config.mask,
-            model=experiment.loaded.model,
+            experiment.loaded.model,
             config_hash=experiment.loaded.config_hash,
             allow_other_weights=config.allow_other_weights,
         )

@@ -18,13 +18,13 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from masks.frozen_mask import FrozenMask
+from masks.mask_files import check_model
 from relearning.conditions import CONDITIONS, HOLDINGS, Condition, conditions
 from relearning.probe import probe_conditions
 from relearning.protocol import RelearnSettings, relearn
 from relearning.statistics import describe
 from reports.tables import format_table, recovery_rows, relearning_rows
-from scripts.evaluate import from_run
+from scripts.evaluate import from_run, mask_at
 from scripts.experiment import Experiment, TaskConfig, command, flag, make_accelerator
 from scripts.relearn_after import Whereabouts
 from scripts.train_base import prepare
@@ -121,14 +121,17 @@ def main(config: RelearnConfig) -> Path:
     mask_path = config.mask or by_first(
         lambda: RunDirectory.newest(config.run_dir, "train_mask").path
     )
+    mask = mask_at(mask_path)
     config = from_run(replace(config, mask=mask_path), mask_path)
     if run is None:
         RunDirectory.check(config.run_dir)
     experiment = prepare(config)
     loaded = experiment.loaded
-    mask = FrozenMask.load(
+    check_model(
+        mask.sites,
+        mask.provenance,
         mask_path,
-        model=loaded.model,
+        loaded.model,
         config_hash=loaded.config_hash,
         allow_other_weights=config.allow_other_weights,
     )

@@ -38,21 +38,16 @@ class Whereabouts:
         # of several processes one is enough, but all train a fresh mask together
         if condition.name != "cut" or not (is_first() or self.with_fresh_mask):
             return {}
-        base, after = self.experiment.loaded.model, self._rank(model)
-        found = redistribution(
-            lambda network: self._before if network is base else after,
-            base,
-            model,
-            self.mask,
-            fresh_mask=self._fresh_mask if self.with_fresh_mask else None,
-        )
+        before, after = self._before, self._rank(model)
+        fresh = self._fresh_mask(model) if self.with_fresh_mask else None
+        found = redistribution(before, after, self.mask, fresh=fresh)
         words = None
         if self.experiment.task.name not in UNWORDED:
             words = top_words(
                 self.experiment.task,
                 self.experiment.loaded.tokenizer,
-                {"before": base, "after": model},
-                {"before": self._before, "after": after},
+                {"before": self.experiment.loaded.model, "after": model},
+                {"before": before, "after": after},
                 self.mask,
             )
         return {"redistribution": found, "words": words}

@@ -281,7 +281,10 @@ def _train(
         model.train()
         batch = draw("base", step, size=recipe.batch_size, seed=config.base_seed)
         batch, weight = own_share(
-            batch, accelerator.process_index, accelerator.num_processes
+            batch,
+            task.target_weights(batch),
+            accelerator.process_index,
+            accelerator.num_processes,
         )
         loss = task.finetune_loss(model, to_device(batch, accelerator.device))
         return weight * loss, {}

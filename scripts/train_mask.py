@@ -11,7 +11,7 @@ results.json. A minute or two on two CPU cores; README.md has the numbers to exp
 import logging
 import math
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -52,6 +52,7 @@ from storage.atomic import write_tensors
 from storage.checkpoints import latest_step
 from storage.errors import UserError
 from storage.run_directory import RunDirectory
+from tasks.base import Metric
 from tasks.evaluation import evaluate
 from training.config import config_dict, run_script
 from training.tracking import Tracker
@@ -286,7 +287,7 @@ def _chosen_k(
     experiment: Experiment,
     settings: MaskSettings,
     n_units: int,
-    exactly: Any,
+    exactly: Callable[[int], FrozenMask],
 ) -> int:
     """Units to ablate, from a grid over the trained range, by scores on `tune`.
 
@@ -297,30 +298,46 @@ def _chosen_k(
     task, model = experiment.task, experiment.loaded.model
     concept, retain = task.concept_metric, task.retain_metric
     base = evaluate(task, model, "tune").scores
+    breaking = settings.direction == "break"
     low, high = math.log(settings.k_min), math.log(settings.k_max)
     grid = sorted({round(math.exp(low + i * (high - low) / 11)) for i in range(12)})
-    breaking = settings.direction == "break"
-    affordable = grid[0]
-    for k in grid:
-        mask = exactly(k if breaking else n_units - k)
-        cut = evaluate(task, model, "tune", cut=cut_with(experiment, mask)).scores
-        if breaking and not concept.higher_is_better:
-            if cut[retain.name] > (1 + config.retain_cost) * base[retain.name]:
-                return affordable
-            affordable = k
-            continue
-        if not concept.higher_is_better:
-            reached = (
-                cut[concept.name] <= (1 + config.concept_target) * base[concept.name]
-            )
-        else:
-            ability = base[concept.name] - concept.chance
-            share = (cut[concept.name] - concept.chance) / ability if ability else 0.0
-            limit = config.concept_target
-            reached = share <= limit if breaking else share >= 1 - limit
-        if reached:
-            return k if breaking else n_units - k
-    return grid[-1] if breaking else n_units - grid[-1]
+    sizes = grid if breaking else [n_units - k for k in grid]
+
+    def score_at(size: int, name: str) -> float:
+        cut = cut_with(experiment, exactly(size))
+        return evaluate(task, model, "tune", cut=cut).scores[name]
+
+    if breaking and not concept.higher_is_better:
+        limit = (1 + config.retain_cost) * base[retain.name]
+        return _most_within(limit, sizes, lambda size: score_at(size, retain.name))
+    uncut, target = base[concept.name], config.concept_target
+    for size in sizes:
+        if _reached(concept, score_at(size, concept.name), uncut, target, breaking):
+            return size
+    return sizes[-1]
+
+
+def _most_within(
+    limit: float, sizes: Sequence[int], loss: Callable[[int], float]
+) -> int:
+    """The size before the first whose loss is above `limit`; at least the first."""
+    affordable = sizes[0]
+    for size in sizes:
+        if loss(size) > limit:
+            break
+        affordable = size
+    return affordable
+
+
+def _reached(
+    metric: Metric, cut: float, base: float, target: float, breaking: bool
+) -> bool:
+    """Whether the concept's score has come down to its target; isolate: is still up."""
+    if not metric.higher_is_better:
+        return cut <= (1 + target) * base
+    ability = base - metric.chance
+    share = (cut - metric.chance) / ability if ability else 0.0
+    return share <= target if breaking else share >= 1 - target
 
 
 def _results(

@@ -2,7 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Protocol, runtime_checkable
@@ -202,6 +202,10 @@ class Task(ABC):
             ignore_index=NO_TARGET,
         )
 
+    def target_weights(self, batch: Batch) -> Float[Tensor, "..."]:
+        """Weight of every position in the mean of `finetune_loss`, 0 without target."""
+        return (batch["targets"] != NO_TARGET).float()
+
     def sampled_scores(
         self,
         model: nn.Module,
@@ -232,18 +236,6 @@ class Task(ABC):
             self.rivals(batch, where),
             batch["weights"][where],
         )
-
-
-@contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode; afterwards every module is in its own mode again."""
-    were_training = [module for module in model.modules() if module.training]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module in were_training:
-            module.training = True
 
 
 def to_device(batch: Batch, device: torch.device) -> Batch:

@@ -152,10 +152,13 @@ class IoiTask(Task):
     def finetune_loss(self, model: nn.Module, batch: Batch) -> Float[Tensor, ""]:
         """Mean cross-entropy in nats, answers counting `ANSWER_WEIGHT` times."""
         logits = model(**self.inputs(batch)).logits.float()
-        weights = (batch["targets"] != NO_TARGET) * (
-            1 + (ANSWER_WEIGHT - 1) * batch["concept"]
-        )
+        weights = self.target_weights(batch)
         return (token_nll(logits, batch["targets"]) * weights).sum() / weights.sum()
+
+    def target_weights(self, batch: Batch) -> Float[Tensor, "batch seq"]:
+        """`ANSWER_WEIGHT` for answers, 1 for other targets."""
+        answers = 1 + (ANSWER_WEIGHT - 1) * batch["concept"]
+        return super().target_weights(batch) * answers
 
     def rivals(
         self, batch: Batch, where: Tensor

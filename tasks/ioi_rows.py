@@ -2,7 +2,7 @@
 
 import random
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence, Set
 from typing import Any
 
 import numpy as np
@@ -57,14 +57,15 @@ def ioi_rows(
     paired = [record.corrupted or "" for record in ordered]
     coded = _tokens(tokenizer, texts, max_length + 1)
     corrupted = _tokens(tokenizer, paired, max_length)
+    known = frozenset(name_ids.values())
     rows: list[Row] = []
-    for i, (record, text, tokens) in enumerate(zip(ordered, texts, coded, strict=True)):
+    for i, (record, tokens) in enumerate(zip(ordered, coded, strict=True)):
         if record.kind == "ioi":
             row = _prompt_row(
-                record, text, tokens, corrupted[i], name_ids, i, unseen_names
+                record, tokens, corrupted[i], name_ids, known, i, unseen_names
             )
         else:
-            row = _text_row(record, tokens, name_ids, i)
+            row = _text_row(record, tokens, known, i)
         if row is not None:
             rows.append(row)
     return rows
@@ -76,14 +77,15 @@ def _tokens(tokenizer: Any, texts: Sequence[str], most: int) -> list[Tokens]:
 
 def _prompt_row(
     record: IoiRecord,
-    text: str,
     tokens: Tokens,
     corrupted: Tokens,
     name_ids: Mapping[str, int],
+    known: Set[int],
     cluster: int,
     unseen_names: frozenset[str],
 ) -> Row | None:
     """The prompt without its last token, the answer; None when a name does not fit."""
+    text = completed(record)
     io = _places(record.io, text, tokens)
     subject = _places(record.subject, text, tokens)
     last = len(tokens.ids) - 1
@@ -101,7 +103,7 @@ def _prompt_row(
         places = ([io[0]], subject[:1], subject[1:])
         paired = _with_other_names(record, tokens.ids[:last], places, name_ids)
     is_target_name = np.isin(np.arange(1, last + 1), [*io, *subject])
-    targets = _predictable(tokens.ids, name_ids)
+    targets = _predictable(tokens.ids, known)
     return Row(
         inputs=np.array(tokens.ids[:-1]),
         targets=targets,
@@ -115,14 +117,12 @@ def _prompt_row(
     )
 
 
-def _text_row(
-    record: IoiRecord, tokens: Tokens, name_ids: Mapping[str, int], cluster: int
-) -> Row:
+def _text_row(record: IoiRecord, tokens: Tokens, known: Set[int], cluster: int) -> Row:
     retained = record.kind == "text"
     n = len(tokens.ids) - 1
     return Row(
         inputs=np.array(tokens.ids[:-1]),
-        targets=_predictable(tokens.ids, {} if retained else name_ids),
+        targets=_predictable(tokens.ids, frozenset() if retained else known),
         real=~np.array(tokens.special[:-1]),
         concept=np.zeros(n, bool),
         retain=np.full(n, retained),
@@ -132,15 +132,12 @@ def _text_row(
     )
 
 
-def _predictable(
-    ids: Sequence[int], name_ids: Mapping[str, int]
-) -> Int[np.ndarray, "seq"]:
-    """The next tokens, with no target where a name is met for the first time.
+def _predictable(ids: Sequence[int], known: Set[int]) -> Int[np.ndarray, "seq"]:
+    """The next tokens, with no target where a known name is met for the first time.
 
     Such names are random: they teach nothing, and a small model that has to learn from
     them takes up the task several hundred steps later.
     """
-    known = set(name_ids.values())
     seen: set[int] = set()
     targets = np.array(ids[1:])
     for position, token in enumerate(ids):

@@ -82,19 +82,16 @@ def test_jaccard_by_hand_and_undefined_for_empty_sets():
 
 
 def test_a_concept_that_moved_is_found_in_its_new_layer():
-    base, moved = nn.Linear(1, 1), nn.Linear(1, 1)
-    layers = {id(base): 0, id(moved): 1}
-
-    def rank(model: nn.Module) -> dict[str, torch.Tensor]:
+    def ranking(found_at: Site) -> dict[str, torch.Tensor]:
         scores = {site.name: torch.zeros(site.n_units) for site in SITES}
-        name = SITES[layers[id(model)]].name
-        scores[name] = torch.arange(1.0, len(scores[name]) + 1)
+        scores[found_at.name] = torch.arange(1.0, found_at.n_units + 1)
         return scores
 
     keep = {site.name: torch.ones(site.n_units, dtype=torch.bool) for site in SITES}
     keep["a:neurons"] = torch.tensor([True, True, False, False])
     mask = FrozenMask(keep, SITES, zero_values(SITES))
-    found = redistribution(rank, base, moved, mask, fresh_mask=lambda _: mask)
+    before, after = ranking(SITES[0]), ranking(SITES[1])
+    found = redistribution(before, after, mask, fresh=mask)
     assert found["n_compared"] == 2
     assert (found["overlap"], found["overlap_with_mask"]) == (0.0, 0.0)
     assert (found["fresh_overlap"], found["fresh_n"]) == (1.0, 2)

@@ -19,6 +19,7 @@ from storage.errors import UserError
 from tasks.base import NO_TARGET, Batch, TaskOptions
 from tasks.ioi import ANSWER_WEIGHT, IoiTask
 from tasks.ioi_rows import KINDS
+from training.shares import own_share
 
 SPLITS = ("base", "mask", "tune", "relearn", "heldout")
 GROUPS = {"mask": NAMES[:40], "tune": NAMES[40:60], "relearn": NAMES[60:80]}
@@ -108,6 +109,18 @@ def test_an_answer_counts_as_several_tokens_in_training(task: IoiTask, tokenizer
         batch["targets"][where].repeat_interleave(times),
     )
     torch.testing.assert_close(task.finetune_loss(model, batch), expected)
+
+
+@pytest.mark.parametrize("n", [2, 3])
+def test_processes_together_have_the_training_loss_of_one(
+    n: int, task: IoiTask, tokenizer: Any
+):
+    batch = task.finetune_batch("base", 0, size=16, seed=0)
+    model = Counting(len(tokenizer), lambda times: torch.where(times > 0, 1.0, 0.0))
+    weights = task.target_weights(batch)
+    parts = [own_share(batch, weights, index, n) for index in range(n)]
+    together = sum(weight * task.finetune_loss(model, part) for part, weight in parts)
+    torch.testing.assert_close(together / n, task.finetune_loss(model, batch))
 
 
 def test_scores_do_not_depend_on_the_batch_size(task: IoiTask, tokenizer: Any):
