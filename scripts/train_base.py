@@ -44,6 +44,7 @@ from tasks.base import Batch, Corpus, Task, to_device
 from tasks.evaluation import evaluate
 from tasks.registry import TASKS
 from training.config import run_script
+from training.embedding_noise import noisy_embeddings
 from training.loop import FitSettings, fit
 from training.shares import own_share
 
@@ -70,6 +71,8 @@ class Recipe:
     max_positions: int = 128
     d_hidden: int = 50
     """Hidden units of the image MLP."""
+    embedding_noise: float = 0.0
+    """Normal noise on token embeddings in training, in their standard deviations."""
 
 
 FINETUNE = Recipe()
@@ -80,8 +83,9 @@ RECIPES: dict[tuple[str, str], Recipe] = {
     ("locations", "tiny-decoder"): Recipe(
         1200, 32, 2e-3, 0.01, "cosine", 50, "word", 1000, 2, 128, 4, 128
     ),
-    ("ioi", "tiny-decoder"): Recipe(
-        600, 64, 3e-3, 0.01, "late", 30, "word", 4096, 2, 128, 8, 128
+    ("ioi", "tiny-decoder"): replace(
+        Recipe(600, 64, 3e-3, 0.01, "late", 30, "word", 4096, 2, 128, 8, 128),
+        embedding_noise=0.5,
     ),
     ("toxicity", "tiny-decoder"): Recipe(
         600, 32, 3e-3, 0.01, "cosine", 30, "word", 4096, 2, 128, 4, 128
@@ -286,7 +290,8 @@ def _train(
             accelerator.process_index,
             accelerator.num_processes,
         )
-        loss = task.finetune_loss(model, to_device(batch, accelerator.device))
+        with noisy_embeddings(model, recipe.embedding_noise):
+            loss = task.finetune_loss(model, to_device(batch, accelerator.device))
         return weight * loss, {}
 
     unfinished = folder.with_name(f"{folder.name}.unfinished")

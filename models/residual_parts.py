@@ -1,0 +1,304 @@
+"""Which modules of a block are the writers and readers of its residual graph: a table.
+
+Weights come out as one stack per layer, with the gain of the norm before them folded
+in, so that a read needs nothing but a matrix product and one scale per token.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
+
+from models.architectures import ARCHITECTURES, architecture_of, d_head
+from models.residual_graph import AttentionBias, Position, ResidualGraph
+from storage.errors import UserError
+
+Fused = Literal["apart", "concatenated", "by head"]
+
+
+@dataclass(frozen=True)
+class BlockParts:
+    """Module paths below one block."""
+
+    attention: str
+    projections: tuple[str, ...]
+    """Query, key, value below `attention`; one name where they are one module."""
+    output: str
+    """Output projection below `attention`."""
+    norm_in: str | None
+    """Norm before attention."""
+    mlp: str
+    norm_mlp: str | None
+    """Norm before the MLP."""
+    fused: Fused = "apart"
+    """How one module's output holds queries, keys and values."""
+    norm_attention: str | None = None
+    """Norm on what attention writes (OLMo 2, Gemma 2)."""
+    norm_written: str | None = None
+    """Norm on what the MLP writes."""
+    gain_offset: float = 0.0
+    """Added to a norm's weight to give its gain."""
+    parallel: Callable[[Any], bool] = lambda config: False
+    position: str | None = None
+    """Position embedding below the base model, where it is added to the stream."""
+
+
+_LLAMA = BlockParts(
+    attention="self_attn",
+    projections=("q_proj", "k_proj", "v_proj"),
+    output="o_proj",
+    norm_in="input_layernorm",
+    mlp="mlp",
+    norm_mlp="post_attention_layernorm",
+)
+PARTS: dict[str, BlockParts] = {
+    "gpt2": BlockParts(
+        attention="attn",
+        projections=("c_attn",),
+        output="c_proj",
+        norm_in="ln_1",
+        mlp="mlp",
+        norm_mlp="ln_2",
+        fused="concatenated",
+        position="wpe",
+    ),
+    "gpt_neox": BlockParts(
+        attention="attention",
+        projections=("query_key_value",),
+        output="dense",
+        norm_in="input_layernorm",
+        mlp="mlp",
+        norm_mlp="post_attention_layernorm",
+        fused="by head",
+        parallel=lambda config: config.use_parallel_residual,
+    ),
+    "llama": _LLAMA,
+    "mistral": _LLAMA,
+    "qwen2": _LLAMA,
+    "qwen3": _LLAMA,
+    "phi3": BlockParts(
+        attention="self_attn",
+        projections=("qkv_proj",),
+        output="o_proj",
+        norm_in="input_layernorm",
+        mlp="mlp",
+        norm_mlp="post_attention_layernorm",
+        fused="concatenated",
+    ),
+    "olmo2": BlockParts(
+        attention="self_attn",
+        projections=("q_proj", "k_proj", "v_proj"),
+        output="o_proj",
+        norm_in=None,
+        mlp="mlp",
+        norm_mlp=None,
+        norm_attention="post_attention_layernorm",
+        norm_written="post_feedforward_layernorm",
+    ),
+    "gemma2": BlockParts(
+        attention="self_attn",
+        projections=("q_proj", "k_proj", "v_proj"),
+        output="o_proj",
+        norm_in="input_layernorm",
+        mlp="mlp",
+        norm_mlp="pre_feedforward_layernorm",
+        norm_attention="post_attention_layernorm",
+        norm_written="post_feedforward_layernorm",
+        gain_offset=1.0,
+    ),
+}
+
+
+@dataclass(frozen=True)
+class FoldedLayer:
+    """Weights of one block's attention, as the residual graph uses them."""
+
+    read: Float[Tensor, "reader d_model width"]
+    """Of every reader, times the gain of the norm before; width is d_head, or three
+    times that where queries, keys and values are merged."""
+    read_bias: Float[Tensor, "reader 1 width"]
+    write: Float[Tensor, "head d_head d_model"]
+    """Of every head; centred where the model's norms centre."""
+    write_bias: Float[Tensor, "d_model"] | None
+
+
+class ResidualModel:
+    """A model seen as a residual graph: its modules, and its weights folded.
+
+    Raises:
+        UserError: When the architecture is not in the table, a module of it is missing,
+            or a switch asks for what the architecture does not have.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        *,
+        apart: bool = True,
+        attention_bias: AttentionBias = "always",
+        position: Position = "merged",
+    ):
+        architecture = architecture_of(model)
+        config: Any = model.config
+        if config.model_type not in PARTS:
+            raise UserError(
+                f"no residual graph for model type {config.model_type!r}; edges can "
+                f"be cut in {', '.join(sorted(PARTS))}"
+            )
+        self.parts = PARTS[config.model_type]
+        self.base: Any = getattr(model, "base_model", model)
+        self.blocks: list[Any] = [
+            self.base.get_submodule(architecture.block.format(layer))
+            for layer in range(config.num_hidden_layers)
+        ]
+        self._check_modules(config.model_type)
+        self.d_model, self.d_head = config.hidden_size, d_head(config)
+        n_heads = config.num_attention_heads
+        self.graph = ResidualGraph(
+            config.num_hidden_layers,
+            n_heads,
+            getattr(config, "num_key_value_heads", None) or n_heads,
+            apart,
+            self.parts.parallel(config),
+            attention_bias,
+            position,
+        )
+        if position != "merged" and self.parts.position is None:
+            raise UserError(
+                f"{config.model_type} adds no position embedding to the stream; use "
+                f"position 'merged', got {position!r}"
+            )
+        if not apart and self.graph.n_kv_heads != n_heads and self._has_wide_norms():
+            raise UserError(
+                f"{config.model_type} with grouped queries normalises all keys "
+                "together, so its heads cannot merge queries, keys and values; leave "
+                "them apart"
+            )
+        final = self._final_norm()
+        self.centred = isinstance(final, nn.LayerNorm)
+        """Norms subtract the mean, so that all writers may be stored without it."""
+
+    def attention(self, layer: int) -> Any:
+        """The attention module of a block."""
+        return self.blocks[layer].get_submodule(self.parts.attention)
+
+    def projections(self, layer: int) -> list[Any]:
+        """Its query, key and value projections; one where they are one module."""
+        attention = self.attention(layer)
+        return [attention.get_submodule(name) for name in self.parts.projections]
+
+    def output(self, layer: int) -> Any:
+        """Its output projection."""
+        return self.attention(layer).get_submodule(self.parts.output)
+
+    def norm(self, layer: int, name: str | None) -> Any:
+        """A norm of a block, by the name in the table."""
+        return None if name is None else self.blocks[layer].get_submodule(name)
+
+    def gain(self, norm: Any) -> Float[Tensor, "d_model"]:
+        """What a norm multiplies by."""
+        return norm.weight + self.parts.gain_offset
+
+    def run_mlp(self, layer: int, stream: Float[Tensor, "batch seq d_model"]) -> Tensor:
+        """What the MLP writes, of the stream it reads."""
+        block, parts = self.blocks[layer], self.parts
+        before = self.norm(layer, parts.norm_mlp)
+        written = block.get_submodule(parts.mlp)(
+            stream if before is None else before(stream)
+        )
+        after = self.norm(layer, parts.norm_written)
+        return written if after is None else after(written)
+
+    def eps(self, norm: Any) -> float:
+        """What a norm adds to the mean square."""
+        return norm.eps if hasattr(norm, "eps") else norm.variance_epsilon
+
+    def fold(self, layer: int) -> FoldedLayer:
+        """The layer's attention weights, a copy: fold again after a weight changed."""
+        graph, d_head = self.graph, self.d_head
+        norm = self.norm(layer, self.parts.norm_in)
+        weight, bias = self._projection(layer)  # (reader, d_model, d_head), (reader, d)
+        if norm is not None:
+            if getattr(norm, "bias", None) is not None:
+                bias = bias + torch.einsum("d,rdh->rh", norm.bias, weight)
+            weight = weight * self.gain(norm)[:, None]
+        if not graph.apart:
+            weight, bias = self._merged(weight), self._merged(bias)
+        output = self.output(layer)
+        stored = output.weight if isinstance(output, Conv1D) else output.weight.T
+        write = stored.view(graph.n_heads, d_head, self.d_model)
+        write_bias = output.bias
+        if self.centred:
+            write = write - write.mean(-1, keepdim=True)
+            if write_bias is not None:
+                write_bias = write_bias - write_bias.mean()
+        return FoldedLayer(
+            weight.contiguous(), bias[:, None].contiguous(), write.contiguous(),
+            write_bias,
+        )  # fmt: skip
+
+    def _projection(self, layer: int) -> tuple[Tensor, Tensor]:
+        """Weights and biases of all queries, all keys, all values, apart."""
+        modules = self.projections(layer)
+        weights, biases = [], []
+        for module in modules:
+            stored = module.weight.T if isinstance(module, Conv1D) else module.weight
+            bias = getattr(module, "bias", None)
+            weights.append(stored)
+            biases.append(stored.new_zeros(len(stored)) if bias is None else bias)
+        weight = torch.cat(weights).view(-1, self.d_head, self.d_model)
+        bias = torch.cat(biases).view(-1, self.d_head)
+        if self.parts.fused == "by head":
+            order = torch.arange(len(weight)).view(-1, 3).T.reshape(-1)
+            weight, bias = weight[order], bias[order]
+        return weight.transpose(1, 2), bias
+
+    def _merged(self, parts: Tensor) -> Tensor:
+        """(query + key + value readers, ..., d_head) to (heads, ..., 3 * d_head)."""
+        n_heads, n_groups = self.graph.n_heads, self.graph.n_kv_heads
+        query, key, value = parts.split([n_heads, n_groups, n_groups])
+        key, value = (
+            part.repeat_interleave(n_heads // n_groups, 0) for part in (key, value)
+        )
+        return torch.cat([query, key, value], -1)
+
+    def _has_wide_norms(self) -> bool:
+        norm = getattr(self.attention(0), "k_norm", None)
+        return norm is not None and norm.weight.numel() != self.d_head
+
+    def _final_norm(self) -> Any:
+        for name in ("ln_f", "final_layer_norm", "norm"):
+            if hasattr(self.base, name):
+                return getattr(self.base, name)
+        raise UserError(
+            f"{type(self.base).__name__} has no norm after its last block; looked for "
+            "ln_f, final_layer_norm and norm"
+        )
+
+    def _check_modules(self, model_type: str) -> None:
+        parts = self.parts
+        names = [parts.attention, parts.mlp]
+        names += [f"{parts.attention}.{name}" for name in parts.projections]
+        names += [f"{parts.attention}.{parts.output}"]
+        norms = (
+            parts.norm_in,
+            parts.norm_mlp,
+            parts.norm_attention,
+            parts.norm_written,
+        )
+        names += [norm for norm in norms if norm is not None]
+        for layer, block in enumerate(self.blocks):
+            present = dict(block.named_modules())
+            missing = [name for name in names if name not in present]
+            if missing:
+                raise UserError(
+                    f"block {layer} of this {model_type} has no module {missing[0]!r}; "
+                    f"its residual graph needs {', '.join(names)}"
+                )
+
+
+assert PARTS.keys() <= ARCHITECTURES.keys()
