@@ -11,6 +11,7 @@ from contextlib import ExitStack, contextmanager
 from functools import partial
 from typing import Any
 
+import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
@@ -49,7 +50,8 @@ def edge_gated(
             f"argument keep must hold {model.graph.n_edges} gates, one an edge, got "
             f"{tuple(keep.shape)}"
         )
-    replacement = _Blocks(stack, keep, ablated)
+    gates = keep.float() if keep.dtype == torch.bool else keep
+    replacement = _Blocks(stack, gates, ablated)
     with ExitStack() as undo:
         for layer, block in enumerate(model.blocks):
             vars(block)["forward"] = partial(replacement.forward, layer)
@@ -57,7 +59,7 @@ def edge_gated(
         if model.graph.position != "merged":
             module = model.base.get_submodule(model.parts.position)
             undo.callback(module.register_forward_hook(replacement.on_position).remove)
-        undo.enter_context(_without_cache(model.base))
+        undo.enter_context(_without_cache(model))
         yield
 
 
@@ -95,10 +97,16 @@ class _Blocks:
 
 
 @contextmanager
-def _without_cache(base: Any) -> Iterator[None]:
-    earlier = base.config.use_cache
-    base.config.use_cache = False
+def _without_cache(model: ResidualModel) -> Iterator[None]:
+    """`generate` gives the whole text at every token: the stack keeps no cache."""
+    settings = [model.base.config, getattr(model.model, "generation_config", None)]
+    earlier = [getattr(each, "use_cache", None) for each in settings]
+    for each in settings:
+        if each is not None:
+            each.use_cache = False
     try:
         yield
     finally:
-        base.config.use_cache = earlier
+        for each, value in zip(settings, earlier, strict=True):
+            if each is not None:
+                each.use_cache = value

@@ -67,9 +67,23 @@ class EdgeStack:
     model: ResidualModel
     store_reads: bool = False
     layers: list[FoldedLayer] = field(init=False)
+    _free: list[Tensor] = field(init=False, default_factory=list)
 
     def __post_init__(self) -> None:
         self.fold()
+
+    def borrow(self, like: Tensor, *shape: int) -> Tensor:
+        """A buffer of that shape, of an earlier pass where one is free."""
+        for place, buffer in enumerate(self._free):
+            if buffer.shape == shape and buffer.dtype == like.dtype:
+                return self._free.pop(place)
+        # a buffer of another shape will hardly be asked for again
+        self._free.clear()
+        return like.new_empty(shape)
+
+    def give_back(self, *buffers: Tensor) -> None:
+        """Buffers that nothing reads any more."""
+        self._free += buffers
 
     def fold(self) -> None:
         """Take the weights from the model again, after they changed."""
@@ -98,7 +112,8 @@ class EdgeStack:
             ablated: Ablation value of every writer, one for all tokens or one a token
                 (batch * seq); None is zero.
         """
-        run = _Run(self, stream.shape[:2], attention_kwargs, ablated)
+        shape = (stream.shape[0], stream.shape[1])
+        run = _Run(self, shape, attention_kwargs, ablated)
         return _Stack.apply(stream, keep, position, run)
 
 
@@ -126,7 +141,10 @@ class _Stack(torch.autograd.Function):
             ctx.save_for_backward(gates, writers)
         n_writers = run.stack.model.graph.n_writers
         row = torch.cat([gates.new_ones(1), gates[-n_writers:]])
-        return (row @ writers.flatten(1)).view_as(stream)
+        read = (row @ writers.flatten(1)).view_as(stream)
+        if not needs_grad:
+            run.stack.give_back(writers)
+        return read
 
     @staticmethod
     @once_differentiable
@@ -143,13 +161,13 @@ def _run_forward(
     """Rows of all writers; what the backward pass needs goes into `run.kept`."""
     stack, model = run.stack, run.stack.model
     graph, n_tokens = model.graph, stream.shape[0] * stream.shape[1]
-    rows = stream.new_empty(1 + graph.n_writers, n_tokens, model.d_model)
+    rows = stack.borrow(stream, 1 + graph.n_writers, n_tokens, model.d_model)
     _write_inputs(run, rows, stream, position)
     n_reads = graph.n_attention_readers + 1
     reads: Tensor | None = None
     for layer in range(graph.n_layers):
         if reads is None or (needs_grad and stack.store_reads):
-            reads = stream.new_empty(n_reads, n_tokens, model.d_model)
+            reads = stack.borrow(stream, n_reads, n_tokens, model.d_model)
         _read(graph, layer, gates, rows, reads)
         always = rows[0].clone()
         scale = _scale(model, layer, reads[:-1])
@@ -177,6 +195,8 @@ def _run_forward(
                     stored,
                 )
             )  # fmt: skip
+    if reads is not None and not (needs_grad and stack.store_reads):
+        stack.give_back(reads)
     return rows
 
 
@@ -184,14 +204,14 @@ def _run_backward(
     run: _Run, gates: Tensor, rows: Tensor, grad: Tensor
 ) -> tuple[Tensor, Tensor]:
     """Gradients of the input's stream and of the gates."""
-    model = run.stack.model
+    stack, model = run.stack, run.stack.model
     graph, n_heads = model.graph, model.graph.n_heads
     arriving = grad.reshape(-1)
-    grads = torch.empty_like(rows[1:])  # of every writer's row
+    # of every writer's row
+    grads = stack.borrow(rows, graph.n_writers, *rows.shape[1:])
     d_keep = torch.empty_like(gates)
     torch.mul(gates[-graph.n_writers :, None], arriving, out=grads.flatten(1))
     torch.mv(rows[1:].flatten(1), arriving, out=d_keep[-graph.n_writers :])
-    scratch: Tensor | None = None
     for layer in reversed(range(graph.n_layers)):
         kept = run.kept.pop()
         first = graph.n_before(layer)
@@ -210,9 +230,8 @@ def _run_backward(
         d_projected = _through_heads(run, layer, kept, grads[own], rows[1:][own])
         reads = kept.reads
         if reads is None:
-            if scratch is None:
-                scratch = rows.new_empty(graph.n_attention_readers + 1, *rows.shape[1:])
-            reads = scratch
+            n_reads = graph.n_attention_readers + 1
+            reads = stack.borrow(rows, n_reads, *rows.shape[1:])
             if kept.scale is not None:
                 rows[0].copy_(kept.always)
                 _read(graph, layer, gates, rows, reads)
@@ -224,7 +243,10 @@ def _run_backward(
         d_mlp[:first] = d_gates[-1]
         seen_gates = _layer_gates(graph, layer, gates)[:, 1:]
         grads[:first].flatten(1).addmm_(seen_gates.T, reads.flatten(1))
-    return _centred(model, grads[0]).view_as(grad), d_keep
+        stack.give_back(reads)
+    d_stream = _centred(model, grads[0]).reshape(grad.shape).clone()
+    stack.give_back(rows, grads)
+    return d_stream, d_keep
 
 
 def _attention_gates(graph: ResidualGraph, layer: int, gates: Tensor) -> Tensor:
@@ -313,7 +335,7 @@ def _as_projected(run: _Run, projected: Tensor) -> list[Tensor]:
 def _answering(
     projections: Sequence[Any], values: Sequence[Tensor], output: Any
 ) -> Iterator[None]:
-    """Projections that give these values, and an output projection that does nothing."""
+    """Projections that give these values; an output projection that does nothing."""
     replaced = [*projections, output]
     earlier = [vars(module).get("forward") for module in replaced]
     for module, value in zip(projections, values, strict=True):
@@ -421,7 +443,7 @@ def _through_heads(
     run: _Run, layer: int, kept: _Kept, grad: Tensor, written: Tensor
 ) -> Tensor:
     """Gradient of queries, keys and values, of that of what the heads write."""
-    model, folded = run.stack.model, run.stack.layers[layer]
+    folded = run.stack.layers[layer]
     if kept.head_scale is not None:
         grad = _through_head_norm(run, layer, kept.head_scale, grad, written)
     d_found = torch.bmm(grad, folded.write.transpose(1, 2)).transpose(0, 1)

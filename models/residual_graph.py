@@ -13,8 +13,6 @@ from functools import cached_property
 from itertools import accumulate
 from typing import Literal
 
-from storage.errors import UserError
-
 AttentionBias = Literal["always", "heads"]
 Position = Literal["merged", "own", "always"]
 
@@ -155,18 +153,3 @@ def edge_name(writer: str, reader: str) -> str:
 def edge_numbers(graph: ResidualGraph) -> dict[str, int]:
     """Place of every edge in the flat vector, by its name."""
     return {name: number for number, name in enumerate(graph.edges())}
-
-
-def check_edges(graph: ResidualGraph, names: list[str]) -> None:
-    """Refuse names that are no edges of the graph.
-
-    Raises:
-        UserError: Naming the first ones.
-    """
-    known = set(graph.edges())
-    wrong = [name for name in names if name not in known]
-    if wrong:
-        raise UserError(
-            f"{len(wrong)} edges are not in this graph of {graph.n_edges} edges, "
-            f"{', '.join(wrong[:3])} among them; they belong to another graph"
-        )

@@ -150,6 +150,7 @@ class ResidualModel:
                 f"be cut in {', '.join(sorted(PARTS))}"
             )
         self.parts = PARTS[config.model_type]
+        self.model = model
         self.base: Any = getattr(model, "base_model", model)
         self.blocks: list[Any] = [
             self.base.get_submodule(architecture.block.format(layer))

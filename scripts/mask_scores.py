@@ -1,7 +1,7 @@
 """Scores of frozen masks, and of the random and attribution cuts beside them."""
 
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -49,15 +49,17 @@ def score(
         references = experiment.references.setdefault(split, References())
         evaluation = evaluate(task, model, split, cut=cut, reference=references)
     scores = dict(evaluation.scores)
-    if sampled and mask is not None and mask.ablated.kind != "counterfactual":
+    if sampled and (mask is None or mask.ablated.kind != "counterfactual"):
         scores |= task.sampled_scores(model, _context(mask, experiment), seed=seed)
     limits = bootstrap(task, evaluation, n_resamples=N_RESAMPLES) if intervals else {}
     return Scored(scores, evaluation.unseen_scores, limits)
 
 
 def _context(
-    mask: FrozenMask, experiment: Experiment
+    mask: FrozenMask | None, experiment: Experiment
 ) -> Callable[[], AbstractContextManager[Any]]:
+    if mask is None:
+        return nullcontext
     return lambda: mask.applied(experiment.loaded.model)
 
 

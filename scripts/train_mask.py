@@ -351,7 +351,7 @@ def _results(
 ) -> dict[str, Any]:
     """Every number a table shows, on held-out data."""
     task, model = experiment.task, experiment.loaded.model
-    scored: dict[str, Scored] = {"uncut": score(experiment, None)}
+    scored: dict[str, Scored] = {"uncut": score(experiment, None, sampled=True)}
     scored["cut"] = score(experiment, mask, sampled=True)
     soft = {name: value.detach() for name, value in masks.values().items()}
     ids = special_ids(experiment, settings)

@@ -48,6 +48,11 @@ from tasks.toxicity_classifier import (
 )
 from tasks.toxicity_sampling import N_PROMPTS, PROMPT_TOKENS, sampled
 
+BATCH_SHARES: dict[TextKind, int] = {"toxic": 3, "neutral": 4, "wiki": 1}
+"""Texts of each kind in a mask-training batch. Encyclopaedic texts are the longest: as
+many of them would be three quarters of the retained tokens, and the neutral texts of
+the toxic ones' register would pay."""
+
 
 class ToxicityTask(Task):
     """Language modelling of toxic, neutral and (where given) encyclopaedic texts.
@@ -102,11 +107,15 @@ class ToxicityTask(Task):
         }
 
     def batch(self, split: Split, step: int, *, size: int, seed: int) -> Batch:
-        """As many toxic, neutral and encyclopaedic texts, of the kinds there are."""
+        """Texts of the kinds there are, in `BATCH_SHARES`."""
         pools = {kind: pool for kind, pool in self._indices[split].items() if pool}
+        total = sum(BATCH_SHARES[kind] for kind in pools)
         chosen: list[int] = []
-        for i, (kind, pool) in enumerate(pools.items()):
-            n = size * (i + 1) // len(pools) - size * i // len(pools)
+        before = 0
+        for kind, pool in pools.items():
+            after = before + BATCH_SHARES[kind]
+            n = size * after // total - size * before // total
+            before = after
             if n:
                 drawn = draw(len(pool), step, n, "mask", split, kind, seed)
                 chosen += [pool[place] for place in drawn]
