@@ -81,6 +81,10 @@ class EdgeStack:
         self._free.clear()
         return like.new_empty(shape)
 
+    def forget_buffers(self) -> None:
+        """Release the memory that is kept for the next pass."""
+        self._free.clear()
+
     def give_back(self, *buffers: Tensor) -> None:
         """Buffers that nothing reads any more."""
         self._free += buffers
