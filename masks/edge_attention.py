@@ -5,32 +5,21 @@ from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from masks.edge_run import EdgeRun
 from models.residual_graph import ResidualGraph
 
 
-def attend(
-    run: EdgeRun, layer: int, reads: Tensor, scale: Tensor | None
-) -> tuple[Tensor, Tensor]:
-    """Queries, keys, values of the reads (a leaf), and what the heads find.
+def attend(run: EdgeRun, layer: int, projected: Tensor) -> Tensor:
+    """What the heads find, (batch, seq, head * d_head), by the model's own code.
 
     Args:
-        run: Of which weights, masks and shapes are taken.
+        run: Of which masks and shapes are taken.
         layer: Number of the block.
-        reads: What every reader of its attention sees: (reader, token, width).
-        scale: What a norm before the read multiplies by, a number a token and reader;
-            its gain is in the weights. None where there is no norm.
+        projected: Queries, keys and values of all readers: (reader, token, width).
     """
-    model, folded = run.model, run.layers[layer]
-    with torch.no_grad():
-        projected = torch.bmm(reads, folded.read)
-        if scale is not None:
-            projected.mul_(scale)
-        projected.add_(folded.read_bias)
-    projected.requires_grad_(torch.is_grad_enabled())
+    model = run.model
     given = _as_projected(run, projected)
     attention = model.attention(layer)
     with (
@@ -38,9 +27,8 @@ def attend(
         _ungrouped(attention, model.graph),
     ):
         # only the shape of the first argument is read
-        shaped = reads[0].view(*run.shape, -1)
-        attended = attention(shaped, **run.attention_kwargs[layer])[0]
-    return projected, attended
+        shaped = given[0].new_empty(()).expand(*run.shape, model.d_model)
+        return attention(shaped, **run.attention_kwargs[layer])[0]
 
 
 def _as_projected(run: EdgeRun, projected: Tensor) -> list[Tensor]:

@@ -1,4 +1,4 @@
-"""One pass through a model's blocks under gates on edges: what it is given and keeps."""
+"""One pass through all blocks under gates on edges: what it is given and keeps."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field

@@ -168,7 +168,8 @@ def _run_forward(
         always = rows[0].clone()
         scale = _scale(model, layer, reads[:-1])
         with torch.set_grad_enabled(needs_grad):
-            projected, attended = attend(run, layer, reads[:-1], scale)
+            projected = _projected(run.layers[layer], reads[:-1], scale)
+            attended = attend(run, layer, projected)
         head_scale = _write_heads(run, layer, rows, attended.detach())
         seen = reads[-1]
         if not graph.parallel:
@@ -262,6 +263,16 @@ def _scale(model: ResidualModel, layer: int, reads: Tensor) -> Tensor | None:
     length = torch.linalg.vector_norm(reads, dim=-1, keepdim=True, dtype=wide)
     scale = (length.square() / model.d_model + model.eps(norm)).rsqrt()
     return scale.to(reads.dtype)
+
+
+def _projected(folded: FoldedLayer, reads: Tensor, scale: Tensor | None) -> Tensor:
+    """Queries, keys and values of the reads, a leaf."""
+    with torch.no_grad():
+        projected = torch.bmm(reads, folded.read)
+        if scale is not None:
+            projected.mul_(scale)
+        projected.add_(folded.read_bias)
+    return projected.requires_grad_(torch.is_grad_enabled())
 
 
 def _write_inputs(

@@ -5,8 +5,8 @@ the stream as it is, which runs along once. Given them every writer's share goes
 the norm by an affine map, and a reader sees row 0 plus the gated shares as they are at
 its place, without a norm of its own.
 
-Rows hold carried values (`models.carried_norms`), which no norm changes: each writer has
-**one** row for all places, so memory and products are those of a decoder, with rows
+Rows hold carried values (`models.carried_norms`), which no norm changes: each writer
+has **one** row for all places, so memory and products are those of a decoder, with rows
 wider by two numbers a layer. A row is 1 / s_p times values of its writer, and a reader
 sees s_q times its sum, where s is the product of 1 / deviation of the norms passed, a
 number a token. The gradient of every s is an inner product as well: with e_q(t) that of
@@ -18,6 +18,7 @@ It goes to the stream, and from there, by the backward pass of the norms, to all
 writers. Row 0 is always on: ablation values, and biases of projections and norms.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -30,6 +31,9 @@ from masks.edge_attention import attend
 from masks.edge_gates import attention_gates, inner, layer_gates, mlp_gates
 from masks.edge_run import EdgeRun
 from models.carried_norms import CarriedLayer, CarriedNorms
+
+TILE = 64
+"""Tokens whose reads are made at once on a CPU, so that they stay in its cache."""
 
 
 @dataclass
@@ -114,21 +118,18 @@ def _run_forward(
     rows[0].zero_()
     rows[1].copy_(carried.carried(0, live))
     _add_always(rows, slice(1, 2), _constants(run, 0, slice(0, 1)), scales[0])
-    n_reads = graph.n_attention_readers + 1
-    reads = run.buffers.borrow(live, n_reads, *rows.shape[1:])
     for layer in range(graph.n_layers):
         first = graph.n_before(layer)
-        before = rows[: 1 + first].flatten(1)
-        torch.mm(layer_gates(graph, layer, gates), before, out=reads.flatten(1))
+        projected, read = _read(run, layer, gates, rows, scales[-1])
         always = rows[0].clone()
         with torch.set_grad_enabled(needs_grad):
-            projected, attended = attend(run, layer, reads[:-1], scales[-1])
+            attended = attend(run, layer, projected.requires_grad_(needs_grad))
         found = attended.detach().reshape(len(live), -1)
         live = live + _write_heads(run, layer, rows, found, scales[-1])
         live, norm_attention = _through_norm(run, 2 * layer, live, rows, scales)
 
         new = rows[1 + first : 1 + first + graph.n_heads]
-        read = reads[-1].add_(rows[0]).sub_(always)
+        read.add_(rows[0]).sub_(always)
         read.view(-1).addmv_(new.flatten(1).T, mlp_gates(graph, layer, gates)[first:])
         seen = carried.seen(2 * layer + 1, read).mul_(scales[-1]).view_as(stream)
         with torch.set_grad_enabled(needs_grad):
@@ -139,8 +140,33 @@ def _run_forward(
         if needs_grad:
             norms = norm_attention, norm_mlp
             run.kept.append(_Kept(projected, attended, seen, written, norms))
-    run.buffers.give_back(reads)
     return rows, scales
+
+
+def _read(
+    run: EdgeRun, layer: int, gates: Tensor, rows: Tensor, scale: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Queries, keys and values; of what the MLP reads the part before the layer."""
+    folded, given = run.layers[layer], layer_gates(run.model.graph, layer, gates)
+    projected = rows.new_empty(len(given) - 1, rows.shape[1], folded.read.shape[-1])
+    of_mlp = rows.new_empty(rows.shape[1:])
+    before = rows[: given.shape[1]]
+    for tokens, reads in _tiles(rows, len(given)):
+        torch.mm(given, before[:, tokens].flatten(1), out=reads.flatten(1))
+        projected[:, tokens] = torch.bmm(reads[:-1], folded.read)
+        of_mlp[tokens] = reads[-1]
+    return projected.mul_(scale).add_(folded.read_bias), of_mlp
+
+
+def _tiles(rows: Tensor, n_reads: int) -> Iterator[tuple[slice, Tensor]]:
+    """Tokens in pieces, and a buffer for the reads of each: (reader, token, width)."""
+    n_tokens, width = rows.shape[1:]
+    step = min(n_tokens, TILE) if rows.device.type == "cpu" else n_tokens
+    buffer = rows.new_empty(n_reads * step * width)
+    for start in range(0, n_tokens, step):
+        n = min(step, n_tokens - start)
+        reads = buffer[: n_reads * n * width].view(n_reads, n, width)
+        yield slice(start, start + n), reads
 
 
 def _write_heads(
@@ -256,17 +282,15 @@ class _Backward:
         torch.mv(
             self.rows[1:].flatten(1), arriving, out=self.d_keep[-graph.n_writers :]
         )
-        n_reads = graph.n_attention_readers + 1
-        reads = self.run.buffers.borrow(self.rows, n_reads, *self.rows.shape[1:])
         for layer in reversed(range(graph.n_layers)):
             kept: _Kept = self.run.kept.pop()
             self._through_norm(2 * layer + 1, kept.norms[1])
-            reads[-1] = self._through_mlp(layer, kept)
+            of_mlp = self._through_mlp(layer, kept)
             self._through_norm(2 * layer, kept.norms[0])
-            self._through_attention(layer, kept, reads[:-1])
-            self._to_writers_before(layer, reads)
+            projected = self._through_attention(layer, kept)
+            self._to_writers_before(layer, projected, of_mlp)
         d_stream = self.carried.through_carried(0, self.grads[1]).add_(self.live)
-        self.run.buffers.give_back(self.rows, self.grads, reads)
+        self.run.buffers.give_back(self.rows, self.grads)
         return d_stream, self.d_keep
 
     def _read_at(self, place: int, grad: Tensor, seen: Tensor) -> Tensor:
@@ -307,8 +331,8 @@ class _Backward:
         self.grads[own].flatten(1).addr_(gates, read.view(-1))
         return read
 
-    def _through_attention(self, layer: int, kept: _Kept, reads: Tensor) -> None:
-        """From what the heads wrote to the carried values that they read."""
+    def _through_attention(self, layer: int, kept: _Kept) -> Tensor:
+        """From what the heads wrote to products of carried values and weights."""
         graph, folded = self.model.graph, _folded(self.run, layer)
         first, scale = graph.n_before(layer), self.scales[2 * layer]
         grad = self.grads[1 + first : 1 + first + graph.n_heads]
@@ -326,18 +350,24 @@ class _Backward:
         )
         seen = kept.projected.detach() - folded.read_bias
         self.excess += (d_projected * seen).sum((0, 2))[:, None]
-        torch.bmm(d_projected * scale, folded.read.mT, out=reads)
+        return d_projected * scale
 
-    def _to_writers_before(self, layer: int, reads: Tensor) -> None:
+    def _to_writers_before(self, layer: int, projected: Tensor, of_mlp: Tensor) -> None:
         """To gates and rows of a layer's reads; row 0 has that of the MLP already."""
-        graph = self.model.graph
-        first = graph.n_before(layer)
-        d_gates = inner(reads, self.rows[1 : 1 + first])
-        attention_gates(graph, layer, self.d_keep).copy_(d_gates[:-1])
-        mlp_gates(graph, layer, self.d_keep)[:first] = d_gates[-1]
+        graph, width = self.model.graph, self.rows.shape[-1]
+        first, weights = graph.n_before(layer), self.run.layers[layer].read.mT
         gates = layer_gates(graph, layer, self.gates)
         gates[-1, 0] = 0
-        self.grads[: 1 + first].flatten(1).addmm_(gates.T, reads.flatten(1))
+        d_gates = torch.zeros_like(gates[:, 1:])
+        grads = self.grads[: 1 + first].flatten(1)
+        for tokens, reads in _tiles(self.rows, len(gates)):
+            torch.bmm(projected[:, tokens], weights, out=reads[:-1])
+            reads[-1] = of_mlp[tokens]
+            d_gates += inner(reads, self.rows[1 : 1 + first, tokens])
+            own = slice(tokens.start * width, tokens.stop * width)
+            grads[:, own].addmm_(gates.T, reads.flatten(1))
+        attention_gates(graph, layer, self.d_keep).copy_(d_gates[:-1])
+        mlp_gates(graph, layer, self.d_keep)[:first] = d_gates[-1]
 
 
 def _row_0(grads: Tensor, constants: _Written) -> Tensor:

@@ -1,9 +1,9 @@
 """Norms on the stream itself, as maps that carry every writer's share through them.
 
-With the mean and deviation of the whole stream given, a layer norm is affine, so a share
-h of the stream goes to (h - mean of h) * gain / deviation, and the norm's bias is one
-more share. Let G_p be the product of the gains of the first p norms, and s_p that of
-their 1 / deviation (a number a token). A share h written after p norms is, after q,
+With the mean and deviation of the whole stream given, a layer norm is affine, so a
+share h of the stream goes to (h - mean of h) * gain / deviation, and the norm's bias is
+one more share. Let G_p be the product of the gains of the first p norms, and s_p that
+of their 1 / deviation (a number a token). A share h written after p norms is, after q,
 
     y = s_q G_q * [h / (s_p G_p) - sum over norms p <= j < q of b_j / G_j],
 
@@ -23,9 +23,6 @@ from torch import Tensor
 
 from models.residual_parts import FoldedLayer, ResidualModel
 from storage.errors import UserError
-
-SMALLEST_GAIN = 1e-12
-"""Gains nearer to zero than this are taken as this, lest one divides by zero."""
 
 
 @dataclass(frozen=True)
@@ -56,9 +53,10 @@ class CarriedNorms:
         self.d_model, self.n_norms = model.d_model, len(norms)
         dtype = norms[0].weight.dtype
         gains = torch.stack([model.gain(norm).detach().double() for norm in norms])
+        # lest one divides by zero; far below what the precision can tell from zero
+        smallest = torch.finfo(dtype).eps ** 2
         signs = torch.where(gains < 0, -1.0, 1.0).to(gains)
-        gains = signs * gains.abs().clamp(min=SMALLEST_GAIN)
-        products = _products(gains)  # (place, d_model)
+        products = _products(signs * gains.abs().clamp(min=smallest))
         _check_range(products, dtype)
         self.gains = products.to(dtype)
         self.inverse = products.reciprocal().to(dtype)
@@ -148,7 +146,7 @@ def _means(
 def _back(
     products: Float[Tensor, "place d_model"],
 ) -> Float[Tensor, "place norm d_model"]:
-    """What each b_j takes from the stream at a place: -G_q / G_j of the norms passed."""
+    """What each b_j takes at a place: -G_q / G_j of the norms passed."""
     n = len(products) - 1
     taken = -products[:, None] / products[:-1]
     passed = torch.arange(n) < torch.arange(n + 1)[:, None]
@@ -161,6 +159,6 @@ def _check_range(products: Float[Tensor, "place d_model"], dtype: torch.dtype) -
     if sizes.min() < limits.tiny**0.75 or sizes.max() > limits.max**0.75:
         raise UserError(
             "gains of this model's layer norms multiply to between "
-            f"{float(sizes.min()):.1e} and {float(sizes.max()):.1e} in one channel, too "
-            f"far apart for {dtype}; load the model in double precision"
+            f"{float(sizes.min()):.1e} and {float(sizes.max()):.1e} in one channel, "
+            f"too far apart for {dtype}; load the model in double precision"
         )
