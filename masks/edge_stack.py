@@ -8,14 +8,14 @@ in reverse, repeats a layer's reads, and adds up what reaches each writer in one
 of gradients. Plain autograd would keep a copy of the writers for every layer. Only
 attention and the MLPs, which are the model's own modules, keep graphs of their own.
 
+Encoders, whose norms sit on the stream itself, run in `encoder_stack`.
+
 Row 0 of the buffer is always on: ablation values (rows hold h_u - a_u, so a constant
 reaches every reader whatever its gates) and the biases of the output projections.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from typing import Any
 
 import torch
@@ -23,13 +23,13 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from masks.edge_attention import attend
+from masks.edge_gates import attention_gates, inner, layer_gates, mlp_gates
+from masks.edge_run import Buffers, EdgeRun
+from masks.encoder_stack import EncoderStack
+from models.carried_norms import CarriedNorms
 from models.residual_graph import ResidualGraph
 from models.residual_parts import FoldedLayer, ResidualModel
-
-FEW_READERS = 16
-FEW_WRITERS = 60
-"""Up to here the gradient of the gates is summed token by token, which is faster than
-one product with a very long inner dimension."""
 
 
 @dataclass
@@ -67,34 +67,25 @@ class EdgeStack:
     model: ResidualModel
     store_reads: bool = False
     layers: list[FoldedLayer] = field(init=False)
-    _free: list[Tensor] = field(init=False, default_factory=list)
+    carried: CarriedNorms | None = field(init=False)
+    _buffers: Buffers = field(init=False, default_factory=Buffers)
 
     def __post_init__(self) -> None:
         self.fold()
 
-    def borrow(self, like: Tensor, *shape: int) -> Tensor:
-        """A buffer of that shape, of an earlier pass where one is free."""
-        for place, buffer in enumerate(self._free):
-            if buffer.shape == shape and buffer.dtype == like.dtype:
-                return self._free.pop(place)
-        # a buffer of another shape will hardly be asked for again
-        self._free.clear()
-        return like.new_empty(shape)
-
     def forget_buffers(self) -> None:
         """Release the memory that is kept for the next pass."""
-        self._free.clear()
-
-    def give_back(self, *buffers: Tensor) -> None:
-        """Buffers that nothing reads any more."""
-        self._free += buffers
+        self._buffers.clear()
 
     def fold(self) -> None:
         """Take the weights from the model again, after they changed."""
+        layers = range(self.model.graph.n_layers)
         with torch.no_grad():
-            self.layers = [
-                self.model.fold(layer) for layer in range(self.model.graph.n_layers)
-            ]
+            self.layers = [self.model.fold(layer) for layer in layers]
+            self.carried = None
+            if self.model.is_post_norm:
+                self.carried = CarriedNorms(self.model)
+                self.layers = [self.carried.fold(i, self.layers[i]) for i in layers]
 
     def __call__(
         self,
@@ -116,18 +107,19 @@ class EdgeStack:
             ablated: Ablation value of every writer, one for all tokens or one a token
                 (batch * seq); None is zero.
         """
-        shape = (stream.shape[0], stream.shape[1])
-        run = _Run(self, shape, attention_kwargs, ablated)
+        run = EdgeRun(
+            self.model,
+            self.layers,
+            self.carried,
+            self._buffers,
+            (stream.shape[0], stream.shape[1]),
+            attention_kwargs,
+            ablated,
+            self.store_reads,
+        )
+        if self.carried is not None:
+            return EncoderStack.apply(stream, keep, run)
         return _Stack.apply(stream, keep, position, run)
-
-
-@dataclass
-class _Run:
-    stack: EdgeStack
-    shape: tuple[int, int]
-    attention_kwargs: Sequence[Mapping[str, Any]]
-    ablated: Tensor | None
-    kept: list[_Kept] = field(default_factory=list)
 
 
 class _Stack(torch.autograd.Function):
@@ -135,7 +127,7 @@ class _Stack(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, stream: Tensor, keep: Tensor, position: Tensor | None, run: _Run
+        ctx: Any, stream: Tensor, keep: Tensor, position: Tensor | None, run: EdgeRun
     ) -> Tensor:
         needs_grad = ctx.needs_input_grad[0] or ctx.needs_input_grad[1]
         gates = keep.detach().to(stream.dtype)
@@ -143,11 +135,11 @@ class _Stack(torch.autograd.Function):
         ctx.run, ctx.dtype = run, keep.dtype
         if needs_grad:
             ctx.save_for_backward(gates, writers)
-        n_writers = run.stack.model.graph.n_writers
+        n_writers = run.model.graph.n_writers
         row = torch.cat([gates.new_ones(1), gates[-n_writers:]])
         read = (row @ writers.flatten(1)).view_as(stream)
         if not needs_grad:
-            run.stack.give_back(writers)
+            run.buffers.give_back(writers)
         return read
 
     @staticmethod
@@ -160,28 +152,33 @@ class _Stack(torch.autograd.Function):
 
 
 def _run_forward(
-    run: _Run, stream: Tensor, gates: Tensor, position: Tensor | None, needs_grad: bool
+    run: EdgeRun,
+    stream: Tensor,
+    gates: Tensor,
+    position: Tensor | None,
+    needs_grad: bool,
 ) -> Tensor:
     """Rows of all writers; what the backward pass needs goes into `run.kept`."""
-    stack, model = run.stack, run.stack.model
+    model, buffers = run.model, run.buffers
     graph, n_tokens = model.graph, stream.shape[0] * stream.shape[1]
-    rows = stack.borrow(stream, 1 + graph.n_writers, n_tokens, model.d_model)
+    rows = buffers.borrow(stream, 1 + graph.n_writers, n_tokens, model.d_model)
     _write_inputs(run, rows, stream, position)
     n_reads = graph.n_attention_readers + 1
     reads: Tensor | None = None
     for layer in range(graph.n_layers):
-        if reads is None or (needs_grad and stack.store_reads):
-            reads = stack.borrow(stream, n_reads, n_tokens, model.d_model)
+        if reads is None or (needs_grad and run.store_reads):
+            reads = buffers.borrow(stream, n_reads, n_tokens, model.d_model)
         _read(graph, layer, gates, rows, reads)
         always = rows[0].clone()
         scale = _scale(model, layer, reads[:-1])
         with torch.set_grad_enabled(needs_grad):
-            projected, attended = _attend(run, layer, reads[:-1], scale)
+            projected = _projected(run.layers[layer], reads[:-1], scale)
+            attended = attend(run, layer, projected)
         head_scale = _write_heads(run, layer, rows, attended.detach())
         seen = reads[-1]
         if not graph.parallel:
             first = graph.n_before(layer)
-            own = _mlp_gates(graph, layer, gates)[first:]
+            own = mlp_gates(graph, layer, gates)[first:]
             seen = seen + (rows[0] - always)
             new = rows[1 + first : 1 + first + graph.n_heads]
             seen.view(-1).addmv_(new.flatten(1).T, own)
@@ -192,27 +189,27 @@ def _run_forward(
             written = model.run_mlp(layer, seen)
         _write_mlp(run, layer, rows, written.detach())
         if needs_grad:
-            stored = reads if stack.store_reads else None
+            stored = reads if run.store_reads else None
             run.kept.append(
                 _Kept(
                     projected, attended, seen, written, scale, head_scale, always,
                     stored,
                 )
             )  # fmt: skip
-    if reads is not None and not (needs_grad and stack.store_reads):
-        stack.give_back(reads)
+    if reads is not None and not (needs_grad and run.store_reads):
+        buffers.give_back(reads)
     return rows
 
 
 def _run_backward(
-    run: _Run, gates: Tensor, rows: Tensor, grad: Tensor
+    run: EdgeRun, gates: Tensor, rows: Tensor, grad: Tensor
 ) -> tuple[Tensor, Tensor]:
     """Gradients of the input's stream and of the gates."""
-    stack, model = run.stack, run.stack.model
+    model, buffers = run.model, run.buffers
     graph, n_heads = model.graph, model.graph.n_heads
     arriving = grad.reshape(-1)
     # of every writer's row
-    grads = stack.borrow(rows, graph.n_writers, *rows.shape[1:])
+    grads = buffers.borrow(rows, graph.n_writers, *rows.shape[1:])
     d_keep = torch.empty_like(gates)
     torch.mul(gates[-graph.n_writers :, None], arriving, out=grads.flatten(1))
     torch.mv(rows[1:].flatten(1), arriving, out=d_keep[-graph.n_writers :])
@@ -226,52 +223,31 @@ def _run_backward(
             _centred(model, grads[first + n_heads]).view_as(kept.written),
         )
         d_seen = d_seen.reshape(-1)
-        d_mlp = _mlp_gates(graph, layer, d_keep)
+        d_mlp = mlp_gates(graph, layer, d_keep)
         if not graph.parallel:
             torch.mv(rows[1:][own].flatten(1), d_seen, out=d_mlp[first:])
-            own_gates = _mlp_gates(graph, layer, gates)[first:]
+            own_gates = mlp_gates(graph, layer, gates)[first:]
             grads[own].flatten(1).addr_(own_gates, d_seen)
         d_projected = _through_heads(run, layer, kept, grads[own], rows[1:][own])
         reads = kept.reads
         if reads is None:
             n_reads = graph.n_attention_readers + 1
-            reads = stack.borrow(rows, n_reads, *rows.shape[1:])
+            reads = buffers.borrow(rows, n_reads, *rows.shape[1:])
             if kept.scale is not None:
                 rows[0].copy_(kept.always)
                 _read(graph, layer, gates, rows, reads)
         _through_projection(run, layer, kept, d_projected, reads[:-1])
         reads[-1].view(-1).copy_(d_seen)
         before = rows[1 : 1 + first]
-        d_gates = _inner(reads, before)
-        _attention_gates(graph, layer, d_keep).copy_(d_gates[:-1])
+        d_gates = inner(reads, before)
+        attention_gates(graph, layer, d_keep).copy_(d_gates[:-1])
         d_mlp[:first] = d_gates[-1]
-        seen_gates = _layer_gates(graph, layer, gates)[:, 1:]
+        seen_gates = layer_gates(graph, layer, gates)[:, 1:]
         grads[:first].flatten(1).addmm_(seen_gates.T, reads.flatten(1))
-        stack.give_back(reads)
+        buffers.give_back(reads)
     d_stream = _centred(model, grads[0]).reshape(grad.shape).clone()
-    stack.give_back(rows, grads)
+    buffers.give_back(rows, grads)
     return d_stream, d_keep
-
-
-def _attention_gates(graph: ResidualGraph, layer: int, gates: Tensor) -> Tensor:
-    """Gates of a layer's attention: (reader, writer before the layer)."""
-    n, before = graph.n_attention_readers, graph.n_before(layer)
-    start = graph.offsets[layer]
-    return gates[start : start + n * before].view(n, before)
-
-
-def _mlp_gates(graph: ResidualGraph, layer: int, gates: Tensor) -> Tensor:
-    """Gates of a layer's MLP: (writer,), the layer's own heads last."""
-    stop = graph.offsets[layer + 1]
-    return gates[stop - graph.n_seen_by_mlp(layer) : stop]
-
-
-def _layer_gates(graph: ResidualGraph, layer: int, gates: Tensor) -> Tensor:
-    """(reader and MLP, always on and writer before the layer)."""
-    attention = _attention_gates(graph, layer, gates)
-    mlp = _mlp_gates(graph, layer, gates)[: graph.n_before(layer)]
-    together = torch.cat([attention, mlp[None]])
-    return torch.cat([together.new_ones(len(together), 1), together], 1)
 
 
 def _read(
@@ -279,7 +255,7 @@ def _read(
 ) -> None:
     """What attention's readers see, and of what the MLP sees the part before them."""
     seen = rows[: 1 + graph.n_before(layer)].flatten(1)
-    torch.mm(_layer_gates(graph, layer, gates), seen, out=out.flatten(1))
+    torch.mm(layer_gates(graph, layer, gates), seen, out=out.flatten(1))
 
 
 def _scale(model: ResidualModel, layer: int, reads: Tensor) -> Tensor | None:
@@ -293,94 +269,20 @@ def _scale(model: ResidualModel, layer: int, reads: Tensor) -> Tensor | None:
     return scale.to(reads.dtype)
 
 
-def _attend(
-    run: _Run, layer: int, reads: Tensor, scale: Tensor | None
-) -> tuple[Tensor, Tensor]:
-    """Queries, keys, values of the reads (a leaf), and what the heads find."""
-    model, folded = run.stack.model, run.stack.layers[layer]
+def _projected(folded: FoldedLayer, reads: Tensor, scale: Tensor | None) -> Tensor:
+    """Queries, keys and values of the reads, a leaf."""
     with torch.no_grad():
         projected = torch.bmm(reads, folded.read)
         if scale is not None:
             projected.mul_(scale)
         projected.add_(folded.read_bias)
-    projected.requires_grad_(torch.is_grad_enabled())
-    given = _as_projected(run, projected)
-    attention = model.attention(layer)
-    with (
-        _answering(model.projections(layer), given, model.output(layer)),
-        _ungrouped(attention, model.graph),
-    ):
-        # only the shape of the first argument is read
-        shaped = reads[0].view(*run.shape, model.d_model)
-        attended = attention(shaped, **run.attention_kwargs[layer])[0]
-    return projected, attended
-
-
-def _as_projected(run: _Run, projected: Tensor) -> list[Tensor]:
-    """The projections' outputs as the model's attention takes them."""
-    model = run.stack.model
-    graph, d_head = model.graph, model.d_head
-    n_tokens = projected.shape[1]
-    groups = graph.n_kv_heads
-    if not graph.apart:
-        groups = graph.n_heads
-        projected = projected.view(graph.n_heads, n_tokens, 3, d_head)
-        projected = projected.permute(2, 0, 1, 3).reshape(-1, n_tokens, d_head)
-    if model.parts.fused == "by head":
-        by_head = projected.view(3, graph.n_heads, n_tokens, d_head)
-        return [by_head.permute(2, 1, 0, 3).reshape(*run.shape, -1)]
-    parts = [projected]
-    if model.parts.fused == "apart":
-        parts = list(projected.split([graph.n_heads, groups, groups]))
-    return [part.transpose(0, 1).reshape(*run.shape, -1) for part in parts]
-
-
-@contextmanager
-def _answering(
-    projections: Sequence[Any], values: Sequence[Tensor], output: Any
-) -> Iterator[None]:
-    """Projections that give these values; an output projection that does nothing."""
-    replaced = [*projections, output]
-    earlier = [vars(module).get("forward") for module in replaced]
-    for module, value in zip(projections, values, strict=True):
-        vars(module)["forward"] = partial(_given, value)
-    vars(output)["forward"] = _unchanged
-    try:
-        yield
-    finally:
-        for module, forward in zip(replaced, earlier, strict=True):
-            vars(module).pop("forward")
-            if forward is not None:
-                vars(module)["forward"] = forward
-
-
-def _given(value: Tensor, _: Tensor) -> Tensor:
-    return value
-
-
-def _unchanged(x: Tensor) -> Tensor:
-    return x
-
-
-@contextmanager
-def _ungrouped(attention: Any, graph: ResidualGraph) -> Iterator[None]:
-    """Attention with a key and a value for every query head, where they are merged."""
-    if graph.apart or graph.n_kv_heads == graph.n_heads:
-        yield
-        return
-    names = {"num_key_value_groups": 1, "num_key_value_heads": graph.n_heads}
-    earlier = {name: vars(attention)[name] for name in names if name in vars(attention)}
-    vars(attention).update({name: names[name] for name in earlier})
-    try:
-        yield
-    finally:
-        vars(attention).update(earlier)
+    return projected.requires_grad_(torch.is_grad_enabled())
 
 
 def _write_inputs(
-    run: _Run, rows: Tensor, stream: Tensor, position: Tensor | None
+    run: EdgeRun, rows: Tensor, stream: Tensor, position: Tensor | None
 ) -> None:
-    model = run.stack.model
+    model = run.model
     shape = (len(rows[0]), model.d_model)
     rows[0].zero_()
     if position is None:
@@ -398,10 +300,10 @@ def _write_inputs(
 
 
 def _write_heads(
-    run: _Run, layer: int, rows: Tensor, attended: Tensor
+    run: EdgeRun, layer: int, rows: Tensor, attended: Tensor
 ) -> tuple[Tensor, Tensor] | None:
     """Fill the rows of a layer's heads and row 0; the scale of a norm on them."""
-    model, folded = run.stack.model, run.stack.layers[layer]
+    model, folded = run.model, run.layers[layer]
     graph = model.graph
     first = graph.n_before(layer)
     own = rows[1 + first : 1 + first + graph.n_heads]
@@ -423,17 +325,17 @@ def _write_heads(
     return head_scale
 
 
-def _write_mlp(run: _Run, layer: int, rows: Tensor, written: Tensor) -> None:
-    model = run.stack.model
+def _write_mlp(run: EdgeRun, layer: int, rows: Tensor, written: Tensor) -> None:
+    model = run.model
     place = model.graph.n_before(layer) + model.graph.n_heads
     rows[1 + place].copy_(_centred(model, written.reshape(-1, model.d_model)))
     _ablate(run, rows, slice(place, place + 1))
 
 
-def _ablate(run: _Run, rows: Tensor, writers: slice) -> None:
+def _ablate(run: EdgeRun, rows: Tensor, writers: slice) -> None:
     """Take the ablation values out of the writers' rows into the row always on."""
     if run.ablated is not None:
-        values = _centred(run.stack.model, run.ablated[writers])
+        values = _centred(run.model, run.ablated[writers])
         rows[1:][writers].sub_(values)
         rows[0].add_(values.sum(0))
 
@@ -444,10 +346,10 @@ def _centred(model: ResidualModel, values: Tensor) -> Tensor:
 
 
 def _through_heads(
-    run: _Run, layer: int, kept: _Kept, grad: Tensor, written: Tensor
+    run: EdgeRun, layer: int, kept: _Kept, grad: Tensor, written: Tensor
 ) -> Tensor:
     """Gradient of queries, keys and values, of that of what the heads write."""
-    folded = run.stack.layers[layer]
+    folded = run.layers[layer]
     if kept.head_scale is not None:
         grad = _through_head_norm(run, layer, kept.head_scale, grad, written)
     d_found = torch.bmm(grad, folded.write.transpose(1, 2)).transpose(0, 1)
@@ -460,14 +362,14 @@ def _through_heads(
 
 
 def _through_head_norm(
-    run: _Run,
+    run: EdgeRun,
     layer: int,
     head_scale: tuple[Tensor, Tensor],
     grad: Tensor,
     written: Tensor,
 ) -> Tensor:
     """Through h_i = o_i * gain * s, s = 1 / root(mean square of the sum of o + eps)."""
-    model = run.stack.model
+    model = run.model
     graph = model.graph
     first = graph.n_before(layer)
     scale, total = head_scale
@@ -481,25 +383,17 @@ def _through_head_norm(
 
 
 def _through_projection(
-    run: _Run, layer: int, kept: _Kept, grad: Tensor, reads: Tensor
+    run: EdgeRun, layer: int, kept: _Kept, grad: Tensor, reads: Tensor
 ) -> None:
     """Turn the reads into their gradient, in place.
 
     With R a read, s its scale and p = s R W + b: dR = s dp W^T - s^2 / d <p - b, dp> R.
     """
-    folded = run.stack.layers[layer]
+    folded = run.layers[layer]
     if kept.scale is None:
         torch.bmm(grad, folded.read.transpose(1, 2), out=reads)
         return
     plain = kept.projected.detach() - folded.read_bias
     along = (plain * grad).sum(-1, keepdim=True)
-    reads.mul_(along * kept.scale.square() * (-1 / run.stack.model.d_model))
+    reads.mul_(along * kept.scale.square() * (-1 / run.model.d_model))
     reads.baddbmm_(grad * kept.scale, folded.read.transpose(1, 2))
-
-
-def _inner(left: Tensor, right: Tensor) -> Tensor:
-    """Inner products over tokens and d_model: (a, t, d), (b, t, d) -> (a, b)."""
-    if len(left) <= FEW_READERS or len(right) < FEW_WRITERS:
-        products = torch.bmm(left.transpose(0, 1), right.permute(1, 2, 0))
-        return products.sum(0)
-    return left.flatten(1) @ right.flatten(1).T

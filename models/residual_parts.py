@@ -28,10 +28,11 @@ class BlockParts:
     projections: tuple[str, ...]
     """Query, key, value below `attention`; one name where they are one module."""
     output: str
-    """Output projection below `attention`."""
+    """Attention's output projection."""
     norm_in: str | None
     """Norm before attention."""
-    mlp: str
+    mlp: tuple[str, ...]
+    """The MLP: modules that run one after the other."""
     norm_mlp: str | None
     """Norm before the MLP."""
     fused: Fused = "apart"
@@ -40,6 +41,8 @@ class BlockParts:
     """Norm on what attention writes (OLMo 2, Gemma 2)."""
     norm_written: str | None = None
     """Norm on what the MLP writes."""
+    norms_on_stream: tuple[str, str] | None = None
+    """Norms on the stream itself, after attention and after the MLP (encoders)."""
     gain_offset: float = 0.0
     """Added to a norm's weight to give its gain."""
     parallel: Callable[[Any], bool] = lambda config: False
@@ -50,18 +53,27 @@ class BlockParts:
 _LLAMA = BlockParts(
     attention="self_attn",
     projections=("q_proj", "k_proj", "v_proj"),
-    output="o_proj",
+    output="self_attn.o_proj",
     norm_in="input_layernorm",
-    mlp="mlp",
+    mlp=("mlp",),
     norm_mlp="post_attention_layernorm",
+)
+_BERT = BlockParts(
+    attention="attention.self",
+    projections=("query", "key", "value"),
+    output="attention.output.dense",
+    norm_in=None,
+    mlp=("intermediate", "output.dense"),
+    norm_mlp=None,
+    norms_on_stream=("attention.output.LayerNorm", "output.LayerNorm"),
 )
 PARTS: dict[str, BlockParts] = {
     "gpt2": BlockParts(
         attention="attn",
         projections=("c_attn",),
-        output="c_proj",
+        output="attn.c_proj",
         norm_in="ln_1",
-        mlp="mlp",
+        mlp=("mlp",),
         norm_mlp="ln_2",
         fused="concatenated",
         position="wpe",
@@ -69,9 +81,9 @@ PARTS: dict[str, BlockParts] = {
     "gpt_neox": BlockParts(
         attention="attention",
         projections=("query_key_value",),
-        output="dense",
+        output="attention.dense",
         norm_in="input_layernorm",
-        mlp="mlp",
+        mlp=("mlp",),
         norm_mlp="post_attention_layernorm",
         fused="by head",
         parallel=lambda config: config.use_parallel_residual,
@@ -83,18 +95,18 @@ PARTS: dict[str, BlockParts] = {
     "phi3": BlockParts(
         attention="self_attn",
         projections=("qkv_proj",),
-        output="o_proj",
+        output="self_attn.o_proj",
         norm_in="input_layernorm",
-        mlp="mlp",
+        mlp=("mlp",),
         norm_mlp="post_attention_layernorm",
         fused="concatenated",
     ),
     "olmo2": BlockParts(
         attention="self_attn",
         projections=("q_proj", "k_proj", "v_proj"),
-        output="o_proj",
+        output="self_attn.o_proj",
         norm_in=None,
-        mlp="mlp",
+        mlp=("mlp",),
         norm_mlp=None,
         norm_attention="post_attention_layernorm",
         norm_written="post_feedforward_layernorm",
@@ -102,13 +114,26 @@ PARTS: dict[str, BlockParts] = {
     "gemma2": BlockParts(
         attention="self_attn",
         projections=("q_proj", "k_proj", "v_proj"),
-        output="o_proj",
+        output="self_attn.o_proj",
         norm_in="input_layernorm",
-        mlp="mlp",
+        mlp=("mlp",),
         norm_mlp="pre_feedforward_layernorm",
         norm_attention="post_attention_layernorm",
         norm_written="post_feedforward_layernorm",
         gain_offset=1.0,
+    ),
+    "bert": _BERT,
+    "roberta": _BERT,
+    "xlm-roberta": _BERT,
+    "electra": _BERT,
+    "distilbert": BlockParts(
+        attention="attention",
+        projections=("q_lin", "k_lin", "v_lin"),
+        output="attention.out_lin",
+        norm_in=None,
+        mlp=("ffn",),
+        norm_mlp=None,
+        norms_on_stream=("sa_layer_norm", "output_layer_norm"),
     ),
 }
 
@@ -168,6 +193,12 @@ class ResidualModel:
             attention_bias,
             position,
         )
+        if getattr(config, "add_cross_attention", False):
+            raise UserError(
+                f"this {config.model_type} also attends to another model's states, "
+                "which no writer of its residual graph is; use a model without "
+                "cross-attention"
+            )
         if position != "merged" and self.parts.position is None:
             raise UserError(
                 f"{config.model_type} adds no position embedding to the stream; use "
@@ -179,8 +210,11 @@ class ResidualModel:
                 "together, so its heads cannot merge queries, keys and values; leave "
                 "them apart"
             )
-        final = self._final_norm()
-        self.centred = isinstance(final, nn.LayerNorm)
+        self.is_post_norm = self.parts.norms_on_stream is not None
+        """Norms sit on the stream itself, and none before a read."""
+        self.centred = not self.is_post_norm and isinstance(
+            self._final_norm(), nn.LayerNorm
+        )
         """Norms subtract the mean, so that all writers may be stored without it."""
 
     def attention(self, layer: int) -> Any:
@@ -194,7 +228,7 @@ class ResidualModel:
 
     def output(self, layer: int) -> Any:
         """Its output projection."""
-        return self.attention(layer).get_submodule(self.parts.output)
+        return self.blocks[layer].get_submodule(self.parts.output)
 
     def norm(self, layer: int, name: str | None) -> Any:
         """A norm of a block, by the name in the table."""
@@ -208,9 +242,9 @@ class ResidualModel:
         """What the MLP writes, of the stream it reads."""
         block, parts = self.blocks[layer], self.parts
         before = self.norm(layer, parts.norm_mlp)
-        written = block.get_submodule(parts.mlp)(
-            stream if before is None else before(stream)
-        )
+        written = stream if before is None else before(stream)
+        for name in parts.mlp:
+            written = block.get_submodule(name)(written)
         after = self.norm(layer, parts.norm_written)
         return written if after is None else after(written)
 
@@ -282,14 +316,14 @@ class ResidualModel:
 
     def _check_modules(self, model_type: str) -> None:
         parts = self.parts
-        names = [parts.attention, parts.mlp]
+        names = [parts.attention, parts.output, *parts.mlp]
         names += [f"{parts.attention}.{name}" for name in parts.projections]
-        names += [f"{parts.attention}.{parts.output}"]
         norms = (
             parts.norm_in,
             parts.norm_mlp,
             parts.norm_attention,
             parts.norm_written,
+            *(parts.norms_on_stream or ()),
         )
         names += [norm for norm in norms if norm is not None]
         for layer, block in enumerate(self.blocks):
