@@ -7,6 +7,7 @@ from typing import Any
 from jaxtyping import Float
 from torch import Tensor
 
+from masks.edge_weights import TrainedWeights
 from models.carried_norms import CarriedNorms
 from models.residual_parts import FoldedLayer, ResidualModel
 
@@ -49,5 +50,7 @@ class EdgeRun:
     attention_kwargs: Sequence[Mapping[str, Any]]
     ablated: Float[Tensor, "writer #token d_model"] | None
     store_reads: bool
+    trained: TrainedWeights | None = None
+    """The base weights, where they take gradients."""
     kept: list[Any] = field(default_factory=list)
     """Of every layer, the last one on top."""

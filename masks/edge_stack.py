@@ -26,10 +26,12 @@ from torch.autograd.function import once_differentiable
 from masks.edge_attention import attend
 from masks.edge_gates import attention_gates, inner, layer_gates, mlp_gates
 from masks.edge_run import Buffers, EdgeRun
+from masks.edge_weights import trained_weights
 from masks.encoder_stack import EncoderStack
 from models.carried_norms import CarriedNorms
 from models.residual_graph import ResidualGraph
 from models.residual_parts import FoldedLayer, ResidualModel
+from storage.errors import UserError
 
 
 @dataclass
@@ -107,6 +109,16 @@ class EdgeStack:
             ablated: Ablation value of every writer, one for all tokens or one a token
                 (batch * seq); None is zero.
         """
+        trained = None
+        if torch.is_grad_enabled() and self.model.is_trained:
+            if self.carried is not None:
+                raise UserError(
+                    "the base weights of an encoder with norms on its stream cannot be "
+                    "trained under gates on edges; freeze them (requires_grad_(False)) "
+                    "or cut neurons or heads"
+                )
+            trained = trained_weights(self.model)
+            self.layers = [layer.folded.detached() for layer in trained.layers]
         run = EdgeRun(
             self.model,
             self.layers,
@@ -116,10 +128,12 @@ class EdgeStack:
             attention_kwargs,
             ablated,
             self.store_reads,
+            trained,
         )
         if self.carried is not None:
             return EncoderStack.apply(stream, keep, run)
-        return _Stack.apply(stream, keep, position, run)
+        weights = [] if trained is None else trained.tensors
+        return _Stack.apply(stream, keep, position, run, *weights)
 
 
 class _Stack(torch.autograd.Function):
@@ -127,12 +141,18 @@ class _Stack(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, stream: Tensor, keep: Tensor, position: Tensor | None, run: EdgeRun
+        ctx: Any,
+        stream: Tensor,
+        keep: Tensor,
+        position: Tensor | None,
+        run: EdgeRun,
+        *weights: Tensor,
     ) -> Tensor:
-        needs_grad = ctx.needs_input_grad[0] or ctx.needs_input_grad[1]
+        needs_grad = any(ctx.needs_input_grad)
         gates = keep.detach().to(stream.dtype)
         writers = _run_forward(run, stream, gates, position, needs_grad)
         ctx.run, ctx.dtype = run, keep.dtype
+        ctx.n_positions = None if position is None else len(position)
         if needs_grad:
             ctx.save_for_backward(gates, writers)
         n_writers = run.model.graph.n_writers
@@ -146,9 +166,20 @@ class _Stack(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         gates, writers = ctx.saved_tensors
-        d_stream, d_keep = _run_backward(ctx.run, gates, writers, grad)
-        ctx.run.kept.clear()
-        return d_stream, d_keep.to(ctx.dtype), None, None
+        run: EdgeRun = ctx.run
+        backward = _Backward(run, gates, writers, grad, ctx.needs_input_grad[1])
+        for layer in reversed(range(run.model.graph.n_layers)):
+            backward.through_layer(layer, run.kept.pop())
+        d_stream, every_position = backward.of_inputs(grad)
+        d_position = None
+        if ctx.n_positions is not None:
+            one = ctx.n_positions == 1  # the same for all sequences
+            d_position = every_position.sum(0, keepdim=True) if one else every_position
+        d_keep = backward.d_keep
+        if d_keep is not None:
+            d_keep = d_keep.to(ctx.dtype)
+        d_weights = () if run.trained is None else run.trained.gradients()
+        return d_stream, d_keep, d_position, None, *d_weights
 
 
 def _run_forward(
@@ -201,53 +232,144 @@ def _run_forward(
     return rows
 
 
-def _run_backward(
-    run: EdgeRun, gates: Tensor, rows: Tensor, grad: Tensor
-) -> tuple[Tensor, Tensor]:
-    """Gradients of the input's stream and of the gates."""
-    model, buffers = run.model, run.buffers
-    graph, n_heads = model.graph, model.graph.n_heads
-    arriving = grad.reshape(-1)
-    # of every writer's row
-    grads = buffers.borrow(rows, graph.n_writers, *rows.shape[1:])
-    d_keep = torch.empty_like(gates)
-    torch.mul(gates[-graph.n_writers :, None], arriving, out=grads.flatten(1))
-    torch.mv(rows[1:].flatten(1), arriving, out=d_keep[-graph.n_writers :])
-    for layer in reversed(range(graph.n_layers)):
-        kept = run.kept.pop()
+class _Backward:
+    """The backward pass, from the last layer down.
+
+    Args:
+        run: The forward pass, with what every layer kept.
+        gates: Gates of all edges.
+        rows: What the writers wrote, row 0 the part that is always on.
+        grad: Gradient of what the logits read.
+        of_gates: Whether the gates' own gradient is asked for.
+    """
+
+    def __init__(
+        self, run: EdgeRun, gates: Tensor, rows: Tensor, grad: Tensor, of_gates: bool
+    ):
+        self.run, self.gates, self.rows = run, gates, rows
+        n_writers = run.model.graph.n_writers
+        arriving = grad.reshape(-1)
+        # of every writer's row
+        self.grads = run.buffers.borrow(rows, n_writers, *rows.shape[1:])
+        torch.mul(gates[-n_writers:, None], arriving, out=self.grads.flatten(1))
+        self.d_keep = torch.empty_like(gates) if of_gates else None
+        if self.d_keep is not None:
+            torch.mv(rows[1:].flatten(1), arriving, out=self.d_keep[-n_writers:])
+        # of row 0, which only weights and positions have a use for
+        self.d_always = arriving.clone()
+
+    def through_layer(self, layer: int, kept: _Kept) -> None:
+        """From what the writers of a layer wrote to what its readers saw."""
+        run, gates, graph = self.run, self.gates, self.run.model.graph
         first = graph.n_before(layer)
-        own = slice(first, first + n_heads)
-        (d_seen,) = torch.autograd.grad(
-            kept.written,
-            kept.seen,
-            _centred(model, grads[first + n_heads]).view_as(kept.written),
-        )
-        d_seen = d_seen.reshape(-1)
-        d_mlp = mlp_gates(graph, layer, d_keep)
+        own = slice(first, first + graph.n_heads)
+        d_seen = self._through_mlp(layer, kept)
         if not graph.parallel:
-            torch.mv(rows[1:][own].flatten(1), d_seen, out=d_mlp[first:])
+            self.d_always.add_(d_seen)
+            if self.d_keep is not None:
+                d_own = mlp_gates(graph, layer, self.d_keep)[first:]
+                torch.mv(self.rows[1:][own].flatten(1), d_seen, out=d_own)
             own_gates = mlp_gates(graph, layer, gates)[first:]
-            grads[own].flatten(1).addr_(own_gates, d_seen)
-        d_projected = _through_heads(run, layer, kept, grads[own], rows[1:][own])
+            self.grads[own].flatten(1).addr_(own_gates, d_seen)
+        self._take_output_bias(layer)
+        if graph.parallel:
+            self.d_always.add_(d_seen)
+        d_projected = self._through_heads(layer, kept)
         reads = kept.reads
         if reads is None:
             n_reads = graph.n_attention_readers + 1
-            reads = buffers.borrow(rows, n_reads, *rows.shape[1:])
-            if kept.scale is not None:
-                rows[0].copy_(kept.always)
-                _read(graph, layer, gates, rows, reads)
+            reads = run.buffers.borrow(self.rows, n_reads, *self.rows.shape[1:])
+            if kept.scale is not None or run.trained is not None:
+                self.rows[0].copy_(kept.always)
+                _read(graph, layer, gates, self.rows, reads)
+        if run.trained is not None:
+            self._take_projections(layer, kept, d_projected, reads[:-1])
         _through_projection(run, layer, kept, d_projected, reads[:-1])
+        if run.trained is not None:
+            self.d_always.add_(reads[:-1].sum(0).view(-1))
         reads[-1].view(-1).copy_(d_seen)
-        before = rows[1 : 1 + first]
-        d_gates = inner(reads, before)
-        attention_gates(graph, layer, d_keep).copy_(d_gates[:-1])
-        d_mlp[:first] = d_gates[-1]
+        if self.d_keep is not None:
+            d_gates = inner(reads, self.rows[1 : 1 + first])
+            attention_gates(graph, layer, self.d_keep).copy_(d_gates[:-1])
+            mlp_gates(graph, layer, self.d_keep)[:first] = d_gates[-1]
         seen_gates = layer_gates(graph, layer, gates)[:, 1:]
-        grads[:first].flatten(1).addmm_(seen_gates.T, reads.flatten(1))
-        buffers.give_back(reads)
-    d_stream = _centred(model, grads[0]).reshape(grad.shape).clone()
-    buffers.give_back(rows, grads)
-    return d_stream, d_keep
+        self.grads[:first].flatten(1).addmm_(seen_gates.T, reads.flatten(1))
+        run.buffers.give_back(reads)
+
+    def of_inputs(self, like: Tensor) -> tuple[Tensor, Tensor]:
+        """Gradients of the input's stream and, where it is apart, of the positions."""
+        model = self.run.model
+        d_stream = _centred(model, self.grads[0]).reshape(like.shape).clone()
+        if model.graph.position == "own":
+            d_position = _centred(model, self.grads[1]).reshape(like.shape) - d_stream
+        else:
+            always = self.d_always.view(self.rows[0].shape)
+            d_position = _centred(model, always).reshape(like.shape) - d_stream
+        self.run.buffers.give_back(self.rows, self.grads)
+        return d_stream, d_position
+
+    def _through_mlp(self, layer: int, kept: _Kept) -> Tensor:
+        """Gradient of what the MLP saw, flat."""
+        run, graph = self.run, self.run.model.graph
+        written = self.grads[graph.n_before(layer) + graph.n_heads]
+        grad = _centred(run.model, written).view_as(kept.written)
+        if run.trained is None:
+            (d_seen,) = torch.autograd.grad(kept.written, kept.seen, grad)
+        else:
+            weights = run.trained.layers[layer].mlp
+            d_seen = run.trained.through(kept.written, kept.seen, weights, grad)
+        return d_seen.reshape(-1)
+
+    def _through_heads(self, layer: int, kept: _Kept) -> Tensor:
+        """Gradient of queries, keys and values, of that of what the heads write."""
+        run, graph = self.run, self.run.model.graph
+        folded, trained = run.layers[layer], run.trained
+        first = graph.n_before(layer)
+        own = slice(first, first + graph.n_heads)
+        grad = self.grads[own]
+        found = kept.attended.detach().reshape(-1, graph.n_heads, run.model.d_head)
+        if kept.head_scale is not None:
+            if trained is not None:
+                plain = torch.bmm(found.transpose(0, 1), folded.write)
+                d_gain = (grad * plain * kept.head_scale[0]).sum((0, 1))
+                trained.add(trained.layers[layer].head_gain, d_gain)
+            grad = _through_head_norm(
+                run, layer, kept.head_scale, grad, self.rows[1:][own]
+            )
+        if trained is not None:
+            # centred weights: the gradient's own mean over d_model is taken by autograd
+            d_write = torch.bmm(found.permute(1, 2, 0), grad)
+            trained.add(trained.layers[layer].folded.write, d_write)
+        d_found = torch.bmm(grad, folded.write.transpose(1, 2)).transpose(0, 1)
+        d_found = d_found.reshape(kept.attended.shape)
+        if trained is None:
+            return torch.autograd.grad(kept.attended, kept.projected, d_found)[0]
+        weights = trained.layers[layer].attention
+        return trained.through(kept.attended, kept.projected, weights, d_found)
+
+    def _take_output_bias(self, layer: int) -> None:
+        """Gradient of the bias of attention's output projection."""
+        run, graph = self.run, self.run.model.graph
+        if run.trained is None or run.layers[layer].write_bias is None:
+            return
+        first = graph.n_before(layer)
+        if graph.attention_bias == "heads":
+            d_bias = self.grads[first : first + graph.n_heads].sum((0, 1))
+            d_bias = d_bias / graph.n_heads
+        else:
+            d_bias = self.d_always.view(self.rows[0].shape).sum(0)
+        run.trained.add(run.trained.layers[layer].folded.write_bias, d_bias)
+
+    def _take_projections(
+        self, layer: int, kept: _Kept, grad: Tensor, reads: Tensor
+    ) -> None:
+        """Gradients of queries', keys' and values' weights and biases."""
+        trained = self.run.trained
+        assert trained is not None
+        folded = trained.layers[layer].folded
+        trained.add(folded.read_bias, grad.sum(1, keepdim=True))
+        scaled = grad if kept.scale is None else grad * kept.scale
+        trained.add(folded.read, torch.bmm(reads.transpose(1, 2), scaled))
 
 
 def _read(
@@ -343,22 +465,6 @@ def _ablate(run: EdgeRun, rows: Tensor, writers: slice) -> None:
 def _centred(model: ResidualModel, values: Tensor) -> Tensor:
     """Values without their mean over d_model, where the model's norms take it away."""
     return values - values.mean(-1, keepdim=True) if model.centred else values
-
-
-def _through_heads(
-    run: EdgeRun, layer: int, kept: _Kept, grad: Tensor, written: Tensor
-) -> Tensor:
-    """Gradient of queries, keys and values, of that of what the heads write."""
-    folded = run.layers[layer]
-    if kept.head_scale is not None:
-        grad = _through_head_norm(run, layer, kept.head_scale, grad, written)
-    d_found = torch.bmm(grad, folded.write.transpose(1, 2)).transpose(0, 1)
-    (d_projected,) = torch.autograd.grad(
-        kept.attended,
-        kept.projected,
-        d_found.reshape(kept.attended.shape),
-    )
-    return d_projected
 
 
 def _through_head_norm(

@@ -4,7 +4,7 @@ Weights come out as one stack per layer, with the gain of the norm before them f
 in, so that a read needs nothing but a matrix product and one scale per token.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -150,6 +150,20 @@ class FoldedLayer:
     """Of every head; centred where the model's norms centre."""
     write_bias: Float[Tensor, "d_model"] | None
 
+    def detached(self) -> "FoldedLayer":
+        """The same numbers without a graph."""
+        bias = self.write_bias
+        return FoldedLayer(
+            self.read.detach(),
+            self.read_bias.detach(),
+            self.write.detach(),
+            None if bias is None else bias.detach(),
+        )
+
+
+def _trained(modules: Sequence[nn.Module]) -> list[nn.Parameter]:
+    return [p for module in modules for p in module.parameters() if p.requires_grad]
+
 
 class ResidualModel:
     """A model seen as a residual graph: its modules, and its weights folded.
@@ -275,6 +289,27 @@ class ResidualModel:
             weight.contiguous(), bias[:, None].contiguous(), write.contiguous(),
             write_bias,
         )  # fmt: skip
+
+    def mlp_parameters(self, layer: int) -> list[nn.Parameter]:
+        """What `run_mlp` computes with, where it is trained."""
+        names = [self.parts.norm_mlp, *self.parts.mlp, self.parts.norm_written]
+        modules = [self.norm(layer, name) for name in names if name is not None]
+        return _trained(modules)
+
+    def attention_parameters(self, layer: int) -> list[nn.Parameter]:
+        """What attention computes with besides its projections, where it is trained."""
+        folded = {
+            id(parameter)
+            for module in (*self.projections(layer), self.output(layer))
+            for parameter in module.parameters()
+        }
+        found = _trained([self.attention(layer)])
+        return [parameter for parameter in found if id(parameter) not in folded]
+
+    @property
+    def is_trained(self) -> bool:
+        """Some weight of a block takes a gradient."""
+        return any(p.requires_grad for block in self.blocks for p in block.parameters())
 
     def _projection(self, layer: int) -> tuple[Tensor, Tensor]:
         """Weights and biases of all queries, all keys, all values, apart."""
