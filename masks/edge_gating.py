@@ -15,6 +15,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from masks.edge_sparse import plan_of
 from masks.edge_stack import EdgeStack
 from models.residual_parts import ResidualModel
 from storage.errors import UserError
@@ -38,7 +39,9 @@ def edge_gated(
 
     Args:
         stack: The model's blocks; its weights are those of when it was folded.
-        keep: Gates of all edges in the graph's order; may carry a gradient.
+        keep: Gates of all edges in the graph's order; may carry a gradient. Bools are a
+            finished mask: where no gradient is asked for, few ablated edges cost
+            little more than the model itself, and few kept ones less.
         ablated: Ablation value of every writer; None is zero.
 
     Raises:
@@ -50,8 +53,7 @@ def edge_gated(
             f"argument keep must hold {model.graph.n_edges} gates, one an edge, got "
             f"{tuple(keep.shape)}"
         )
-    gates = keep.float() if keep.dtype == torch.bool else keep
-    replacement = _Blocks(stack, gates, ablated)
+    replacement = _Blocks(stack, keep, ablated)
     with ExitStack() as undo:
         for layer, block in enumerate(model.blocks):
             vars(block)["forward"] = partial(replacement.forward, layer)
@@ -68,6 +70,8 @@ class _Blocks:
 
     def __init__(self, stack: EdgeStack, keep: Tensor, ablated: Tensor | None):
         self.stack, self.keep, self.ablated = stack, keep, ablated
+        finished = keep.dtype == torch.bool
+        self.plan = plan_of(stack.model, keep) if finished else None
         self.kwargs: list[Mapping[str, Any]] = []
         self.position: Tensor | None = None
         self.signature = inspect.signature(type(stack.model.blocks[0]).forward)
@@ -90,6 +94,7 @@ class _Blocks:
             self.kwargs,
             position=self.position,
             ablated=self.ablated,
+            plan=self.plan,
         )
 
     def on_position(self, _: Any, __: Any, output: Tensor) -> None:
