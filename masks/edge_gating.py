@@ -6,7 +6,7 @@ are replaced, so any task head works, and `generate` does without a cache.
 """
 
 import inspect
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from typing import Any
@@ -18,6 +18,11 @@ from torch import Tensor
 from masks.edge_stack import EdgeStack
 from models.residual_parts import ResidualModel
 from storage.errors import UserError
+
+AttentionArguments = Sequence[Mapping[str, Any]]
+"""What each block's attention gets besides the stream."""
+RunBlocks = Callable[[Tensor, AttentionArguments, Tensor | None], Tensor]
+"""(stream, arguments of attention, position embedding) -> what the logits read."""
 
 # What a block passes on to its attention is all of its arguments but these.
 _OF_THE_BLOCK = frozenset(
@@ -32,48 +37,128 @@ _OF_THE_BLOCK = frozenset(
 def edge_gated(
     stack: EdgeStack,
     keep: Float[Tensor, "edge"] | Bool[Tensor, "edge"],
-    ablated: Float[Tensor, "writer #token d_model"] | None = None,
+    ablated: Float[Tensor, "writer #batch #seq d_model"] | None = None,
+    inside: Sequence[Tensor] = (),
 ) -> Iterator[None]:
     """Run the stack's model by the gates `keep` inside the context.
 
     Args:
         stack: The model's blocks; its weights are those of when it was folded.
         keep: Gates of all edges in the graph's order; may carry a gradient.
-        ablated: Ablation value of every writer; None is zero.
+        ablated: Ablation value of every writer: one for all, by position or by token;
+            None is zero.
+        inside: Tensors with a gradient that hooks inside the blocks use.
 
     Raises:
-        UserError: When the gates are not one an edge.
+        UserError: When the gates are not one an edge, or the blocks are gated already.
     """
-    model = stack.model
-    if keep.shape != (model.graph.n_edges,):
+    n_edges = stack.model.graph.n_edges
+    if keep.shape != (n_edges,):
         raise UserError(
-            f"argument keep must hold {model.graph.n_edges} gates, one an edge, got "
+            f"argument keep must hold {n_edges} gates, one an edge, got "
             f"{tuple(keep.shape)}"
         )
     gates = keep.float() if keep.dtype == torch.bool else keep
-    replacement = _Blocks(stack, gates, ablated)
+
+    run = partial(_run_gated, stack, gates, ablated, inside)
+    with _run_instead(stack, run):
+        yield
+
+
+def edge_writers(
+    stack: EdgeStack, inputs: Mapping[str, Tensor]
+) -> Float[Tensor, "writer batch seq d_model"]:
+    """What every writer writes in the plain run on `inputs`, without a gradient.
+
+    Raises:
+        UserError: When the blocks are gated already.
+    """
+    written: list[Tensor] = []
+    run = partial(_record, stack, written)
+    with torch.no_grad(), _run_instead(stack, run):
+        stack.model.base(**inputs)
+    return written[0]
+
+
+def _run_gated(
+    stack: EdgeStack,
+    keep: Tensor,
+    ablated: Tensor | None,
+    inside: Sequence[Tensor],
+    stream: Tensor,
+    kwargs: AttentionArguments,
+    position: Tensor | None,
+) -> Tensor:
+    return stack(
+        stream,
+        keep.to(stream.device),
+        kwargs,
+        position=position,
+        ablated=_by_token(ablated, stream),
+        inside=inside,
+    )
+
+
+def _record(
+    stack: EdgeStack,
+    written: list[Tensor],
+    stream: Tensor,
+    kwargs: AttentionArguments,
+    position: Tensor | None,
+) -> Tensor:
+    written.append(stack.writers(stream, kwargs, position=position))
+    return stream
+
+
+def _by_token(values: Tensor | None, stream: Tensor) -> Tensor | None:
+    """Values of the stream's tokens, (writer, #token, d_model)."""
+    if values is None:
+        return None
+    n_batch, n_seq, _ = stream.shape
+    values = values.to(stream)[:, :, :n_seq]
+    if values.shape[1:3] == (1, 1):
+        return values.flatten(1, 2)
+    if values.shape[1] not in (1, n_batch) or values.shape[2] not in (1, n_seq):
+        raise UserError(
+            f"the ablation values of edges are for {values.shape[1]} inputs of "
+            f"{values.shape[2]} tokens, the batch has {n_batch} of {n_seq}; record "
+            "them on inputs of this shape"
+        )
+    return values.expand(-1, n_batch, n_seq, -1).flatten(1, 2)
+
+
+@contextmanager
+def _run_instead(stack: EdgeStack, run: RunBlocks) -> Iterator[None]:
+    """Let `run` stand in for all blocks of the stack's model."""
+    model = stack.model
+    if any("forward" in vars(block) for block in model.blocks):
+        raise UserError(
+            "the blocks of this model are gated already; masks on edges do not nest, "
+            "so leave the other context first"
+        )
+    blocks = _Blocks(model, run)
     with ExitStack() as undo:
         for layer, block in enumerate(model.blocks):
-            vars(block)["forward"] = partial(replacement.forward, layer)
+            vars(block)["forward"] = partial(blocks.forward, layer)
             undo.callback(vars(block).pop, "forward")
         if model.graph.position != "merged":
             module = model.base.get_submodule(model.parts.position)
-            undo.callback(module.register_forward_hook(replacement.on_position).remove)
+            undo.callback(module.register_forward_hook(blocks.on_position).remove)
         undo.enter_context(_without_cache(model))
         yield
 
 
 class _Blocks:
-    """Stands in for all blocks: the last one runs the stack, the others wait."""
+    """Stands in for all blocks: at the last one they are run, the others wait."""
 
-    def __init__(self, stack: EdgeStack, keep: Tensor, ablated: Tensor | None):
-        self.stack, self.keep, self.ablated = stack, keep, ablated
+    def __init__(self, model: ResidualModel, run: RunBlocks):
+        self.model, self.run = model, run
         self.kwargs: list[Mapping[str, Any]] = []
         self.position: Tensor | None = None
-        self.signature = inspect.signature(type(stack.model.blocks[0]).forward)
+        self.signature = inspect.signature(type(model.blocks[0]).forward)
 
     def forward(self, layer: int, *args: Any, **kwargs: Any) -> Tensor:
-        block = self.stack.model.blocks[layer]
+        block = self.model.blocks[layer]
         bound = self.signature.bind(block, *args, **kwargs).arguments
         named = {**bound, **bound.get("kwargs", {})}
         stream: Tensor = named["hidden_states"]
@@ -82,15 +167,9 @@ class _Blocks:
         if layer == 0:
             self.kwargs = []
         self.kwargs.append(named)
-        if layer + 1 < self.stack.model.graph.n_layers:
+        if layer + 1 < self.model.graph.n_layers:
             return stream
-        return self.stack(
-            stream,
-            self.keep.to(stream.device),
-            self.kwargs,
-            position=self.position,
-            ablated=self.ablated,
-        )
+        return self.run(stream, self.kwargs, self.position)
 
     def on_position(self, _: Any, __: Any, output: Tensor) -> None:
         self.position = output

@@ -25,6 +25,7 @@ from torch.autograd.function import once_differentiable
 
 from models.residual_graph import ResidualGraph
 from models.residual_parts import FoldedLayer, ResidualModel
+from storage.errors import UserError
 
 FEW_READERS = 16
 FEW_WRITERS = 60
@@ -62,28 +63,31 @@ class EdgeStack:
         model: The model as a residual graph.
         store_reads: Keep every layer's reads for the backward pass, which is faster
             and takes (readers x tokens x d_model) numbers a layer; else repeat them.
+        layers: Weights that were folded before; none folds them now.
+        free: Buffers of earlier passes.
     """
 
     model: ResidualModel
     store_reads: bool = False
-    layers: list[FoldedLayer] = field(init=False)
-    _free: list[Tensor] = field(init=False, default_factory=list)
+    layers: list[FoldedLayer] = field(default_factory=list)
+    free: list[Tensor] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        self.fold()
+        if not self.layers:
+            self.fold()
 
     def borrow(self, like: Tensor, *shape: int) -> Tensor:
         """A buffer of that shape, of an earlier pass where one is free."""
-        for place, buffer in enumerate(self._free):
+        for place, buffer in enumerate(self.free):
             if buffer.shape == shape and buffer.dtype == like.dtype:
-                return self._free.pop(place)
+                return self.free.pop(place)
         # a buffer of another shape will hardly be asked for again
-        self._free.clear()
+        self.free.clear()
         return like.new_empty(shape)
 
     def give_back(self, *buffers: Tensor) -> None:
         """Buffers that nothing reads any more."""
-        self._free += buffers
+        self.free += buffers
 
     def fold(self) -> None:
         """Take the weights from the model again, after they changed."""
@@ -100,8 +104,11 @@ class EdgeStack:
         *,
         position: Float[Tensor, "#batch seq d_model"] | None = None,
         ablated: Float[Tensor, "writer #token d_model"] | None = None,
+        inside: Sequence[Tensor] = (),
     ) -> Float[Tensor, "batch seq d_model"]:
         """What the logits read, before the final norm.
+
+        Gradients go to the stream, to `keep` and to `inside`, not to the weights.
 
         Args:
             stream: What the embedding writes, positions included.
@@ -111,10 +118,31 @@ class EdgeStack:
             position: The position embedding, where the graph has it apart.
             ablated: Ablation value of every writer, one for all tokens or one a token
                 (batch * seq); None is zero.
+            inside: Tensors with a gradient that hooks inside the blocks use: gates of
+                neurons and heads.
+
+        Raises:
+            UserError: In the backward pass, when the blocks' weights want a gradient.
         """
-        shape = (stream.shape[0], stream.shape[1])
-        run = _Run(self, shape, attention_kwargs, ablated)
-        return _Stack.apply(stream, keep, position, run)
+        run = _Run(self, _shape(stream), attention_kwargs, ablated, list(inside))
+        return _Stack.apply(stream, keep, position, run, *inside)
+
+    def writers(
+        self,
+        stream: Float[Tensor, "batch seq d_model"],
+        attention_kwargs: Sequence[Mapping[str, Any]],
+        *,
+        position: Float[Tensor, "#batch seq d_model"] | None = None,
+    ) -> Float[Tensor, "writer batch seq d_model"]:
+        """What every writer writes while all edges are open, without a gradient.
+
+        Arguments are those of a call. Centred where the model's norms centre.
+        """
+        run = _Run(self, _shape(stream), attention_kwargs, None)
+        gates = stream.new_ones(self.model.graph.n_edges)
+        with torch.no_grad():
+            rows = _run_forward(run, stream, gates, position, False)
+        return rows[1:].view(-1, *stream.shape)
 
 
 @dataclass
@@ -123,6 +151,7 @@ class _Run:
     shape: tuple[int, int]
     attention_kwargs: Sequence[Mapping[str, Any]]
     ablated: Tensor | None
+    inside: list[Tensor] = field(default_factory=list)
     kept: list[_Kept] = field(default_factory=list)
 
 
@@ -131,9 +160,15 @@ class _Stack(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, stream: Tensor, keep: Tensor, position: Tensor | None, run: _Run
+        ctx: Any,
+        stream: Tensor,
+        keep: Tensor,
+        position: Tensor | None,
+        run: _Run,
+        *inside: Tensor,
     ) -> Tensor:
-        needs_grad = ctx.needs_input_grad[0] or ctx.needs_input_grad[1]
+        del inside  # hooks have them
+        needs_grad = any(ctx.needs_input_grad)
         gates = keep.detach().to(stream.dtype)
         writers = _run_forward(run, stream, gates, position, needs_grad)
         ctx.run, ctx.dtype = run, keep.dtype
@@ -150,9 +185,22 @@ class _Stack(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         gates, writers = ctx.saved_tensors
-        d_stream, d_keep = _run_backward(ctx.run, gates, writers, grad)
+        _check_frozen(ctx.run.stack.model)
+        d_stream, d_keep, d_inside = _run_backward(ctx.run, gates, writers, grad)
         ctx.run.kept.clear()
-        return d_stream, d_keep.to(ctx.dtype), None, None
+        return d_stream, d_keep.to(ctx.dtype), None, None, *d_inside
+
+
+def _shape(stream: Tensor) -> tuple[int, int]:
+    return stream.shape[0], stream.shape[1]
+
+
+def _check_frozen(model: ResidualModel) -> None:
+    if any(p.requires_grad for block in model.blocks for p in block.parameters()):
+        raise UserError(
+            "a model whose edges are gated gives no gradient to the weights of its "
+            "blocks, which want one; call model.requires_grad_(False)"
+        )
 
 
 def _run_forward(
@@ -202,32 +250,31 @@ def _run_forward(
 
 def _run_backward(
     run: _Run, gates: Tensor, rows: Tensor, grad: Tensor
-) -> tuple[Tensor, Tensor]:
-    """Gradients of the input's stream and of the gates."""
+) -> tuple[Tensor, Tensor, list[Tensor]]:
+    """Gradients of the input's stream, of the gates, and of what is inside."""
     stack, model = run.stack, run.stack.model
     graph, n_heads = model.graph, model.graph.n_heads
     arriving = grad.reshape(-1)
     # of every writer's row
     grads = stack.borrow(rows, graph.n_writers, *rows.shape[1:])
     d_keep = torch.empty_like(gates)
+    d_inside = [torch.zeros_like(tensor) for tensor in run.inside]
     torch.mul(gates[-graph.n_writers :, None], arriving, out=grads.flatten(1))
     torch.mv(rows[1:].flatten(1), arriving, out=d_keep[-graph.n_writers :])
     for layer in reversed(range(graph.n_layers)):
         kept = run.kept.pop()
         first = graph.n_before(layer)
         own = slice(first, first + n_heads)
-        (d_seen,) = torch.autograd.grad(
-            kept.written,
-            kept.seen,
-            _centred(model, grads[first + n_heads]).view_as(kept.written),
-        )
+        d_written = _centred(model, grads[first + n_heads]).view_as(kept.written)
+        d_seen = _pulled(run, kept.written, kept.seen, d_written, d_inside)
         d_seen = d_seen.reshape(-1)
         d_mlp = _mlp_gates(graph, layer, d_keep)
         if not graph.parallel:
             torch.mv(rows[1:][own].flatten(1), d_seen, out=d_mlp[first:])
             own_gates = _mlp_gates(graph, layer, gates)[first:]
             grads[own].flatten(1).addr_(own_gates, d_seen)
-        d_projected = _through_heads(run, layer, kept, grads[own], rows[1:][own])
+        d_attended = _through_heads(run, layer, kept, grads[own], rows[1:][own])
+        d_projected = _pulled(run, kept.attended, kept.projected, d_attended, d_inside)
         reads = kept.reads
         if reads is None:
             n_reads = graph.n_attention_readers + 1
@@ -246,7 +293,20 @@ def _run_backward(
         stack.give_back(reads)
     d_stream = _centred(model, grads[0]).reshape(grad.shape).clone()
     stack.give_back(rows, grads)
-    return d_stream, d_keep
+    return d_stream, d_keep, d_inside
+
+
+def _pulled(
+    run: _Run, output: Tensor, leaf: Tensor, grad: Tensor, d_inside: list[Tensor]
+) -> Tensor:
+    """Gradient of a leaf through a part of a block; those of `inside` add up."""
+    found, *others = torch.autograd.grad(
+        output, [leaf, *run.inside], grad, allow_unused=True
+    )
+    for total, part in zip(d_inside, others, strict=True):
+        if part is not None:
+            total.add_(part)
+    return found
 
 
 def _attention_gates(graph: ResidualGraph, layer: int, gates: Tensor) -> Tensor:
@@ -442,17 +502,12 @@ def _centred(model: ResidualModel, values: Tensor) -> Tensor:
 def _through_heads(
     run: _Run, layer: int, kept: _Kept, grad: Tensor, written: Tensor
 ) -> Tensor:
-    """Gradient of queries, keys and values, of that of what the heads write."""
+    """Gradient of what the heads found, of that of what they write."""
     folded = run.stack.layers[layer]
     if kept.head_scale is not None:
         grad = _through_head_norm(run, layer, kept.head_scale, grad, written)
     d_found = torch.bmm(grad, folded.write.transpose(1, 2)).transpose(0, 1)
-    (d_projected,) = torch.autograd.grad(
-        kept.attended,
-        kept.projected,
-        d_found.reshape(kept.attended.shape),
-    )
-    return d_projected
+    return d_found.reshape(kept.attended.shape)
 
 
 def _through_head_norm(

@@ -1,12 +1,11 @@
-"""Which modules of a block are the writers and readers of its residual graph: a table.
+"""A model as a residual graph: its modules, and its attention weights, folded.
 
 Weights come out as one stack per layer, with the gain of the norm before them folded
 in, so that a read needs nothing but a matrix product and one scale per token.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -14,103 +13,9 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from models.architectures import ARCHITECTURES, architecture_of, d_head
-from models.residual_graph import AttentionBias, Position, ResidualGraph
+from models.block_parts import PARTS, final_norm_of, graph_of, parts_of
+from models.residual_graph import AttentionBias, Position
 from storage.errors import UserError
-
-Fused = Literal["apart", "concatenated", "by head"]
-
-
-@dataclass(frozen=True)
-class BlockParts:
-    """Module paths below one block."""
-
-    attention: str
-    projections: tuple[str, ...]
-    """Query, key, value below `attention`; one name where they are one module."""
-    output: str
-    """Output projection below `attention`."""
-    norm_in: str | None
-    """Norm before attention."""
-    mlp: str
-    norm_mlp: str | None
-    """Norm before the MLP."""
-    fused: Fused = "apart"
-    """How one module's output holds queries, keys and values."""
-    norm_attention: str | None = None
-    """Norm on what attention writes (OLMo 2, Gemma 2)."""
-    norm_written: str | None = None
-    """Norm on what the MLP writes."""
-    gain_offset: float = 0.0
-    """Added to a norm's weight to give its gain."""
-    parallel: Callable[[Any], bool] = lambda config: False
-    position: str | None = None
-    """Position embedding below the base model, where it is added to the stream."""
-
-
-_LLAMA = BlockParts(
-    attention="self_attn",
-    projections=("q_proj", "k_proj", "v_proj"),
-    output="o_proj",
-    norm_in="input_layernorm",
-    mlp="mlp",
-    norm_mlp="post_attention_layernorm",
-)
-PARTS: dict[str, BlockParts] = {
-    "gpt2": BlockParts(
-        attention="attn",
-        projections=("c_attn",),
-        output="c_proj",
-        norm_in="ln_1",
-        mlp="mlp",
-        norm_mlp="ln_2",
-        fused="concatenated",
-        position="wpe",
-    ),
-    "gpt_neox": BlockParts(
-        attention="attention",
-        projections=("query_key_value",),
-        output="dense",
-        norm_in="input_layernorm",
-        mlp="mlp",
-        norm_mlp="post_attention_layernorm",
-        fused="by head",
-        parallel=lambda config: config.use_parallel_residual,
-    ),
-    "llama": _LLAMA,
-    "mistral": _LLAMA,
-    "qwen2": _LLAMA,
-    "qwen3": _LLAMA,
-    "phi3": BlockParts(
-        attention="self_attn",
-        projections=("qkv_proj",),
-        output="o_proj",
-        norm_in="input_layernorm",
-        mlp="mlp",
-        norm_mlp="post_attention_layernorm",
-        fused="concatenated",
-    ),
-    "olmo2": BlockParts(
-        attention="self_attn",
-        projections=("q_proj", "k_proj", "v_proj"),
-        output="o_proj",
-        norm_in=None,
-        mlp="mlp",
-        norm_mlp=None,
-        norm_attention="post_attention_layernorm",
-        norm_written="post_feedforward_layernorm",
-    ),
-    "gemma2": BlockParts(
-        attention="self_attn",
-        projections=("q_proj", "k_proj", "v_proj"),
-        output="o_proj",
-        norm_in="input_layernorm",
-        mlp="mlp",
-        norm_mlp="pre_feedforward_layernorm",
-        norm_attention="post_attention_layernorm",
-        norm_written="post_feedforward_layernorm",
-        gain_offset=1.0,
-    ),
-}
 
 
 @dataclass(frozen=True)
@@ -142,44 +47,21 @@ class ResidualModel:
         attention_bias: AttentionBias = "always",
         position: Position = "merged",
     ):
-        architecture = architecture_of(model)
+        self.parts = parts_of(model)
+        self.graph = graph_of(
+            model, apart=apart, attention_bias=attention_bias, position=position
+        )
         config: Any = model.config
-        if config.model_type not in PARTS:
-            raise UserError(
-                f"no residual graph for model type {config.model_type!r}; edges can "
-                f"be cut in {', '.join(sorted(PARTS))}"
-            )
-        self.parts = PARTS[config.model_type]
         self.model = model
         self.base: Any = getattr(model, "base_model", model)
+        block = architecture_of(model).block
         self.blocks: list[Any] = [
-            self.base.get_submodule(architecture.block.format(layer))
-            for layer in range(config.num_hidden_layers)
+            self.base.get_submodule(block.format(layer))
+            for layer in range(self.graph.n_layers)
         ]
         self._check_modules(config.model_type)
         self.d_model, self.d_head = config.hidden_size, d_head(config)
-        n_heads = config.num_attention_heads
-        self.graph = ResidualGraph(
-            config.num_hidden_layers,
-            n_heads,
-            getattr(config, "num_key_value_heads", None) or n_heads,
-            apart,
-            self.parts.parallel(config),
-            attention_bias,
-            position,
-        )
-        if position != "merged" and self.parts.position is None:
-            raise UserError(
-                f"{config.model_type} adds no position embedding to the stream; use "
-                f"position 'merged', got {position!r}"
-            )
-        if not apart and self.graph.n_kv_heads != n_heads and self._has_wide_norms():
-            raise UserError(
-                f"{config.model_type} with grouped queries normalises all keys "
-                "together, so its heads cannot merge queries, keys and values; leave "
-                "them apart"
-            )
-        final = self._final_norm()
+        final = self.base.get_submodule(final_norm_of(self.base))
         self.centred = isinstance(final, nn.LayerNorm)
         """Norms subtract the mean, so that all writers may be stored without it."""
 
@@ -266,19 +148,6 @@ class ResidualModel:
             part.repeat_interleave(n_heads // n_groups, 0) for part in (key, value)
         )
         return torch.cat([query, key, value], -1)
-
-    def _has_wide_norms(self) -> bool:
-        norm = getattr(self.attention(0), "k_norm", None)
-        return norm is not None and norm.weight.numel() != self.d_head
-
-    def _final_norm(self) -> Any:
-        for name in ("ln_f", "final_layer_norm", "norm"):
-            if hasattr(self.base, name):
-                return getattr(self.base, name)
-        raise UserError(
-            f"{type(self.base).__name__} has no norm after its last block; looked for "
-            "ln_f, final_layer_norm and norm"
-        )
 
     def _check_modules(self, model_type: str) -> None:
         parts = self.parts

@@ -10,9 +10,10 @@ from torch import Tensor, nn
 
 from masks.edge_gating import edge_gated
 from masks.edge_stack import EdgeStack
+from models.block_parts import PARTS
 from models.mlp import MLP_TYPE
 from models.residual_graph import edge_numbers
-from models.residual_parts import PARTS, ResidualModel
+from models.residual_parts import ResidualModel
 from storage.errors import UserError
 from tests.models.tiny import GROUPED, tiny_inputs, tiny_model
 
@@ -52,7 +53,8 @@ def double(kind: str) -> Any:
 
 def run(model: Any, stack: EdgeStack, keep: Tensor, ablated: Tensor | None = None):
     inputs = tiny_inputs(model)
-    with edge_gated(stack, keep, ablated):
+    rows = None if ablated is None else ablated.unsqueeze(1)
+    with edge_gated(stack, keep, rows):
         return model(**inputs).logits[inputs["attention_mask"].bool()]
 
 
@@ -199,7 +201,7 @@ def test_a_random_cut_of_gpt2_is_that_of_loops_over_edges(with_values: bool):
     names = [name for name, on in zip(graph.edges(), keep.tolist(), strict=True) if on]
     ablated = dict(zip(graph.writers(), values, strict=True))
     expected = gpt2_by_hand(model, set(names), ablated)
-    with edge_gated(stack, keep, values):
+    with edge_gated(stack, keep, values.unsqueeze(1)):
         found = model(tiny_inputs(model)["input_ids"][:1]).logits
     torch.testing.assert_close(found, expected, atol=1e-10, rtol=0)
 

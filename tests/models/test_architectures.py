@@ -18,7 +18,7 @@ from models.architectures import (
     sites_of,
 )
 from models.mlp import MLP_TYPE, Mlp
-from models.sites import UNIT_KINDS, Site
+from models.sites import MODULE_KINDS, Site
 from storage.errors import UserError
 from tests.models.tiny import (
     D_MLP,
@@ -41,7 +41,7 @@ FINAL_NORMS = {"gpt2": "ln_f", "gpt_neox": "final_layer_norm"}
 
 
 def kinds_of(kind: str) -> list[str]:
-    return [unit for unit in UNIT_KINDS if unit != "heads" or kind != MLP_TYPE]
+    return [unit for unit in MODULE_KINDS if unit != "heads" or kind != MLP_TYPE]
 
 
 def first_output(model: Any, inputs: dict[str, Tensor]) -> Tensor:
