@@ -36,15 +36,24 @@ def graph_at(sites: Sequence[Site]) -> ResidualGraph:
     """The one graph that sites of kind `edges` are part of.
 
     Raises:
-        UserError: Telling two graphs apart where there is more than one.
+        UserError: When they are of two graphs.
     """
-    first, *others = dict.fromkeys(site.graph for site in sites if site.graph)
-    for other in others:
+    check_one_graph(sites)
+    return next(site.graph for site in sites if site.graph is not None)
+
+
+def check_one_graph(sites: Sequence[Site]) -> None:
+    """Refuse sites whose edges are of two graphs; other kinds are left alone.
+
+    Raises:
+        UserError: Telling the graphs apart.
+    """
+    graphs = list(dict.fromkeys(site.graph for site in sites if site.graph))
+    for other in graphs[1:]:
         raise UserError(
             "edges of two graphs cannot be taken together: "
-            f"{first.difference_from(other)}; make both masks with the same flags"
+            f"{graphs[0].difference_from(other)}; use masks made with the same flags"
         )
-    return first
 
 
 def graph_difference(sites: Sequence[Site], model: nn.Module) -> str | None:

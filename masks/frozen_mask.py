@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from masks.ablation import AblationValues
 from masks.baking import bake_sites_
-from masks.edge_sites import apart, edge_names, graph_at
+from masks.edge_sites import check_one_graph, edge_names
 from masks.gating import gated
 from masks.mask_files import (
     MaskHeader,
@@ -168,9 +168,7 @@ class FrozenMask:
         Raises:
             UserError: When the masks are of edges of two graphs.
         """
-        _, edges = apart([*self.sites, *other.sites])
-        if edges:
-            graph_at(edges)
+        check_one_graph([*self.sites, *other.sites])
         shared = sum(
             int((~kept & ~other.keep[name]).sum().item())
             for name, kept in self.keep.items()

@@ -231,7 +231,7 @@ def _state(model: nn.Module) -> dict[str, object]:
 @pytest.mark.parametrize("failing", [False, True])
 def test_afterwards_the_model_is_as_before_also_after_an_exception(failing):
     model = _tiny()
-    sites = sites_of(model, UNIT_KINDS)
+    sites = sites_of(model, MODULE_KINDS)
     before, logits = _state(model), model(input_ids=IDS).logits
     try:
         with gated(model, sites, _gates(sites), zero_values(sites), special_ids=[1]):
@@ -292,7 +292,7 @@ def test_nested_cuts_of_the_same_weights_are_refused():
 
 def test_gradient_checkpointing_gives_the_gradients_of_the_plain_backward():
     model = _tiny().train()
-    sites = sites_of(model, UNIT_KINDS)
+    sites = sites_of(model, MODULE_KINDS)
     masks = MaskSet(sites, "hard_concrete", GateSettings(keep_prob=0.7))
     gradients = []
     for checkpointed in (False, True):

@@ -213,12 +213,12 @@ def test_layers_and_kinds_restrict_the_sites_and_their_order_is_canonical():
         "transformer.drop:hidden",
         "transformer.h.1:hidden",
     ]
-    assert sites_of(model, ["heads", "neurons"]) == sites_of(model, UNIT_KINDS[:2])
+    assert sites_of(model, ["heads", "neurons"]) == sites_of(model, MODULE_KINDS[:2])
 
 
 def test_checking_sites_leaves_no_hook_and_no_mode_behind():
     model = tiny_model("bert", "token_classification").train()
-    sites = sites_of(model, UNIT_KINDS)
+    sites = sites_of(model, MODULE_KINDS)
     with pytest.raises(UserError):
         check_sites(model, [replace(sites[0], n_units=1)])
     check_sites(model, sites)
