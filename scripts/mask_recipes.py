@@ -67,16 +67,16 @@ UNITS_OF_MODEL: dict[tuple[str, str], list[str]] = {
 
 EDGES: dict[str, MaskSettings] = {
     "ioi": MaskSettings(
-        ablation="counterfactual",
+        ablation="mean",
         concept_objective="uniform",
         k_min=1.0,
-        k_max=64.0,
-        retain_weight=16.0,
+        k_max=16.0,
+        retain_weight=4.0,
     ),
 }
 """Where edges are cut, if not by the task's own recipe."""
-ISOLATED_EDGES = 0.25
-"""Largest k drawn in `isolate`, as a share of all edges."""
+ISOLATED_SHARES = 0.0125, 0.25
+"""Smallest and largest k drawn in `isolate`, as shares of all edges."""
 
 
 class HasRecipe(Protocol):
@@ -150,6 +150,10 @@ def settings_of(config: Any, n_units: int) -> MaskSettings:
         recipe = replace(recipe, penalty="price", lr=0.15)
     if config.direction == "isolate":
         recipe = replace(recipe, concept_objective="kl", retain_weight=0.0)
+    if edges and config.direction == "isolate":
+        low, high = (share * n_units for share in ISOLATED_SHARES)
+        ablation = "counterfactual" if _has_pairs(config.task) else recipe.ablation
+        recipe = replace(recipe, k_min=low, k_max=high, n_steps=300, ablation=ablation)
     recipe = replace(recipe, k_max=min(recipe.k_max, n_units / 2))
     recipe = replace(recipe, k_min=min(recipe.k_min, recipe.k_max / 4))
     given = {
