@@ -11,9 +11,8 @@ weights. Random weights; about two minutes on one CPU core. Targets: zero <= 1.1
 <= 1.15, frozen <= 1.03 times the plain time, peak <= 1.10 times the plain peak.
 """
 
-import json
 import statistics
-import tempfile
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -21,9 +20,11 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
-from torch.profiler import ProfilerActivity, profile
 from transformers import BertConfig, BertModel, GPT2Config, GPT2Model
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from benchmarks.peak import peak_bytes
 from masks.ablation import AblationValues, zero_values
 from masks.frozen_mask import FrozenMask
 from masks.gate import GateSettings
@@ -143,7 +144,7 @@ def _measure(
     model: nn.Module, steps: dict[str, Step], rounds: int
 ) -> dict[str, dict[str, float]]:
     weights = sum(p.numel() * p.element_size() for p in model.parameters())
-    peaks = {name: _peak_bytes(step) for name, step in steps.items()}
+    peaks = {name: peak_bytes(step) for name, step in steps.items()}
     seconds: dict[str, list[float]] = {name: [] for name in steps}
     names = list(steps)
     for turn in range(rounds):
@@ -164,32 +165,6 @@ def _measure(
         }
         for name in steps
     }
-
-
-def _peak_bytes(step: Step) -> float:
-    """Highest number of bytes that a step holds beyond what was held before it."""
-    step()  # the first run builds caches and optimiser state
-    if torch.cuda.is_available():
-        torch.cuda.reset_peak_memory_stats()
-        before = torch.cuda.memory_allocated()
-        step()
-        return torch.cuda.max_memory_allocated() - before
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiled:
-        step()
-    with tempfile.TemporaryDirectory() as folder:
-        trace = Path(folder) / "trace.json"
-        profiled.export_chrome_trace(str(trace))
-        events = json.loads(trace.read_text())["traceEvents"]
-    changes = sorted(
-        (event["ts"], event["args"]["Bytes"])
-        for event in events
-        if event["name"] == "[memory]"
-    )
-    held = peak = 0.0
-    for _, n_bytes in changes:
-        held += n_bytes
-        peak = max(peak, held)
-    return peak
 
 
 def _print(

@@ -94,7 +94,13 @@ PUBLISHED = Setting(
     others=("published", *EXACT_GREEDY),
 )
 DIGITS = Setting(
-    "3", "weights", 128, 12_000, "linear", PUBLISHED.sizes, PUBLISHED.k_range
+    "3",
+    "weights",
+    128,
+    12_000,
+    "linear",
+    (*PUBLISHED.sizes, 1600, 2000, 2500),
+    (100.0, 3000.0),
 )
 SETTINGS = {
     "published": PUBLISHED,

@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Bool
 from torch import Tensor, nn
 
-from masks.edge_sites import apart, n_seen, record_writers
+from masks.edge_sites import apart, n_seen, writers_seen
 from models.sites import Site
 from storage.errors import UserError
 from storage.modes import evaluating
@@ -80,7 +80,7 @@ def mean_values(
         for inputs, where in batches:
             parts = {name: [x] for name, x in _record(model, modules, inputs).items()}
             if edges:
-                parts[last.name] = list(record_writers(model, edges, inputs))
+                parts[last.name] = list(writers_seen(model, edges, inputs))
             for name, totals in sums.items():
                 for total, part in zip(totals, parts[name], strict=True):
                     total.add(part, where.to(part.device))
@@ -104,7 +104,7 @@ def record_values(
     with torch.no_grad():
         recorded = _record(model, modules, inputs)
         if edges:
-            written = record_writers(model, edges, inputs)
+            written = writers_seen(model, edges, inputs)
             recorded |= {site.name: written[: n_seen(site)] for site in edges}
     return AblationValues("counterfactual", recorded)
 

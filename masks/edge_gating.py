@@ -37,7 +37,7 @@ _OF_THE_BLOCK = frozenset(
 def edge_gated(
     stack: EdgeStack,
     keep: Float[Tensor, "edge"] | Bool[Tensor, "edge"],
-    ablated: Float[Tensor, "writer #batch #seq d_model"] | None = None,
+    ablated: Float[Tensor, "writer *token d_model"] | None = None,
     inside: Sequence[Tensor] = (),
 ) -> Iterator[None]:
     """Run the stack's model by the gates `keep` inside the context.
@@ -45,8 +45,8 @@ def edge_gated(
     Args:
         stack: The model's blocks; its weights are those of when it was folded.
         keep: Gates of all edges in the graph's order; may carry a gradient.
-        ablated: Ablation value of every writer: one for all, by position or by token;
-            None is zero.
+        ablated: Ablation value of every writer; `token` is 1 or batch * seq, or two
+            axes, 1 or batch and 1 or seq. None is zero.
         inside: Tensors with a gradient that hooks inside the blocks use.
 
     Raises:
@@ -63,21 +63,6 @@ def edge_gated(
     run = partial(_run_gated, stack, gates, ablated, inside)
     with _run_instead(stack, run):
         yield
-
-
-def edge_writers(
-    stack: EdgeStack, inputs: Mapping[str, Tensor]
-) -> Float[Tensor, "writer batch seq d_model"]:
-    """What every writer writes in the plain run on `inputs`, without a gradient.
-
-    Raises:
-        UserError: When the blocks are gated already.
-    """
-    written: list[Tensor] = []
-    run = partial(_record, stack, written)
-    with torch.no_grad(), _run_instead(stack, run):
-        stack.model.base(**inputs)
-    return written[0]
 
 
 def _run_gated(
@@ -99,21 +84,12 @@ def _run_gated(
     )
 
 
-def _record(
-    stack: EdgeStack,
-    written: list[Tensor],
-    stream: Tensor,
-    kwargs: AttentionArguments,
-    position: Tensor | None,
-) -> Tensor:
-    written.append(stack.writers(stream, kwargs, position=position))
-    return stream
-
-
 def _by_token(values: Tensor | None, stream: Tensor) -> Tensor | None:
     """Values of the stream's tokens, (writer, #token, d_model)."""
     if values is None:
         return None
+    if values.dim() == 3:
+        return values.to(stream)
     n_batch, n_seq, _ = stream.shape
     values = values.to(stream)[:, :, :n_seq]
     if values.shape[1:3] == (1, 1):

@@ -16,9 +16,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from masks.edge_gating import edge_writers
+from masks.edge_run import Buffers
 from masks.edge_stack import EdgeStack
+from masks.edge_writers import record_writers
 from models.block_parts import graph_of
+from models.carried_norms import CarriedNorms
 from models.residual_graph import ResidualGraph
 from models.residual_parts import FoldedLayer, ResidualModel
 from models.sites import Site
@@ -120,12 +122,12 @@ def writer_values(
     return values
 
 
-def record_writers(
+def writers_seen(
     model: nn.Module, sites: Sequence[Site], inputs: Mapping[str, Tensor]
 ) -> Float[Tensor, "seen batch seq d_model"]:
     """What the writers that the last site sees write in the plain run on `inputs`."""
-    written = edge_writers(stack_of(model, graph_at(sites)), inputs)
-    return written[: n_seen(sites[-1])]
+    residual = residual_model(model, graph_at(sites))
+    return record_writers(residual, inputs)[: n_seen(sites[-1])]
 
 
 def edge_names(
@@ -139,22 +141,8 @@ def edge_names(
     return list(compress(graph_at(edges).edges(), chosen.tolist()))
 
 
-@dataclass
-class _Folded:
-    """What is worth keeping of a stack; it holds no reference to the model."""
-
-    layers: list[FoldedLayer]
-    free: list[Tensor]
-    versions: tuple[tuple[int, int], ...]
-
-
-_FOLDED: WeakKeyDictionary[nn.Module, dict[ResidualGraph, _Folded]] = (
-    WeakKeyDictionary()
-)
-
-
-def stack_of(model: nn.Module, graph: ResidualGraph) -> EdgeStack:
-    """The blocks of `model` ready to run; folded again only after a weight changed.
+def residual_model(model: nn.Module, graph: ResidualGraph) -> ResidualModel:
+    """The model as this graph.
 
     Raises:
         UserError: When the model's graph is another one.
@@ -171,6 +159,31 @@ def stack_of(model: nn.Module, graph: ResidualGraph) -> EdgeStack:
             f"the sites' residual graph is not this model's: {told} here; take the "
             "sites of this model from sites_of"
         )
+    return residual
+
+
+@dataclass
+class _Folded:
+    """What is worth keeping of a stack; it holds no reference to the model."""
+
+    layers: list[FoldedLayer]
+    carried: CarriedNorms | None
+    buffers: Buffers
+    versions: tuple[tuple[int, int], ...]
+
+
+_FOLDED: WeakKeyDictionary[nn.Module, dict[ResidualGraph, _Folded]] = (
+    WeakKeyDictionary()
+)
+
+
+def stack_of(model: nn.Module, graph: ResidualGraph) -> EdgeStack:
+    """The blocks of `model` ready to run; folded again only after a weight changed.
+
+    Raises:
+        UserError: When the model's graph is another one.
+    """
+    residual = residual_model(model, graph)
     versions = tuple(
         (parameter.data_ptr(), parameter._version)
         for block in residual.blocks
@@ -179,7 +192,9 @@ def stack_of(model: nn.Module, graph: ResidualGraph) -> EdgeStack:
     known = _FOLDED.setdefault(model, {})
     found = known.get(graph)
     if found is None or found.versions != versions:
-        stack = EdgeStack(residual)
-        known[graph] = _Folded(stack.layers, stack.free, versions)
-        return stack
-    return EdgeStack(residual, layers=found.layers, free=found.free)
+        new = EdgeStack(residual)
+        found = _Folded(new.layers, new.carried, new.buffers, versions)
+        known[graph] = found
+    return EdgeStack(
+        residual, layers=found.layers, carried=found.carried, buffers=found.buffers
+    )

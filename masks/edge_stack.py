@@ -8,14 +8,14 @@ in reverse, repeats a layer's reads, and adds up what reaches each writer in one
 of gradients. Plain autograd would keep a copy of the writers for every layer. Only
 attention and the MLPs, which are the model's own modules, keep graphs of their own.
 
+Encoders, whose norms sit on the stream itself, run in `encoder_stack`.
+
 Row 0 of the buffer is always on: ablation values (rows hold h_u - a_u, so a constant
 reaches every reader whatever its gates) and the biases of the output projections.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from typing import Any
 
 import torch
@@ -23,14 +23,15 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from masks.edge_attention import attend
+from masks.edge_gates import attention_gates, inner, layer_gates, mlp_gates
+from masks.edge_run import Buffers, EdgeRun
+from masks.edge_weights import trained_weights
+from masks.encoder_stack import EncoderStack
+from models.carried_norms import CarriedNorms
 from models.residual_graph import ResidualGraph
 from models.residual_parts import FoldedLayer, ResidualModel
 from storage.errors import UserError
-
-FEW_READERS = 16
-FEW_WRITERS = 60
-"""Up to here the gradient of the gates is summed token by token, which is faster than
-one product with a very long inner dimension."""
 
 
 @dataclass
@@ -64,37 +65,33 @@ class EdgeStack:
         store_reads: Keep every layer's reads for the backward pass, which is faster
             and takes (readers x tokens x d_model) numbers a layer; else repeat them.
         layers: Weights that were folded before; none folds them now.
-        free: Buffers of earlier passes.
+        carried: What was folded with them.
+        buffers: Those of earlier passes.
     """
 
     model: ResidualModel
     store_reads: bool = False
     layers: list[FoldedLayer] = field(default_factory=list)
-    free: list[Tensor] = field(default_factory=list)
+    carried: CarriedNorms | None = None
+    buffers: Buffers = field(default_factory=Buffers)
 
     def __post_init__(self) -> None:
         if not self.layers:
             self.fold()
 
-    def borrow(self, like: Tensor, *shape: int) -> Tensor:
-        """A buffer of that shape, of an earlier pass where one is free."""
-        for place, buffer in enumerate(self.free):
-            if buffer.shape == shape and buffer.dtype == like.dtype:
-                return self.free.pop(place)
-        # a buffer of another shape will hardly be asked for again
-        self.free.clear()
-        return like.new_empty(shape)
-
-    def give_back(self, *buffers: Tensor) -> None:
-        """Buffers that nothing reads any more."""
-        self.free += buffers
+    def forget_buffers(self) -> None:
+        """Release the memory that is kept for the next pass."""
+        self.buffers.clear()
 
     def fold(self) -> None:
         """Take the weights from the model again, after they changed."""
+        layers = range(self.model.graph.n_layers)
         with torch.no_grad():
-            self.layers = [
-                self.model.fold(layer) for layer in range(self.model.graph.n_layers)
-            ]
+            self.layers = [self.model.fold(layer) for layer in layers]
+            self.carried = None
+            if self.model.is_post_norm:
+                self.carried = CarriedNorms(self.model)
+                self.layers = [self.carried.fold(i, self.layers[i]) for i in layers]
 
     def __call__(
         self,
@@ -108,8 +105,6 @@ class EdgeStack:
     ) -> Float[Tensor, "batch seq d_model"]:
         """What the logits read, before the final norm.
 
-        Gradients go to the stream, to `keep` and to `inside`, not to the weights.
-
         Args:
             stream: What the embedding writes, positions included.
             keep: Gates of all edges in the graph's order; may carry a gradient.
@@ -118,41 +113,35 @@ class EdgeStack:
             position: The position embedding, where the graph has it apart.
             ablated: Ablation value of every writer, one for all tokens or one a token
                 (batch * seq); None is zero.
-            inside: Tensors with a gradient that hooks inside the blocks use: gates of
-                neurons and heads.
-
-        Raises:
-            UserError: In the backward pass, when the blocks' weights want a gradient.
+            inside: Tensors that hooks inside the blocks use, gates of neurons and
+                heads; where they take a gradient they get it.
         """
-        run = _Run(self, _shape(stream), attention_kwargs, ablated, list(inside))
-        return _Stack.apply(stream, keep, position, run, *inside)
-
-    def writers(
-        self,
-        stream: Float[Tensor, "batch seq d_model"],
-        attention_kwargs: Sequence[Mapping[str, Any]],
-        *,
-        position: Float[Tensor, "#batch seq d_model"] | None = None,
-    ) -> Float[Tensor, "writer batch seq d_model"]:
-        """What every writer writes while all edges are open, without a gradient.
-
-        Arguments are those of a call. Centred where the model's norms centre.
-        """
-        run = _Run(self, _shape(stream), attention_kwargs, None)
-        gates = stream.new_ones(self.model.graph.n_edges)
-        with torch.no_grad():
-            rows = _run_forward(run, stream, gates, position, False)
-        return rows[1:].view(-1, *stream.shape)
-
-
-@dataclass
-class _Run:
-    stack: EdgeStack
-    shape: tuple[int, int]
-    attention_kwargs: Sequence[Mapping[str, Any]]
-    ablated: Tensor | None
-    inside: list[Tensor] = field(default_factory=list)
-    kept: list[_Kept] = field(default_factory=list)
+        trained = None
+        if torch.is_grad_enabled() and self.model.is_trained:
+            if self.carried is not None:
+                raise UserError(
+                    "the base weights of an encoder with norms on its stream cannot be "
+                    "trained under gates on edges; freeze them (requires_grad_(False)) "
+                    "or cut neurons or heads"
+                )
+            trained = trained_weights(self.model)
+            self.layers = [layer.folded.detached() for layer in trained.layers]
+        run = EdgeRun(
+            self.model,
+            self.layers,
+            self.carried,
+            self.buffers,
+            (stream.shape[0], stream.shape[1]),
+            attention_kwargs,
+            ablated,
+            self.store_reads,
+            trained,
+            [tensor for tensor in inside if tensor.requires_grad],
+        )
+        if self.carried is not None:
+            return EncoderStack.apply(stream, keep, run, *run.inside)
+        weights = [] if trained is None else trained.tensors
+        return _Stack.apply(stream, keep, position, run, *run.inside, *weights)
 
 
 class _Stack(torch.autograd.Function):
@@ -164,68 +153,73 @@ class _Stack(torch.autograd.Function):
         stream: Tensor,
         keep: Tensor,
         position: Tensor | None,
-        run: _Run,
-        *inside: Tensor,
+        run: EdgeRun,
+        *others: Tensor,
     ) -> Tensor:
-        del inside  # hooks have them
+        del others  # gates inside the blocks and weights: the run has them
         needs_grad = any(ctx.needs_input_grad)
         gates = keep.detach().to(stream.dtype)
         writers = _run_forward(run, stream, gates, position, needs_grad)
         ctx.run, ctx.dtype = run, keep.dtype
+        ctx.n_positions = None if position is None else len(position)
         if needs_grad:
             ctx.save_for_backward(gates, writers)
-        n_writers = run.stack.model.graph.n_writers
+        n_writers = run.model.graph.n_writers
         row = torch.cat([gates.new_ones(1), gates[-n_writers:]])
         read = (row @ writers.flatten(1)).view_as(stream)
         if not needs_grad:
-            run.stack.give_back(writers)
+            run.buffers.give_back(writers)
         return read
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         gates, writers = ctx.saved_tensors
-        _check_frozen(ctx.run.stack.model)
-        d_stream, d_keep, d_inside = _run_backward(ctx.run, gates, writers, grad)
-        ctx.run.kept.clear()
-        return d_stream, d_keep.to(ctx.dtype), None, None, *d_inside
-
-
-def _shape(stream: Tensor) -> tuple[int, int]:
-    return stream.shape[0], stream.shape[1]
-
-
-def _check_frozen(model: ResidualModel) -> None:
-    if any(p.requires_grad for block in model.blocks for p in block.parameters()):
-        raise UserError(
-            "a model whose edges are gated gives no gradient to the weights of its "
-            "blocks, which want one; call model.requires_grad_(False)"
-        )
+        run: EdgeRun = ctx.run
+        backward = _Backward(run, gates, writers, grad, ctx.needs_input_grad[1])
+        for layer in reversed(range(run.model.graph.n_layers)):
+            backward.through_layer(layer, run.kept.pop())
+        d_stream, every_position = backward.of_inputs(grad)
+        d_position = None
+        if ctx.n_positions is not None:
+            one = ctx.n_positions == 1  # the same for all sequences
+            d_position = every_position.sum(0, keepdim=True) if one else every_position
+        d_keep = backward.d_keep
+        if d_keep is not None:
+            d_keep = d_keep.to(ctx.dtype)
+        d_weights = () if run.trained is None else run.trained.gradients()
+        d_inside = run.inside_gradients()
+        return d_stream, d_keep, d_position, None, *d_inside, *d_weights
 
 
 def _run_forward(
-    run: _Run, stream: Tensor, gates: Tensor, position: Tensor | None, needs_grad: bool
+    run: EdgeRun,
+    stream: Tensor,
+    gates: Tensor,
+    position: Tensor | None,
+    needs_grad: bool,
 ) -> Tensor:
     """Rows of all writers; what the backward pass needs goes into `run.kept`."""
-    stack, model = run.stack, run.stack.model
+    model, buffers = run.model, run.buffers
     graph, n_tokens = model.graph, stream.shape[0] * stream.shape[1]
-    rows = stack.borrow(stream, 1 + graph.n_writers, n_tokens, model.d_model)
+    rows = buffers.borrow(stream, 1 + graph.n_writers, n_tokens, model.d_model)
     _write_inputs(run, rows, stream, position)
     n_reads = graph.n_attention_readers + 1
     reads: Tensor | None = None
     for layer in range(graph.n_layers):
-        if reads is None or (needs_grad and stack.store_reads):
-            reads = stack.borrow(stream, n_reads, n_tokens, model.d_model)
+        if reads is None or (needs_grad and run.store_reads):
+            reads = buffers.borrow(stream, n_reads, n_tokens, model.d_model)
         _read(graph, layer, gates, rows, reads)
         always = rows[0].clone()
         scale = _scale(model, layer, reads[:-1])
         with torch.set_grad_enabled(needs_grad):
-            projected, attended = _attend(run, layer, reads[:-1], scale)
+            projected = _projected(run.layers[layer], reads[:-1], scale)
+            attended = attend(run, layer, projected)
         head_scale = _write_heads(run, layer, rows, attended.detach())
         seen = reads[-1]
         if not graph.parallel:
             first = graph.n_before(layer)
-            own = _mlp_gates(graph, layer, gates)[first:]
+            own = mlp_gates(graph, layer, gates)[first:]
             seen = seen + (rows[0] - always)
             new = rows[1 + first : 1 + first + graph.n_heads]
             seen.view(-1).addmv_(new.flatten(1).T, own)
@@ -236,98 +230,150 @@ def _run_forward(
             written = model.run_mlp(layer, seen)
         _write_mlp(run, layer, rows, written.detach())
         if needs_grad:
-            stored = reads if stack.store_reads else None
+            stored = reads if run.store_reads else None
             run.kept.append(
                 _Kept(
                     projected, attended, seen, written, scale, head_scale, always,
                     stored,
                 )
             )  # fmt: skip
-    if reads is not None and not (needs_grad and stack.store_reads):
-        stack.give_back(reads)
+    if reads is not None and not (needs_grad and run.store_reads):
+        buffers.give_back(reads)
     return rows
 
 
-def _run_backward(
-    run: _Run, gates: Tensor, rows: Tensor, grad: Tensor
-) -> tuple[Tensor, Tensor, list[Tensor]]:
-    """Gradients of the input's stream, of the gates, and of what is inside."""
-    stack, model = run.stack, run.stack.model
-    graph, n_heads = model.graph, model.graph.n_heads
-    arriving = grad.reshape(-1)
-    # of every writer's row
-    grads = stack.borrow(rows, graph.n_writers, *rows.shape[1:])
-    d_keep = torch.empty_like(gates)
-    d_inside = [torch.zeros_like(tensor) for tensor in run.inside]
-    torch.mul(gates[-graph.n_writers :, None], arriving, out=grads.flatten(1))
-    torch.mv(rows[1:].flatten(1), arriving, out=d_keep[-graph.n_writers :])
-    for layer in reversed(range(graph.n_layers)):
-        kept = run.kept.pop()
+class _Backward:
+    """The backward pass, from the last layer down.
+
+    Args:
+        run: The forward pass, with what every layer kept.
+        gates: Gates of all edges.
+        rows: What the writers wrote, row 0 the part that is always on.
+        grad: Gradient of what the logits read.
+        of_gates: Whether the gates' own gradient is asked for.
+    """
+
+    def __init__(
+        self, run: EdgeRun, gates: Tensor, rows: Tensor, grad: Tensor, of_gates: bool
+    ):
+        self.run, self.gates, self.rows = run, gates, rows
+        n_writers = run.model.graph.n_writers
+        arriving = grad.reshape(-1)
+        # of every writer's row
+        self.grads = run.buffers.borrow(rows, n_writers, *rows.shape[1:])
+        torch.mul(gates[-n_writers:, None], arriving, out=self.grads.flatten(1))
+        self.d_keep = torch.empty_like(gates) if of_gates else None
+        if self.d_keep is not None:
+            torch.mv(rows[1:].flatten(1), arriving, out=self.d_keep[-n_writers:])
+        # of row 0, which only weights and positions have a use for
+        self.d_always = arriving.clone()
+
+    def through_layer(self, layer: int, kept: _Kept) -> None:
+        """From what the writers of a layer wrote to what its readers saw."""
+        run, gates, graph = self.run, self.gates, self.run.model.graph
         first = graph.n_before(layer)
-        own = slice(first, first + n_heads)
-        d_written = _centred(model, grads[first + n_heads]).view_as(kept.written)
-        d_seen = _pulled(run, kept.written, kept.seen, d_written, d_inside)
-        d_seen = d_seen.reshape(-1)
-        d_mlp = _mlp_gates(graph, layer, d_keep)
+        own = slice(first, first + graph.n_heads)
+        d_seen = self._through_mlp(layer, kept)
         if not graph.parallel:
-            torch.mv(rows[1:][own].flatten(1), d_seen, out=d_mlp[first:])
-            own_gates = _mlp_gates(graph, layer, gates)[first:]
-            grads[own].flatten(1).addr_(own_gates, d_seen)
-        d_attended = _through_heads(run, layer, kept, grads[own], rows[1:][own])
-        d_projected = _pulled(run, kept.attended, kept.projected, d_attended, d_inside)
+            self.d_always.add_(d_seen)
+            if self.d_keep is not None:
+                d_own = mlp_gates(graph, layer, self.d_keep)[first:]
+                torch.mv(self.rows[1:][own].flatten(1), d_seen, out=d_own)
+            own_gates = mlp_gates(graph, layer, gates)[first:]
+            self.grads[own].flatten(1).addr_(own_gates, d_seen)
+        self._take_output_bias(layer)
+        if graph.parallel:
+            self.d_always.add_(d_seen)
+        d_projected = self._through_heads(layer, kept)
         reads = kept.reads
         if reads is None:
             n_reads = graph.n_attention_readers + 1
-            reads = stack.borrow(rows, n_reads, *rows.shape[1:])
-            if kept.scale is not None:
-                rows[0].copy_(kept.always)
-                _read(graph, layer, gates, rows, reads)
+            reads = run.buffers.borrow(self.rows, n_reads, *self.rows.shape[1:])
+            if kept.scale is not None or run.trained is not None:
+                self.rows[0].copy_(kept.always)
+                _read(graph, layer, gates, self.rows, reads)
+        if run.trained is not None:
+            self._take_projections(layer, kept, d_projected, reads[:-1])
         _through_projection(run, layer, kept, d_projected, reads[:-1])
+        if run.trained is not None:
+            self.d_always.add_(reads[:-1].sum(0).view(-1))
         reads[-1].view(-1).copy_(d_seen)
-        before = rows[1 : 1 + first]
-        d_gates = _inner(reads, before)
-        _attention_gates(graph, layer, d_keep).copy_(d_gates[:-1])
-        d_mlp[:first] = d_gates[-1]
-        seen_gates = _layer_gates(graph, layer, gates)[:, 1:]
-        grads[:first].flatten(1).addmm_(seen_gates.T, reads.flatten(1))
-        stack.give_back(reads)
-    d_stream = _centred(model, grads[0]).reshape(grad.shape).clone()
-    stack.give_back(rows, grads)
-    return d_stream, d_keep, d_inside
+        if self.d_keep is not None:
+            d_gates = inner(reads, self.rows[1 : 1 + first])
+            attention_gates(graph, layer, self.d_keep).copy_(d_gates[:-1])
+            mlp_gates(graph, layer, self.d_keep)[:first] = d_gates[-1]
+        seen_gates = layer_gates(graph, layer, gates)[:, 1:]
+        self.grads[:first].flatten(1).addmm_(seen_gates.T, reads.flatten(1))
+        run.buffers.give_back(reads)
 
+    def of_inputs(self, like: Tensor) -> tuple[Tensor, Tensor]:
+        """Gradients of the input's stream and, where it is apart, of the positions."""
+        model = self.run.model
+        d_stream = _centred(model, self.grads[0]).reshape(like.shape).clone()
+        if model.graph.position == "own":
+            d_position = _centred(model, self.grads[1]).reshape(like.shape) - d_stream
+        else:
+            always = self.d_always.view(self.rows[0].shape)
+            d_position = _centred(model, always).reshape(like.shape) - d_stream
+        self.run.buffers.give_back(self.rows, self.grads)
+        return d_stream, d_position
 
-def _pulled(
-    run: _Run, output: Tensor, leaf: Tensor, grad: Tensor, d_inside: list[Tensor]
-) -> Tensor:
-    """Gradient of a leaf through a part of a block; those of `inside` add up."""
-    found, *others = torch.autograd.grad(
-        output, [leaf, *run.inside], grad, allow_unused=True
-    )
-    for total, part in zip(d_inside, others, strict=True):
-        if part is not None:
-            total.add_(part)
-    return found
+    def _through_mlp(self, layer: int, kept: _Kept) -> Tensor:
+        """Gradient of what the MLP saw, flat."""
+        run, graph = self.run, self.run.model.graph
+        written = self.grads[graph.n_before(layer) + graph.n_heads]
+        grad = _centred(run.model, written).view_as(kept.written)
+        weights = () if run.trained is None else run.trained.layers[layer].mlp
+        return run.through(kept.written, kept.seen, grad, weights).reshape(-1)
 
+    def _through_heads(self, layer: int, kept: _Kept) -> Tensor:
+        """Gradient of queries, keys and values, of that of what the heads write."""
+        run, graph = self.run, self.run.model.graph
+        folded, trained = run.layers[layer], run.trained
+        first = graph.n_before(layer)
+        own = slice(first, first + graph.n_heads)
+        grad = self.grads[own]
+        found = kept.attended.detach().reshape(-1, graph.n_heads, run.model.d_head)
+        if kept.head_scale is not None:
+            if trained is not None:
+                plain = torch.bmm(found.transpose(0, 1), folded.write)
+                d_gain = (grad * plain * kept.head_scale[0]).sum((0, 1))
+                trained.add(trained.layers[layer].head_gain, d_gain)
+            grad = _through_head_norm(
+                run, layer, kept.head_scale, grad, self.rows[1:][own]
+            )
+        if trained is not None:
+            # centred weights: the gradient's own mean over d_model is taken by autograd
+            d_write = torch.bmm(found.permute(1, 2, 0), grad)
+            trained.add(trained.layers[layer].folded.write, d_write)
+        d_found = torch.bmm(grad, folded.write.transpose(1, 2)).transpose(0, 1)
+        d_found = d_found.reshape(kept.attended.shape)
+        weights = () if trained is None else trained.layers[layer].attention
+        return run.through(kept.attended, kept.projected, d_found, weights)
 
-def _attention_gates(graph: ResidualGraph, layer: int, gates: Tensor) -> Tensor:
-    """Gates of a layer's attention: (reader, writer before the layer)."""
-    n, before = graph.n_attention_readers, graph.n_before(layer)
-    start = graph.offsets[layer]
-    return gates[start : start + n * before].view(n, before)
+    def _take_output_bias(self, layer: int) -> None:
+        """Gradient of the bias of attention's output projection."""
+        run, graph = self.run, self.run.model.graph
+        if run.trained is None or run.layers[layer].write_bias is None:
+            return
+        first = graph.n_before(layer)
+        if graph.attention_bias == "heads":
+            d_bias = self.grads[first : first + graph.n_heads].sum((0, 1))
+            d_bias = d_bias / graph.n_heads
+        else:
+            d_bias = self.d_always.view(self.rows[0].shape).sum(0)
+        run.trained.add(run.trained.layers[layer].folded.write_bias, d_bias)
 
-
-def _mlp_gates(graph: ResidualGraph, layer: int, gates: Tensor) -> Tensor:
-    """Gates of a layer's MLP: (writer,), the layer's own heads last."""
-    stop = graph.offsets[layer + 1]
-    return gates[stop - graph.n_seen_by_mlp(layer) : stop]
-
-
-def _layer_gates(graph: ResidualGraph, layer: int, gates: Tensor) -> Tensor:
-    """(reader and MLP, always on and writer before the layer)."""
-    attention = _attention_gates(graph, layer, gates)
-    mlp = _mlp_gates(graph, layer, gates)[: graph.n_before(layer)]
-    together = torch.cat([attention, mlp[None]])
-    return torch.cat([together.new_ones(len(together), 1), together], 1)
+    def _take_projections(
+        self, layer: int, kept: _Kept, grad: Tensor, reads: Tensor
+    ) -> None:
+        """Gradients of queries', keys' and values' weights and biases."""
+        trained = self.run.trained
+        assert trained is not None
+        folded = trained.layers[layer].folded
+        trained.add(folded.read_bias, grad.sum(1, keepdim=True))
+        scaled = grad if kept.scale is None else grad * kept.scale
+        trained.add(folded.read, torch.bmm(reads.transpose(1, 2), scaled))
 
 
 def _read(
@@ -335,7 +381,7 @@ def _read(
 ) -> None:
     """What attention's readers see, and of what the MLP sees the part before them."""
     seen = rows[: 1 + graph.n_before(layer)].flatten(1)
-    torch.mm(_layer_gates(graph, layer, gates), seen, out=out.flatten(1))
+    torch.mm(layer_gates(graph, layer, gates), seen, out=out.flatten(1))
 
 
 def _scale(model: ResidualModel, layer: int, reads: Tensor) -> Tensor | None:
@@ -349,94 +395,20 @@ def _scale(model: ResidualModel, layer: int, reads: Tensor) -> Tensor | None:
     return scale.to(reads.dtype)
 
 
-def _attend(
-    run: _Run, layer: int, reads: Tensor, scale: Tensor | None
-) -> tuple[Tensor, Tensor]:
-    """Queries, keys, values of the reads (a leaf), and what the heads find."""
-    model, folded = run.stack.model, run.stack.layers[layer]
+def _projected(folded: FoldedLayer, reads: Tensor, scale: Tensor | None) -> Tensor:
+    """Queries, keys and values of the reads, a leaf."""
     with torch.no_grad():
         projected = torch.bmm(reads, folded.read)
         if scale is not None:
             projected.mul_(scale)
         projected.add_(folded.read_bias)
-    projected.requires_grad_(torch.is_grad_enabled())
-    given = _as_projected(run, projected)
-    attention = model.attention(layer)
-    with (
-        _answering(model.projections(layer), given, model.output(layer)),
-        _ungrouped(attention, model.graph),
-    ):
-        # only the shape of the first argument is read
-        shaped = reads[0].view(*run.shape, model.d_model)
-        attended = attention(shaped, **run.attention_kwargs[layer])[0]
-    return projected, attended
-
-
-def _as_projected(run: _Run, projected: Tensor) -> list[Tensor]:
-    """The projections' outputs as the model's attention takes them."""
-    model = run.stack.model
-    graph, d_head = model.graph, model.d_head
-    n_tokens = projected.shape[1]
-    groups = graph.n_kv_heads
-    if not graph.apart:
-        groups = graph.n_heads
-        projected = projected.view(graph.n_heads, n_tokens, 3, d_head)
-        projected = projected.permute(2, 0, 1, 3).reshape(-1, n_tokens, d_head)
-    if model.parts.fused == "by head":
-        by_head = projected.view(3, graph.n_heads, n_tokens, d_head)
-        return [by_head.permute(2, 1, 0, 3).reshape(*run.shape, -1)]
-    parts = [projected]
-    if model.parts.fused == "apart":
-        parts = list(projected.split([graph.n_heads, groups, groups]))
-    return [part.transpose(0, 1).reshape(*run.shape, -1) for part in parts]
-
-
-@contextmanager
-def _answering(
-    projections: Sequence[Any], values: Sequence[Tensor], output: Any
-) -> Iterator[None]:
-    """Projections that give these values; an output projection that does nothing."""
-    replaced = [*projections, output]
-    earlier = [vars(module).get("forward") for module in replaced]
-    for module, value in zip(projections, values, strict=True):
-        vars(module)["forward"] = partial(_given, value)
-    vars(output)["forward"] = _unchanged
-    try:
-        yield
-    finally:
-        for module, forward in zip(replaced, earlier, strict=True):
-            vars(module).pop("forward")
-            if forward is not None:
-                vars(module)["forward"] = forward
-
-
-def _given(value: Tensor, _: Tensor) -> Tensor:
-    return value
-
-
-def _unchanged(x: Tensor) -> Tensor:
-    return x
-
-
-@contextmanager
-def _ungrouped(attention: Any, graph: ResidualGraph) -> Iterator[None]:
-    """Attention with a key and a value for every query head, where they are merged."""
-    if graph.apart or graph.n_kv_heads == graph.n_heads:
-        yield
-        return
-    names = {"num_key_value_groups": 1, "num_key_value_heads": graph.n_heads}
-    earlier = {name: vars(attention)[name] for name in names if name in vars(attention)}
-    vars(attention).update({name: names[name] for name in earlier})
-    try:
-        yield
-    finally:
-        vars(attention).update(earlier)
+    return projected.requires_grad_(torch.is_grad_enabled())
 
 
 def _write_inputs(
-    run: _Run, rows: Tensor, stream: Tensor, position: Tensor | None
+    run: EdgeRun, rows: Tensor, stream: Tensor, position: Tensor | None
 ) -> None:
-    model = run.stack.model
+    model = run.model
     shape = (len(rows[0]), model.d_model)
     rows[0].zero_()
     if position is None:
@@ -454,10 +426,10 @@ def _write_inputs(
 
 
 def _write_heads(
-    run: _Run, layer: int, rows: Tensor, attended: Tensor
+    run: EdgeRun, layer: int, rows: Tensor, attended: Tensor
 ) -> tuple[Tensor, Tensor] | None:
     """Fill the rows of a layer's heads and row 0; the scale of a norm on them."""
-    model, folded = run.stack.model, run.stack.layers[layer]
+    model, folded = run.model, run.layers[layer]
     graph = model.graph
     first = graph.n_before(layer)
     own = rows[1 + first : 1 + first + graph.n_heads]
@@ -479,17 +451,17 @@ def _write_heads(
     return head_scale
 
 
-def _write_mlp(run: _Run, layer: int, rows: Tensor, written: Tensor) -> None:
-    model = run.stack.model
+def _write_mlp(run: EdgeRun, layer: int, rows: Tensor, written: Tensor) -> None:
+    model = run.model
     place = model.graph.n_before(layer) + model.graph.n_heads
     rows[1 + place].copy_(_centred(model, written.reshape(-1, model.d_model)))
     _ablate(run, rows, slice(place, place + 1))
 
 
-def _ablate(run: _Run, rows: Tensor, writers: slice) -> None:
+def _ablate(run: EdgeRun, rows: Tensor, writers: slice) -> None:
     """Take the ablation values out of the writers' rows into the row always on."""
     if run.ablated is not None:
-        values = _centred(run.stack.model, run.ablated[writers])
+        values = _centred(run.model, run.ablated[writers])
         rows[1:][writers].sub_(values)
         rows[0].add_(values.sum(0))
 
@@ -499,26 +471,15 @@ def _centred(model: ResidualModel, values: Tensor) -> Tensor:
     return values - values.mean(-1, keepdim=True) if model.centred else values
 
 
-def _through_heads(
-    run: _Run, layer: int, kept: _Kept, grad: Tensor, written: Tensor
-) -> Tensor:
-    """Gradient of what the heads found, of that of what they write."""
-    folded = run.stack.layers[layer]
-    if kept.head_scale is not None:
-        grad = _through_head_norm(run, layer, kept.head_scale, grad, written)
-    d_found = torch.bmm(grad, folded.write.transpose(1, 2)).transpose(0, 1)
-    return d_found.reshape(kept.attended.shape)
-
-
 def _through_head_norm(
-    run: _Run,
+    run: EdgeRun,
     layer: int,
     head_scale: tuple[Tensor, Tensor],
     grad: Tensor,
     written: Tensor,
 ) -> Tensor:
     """Through h_i = o_i * gain * s, s = 1 / root(mean square of the sum of o + eps)."""
-    model = run.stack.model
+    model = run.model
     graph = model.graph
     first = graph.n_before(layer)
     scale, total = head_scale
@@ -532,25 +493,17 @@ def _through_head_norm(
 
 
 def _through_projection(
-    run: _Run, layer: int, kept: _Kept, grad: Tensor, reads: Tensor
+    run: EdgeRun, layer: int, kept: _Kept, grad: Tensor, reads: Tensor
 ) -> None:
     """Turn the reads into their gradient, in place.
 
     With R a read, s its scale and p = s R W + b: dR = s dp W^T - s^2 / d <p - b, dp> R.
     """
-    folded = run.stack.layers[layer]
+    folded = run.layers[layer]
     if kept.scale is None:
         torch.bmm(grad, folded.read.transpose(1, 2), out=reads)
         return
     plain = kept.projected.detach() - folded.read_bias
     along = (plain * grad).sum(-1, keepdim=True)
-    reads.mul_(along * kept.scale.square() * (-1 / run.stack.model.d_model))
+    reads.mul_(along * kept.scale.square() * (-1 / run.model.d_model))
     reads.baddbmm_(grad * kept.scale, folded.read.transpose(1, 2))
-
-
-def _inner(left: Tensor, right: Tensor) -> Tensor:
-    """Inner products over tokens and d_model: (a, t, d), (b, t, d) -> (a, b)."""
-    if len(left) <= FEW_READERS or len(right) < FEW_WRITERS:
-        products = torch.bmm(left.transpose(0, 1), right.permute(1, 2, 0))
-        return products.sum(0)
-    return left.flatten(1) @ right.flatten(1).T

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from models.block_parts import final_norm_of, graph_of
+from models.block_parts import graph_of, last_norm_of
 from models.mlp import MLP_TYPE
 from models.sites import UNIT_KINDS, Site, UnitKind
 from storage.errors import UserError
@@ -332,7 +332,7 @@ def _edge_sites(model: nn.Module, units: Sequence[str], merged_qkv: bool) -> lis
     graph = graph_of(model, apart=not merged_qkv)
     prefix, block = _prefix(model), architecture_of(model).block
     blocks = [block.format(layer) for layer in range(graph.n_layers)]
-    base = getattr(model, "base_model", model)
+    last_norm = last_norm_of(model, blocks[-1])
     return [
         Site(
             "edges",
@@ -341,7 +341,7 @@ def _edge_sites(model: nn.Module, units: Sequence[str], merged_qkv: bool) -> lis
             graph.n_edges_at(layer),
             graph=graph,
         )
-        for layer, path in enumerate([*blocks, final_norm_of(base)])
+        for layer, path in enumerate([*blocks, last_norm])
     ]
 
 

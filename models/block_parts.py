@@ -1,6 +1,6 @@
 """Which modules of a block are the writers and readers of its residual graph: a table.
 
-Pre-norm decoders only: in a post-norm encoder a norm sits on the stream itself.
+Decoders with norms before what reads, and encoders with norms on the stream itself.
 """
 
 from collections.abc import Callable
@@ -23,10 +23,11 @@ class BlockParts:
     projections: tuple[str, ...]
     """Query, key, value below `attention`; one name where they are one module."""
     output: str
-    """Output projection below `attention`."""
+    """Attention's output projection."""
     norm_in: str | None
     """Norm before attention."""
-    mlp: str
+    mlp: tuple[str, ...]
+    """The MLP: modules that run one after the other."""
     norm_mlp: str | None
     """Norm before the MLP."""
     fused: Fused = "apart"
@@ -35,6 +36,8 @@ class BlockParts:
     """Norm on what attention writes (OLMo 2, Gemma 2)."""
     norm_written: str | None = None
     """Norm on what the MLP writes."""
+    norms_on_stream: tuple[str, str] | None = None
+    """Norms on the stream itself, after attention and after the MLP (encoders)."""
     gain_offset: float = 0.0
     """Added to a norm's weight to give its gain."""
     parallel: Callable[[Any], bool] = lambda config: False
@@ -47,18 +50,27 @@ class BlockParts:
 _LLAMA = BlockParts(
     attention="self_attn",
     projections=("q_proj", "k_proj", "v_proj"),
-    output="o_proj",
+    output="self_attn.o_proj",
     norm_in="input_layernorm",
-    mlp="mlp",
+    mlp=("mlp",),
     norm_mlp="post_attention_layernorm",
+)
+_BERT = BlockParts(
+    attention="attention.self",
+    projections=("query", "key", "value"),
+    output="attention.output.dense",
+    norm_in=None,
+    mlp=("intermediate", "output.dense"),
+    norm_mlp=None,
+    norms_on_stream=("attention.output.LayerNorm", "output.LayerNorm"),
 )
 PARTS: dict[str, BlockParts] = {
     "gpt2": BlockParts(
         attention="attn",
         projections=("c_attn",),
-        output="c_proj",
+        output="attn.c_proj",
         norm_in="ln_1",
-        mlp="mlp",
+        mlp=("mlp",),
         norm_mlp="ln_2",
         fused="concatenated",
         position="wpe",
@@ -66,9 +78,9 @@ PARTS: dict[str, BlockParts] = {
     "gpt_neox": BlockParts(
         attention="attention",
         projections=("query_key_value",),
-        output="dense",
+        output="attention.dense",
         norm_in="input_layernorm",
-        mlp="mlp",
+        mlp=("mlp",),
         norm_mlp="post_attention_layernorm",
         fused="by head",
         parallel=lambda config: config.use_parallel_residual,
@@ -80,18 +92,18 @@ PARTS: dict[str, BlockParts] = {
     "phi3": BlockParts(
         attention="self_attn",
         projections=("qkv_proj",),
-        output="o_proj",
+        output="self_attn.o_proj",
         norm_in="input_layernorm",
-        mlp="mlp",
+        mlp=("mlp",),
         norm_mlp="post_attention_layernorm",
         fused="concatenated",
     ),
     "olmo2": BlockParts(
         attention="self_attn",
         projections=("q_proj", "k_proj", "v_proj"),
-        output="o_proj",
+        output="self_attn.o_proj",
         norm_in=None,
-        mlp="mlp",
+        mlp=("mlp",),
         norm_mlp=None,
         norm_attention="post_attention_layernorm",
         norm_written="post_feedforward_layernorm",
@@ -100,13 +112,26 @@ PARTS: dict[str, BlockParts] = {
     "gemma2": BlockParts(
         attention="self_attn",
         projections=("q_proj", "k_proj", "v_proj"),
-        output="o_proj",
+        output="self_attn.o_proj",
         norm_in="input_layernorm",
-        mlp="mlp",
+        mlp=("mlp",),
         norm_mlp="pre_feedforward_layernorm",
         norm_attention="post_attention_layernorm",
         norm_written="post_feedforward_layernorm",
         gain_offset=1.0,
+    ),
+    "bert": _BERT,
+    "roberta": _BERT,
+    "xlm-roberta": _BERT,
+    "electra": _BERT,
+    "distilbert": BlockParts(
+        attention="attention",
+        projections=("q_lin", "k_lin", "v_lin"),
+        output="attention.out_lin",
+        norm_in=None,
+        mlp=("ffn",),
+        norm_mlp=None,
+        norms_on_stream=("sa_layer_norm", "output_layer_norm"),
     ),
 }
 
@@ -146,6 +171,11 @@ def graph_of(
     config: Any = model.config
     n_heads = config.num_attention_heads
     n_groups = getattr(config, "num_key_value_heads", None) or n_heads
+    if getattr(config, "add_cross_attention", False):
+        raise UserError(
+            f"this {config.model_type} also attends to another model's states, which "
+            "no writer of its residual graph is; use a model without cross-attention"
+        )
     if position != "merged" and parts.position is None:
         raise UserError(
             f"{config.model_type} adds no position embedding to the stream; use "
@@ -167,12 +197,16 @@ def graph_of(
     )
 
 
-def final_norm_of(base: nn.Module) -> str:
-    """Name of the norm after the last block of a base model.
+def last_norm_of(model: nn.Module, last_block: str) -> str:
+    """Path, below the base model, of the norm after the last block or at its end.
 
     Raises:
         UserError: When there is none.
     """
+    on_stream = parts_of(model).norms_on_stream
+    if on_stream is not None:
+        return f"{last_block}.{on_stream[-1]}"
+    base = getattr(model, "base_model", model)
     for name in FINAL_NORMS:
         if hasattr(base, name):
             return name

@@ -4,6 +4,7 @@ Weights come out as one stack per layer, with the gain of the norm before them f
 in, so that a read needs nothing but a matrix product and one scale per token.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,7 +14,7 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from models.architectures import ARCHITECTURES, architecture_of, d_head
-from models.block_parts import PARTS, final_norm_of, graph_of, parts_of
+from models.block_parts import PARTS, graph_of, last_norm_of, parts_of
 from models.residual_graph import AttentionBias, Position
 from storage.errors import UserError
 
@@ -29,6 +30,20 @@ class FoldedLayer:
     write: Float[Tensor, "head d_head d_model"]
     """Of every head; centred where the model's norms centre."""
     write_bias: Float[Tensor, "d_model"] | None
+
+    def detached(self) -> "FoldedLayer":
+        """The same numbers without a graph."""
+        bias = self.write_bias
+        return FoldedLayer(
+            self.read.detach(),
+            self.read_bias.detach(),
+            self.write.detach(),
+            None if bias is None else bias.detach(),
+        )
+
+
+def _trained(modules: Sequence[nn.Module]) -> list[nn.Parameter]:
+    return [p for module in modules for p in module.parameters() if p.requires_grad]
 
 
 class ResidualModel:
@@ -55,14 +70,14 @@ class ResidualModel:
         self.model = model
         self.base: Any = getattr(model, "base_model", model)
         block = architecture_of(model).block
-        self.blocks: list[Any] = [
-            self.base.get_submodule(block.format(layer))
-            for layer in range(self.graph.n_layers)
-        ]
+        paths = [block.format(layer) for layer in range(self.graph.n_layers)]
+        self.blocks: list[Any] = [self.base.get_submodule(path) for path in paths]
         self._check_modules(config.model_type)
         self.d_model, self.d_head = config.hidden_size, d_head(config)
-        final = self.base.get_submodule(final_norm_of(self.base))
-        self.centred = isinstance(final, nn.LayerNorm)
+        last_norm = self.base.get_submodule(last_norm_of(model, paths[-1]))
+        self.is_post_norm = self.parts.norms_on_stream is not None
+        """Norms sit on the stream itself, and none before a read."""
+        self.centred = not self.is_post_norm and isinstance(last_norm, nn.LayerNorm)
         """Norms subtract the mean, so that all writers may be stored without it."""
 
     def attention(self, layer: int) -> Any:
@@ -76,7 +91,7 @@ class ResidualModel:
 
     def output(self, layer: int) -> Any:
         """Its output projection."""
-        return self.attention(layer).get_submodule(self.parts.output)
+        return self.blocks[layer].get_submodule(self.parts.output)
 
     def norm(self, layer: int, name: str | None) -> Any:
         """A norm of a block, by the name in the table."""
@@ -90,9 +105,9 @@ class ResidualModel:
         """What the MLP writes, of the stream it reads."""
         block, parts = self.blocks[layer], self.parts
         before = self.norm(layer, parts.norm_mlp)
-        written = block.get_submodule(parts.mlp)(
-            stream if before is None else before(stream)
-        )
+        written = stream if before is None else before(stream)
+        for name in parts.mlp:
+            written = block.get_submodule(name)(written)
         after = self.norm(layer, parts.norm_written)
         return written if after is None else after(written)
 
@@ -102,8 +117,7 @@ class ResidualModel:
 
     def fold(self, layer: int) -> FoldedLayer:
         """The layer's attention weights, a copy: fold again after a weight changed."""
-        graph, d_head = self.graph, self.d_head
-        norm = self.norm(layer, self.parts.norm_in)
+        graph, norm = self.graph, self.norm(layer, self.parts.norm_in)
         weight, bias = self._projection(layer)  # (reader, d_model, d_head), (reader, d)
         if norm is not None:
             if getattr(norm, "bias", None) is not None:
@@ -111,10 +125,7 @@ class ResidualModel:
             weight = weight * self.gain(norm)[:, None]
         if not graph.apart:
             weight, bias = self._merged(weight), self._merged(bias)
-        output = self.output(layer)
-        stored = output.weight if isinstance(output, Conv1D) else output.weight.T
-        write = stored.view(graph.n_heads, d_head, self.d_model)
-        write_bias = output.bias
+        write, write_bias = self.write(layer), self.output(layer).bias
         if self.centred:
             write = write - write.mean(-1, keepdim=True)
             if write_bias is not None:
@@ -123,6 +134,37 @@ class ResidualModel:
             weight.contiguous(), bias[:, None].contiguous(), write.contiguous(),
             write_bias,
         )  # fmt: skip
+
+    def write(self, layer: int) -> Float[Tensor, "head d_head d_model"]:
+        """What turns what a layer's heads find into what they write, as stored."""
+        output = self.output(layer)
+        stored = output.weight if isinstance(output, Conv1D) else output.weight.T
+        return stored.view(self.graph.n_heads, self.d_head, self.d_model)
+
+    def last_of_mlp(self, layer: int) -> Any:
+        """The module whose output is what the MLP writes."""
+        return self.norm(layer, self.parts.norm_written or self.parts.mlp[-1])
+
+    def mlp_parameters(self, layer: int) -> list[nn.Parameter]:
+        """What `run_mlp` computes with, where it is trained."""
+        names = [self.parts.norm_mlp, *self.parts.mlp, self.parts.norm_written]
+        modules = [self.norm(layer, name) for name in names if name is not None]
+        return _trained(modules)
+
+    def attention_parameters(self, layer: int) -> list[nn.Parameter]:
+        """What attention computes with besides its projections, where it is trained."""
+        folded = {
+            id(parameter)
+            for module in (*self.projections(layer), self.output(layer))
+            for parameter in module.parameters()
+        }
+        found = _trained([self.attention(layer)])
+        return [parameter for parameter in found if id(parameter) not in folded]
+
+    @property
+    def is_trained(self) -> bool:
+        """Some weight of a block takes a gradient."""
+        return any(p.requires_grad for block in self.blocks for p in block.parameters())
 
     def _projection(self, layer: int) -> tuple[Tensor, Tensor]:
         """Weights and biases of all queries, all keys, all values, apart."""
@@ -151,14 +193,14 @@ class ResidualModel:
 
     def _check_modules(self, model_type: str) -> None:
         parts = self.parts
-        names = [parts.attention, parts.mlp]
+        names = [parts.attention, parts.output, *parts.mlp]
         names += [f"{parts.attention}.{name}" for name in parts.projections]
-        names += [f"{parts.attention}.{parts.output}"]
         norms = (
             parts.norm_in,
             parts.norm_mlp,
             parts.norm_attention,
             parts.norm_written,
+            *(parts.norms_on_stream or ()),
         )
         names += [norm for norm in norms if norm is not None]
         for layer, block in enumerate(self.blocks):

@@ -42,9 +42,9 @@ def check_holdable(mask: FrozenMask) -> None:
     """
     if any(site.kind == "edges" for site in mask.sites):
         raise UserError(
-            "a mask on edges cannot be relearned from: lasting, the cut network gives "
-            "its weights no gradient; one_shot, weights cannot hold the cut. evaluate "
-            "and report take it; for relearning train a mask on neurons or heads"
+            "a mask on edges cannot be relearned from: no weight lies behind an edge "
+            "alone, so nothing could be held or written into the weights. evaluate and "
+            "report take it; for relearning train a mask on neurons or heads"
         )
     if mask.ablated.kind == "counterfactual":
         raise UserError(

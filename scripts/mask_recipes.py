@@ -34,10 +34,13 @@ RECIPES: dict[str, MaskSettings] = {
     ),
     "toxicity": MaskSettings(
         concept_objective="ascent",
+        token_cap=10.0,  # with less, the tokens of a weak model have no gradient
+        retain_objective="cross_entropy",
+        retain_weight=2.7,
         k_min=20.0,
         k_max=300.0,
-        retain_weight=2.0,
-        batch_size=24,
+        n_steps=500,
+        batch_size=48,
     ),
     "mnist": MaskSettings(
         ablation="mean",

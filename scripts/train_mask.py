@@ -230,6 +230,13 @@ def main(config: TrainMaskConfig) -> Path:
     # freeze, then measure the frozen mask
     ranking = masks.split(masks.ranking().detach().cpu())
     mask = _freeze(config, experiment, masks, ranking, ablated, settings)
+    if mask.n_ablated in (0, mask.n_units):
+        what = "nothing" if mask.n_ablated == 0 else "everything"
+        logger.warning(
+            "the frozen mask ablates %s: ask for --n_ablated, or change --price, "
+            "--target_ablated, --lr or --n_steps",
+            what,
+        )
     _show_maps(tracker, settings.n_steps, "frozen", mask.keep, mask.sites)
     mask.save(run.path)
     write_tensors(run.path / "ranking.safetensors", ranking, {"polarity": "high keeps"})

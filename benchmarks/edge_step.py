@@ -1,0 +1,214 @@
+"""Time and memory of training gates on all edges, against a plain step of the model.
+
+    python benchmarks/edge_step.py
+
+Plain is a forward and a backward pass down to the input embeddings with frozen weights,
+sdpa, GPT-2 small's shape, random weights. An edge step does the same under a gate on
+every edge and gives the gradient of all gates. `stored` keeps every layer's reads for
+the backward pass, `again` repeats them, `in parts` repeats them and goes through the
+batch in parts of 128 tokens under the same gates; `merged` has one gate for a head's
+query, key and value. All are interleaved in one process; times are medians, ratios
+medians of the ratio within a round. Memory is what torch's allocator holds at most
+during a step beyond what it held before, the buffers of writers and gradients among it;
+the folded copy of the attention weights (a stack's own, kept between steps) stands
+apart. The floor counts multiplications. About five minutes on two cores.
+"""
+
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from transformers import GPT2Config, GPT2LMHeadModel
+from transformers.utils import logging as transformers_logging
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from benchmarks.peak import peak_bytes
+from masks.edge_gating import edge_gated
+from masks.edge_stack import EdgeStack
+from models.residual_graph import ResidualGraph
+from models.residual_parts import ResidualModel
+from training.config import parse_config
+
+Step = Callable[[], None]
+PART = 128
+"""Tokens of a part of the batch."""
+VOCAB, D_MODEL, D_MLP = 50_257, 768, 3072
+
+
+@dataclass(frozen=True)
+class EdgeStepConfig:
+    """Settings of the benchmark."""
+
+    sizes: list[str] = field(
+        default_factory=lambda: ["4x32", "8x64", "4x256"],
+        metadata={"help": "batch x tokens"},
+    )
+    layers: list[int] = field(
+        default_factory=lambda: [12, 24], metadata={"help": "depths of the model"}
+    )
+    rounds: int = field(default=5, metadata={"help": "interleaved rounds"})
+    threads: int = field(default=2, metadata={"help": "torch threads"})
+    seed: int = 0
+
+
+def main(config: EdgeStepConfig) -> None:
+    """Print a table a size and depth."""
+    transformers_logging.set_verbosity_error()
+    torch.set_num_threads(config.threads)
+    for n_layers in config.layers:
+        torch.manual_seed(config.seed)
+        model = GPT2LMHeadModel(GPT2Config(n_layer=n_layers))
+        model.eval().requires_grad_(False)
+        for size in config.sizes:
+            batch, length = (int(part) for part in size.split("x"))
+            if n_layers > 12 and size != config.sizes[0]:
+                continue  # depth shows at one size
+            _measure(model, batch, length, config)
+    print(code_llama())
+
+
+def _measure(
+    model: GPT2LMHeadModel, batch: int, length: int, config: EdgeStepConfig
+) -> None:
+    ids = torch.randint(VOCAB, (batch, length))
+    steps, stacks = _steps(model, ids)
+    seconds: dict[str, list[float]] = {name: [] for name in steps}
+    for step in steps.values():
+        step()
+    for turn in range(config.rounds):
+        names = list(steps)[turn % len(steps) :] + list(steps)[: turn % len(steps)]
+        for name in names:
+            start = time.perf_counter()
+            steps[name]()
+            seconds[name].append(time.perf_counter() - start)
+    n_layers = model.config.n_layer
+
+    def forget() -> None:
+        for stack in stacks:
+            stack.forget_buffers()
+
+    print(
+        f"\n{n_layers} layers, {batch} x {length} tokens, {config.threads} threads, "
+        f"medians of {config.rounds} rounds"
+    )
+    print(f"{'step':<24}{'ms':>8}{'time':>8}{'floor':>8}{'MB':>8}")
+    for name, step in steps.items():
+        base = "plain forward" if "forward" in name else "plain"
+        ratio = statistics.median(
+            own / plain for own, plain in zip(seconds[name], seconds[base], strict=True)
+        )
+        floor = _floor(n_layers, length, name)
+        print(
+            f"{name:<24}{1e3 * statistics.median(seconds[name]):>8.0f}{ratio:>8.2f}"
+            f"{floor:>8.2f}{peak_bytes(step, forget) / 1e6:>8.0f}"
+        )
+    folded = sum(
+        weight.numel() * weight.element_size()
+        for layer in stacks[0].layers
+        for weight in (layer.read, layer.write)
+    )
+    print(f"folded attention weights: {folded / 1e6:.0f} MB a stack")
+
+
+def _steps(
+    model: GPT2LMHeadModel, ids: Tensor
+) -> tuple[dict[str, Step], list[EdgeStack]]:
+    def plain() -> None:
+        embedded = model.transformer.wte(ids).requires_grad_()
+        model(inputs_embeds=embedded, labels=ids).loss.backward()
+
+    def plain_forward() -> None:
+        with torch.no_grad():
+            model(input_ids=ids)
+
+    apart, merged = ResidualModel(model), ResidualModel(model, apart=False)
+    stored, again = EdgeStack(apart, store_reads=True), EdgeStack(apart)
+    shared = EdgeStack(merged)
+    n_parts = max(1, ids.numel() // PART)
+
+    def edges(stack: EdgeStack, n_parts: int = 1) -> Step:
+        keep = torch.rand(stack.model.graph.n_edges).requires_grad_()
+
+        def step() -> None:
+            keep.grad = None
+            with edge_gated(stack, keep):
+                for part in ids.chunk(n_parts):
+                    loss = model(input_ids=part, labels=part).loss
+                    (loss * len(part) / len(ids)).backward()
+
+        return step
+
+    def forward(stack: EdgeStack) -> Step:
+        keep = torch.rand(stack.model.graph.n_edges) < 0.5
+
+        def step() -> None:
+            with torch.no_grad(), edge_gated(stack, keep):
+                model(input_ids=ids)
+
+        return step
+
+    steps = {
+        "plain": plain,
+        "plain again": plain,
+        "edges, stored": edges(stored),
+        "edges, again": edges(again),
+        "edges, in parts": edges(again, n_parts),
+        "merged, again": edges(shared),
+        "plain forward": plain_forward,
+        "edges, forward": forward(again),
+        "merged, forward": forward(shared),
+    }
+    return steps, [stored, again, shared]
+
+
+def _floor(n_layers: int, length: int, name: str) -> float:
+    """Multiplications of an edge step over those of a plain step, for one token."""
+    graph = ResidualGraph(n_layers, 12, 12, apart="merged" not in name)
+    block = 4 * D_MODEL**2 + 2 * D_MODEL * D_MLP + length * D_MODEL
+    forward = n_layers * block + D_MODEL * VOCAB
+    reads = graph.n_edges * D_MODEL
+    if "plain" in name:
+        return 1.0
+    if "forward" in name:
+        return (forward + reads) / forward
+    # backward: once for the writers, once for the gates; repeated reads once more
+    n_passes = 3 if "stored" in name else 4
+    return (2 * forward + n_passes * reads) / (2 * forward)
+
+
+def code_llama(tokens: int = 2048) -> str:
+    """Bytes that training all edges of CodeLlama-13B's shape takes, in words."""
+    n_layers, n_heads, d_model, d_mlp, vocab = 40, 40, 5120, 13_824, 32_016
+    graph = ResidualGraph(n_layers, n_heads, n_heads)
+    weights = n_layers * (4 * d_model**2 + 3 * d_model * d_mlp) + 2 * vocab * d_model
+    folded = n_layers * 4 * d_model**2
+    rows = 2 * (1 + graph.n_writers) * tokens * d_model
+    reads = 2 * (graph.n_attention_readers + 1) * tokens * d_model
+    # of a layer: queries, keys, values, what the heads found, MLP's input and three
+    # activations; logits and their gradient in float32
+    kept = n_layers * tokens * (4 * d_model + d_model + 3 * d_mlp)
+    numbers = {
+        "weights": 2 * weights,
+        "folded attention weights": 2 * folded,
+        "writers and their gradients": 2 * rows,
+        "reads of one layer": 2 * reads,
+        "kept for the backward pass": 2 * kept,
+        "logits": 8 * tokens * vocab,
+        "gates, gradient, Adam": 16 * graph.n_edges,
+    }
+    lines = [f"{name}: {n / 1e9:.1f} GB" for name, n in numbers.items()]
+    total = sum(numbers.values()) / 1e9
+    return (
+        f"\nCodeLlama-13B's shape, bf16, {tokens} tokens a step, {graph.n_edges:,} "
+        f"edges\n" + "\n".join(lines) + f"\ntogether: {total:.0f} GB of one GPU's 141"
+    )
+
+
+if __name__ == "__main__":
+    main(parse_config(EdgeStepConfig))

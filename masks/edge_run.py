@@ -1,0 +1,86 @@
+"""One pass through all blocks under gates on edges: what it is given and keeps."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from masks.edge_weights import TrainedWeights
+from models.carried_norms import CarriedNorms
+from models.residual_parts import FoldedLayer, ResidualModel
+
+
+@dataclass
+class Buffers:
+    """Large tensors of earlier passes, which cost more to allocate than to fill."""
+
+    _free: list[Tensor] = field(default_factory=list)
+
+    def borrow(self, like: Tensor, *shape: int) -> Tensor:
+        """A buffer of that shape, of an earlier pass where one is free."""
+        for place, buffer in enumerate(self._free):
+            if buffer.shape == shape and buffer.dtype == like.dtype:
+                return self._free.pop(place)
+        # a buffer of another shape will hardly be asked for again
+        self.clear()
+        return like.new_empty(shape)
+
+    def clear(self) -> None:
+        """Release all of them."""
+        self._free.clear()
+
+    def give_back(self, *buffers: Tensor) -> None:
+        """Buffers that nothing reads any more."""
+        self._free += buffers
+
+
+@dataclass
+class EdgeRun:
+    """One forward pass, and what its backward pass needs."""
+
+    model: ResidualModel
+    layers: Sequence[FoldedLayer]
+    carried: CarriedNorms | None
+    """How norms on the stream itself carry what was written; None: there are none."""
+    buffers: Buffers
+    shape: tuple[int, int]
+    """Sequences, and tokens in each."""
+    attention_kwargs: Sequence[Mapping[str, Any]]
+    ablated: Float[Tensor, "writer #token d_model"] | None
+    store_reads: bool
+    trained: TrainedWeights | None = None
+    """The base weights, where they take gradients."""
+    inside: Sequence[Tensor] = ()
+    """Tensors that hooks inside the blocks use and that take a gradient."""
+    kept: list[Any] = field(default_factory=list)
+    """Of every layer, the last one on top."""
+    d_inside: dict[int, Tensor] = field(default_factory=dict)
+
+    def through(
+        self,
+        output: Tensor,
+        inputs: Tensor,
+        grad: Tensor,
+        weights: Sequence[Tensor] = (),
+    ) -> Tensor:
+        """Gradient of `inputs` through a part of a block; the others are taken."""
+        d_inputs, *others = torch.autograd.grad(
+            output, (inputs, *weights, *self.inside), grad, allow_unused=True
+        )
+        for weight, gradient in zip(weights, others, strict=False):
+            if self.trained is not None and gradient is not None:
+                self.trained.add(weight, gradient)
+        for place, gradient in enumerate(others[len(weights) :]):
+            if gradient is not None:
+                earlier = self.d_inside.get(place)
+                self.d_inside[place] = (
+                    gradient if earlier is None else earlier + gradient
+                )
+        return d_inputs
+
+    def inside_gradients(self) -> tuple[Tensor | None, ...]:
+        """Those of `inside`; each is handed out once."""
+        return tuple(self.d_inside.pop(i, None) for i in range(len(self.inside)))
