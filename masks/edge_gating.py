@@ -42,6 +42,8 @@ def edge_gated(
 ) -> Iterator[None]:
     """Run the stack's model by the gates `keep` inside the context.
 
+    The blocks compute in the precision of their weights, under autocast too.
+
     Args:
         stack: The model's blocks; its weights are those of when it was folded.
         keep: Gates of all edges in the graph's order; may carry a gradient.
@@ -74,14 +76,15 @@ def _run_gated(
     kwargs: AttentionArguments,
     position: Tensor | None,
 ) -> Tensor:
-    return stack(
-        stream,
-        keep.to(stream.device),
-        kwargs,
-        position=position,
-        ablated=_by_token(ablated, stream),
-        inside=inside,
-    )
+    with torch.autocast(stream.device.type, enabled=False):
+        return stack(
+            stream,
+            keep.to(stream.device),
+            kwargs,
+            position=position,
+            ablated=_by_token(ablated, stream),
+            inside=inside,
+        )
 
 
 def _by_token(values: Tensor | None, stream: Tensor) -> Tensor | None:

@@ -19,9 +19,17 @@ from models.residual_parts import ResidualModel
 def record_writers(
     model: ResidualModel, inputs: Mapping[str, Tensor]
 ) -> Float[Tensor, "writer batch seq d_model"]:
-    """What the writers of a model write on `inputs`, without a gradient."""
+    """What the writers of a model write on `inputs`, without a gradient.
+
+    In the precision of the weights, under autocast too.
+    """
     recorder = _Recorder(model)
-    with torch.no_grad(), ExitStack() as hooks:
+    device = next(model.base.parameters()).device.type
+    with (
+        torch.no_grad(),
+        torch.autocast(device, enabled=False),
+        ExitStack() as hooks,
+    ):
         for module, hook in recorder.hooks_before():
             handle = module.register_forward_pre_hook(hook, with_kwargs=True)
             hooks.callback(handle.remove)

@@ -102,6 +102,24 @@ def test_gated_edges_are_one_stack_under_the_gates_in_a_row(
     torch.testing.assert_close(found, expected, atol=1e-12, rtol=0)
 
 
+@pytest.mark.parametrize("kind", ["gpt2", "llama", "bert"])
+def test_under_autocast_the_blocks_keep_the_precision_of_their_weights(kind: str):
+    model = double(kind).float()
+    sites = sites_of(model, ["edges"])
+    found = []
+    for enabled in (False, True):
+        keep = {name: g.float().requires_grad_() for name, g in soft(sites).items()}
+        with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
+            values = record_values(model, sites, other_inputs(model))
+            with gated(model, sites, keep, values):
+                last = model(**tiny_inputs(model)).logits.float()
+        (gradient,) = torch.autograd.grad(last.sum(), keep[sites[0].name])
+        found.append((values.values[sites[-1].name], gradient))
+    assert torch.equal(found[0][0], found[1][0])
+    # the head itself, and so the gradient that it hands on, is in bfloat16
+    torch.testing.assert_close(found[0][1], found[1][1], atol=0.5, rtol=0.05)
+
+
 def test_edges_of_layers_without_a_site_stay_open():
     model = double()
     sites, all_sites = sites_of(model, ["edges"], [1]), sites_of(model, ["edges"])
