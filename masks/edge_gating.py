@@ -2,7 +2,8 @@
 
 The model's own code makes the embeddings, the attention masks and the position
 embeddings, and applies the final norm and the head; inside the context only its blocks
-are replaced, so any task head works, and `generate` does without a cache.
+are replaced, so any task head works, and `generate` does without a cache. Hooks below a
+block run as they would; a block itself no longer has an output of its own.
 """
 
 import inspect
