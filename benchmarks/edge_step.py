@@ -14,6 +14,7 @@ the folded copy of the attention weights (a stack's own, kept between steps) sta
 apart. The floor counts multiplications. About five minutes on two cores.
 """
 
+import math
 import statistics
 import sys
 import time
@@ -144,14 +145,17 @@ def _steps(
 
         return step
 
-    def forward(stack: EdgeStack) -> Step:
-        keep = torch.rand(stack.model.graph.n_edges) < 0.5
-
+    def forward(stack: EdgeStack, keep: Tensor) -> Step:
         def step() -> None:
             with torch.no_grad(), edge_gated(stack, keep):
                 model(input_ids=ids)
 
         return step
+
+    n_edges = apart.graph.n_edges
+    half = torch.arange(n_edges) % 2 == 0
+    cut = torch.ones(n_edges, dtype=torch.bool)
+    cut[torch.randperm(n_edges)[:12]] = False
 
     steps = {
         "plain": plain,
@@ -161,10 +165,37 @@ def _steps(
         "edges, in parts": edges(again, n_parts),
         "merged, again": edges(shared),
         "plain forward": plain_forward,
-        "edges, forward": forward(again),
-        "merged, forward": forward(shared),
+        "forward, all edges": forward(again, half),
+        "forward, merged": forward(shared, half[: merged.graph.n_edges]),
+        "forward, 12 cut": forward(again, cut),
+        "forward, 988 kept": forward(again, circuit(apart.graph, 988)),
     }
     return steps, [stored, again, shared]
+
+
+def circuit(graph: ResidualGraph, n_edges: int) -> Tensor:
+    """A connected circuit: all edges among some evenly spaced heads and MLPs.
+
+    Edges of random readers would hardly ever reach the logits.
+    """
+    keep = torch.zeros(graph.n_edges, dtype=torch.bool)
+    order = torch.randperm(graph.n_writers - 1) + 1
+    names, writers = list(graph.edges()), graph.writers()
+    for n in range(1, graph.n_writers):
+        chosen = {"input", *(writers[i] for i in order[:n].tolist())}
+        found = [place for place, name in enumerate(names) if _ends(name, chosen)]
+        if len(found) >= n_edges:
+            into_logits = found[-1 - n :]  # of every writer, and the last ones
+            keep[found[: n_edges - len(into_logits)]] = True
+            keep[into_logits] = True
+            break
+    return keep
+
+
+def _ends(name: str, chosen: set[str]) -> bool:
+    writer, reader = name.split("->")
+    reader = reader.split("<")[0]
+    return writer in chosen and (reader == "logits" or reader in chosen)
 
 
 def _floor(n_layers: int, length: int, name: str) -> float:
@@ -176,7 +207,8 @@ def _floor(n_layers: int, length: int, name: str) -> float:
     if "plain" in name:
         return 1.0
     if "forward" in name:
-        return (forward + reads) / forward
+        some = {"forward, 12 cut": 12, "forward, 988 kept": 988}.get(name)
+        return (forward + reads) / forward if some is None else math.nan
     # backward: once for the writers, once for the gates; repeated reads once more
     n_passes = 3 if "stored" in name else 4
     return (2 * forward + n_passes * reads) / (2 * forward)

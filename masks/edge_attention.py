@@ -19,8 +19,12 @@ def attend(run: EdgeRun, layer: int, projected: Tensor) -> Tensor:
         layer: Number of the block.
         projected: Queries, keys and values of all readers: (reader, token, width).
     """
+    return attend_given(run, layer, _as_projected(run, projected))
+
+
+def attend_given(run: EdgeRun, layer: int, given: Sequence[Tensor]) -> Tensor:
+    """The same, of the outputs of the model's own projections."""
     model = run.model
-    given = _as_projected(run, projected)
     attention = model.attention(layer)
     with (
         _answering(model.projections(layer), given, model.output(layer)),

@@ -16,6 +16,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from masks.edge_sparse import SparsePlan, plan_of
 from masks.edge_stack import EdgeStack
 from models.residual_parts import ResidualModel
 from storage.errors import UserError
@@ -47,10 +48,12 @@ def edge_gated(
 
     Args:
         stack: The model's blocks; its weights are those of when it was folded.
-        keep: Gates of all edges in the graph's order; may carry a gradient.
+        keep: Gates of all edges in the graph's order; may carry a gradient. Bools are a
+            finished mask: where no gradient is asked for, few ablated edges cost
+            little more than the model itself, and few kept ones less.
         ablated: Ablation value of every writer; `token` is 1 or batch * seq, or two
             axes, 1 or batch and 1 or seq. None is zero.
-        inside: Tensors with a gradient that hooks inside the blocks use.
+        inside: Gates that hooks inside the blocks use; may carry a gradient.
 
     Raises:
         UserError: When the gates are not one an edge, or the blocks are gated already.
@@ -61,9 +64,10 @@ def edge_gated(
             f"argument keep must hold {n_edges} gates, one an edge, got "
             f"{tuple(keep.shape)}"
         )
-    gates = keep.float() if keep.dtype == torch.bool else keep
-
-    run = partial(_run_gated, stack, gates, ablated, inside)
+    # hooks of other gates would run twice where the model runs beside the edges
+    is_alone = keep.dtype == torch.bool and not inside
+    plan = plan_of(stack.model, keep) if is_alone else None
+    run = partial(_run_gated, stack, keep, ablated, inside, plan)
     with _run_instead(stack, run):
         yield
 
@@ -73,6 +77,7 @@ def _run_gated(
     keep: Tensor,
     ablated: Tensor | None,
     inside: Sequence[Tensor],
+    plan: SparsePlan | None,
     stream: Tensor,
     kwargs: AttentionArguments,
     position: Tensor | None,
@@ -85,6 +90,7 @@ def _run_gated(
             position=position,
             ablated=_by_token(ablated, stream),
             inside=inside,
+            plan=plan,
         )
 
 

@@ -13,7 +13,7 @@ from itertools import compress
 from weakref import WeakKeyDictionary
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from masks.edge_run import Buffers
@@ -85,12 +85,15 @@ def n_seen(site: Site) -> int:
 
 def flat_gates(
     sites: Sequence[Site], keep: Mapping[str, Tensor], *, elsewhere: float = 1.0
-) -> Float[Tensor, "edge"]:
-    """Gates of all edges of the graph; `elsewhere` at those that no site has."""
+) -> Float[Tensor, "edge"] | Bool[Tensor, "edge"]:
+    """Gates of all edges of the graph; `elsewhere` at those that no site has.
+
+    Bools where all are a finished mask.
+    """
     graph = graph_at(sites)
     given = {site.layer: keep[site.name] for site in sites}
-    like = next(iter(given.values()))
-    like = like.float() if like.dtype == torch.bool else like
+    floats = [gate for gate in given.values() if gate.dtype != torch.bool]
+    like = next(iter(floats or given.values()))
     pieces = [
         given[layer].to(like)
         if layer in given

@@ -19,13 +19,15 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from masks.edge_attention import attend
 from masks.edge_gates import attention_gates, inner, layer_gates, mlp_gates
+from masks.edge_reads import centred, projected_by, scale_of
 from masks.edge_run import Buffers, EdgeRun
+from masks.edge_sparse import SparsePlan, SparseRun
 from masks.edge_weights import trained_weights
 from masks.encoder_stack import EncoderStack
 from models.carried_norms import CarriedNorms
@@ -96,12 +98,13 @@ class EdgeStack:
     def __call__(
         self,
         stream: Float[Tensor, "batch seq d_model"],
-        keep: Float[Tensor, "edge"],
+        keep: Float[Tensor, "edge"] | Bool[Tensor, "edge"],
         attention_kwargs: Sequence[Mapping[str, Any]],
         *,
         position: Float[Tensor, "#batch seq d_model"] | None = None,
         ablated: Float[Tensor, "writer #token d_model"] | None = None,
         inside: Sequence[Tensor] = (),
+        plan: SparsePlan | None = None,
     ) -> Float[Tensor, "batch seq d_model"]:
         """What the logits read, before the final norm.
 
@@ -115,6 +118,8 @@ class EdgeStack:
                 (batch * seq); None is zero.
             inside: Tensors that hooks inside the blocks use, gates of neurons and
                 heads; where they take a gradient they get it.
+            plan: How to run a finished mask `keep` for less, where nothing takes a
+                gradient.
         """
         trained = None
         if torch.is_grad_enabled() and self.model.is_trained:
@@ -138,6 +143,9 @@ class EdgeStack:
             trained,
             [tensor for tensor in inside if tensor.requires_grad],
         )
+        if plan is not None and plan.form != "all" and not torch.is_grad_enabled():
+            return SparseRun(run, plan, keep)(stream, position)
+        keep = keep.float() if keep.dtype == torch.bool else keep
         if self.carried is not None:
             return EncoderStack.apply(stream, keep, run, *run.inside)
         weights = [] if trained is None else trained.tensors
@@ -211,9 +219,9 @@ def _run_forward(
             reads = buffers.borrow(stream, n_reads, n_tokens, model.d_model)
         _read(graph, layer, gates, rows, reads)
         always = rows[0].clone()
-        scale = _scale(model, layer, reads[:-1])
+        scale = scale_of(model, layer, reads[:-1])
         with torch.set_grad_enabled(needs_grad):
-            projected = _projected(run.layers[layer], reads[:-1], scale)
+            projected = projected_by(run.layers[layer], reads[:-1], scale)
             attended = attend(run, layer, projected)
         head_scale = _write_heads(run, layer, rows, attended.detach())
         seen = reads[-1]
@@ -309,12 +317,12 @@ class _Backward:
     def of_inputs(self, like: Tensor) -> tuple[Tensor, Tensor]:
         """Gradients of the input's stream and, where it is apart, of the positions."""
         model = self.run.model
-        d_stream = _centred(model, self.grads[0]).reshape(like.shape).clone()
+        d_stream = centred(model, self.grads[0]).reshape(like.shape).clone()
         if model.graph.position == "own":
-            d_position = _centred(model, self.grads[1]).reshape(like.shape) - d_stream
+            d_position = centred(model, self.grads[1]).reshape(like.shape) - d_stream
         else:
             always = self.d_always.view(self.rows[0].shape)
-            d_position = _centred(model, always).reshape(like.shape) - d_stream
+            d_position = centred(model, always).reshape(like.shape) - d_stream
         self.run.buffers.give_back(self.rows, self.grads)
         return d_stream, d_position
 
@@ -322,7 +330,7 @@ class _Backward:
         """Gradient of what the MLP saw, flat."""
         run, graph = self.run, self.run.model.graph
         written = self.grads[graph.n_before(layer) + graph.n_heads]
-        grad = _centred(run.model, written).view_as(kept.written)
+        grad = centred(run.model, written).view_as(kept.written)
         weights = () if run.trained is None else run.trained.layers[layer].mlp
         return run.through(kept.written, kept.seen, grad, weights).reshape(-1)
 
@@ -384,27 +392,6 @@ def _read(
     torch.mm(layer_gates(graph, layer, gates), seen, out=out.flatten(1))
 
 
-def _scale(model: ResidualModel, layer: int, reads: Tensor) -> Tensor | None:
-    """1 / root of (mean square + eps) of every read; None where there is no norm."""
-    norm = model.norm(layer, model.parts.norm_in)
-    if norm is None:
-        return None
-    wide = torch.promote_types(reads.dtype, torch.float32)
-    length = torch.linalg.vector_norm(reads, dim=-1, keepdim=True, dtype=wide)
-    scale = (length.square() / model.d_model + model.eps(norm)).rsqrt()
-    return scale.to(reads.dtype)
-
-
-def _projected(folded: FoldedLayer, reads: Tensor, scale: Tensor | None) -> Tensor:
-    """Queries, keys and values of the reads, a leaf."""
-    with torch.no_grad():
-        projected = torch.bmm(reads, folded.read)
-        if scale is not None:
-            projected.mul_(scale)
-        projected.add_(folded.read_bias)
-    return projected.requires_grad_(torch.is_grad_enabled())
-
-
 def _write_inputs(
     run: EdgeRun, rows: Tensor, stream: Tensor, position: Tensor | None
 ) -> None:
@@ -417,9 +404,9 @@ def _write_inputs(
         apart = position.expand_as(stream).reshape(shape)
         torch.sub(stream.reshape(shape), apart, out=rows[1])
         if model.graph.position == "own":
-            rows[2].copy_(_centred(model, apart))
+            rows[2].copy_(centred(model, apart))
         else:
-            rows[0].copy_(_centred(model, apart))
+            rows[0].copy_(centred(model, apart))
     if model.centred:
         rows[1].sub_(rows[1].mean(-1, keepdim=True))
     _ablate(run, rows, slice(0, model.graph.n_inputs))
@@ -454,21 +441,16 @@ def _write_heads(
 def _write_mlp(run: EdgeRun, layer: int, rows: Tensor, written: Tensor) -> None:
     model = run.model
     place = model.graph.n_before(layer) + model.graph.n_heads
-    rows[1 + place].copy_(_centred(model, written.reshape(-1, model.d_model)))
+    rows[1 + place].copy_(centred(model, written.reshape(-1, model.d_model)))
     _ablate(run, rows, slice(place, place + 1))
 
 
 def _ablate(run: EdgeRun, rows: Tensor, writers: slice) -> None:
     """Take the ablation values out of the writers' rows into the row always on."""
     if run.ablated is not None:
-        values = _centred(run.model, run.ablated[writers])
+        values = centred(run.model, run.ablated[writers])
         rows[1:][writers].sub_(values)
         rows[0].add_(values.sum(0))
-
-
-def _centred(model: ResidualModel, values: Tensor) -> Tensor:
-    """Values without their mean over d_model, where the model's norms take it away."""
-    return values - values.mean(-1, keepdim=True) if model.centred else values
 
 
 def _through_head_norm(

@@ -285,6 +285,23 @@ def test_a_mask_that_keeps_every_edge_changes_nothing(kind: str):
     assert torch.equal(logits(model), plain)
 
 
+@pytest.mark.parametrize("kept_share", [0.1, 0.9])
+@pytest.mark.parametrize("kind", ["gpt2", "bert"])
+def test_a_finished_mask_beside_heads_is_its_gates_at_zero_and_one(
+    kind: str, kept_share: float
+):
+    model = double(kind)
+    sites = sites_of(model, ["heads", "edges"])
+    values = record_values(model, sites, other_inputs(model))
+    gates = soft(sites)
+    keep = {name: gate < kept_share for name, gate in gates.items()}
+    with gated(model, sites, {n: k.double() for n, k in keep.items()}, values):
+        expected = logits(model)
+    mask = FrozenMask(keep, sites, values)
+    with torch.no_grad(), mask.applied(model):
+        torch.testing.assert_close(logits(model), expected, atol=1e-10, rtol=0)
+
+
 def test_the_weights_are_folded_once_and_again_after_they_changed():
     model = double()
     graph = ResidualModel(model).graph

@@ -88,6 +88,7 @@ def test_edges_are_trained_beside_neurons_and_kept_edges_are_named(flags: list[s
         trained([*flags, *QUICK, *superset])
 
 
+@pytest.mark.slow
 def test_attribution_ranks_edges_with_counterfactual_values(flags: list[str]):
     edges = [*flags, "--units", "edges", "--ablation", "counterfactual"]
     ranking = ["--sizes", "3", "--n_batches", "1", "--methods", "all"]

@@ -1,0 +1,32 @@
+"""From what a reader sees to queries, keys and values, in folded weights."""
+
+import torch
+from torch import Tensor
+
+from models.residual_parts import FoldedLayer, ResidualModel
+
+
+def scale_of(model: ResidualModel, layer: int, reads: Tensor) -> Tensor | None:
+    """1 / root of (mean square + eps) of every read; None where there is no norm."""
+    norm = model.norm(layer, model.parts.norm_in)
+    if norm is None:
+        return None
+    wide = torch.promote_types(reads.dtype, torch.float32)
+    length = torch.linalg.vector_norm(reads, dim=-1, keepdim=True, dtype=wide)
+    scale = (length.square() / model.d_model + model.eps(norm)).rsqrt()
+    return scale.to(reads.dtype)
+
+
+def projected_by(folded: FoldedLayer, reads: Tensor, scale: Tensor | None) -> Tensor:
+    """Queries, keys and values of the reads, a leaf."""
+    with torch.no_grad():
+        projected = torch.bmm(reads, folded.read)
+        if scale is not None:
+            projected.mul_(scale)
+        projected.add_(folded.read_bias)
+    return projected.requires_grad_(torch.is_grad_enabled())
+
+
+def centred(model: ResidualModel, values: Tensor) -> Tensor:
+    """Values without their mean over d_model, where the model's norms take it away."""
+    return values - values.mean(-1, keepdim=True) if model.centred else values
