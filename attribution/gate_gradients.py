@@ -4,7 +4,9 @@ Gated, an activation a becomes z a + (1 - z) a0, with a0 the ablation value. The
 derivative of a behaviour M with respect to the gate of unit i is therefore sum over
 positions of (a - a0) dM/da: what is lost of M, to first order, when i is ablated. One
 forward and one backward pass give it for every unit of every kind of site, from the
-very code that applies a mask. P. Michel, O. Levy and G. Neubig (2019), "Are Sixteen
+very code that applies a mask. For edges this is attribution patching: A. Syed, C. Rager
+and A. Conmy (2023), "Attribution Patching Outperforms Automated Circuit Discovery",
+https://arxiv.org/abs/2310.10348. P. Michel, O. Levy and G. Neubig (2019), "Are Sixteen
 Heads Really Better than One?", https://arxiv.org/abs/1905.10650, take it for attention
 heads.
 """

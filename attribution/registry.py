@@ -17,6 +17,7 @@ from attribution.random_scores import random_scores
 from attribution.subject import Scores, Subject
 from masks.ablation import AblationValues
 from models.sites import Site
+from storage.errors import UserError
 from tasks.base import Split, Task
 
 
@@ -25,6 +26,7 @@ class Method:
     """A ranking, called with the task, the model and what is to be cut."""
 
     rank: Callable[[Subject], Scores]
+    ranks_edges: bool = True
 
     def __call__(
         self,
@@ -54,8 +56,12 @@ class Method:
             negatives.
 
         Raises:
-            UserError: When sites or batches are missing, or no batch holds the concept.
+            UserError: When sites or batches are missing, no batch holds the concept, or
+                edges are to be ranked by a method that cannot.
         """
+        if not self.ranks_edges and any(site.kind == "edges" for site in sites):
+            able = ", ".join(name for name, m in METHODS.items() if m.ranks_edges)
+            raise UserError(f"this method cannot rank edges; use one of {able}")
         return self.rank(
             Subject(
                 task,
@@ -72,10 +78,14 @@ class Method:
 
 
 METHODS: dict[str, Method] = {
-    "probeless": Method(probeless),
+    # it compares activations, and all edges of a writer carry the same one
+    "probeless": Method(probeless, ranks_edges=False),
     "gradient_concept_loss": Method(gradient_concept_loss),
     "gradient_margin": Method(gradient_margin),
-    "gradient_margin_over_retain": Method(gradient_margin_over_retain),
+    # it goes back through one forward pass several times, the stack only once
+    "gradient_margin_over_retain": Method(
+        gradient_margin_over_retain, ranks_edges=False
+    ),
     "integrated_gradients_margin": Method(integrated_gradients_margin),
     "greedy_margin": Method(greedy_margin),
     "random": Method(random_scores),

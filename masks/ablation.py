@@ -10,6 +10,7 @@ import torch
 from jaxtyping import Bool
 from torch import Tensor, nn
 
+from masks.edge_sites import apart, n_seen, writers_seen
 from models.sites import Site
 from storage.errors import UserError
 from storage.modes import evaluating
@@ -23,7 +24,10 @@ class AblationValues:
 
     `values[site.name]` is (width,), (position, width) or, for counterfactuals,
     (batch, position, width) or (batch, width). For `weights` sites it is the module's
-    *input*: an ablated weight then meets the mean input instead of the live one.
+    *input*: an ablated weight then meets the mean input instead of the live one. For
+    `edges` it is what the writers write that the site's readers see: (writer, d_model),
+    (writer, position, d_model) or (writer, batch, position, d_model), see
+    `masks/edge_sites.py`.
     """
 
     kind: AblationKind
@@ -31,15 +35,16 @@ class AblationValues:
 
     @property
     def is_pooled(self) -> bool:
-        """Whether one value serves all positions, so that it can live in a bias."""
+        """Whether one value serves all positions and can live in a bias: no edges."""
         return self.kind != "counterfactual" and all(
             value.dim() <= 1 for value in self.values.values()
         )
 
 
 def zero_values(sites: Sequence[Site]) -> AblationValues:
-    """Zeros of every site's width (of one element for `weights`)."""
-    widths = {site.name: 1 if site.kind == "weights" else site.width for site in sites}
+    """Zeros of every site's width (of one element for `weights` and `edges`)."""
+    single = ("weights", "edges")
+    widths = {site.name: 1 if site.kind in single else site.width for site in sites}
     return AblationValues(
         "zero", {name: torch.zeros(width) for name, width in widths.items()}
     )
@@ -66,13 +71,26 @@ def mean_values(
         UserError: When `where` marks nothing, or `per_position` is asked without
             positions.
     """
-    sums = {site.name: _Sum(site.name, per_position) for site in sites}
+    modules, edges = apart(sites)
+    sums = {site.name: [_Sum(site.name, per_position)] for site in modules}
+    if edges:  # the last site sees the writers that any of them sees
+        last = edges[-1]
+        sums[last.name] = [_Sum(last.name, per_position) for _ in range(n_seen(last))]
     with torch.no_grad(), evaluating(model):
         for inputs, where in batches:
-            recorded = _record(model, sites, inputs)
-            for name, activation in recorded.items():
-                sums[name].add(activation, where.to(activation.device))
-    return AblationValues("mean", {name: total.mean() for name, total in sums.items()})
+            parts = {name: [x] for name, x in _record(model, modules, inputs).items()}
+            if edges:
+                parts[last.name] = list(writers_seen(model, edges, inputs))
+            for name, totals in sums.items():
+                for total, part in zip(totals, parts[name], strict=True):
+                    total.add(part, where.to(part.device))
+    means = {
+        name: torch.stack([total.mean() for total in totals])
+        for name, totals in sums.items()
+    }
+    values = {site.name: means[site.name].squeeze(0) for site in modules}
+    values |= {site.name: means[last.name][: n_seen(site)] for site in edges}
+    return AblationValues("mean", values)
 
 
 def record_values(
@@ -82,8 +100,13 @@ def record_values(
 
     The caller's train or eval mode is kept.
     """
+    modules, edges = apart(sites)
     with torch.no_grad():
-        return AblationValues("counterfactual", _record(model, sites, inputs))
+        recorded = _record(model, modules, inputs)
+        if edges:
+            written = writers_seen(model, edges, inputs)
+            recorded |= {site.name: written[: n_seen(site)] for site in edges}
+    return AblationValues("counterfactual", recorded)
 
 
 class _Sum:
@@ -145,7 +168,10 @@ def _padded_sum(first: Tensor, second: Tensor) -> Tensor:
 def _record(
     model: nn.Module, sites: Sequence[Site], inputs: Mapping[str, Tensor]
 ) -> dict[str, Tensor]:
+    """What the sites' own modules get or give; nothing is run where there are none."""
     recorded: dict[str, Tensor] = {}
+    if not sites:
+        return recorded
     with ExitStack() as hooks:
         for site in sites:
             module = model.get_submodule(site.module)

@@ -42,6 +42,11 @@ def bake_sites_(
     cut = [site for site in sites if not bool(keep[site.name].all())]
     if not cut:
         return
+    if any(site.kind == "edges" for site in cut):
+        raise UserError(
+            "a mask on edges cannot be baked: a weight serves all its readers, an edge "
+            "is one of them; apply it with FrozenMask.applied instead"
+        )
     _check_cut(ablated, special_ids)
     writers = [_writer(model, site, keep[site.name], ablated) for site in cut]
     with torch.no_grad():

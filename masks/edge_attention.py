@@ -32,7 +32,10 @@ def attend_given(run: EdgeRun, layer: int, given: Sequence[Tensor]) -> Tensor:
     ):
         # only the shape of the first argument is read
         shaped = given[0].new_empty(()).expand(*run.shape, model.d_model)
-        return attention(shaped, **run.attention_kwargs[layer])[0]
+        found = attention(shaped, **run.attention_kwargs[layer])[0]
+        if model.parts.output.startswith(f"{model.parts.attention}."):
+            return found
+        return model.output(layer)(found)  # which does nothing but run its hooks
 
 
 def _as_projected(run: EdgeRun, projected: Tensor) -> list[Tensor]:

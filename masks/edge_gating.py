@@ -2,11 +2,12 @@
 
 The model's own code makes the embeddings, the attention masks and the position
 embeddings, and applies the final norm and the head; inside the context only its blocks
-are replaced, so any task head works, and `generate` does without a cache.
+are replaced, so any task head works, and `generate` does without a cache. Hooks below a
+block run as they would; a block itself no longer has an output of its own.
 """
 
 import inspect
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from typing import Any
@@ -15,10 +16,15 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from masks.edge_sparse import plan_of
+from masks.edge_sparse import SparsePlan, plan_of
 from masks.edge_stack import EdgeStack
 from models.residual_parts import ResidualModel
 from storage.errors import UserError
+
+AttentionArguments = Sequence[Mapping[str, Any]]
+"""What each block's attention gets besides the stream."""
+RunBlocks = Callable[[Tensor, AttentionArguments, Tensor | None], Tensor]
+"""(stream, arguments of attention, position embedding) -> what the logits read."""
 
 # What a block passes on to its attention is all of its arguments but these.
 _OF_THE_BLOCK = frozenset(
@@ -33,51 +39,112 @@ _OF_THE_BLOCK = frozenset(
 def edge_gated(
     stack: EdgeStack,
     keep: Float[Tensor, "edge"] | Bool[Tensor, "edge"],
-    ablated: Float[Tensor, "writer #token d_model"] | None = None,
+    ablated: Float[Tensor, "writer *token d_model"] | None = None,
+    inside: Sequence[Tensor] = (),
 ) -> Iterator[None]:
     """Run the stack's model by the gates `keep` inside the context.
+
+    The blocks compute in the precision of their weights, under autocast too.
 
     Args:
         stack: The model's blocks; its weights are those of when it was folded.
         keep: Gates of all edges in the graph's order; may carry a gradient. Bools are a
             finished mask: where no gradient is asked for, few ablated edges cost
             little more than the model itself, and few kept ones less.
-        ablated: Ablation value of every writer; None is zero.
+        ablated: Ablation value of every writer; `token` is 1 or batch * seq, or two
+            axes, 1 or batch and 1 or seq. None is zero.
+        inside: Gates that hooks inside the blocks use; may carry a gradient.
 
     Raises:
-        UserError: When the gates are not one an edge.
+        UserError: When the gates are not one an edge, or the blocks are gated already.
     """
-    model = stack.model
-    if keep.shape != (model.graph.n_edges,):
+    n_edges = stack.model.graph.n_edges
+    if keep.shape != (n_edges,):
         raise UserError(
-            f"argument keep must hold {model.graph.n_edges} gates, one an edge, got "
+            f"argument keep must hold {n_edges} gates, one an edge, got "
             f"{tuple(keep.shape)}"
         )
-    replacement = _Blocks(stack, keep, ablated)
+    # hooks of other gates would run twice where the model runs beside the edges
+    is_alone = keep.dtype == torch.bool and not inside
+    plan = plan_of(stack.model, keep) if is_alone else None
+    run = partial(_run_gated, stack, keep, ablated, inside, plan)
+    with _run_instead(stack, run):
+        yield
+
+
+def _run_gated(
+    stack: EdgeStack,
+    keep: Tensor,
+    ablated: Tensor | None,
+    inside: Sequence[Tensor],
+    plan: SparsePlan | None,
+    stream: Tensor,
+    kwargs: AttentionArguments,
+    position: Tensor | None,
+) -> Tensor:
+    with torch.autocast(stream.device.type, enabled=False):
+        return stack(
+            stream,
+            keep.to(stream.device),
+            kwargs,
+            position=position,
+            ablated=_by_token(ablated, stream),
+            inside=inside,
+            plan=plan,
+        )
+
+
+def _by_token(values: Tensor | None, stream: Tensor) -> Tensor | None:
+    """Values of the stream's tokens, (writer, #token, d_model)."""
+    if values is None:
+        return None
+    if values.dim() == 3:
+        return values.to(stream)
+    n_batch, n_seq, _ = stream.shape
+    values = values.to(stream)[:, :, :n_seq]
+    if values.shape[1:3] == (1, 1):
+        return values.flatten(1, 2)
+    if values.shape[1] not in (1, n_batch) or values.shape[2] not in (1, n_seq):
+        raise UserError(
+            f"the ablation values of edges are for {values.shape[1]} inputs of "
+            f"{values.shape[2]} tokens, the batch has {n_batch} of {n_seq}; record "
+            "them on inputs of this shape"
+        )
+    return values.expand(-1, n_batch, n_seq, -1).flatten(1, 2)
+
+
+@contextmanager
+def _run_instead(stack: EdgeStack, run: RunBlocks) -> Iterator[None]:
+    """Let `run` stand in for all blocks of the stack's model."""
+    model = stack.model
+    if any("forward" in vars(block) for block in model.blocks):
+        raise UserError(
+            "the blocks of this model are gated already; masks on edges do not nest, "
+            "so leave the other context first"
+        )
+    blocks = _Blocks(model, run)
     with ExitStack() as undo:
         for layer, block in enumerate(model.blocks):
-            vars(block)["forward"] = partial(replacement.forward, layer)
+            vars(block)["forward"] = partial(blocks.forward, layer)
             undo.callback(vars(block).pop, "forward")
         if model.graph.position != "merged":
             module = model.base.get_submodule(model.parts.position)
-            undo.callback(module.register_forward_hook(replacement.on_position).remove)
+            undo.callback(module.register_forward_hook(blocks.on_position).remove)
         undo.enter_context(_without_cache(model))
         yield
 
 
 class _Blocks:
-    """Stands in for all blocks: the last one runs the stack, the others wait."""
+    """Stands in for all blocks: at the last one they are run, the others wait."""
 
-    def __init__(self, stack: EdgeStack, keep: Tensor, ablated: Tensor | None):
-        self.stack, self.keep, self.ablated = stack, keep, ablated
-        finished = keep.dtype == torch.bool
-        self.plan = plan_of(stack.model, keep) if finished else None
+    def __init__(self, model: ResidualModel, run: RunBlocks):
+        self.model, self.run = model, run
         self.kwargs: list[Mapping[str, Any]] = []
         self.position: Tensor | None = None
-        self.signature = inspect.signature(type(stack.model.blocks[0]).forward)
+        self.signature = inspect.signature(type(model.blocks[0]).forward)
 
     def forward(self, layer: int, *args: Any, **kwargs: Any) -> Tensor:
-        block = self.stack.model.blocks[layer]
+        block = self.model.blocks[layer]
         bound = self.signature.bind(block, *args, **kwargs).arguments
         named = {**bound, **bound.get("kwargs", {})}
         stream: Tensor = named["hidden_states"]
@@ -86,16 +153,9 @@ class _Blocks:
         if layer == 0:
             self.kwargs = []
         self.kwargs.append(named)
-        if layer + 1 < self.stack.model.graph.n_layers:
+        if layer + 1 < self.model.graph.n_layers:
             return stream
-        return self.stack(
-            stream,
-            self.keep.to(stream.device),
-            self.kwargs,
-            position=self.position,
-            ablated=self.ablated,
-            plan=self.plan,
-        )
+        return self.run(stream, self.kwargs, self.position)
 
     def on_position(self, _: Any, __: Any, output: Tensor) -> None:
         self.position = output

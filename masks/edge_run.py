@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
@@ -52,5 +53,34 @@ class EdgeRun:
     store_reads: bool
     trained: TrainedWeights | None = None
     """The base weights, where they take gradients."""
+    inside: Sequence[Tensor] = ()
+    """Tensors that hooks inside the blocks use and that take a gradient."""
     kept: list[Any] = field(default_factory=list)
     """Of every layer, the last one on top."""
+    d_inside: dict[int, Tensor] = field(default_factory=dict)
+
+    def through(
+        self,
+        output: Tensor,
+        inputs: Tensor,
+        grad: Tensor,
+        weights: Sequence[Tensor] = (),
+    ) -> Tensor:
+        """Gradient of `inputs` through a part of a block; the others are taken."""
+        d_inputs, *others = torch.autograd.grad(
+            output, (inputs, *weights, *self.inside), grad, allow_unused=True
+        )
+        for weight, gradient in zip(weights, others, strict=False):
+            if self.trained is not None and gradient is not None:
+                self.trained.add(weight, gradient)
+        for place, gradient in enumerate(others[len(weights) :]):
+            if gradient is not None:
+                earlier = self.d_inside.get(place)
+                self.d_inside[place] = (
+                    gradient if earlier is None else earlier + gradient
+                )
+        return d_inputs
+
+    def inside_gradients(self) -> tuple[Tensor | None, ...]:
+        """Those of `inside`; each is handed out once."""
+        return tuple(self.d_inside.pop(i, None) for i in range(len(self.inside)))

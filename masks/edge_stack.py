@@ -66,20 +66,24 @@ class EdgeStack:
         model: The model as a residual graph.
         store_reads: Keep every layer's reads for the backward pass, which is faster
             and takes (readers x tokens x d_model) numbers a layer; else repeat them.
+        layers: Weights that were folded before; none folds them now.
+        carried: What was folded with them.
+        buffers: Those of earlier passes.
     """
 
     model: ResidualModel
     store_reads: bool = False
-    layers: list[FoldedLayer] = field(init=False)
-    carried: CarriedNorms | None = field(init=False)
-    _buffers: Buffers = field(init=False, default_factory=Buffers)
+    layers: list[FoldedLayer] = field(default_factory=list)
+    carried: CarriedNorms | None = None
+    buffers: Buffers = field(default_factory=Buffers)
 
     def __post_init__(self) -> None:
-        self.fold()
+        if not self.layers:
+            self.fold()
 
     def forget_buffers(self) -> None:
         """Release the memory that is kept for the next pass."""
-        self._buffers.clear()
+        self.buffers.clear()
 
     def fold(self) -> None:
         """Take the weights from the model again, after they changed."""
@@ -99,6 +103,7 @@ class EdgeStack:
         *,
         position: Float[Tensor, "#batch seq d_model"] | None = None,
         ablated: Float[Tensor, "writer #token d_model"] | None = None,
+        inside: Sequence[Tensor] = (),
         plan: SparsePlan | None = None,
     ) -> Float[Tensor, "batch seq d_model"]:
         """What the logits read, before the final norm.
@@ -111,6 +116,8 @@ class EdgeStack:
             position: The position embedding, where the graph has it apart.
             ablated: Ablation value of every writer, one for all tokens or one a token
                 (batch * seq); None is zero.
+            inside: Tensors that hooks inside the blocks use, gates of neurons and
+                heads; where they take a gradient they get it.
             plan: How to run a finished mask `keep` for less, where nothing takes a
                 gradient.
         """
@@ -128,20 +135,21 @@ class EdgeStack:
             self.model,
             self.layers,
             self.carried,
-            self._buffers,
+            self.buffers,
             (stream.shape[0], stream.shape[1]),
             attention_kwargs,
             ablated,
             self.store_reads,
             trained,
+            [tensor for tensor in inside if tensor.requires_grad],
         )
         if plan is not None and plan.form != "all" and not torch.is_grad_enabled():
             return SparseRun(run, plan, keep)(stream, position)
         keep = keep.float() if keep.dtype == torch.bool else keep
         if self.carried is not None:
-            return EncoderStack.apply(stream, keep, run)
+            return EncoderStack.apply(stream, keep, run, *run.inside)
         weights = [] if trained is None else trained.tensors
-        return _Stack.apply(stream, keep, position, run, *weights)
+        return _Stack.apply(stream, keep, position, run, *run.inside, *weights)
 
 
 class _Stack(torch.autograd.Function):
@@ -154,8 +162,9 @@ class _Stack(torch.autograd.Function):
         keep: Tensor,
         position: Tensor | None,
         run: EdgeRun,
-        *weights: Tensor,
+        *others: Tensor,
     ) -> Tensor:
+        del others  # gates inside the blocks and weights: the run has them
         needs_grad = any(ctx.needs_input_grad)
         gates = keep.detach().to(stream.dtype)
         writers = _run_forward(run, stream, gates, position, needs_grad)
@@ -187,7 +196,8 @@ class _Stack(torch.autograd.Function):
         if d_keep is not None:
             d_keep = d_keep.to(ctx.dtype)
         d_weights = () if run.trained is None else run.trained.gradients()
-        return d_stream, d_keep, d_position, None, *d_weights
+        d_inside = run.inside_gradients()
+        return d_stream, d_keep, d_position, None, *d_inside, *d_weights
 
 
 def _run_forward(
@@ -321,12 +331,8 @@ class _Backward:
         run, graph = self.run, self.run.model.graph
         written = self.grads[graph.n_before(layer) + graph.n_heads]
         grad = centred(run.model, written).view_as(kept.written)
-        if run.trained is None:
-            (d_seen,) = torch.autograd.grad(kept.written, kept.seen, grad)
-        else:
-            weights = run.trained.layers[layer].mlp
-            d_seen = run.trained.through(kept.written, kept.seen, weights, grad)
-        return d_seen.reshape(-1)
+        weights = () if run.trained is None else run.trained.layers[layer].mlp
+        return run.through(kept.written, kept.seen, grad, weights).reshape(-1)
 
     def _through_heads(self, layer: int, kept: _Kept) -> Tensor:
         """Gradient of queries, keys and values, of that of what the heads write."""
@@ -350,10 +356,8 @@ class _Backward:
             trained.add(trained.layers[layer].folded.write, d_write)
         d_found = torch.bmm(grad, folded.write.transpose(1, 2)).transpose(0, 1)
         d_found = d_found.reshape(kept.attended.shape)
-        if trained is None:
-            return torch.autograd.grad(kept.attended, kept.projected, d_found)[0]
-        weights = trained.layers[layer].attention
-        return trained.through(kept.attended, kept.projected, weights, d_found)
+        weights = () if trained is None else trained.layers[layer].attention
+        return run.through(kept.attended, kept.projected, d_found, weights)
 
     def _take_output_bias(self, layer: int) -> None:
         """Gradient of the bias of attention's output projection."""

@@ -3,7 +3,6 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
-import torch
 from torch import Tensor, nn
 
 from models.residual_parts import FoldedLayer, ResidualModel
@@ -58,15 +57,6 @@ class TrainedWeights:
         found = tuple(self._gradients.pop(id(t), None) for t in self.tensors)
         self._gradients.clear()
         return found
-
-    def through(
-        self, output: Tensor, inputs: Tensor, weights: Sequence[Tensor], grad: Tensor
-    ) -> Tensor:
-        """Gradient of `inputs` through a small graph; that of its weights is taken."""
-        d_inputs, *d_weights = torch.autograd.grad(output, (inputs, *weights), grad)
-        for weight, gradient in zip(weights, d_weights, strict=True):
-            self.add(weight, gradient)
-        return d_inputs
 
 
 def trained_weights(model: ResidualModel) -> TrainedWeights:

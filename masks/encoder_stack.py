@@ -74,8 +74,11 @@ class EncoderStack(torch.autograd.Function):
     """Forward and backward pass through all blocks."""
 
     @staticmethod
-    def forward(ctx: Any, stream: Tensor, keep: Tensor, run: EdgeRun) -> Tensor:
-        needs_grad = ctx.needs_input_grad[0] or ctx.needs_input_grad[1]
+    def forward(
+        ctx: Any, stream: Tensor, keep: Tensor, run: EdgeRun, *inside: Tensor
+    ) -> Tensor:
+        del inside  # the run has them
+        needs_grad = any(ctx.needs_input_grad)
         gates = keep.detach().to(stream.dtype)
         rows, scales = _run_forward(run, stream.detach(), gates, needs_grad)
         row = torch.cat([gates.new_ones(1), gates[-run.model.graph.n_writers :]])
@@ -98,7 +101,8 @@ class EncoderStack(torch.autograd.Function):
             d_logits, seen
         )
         ctx.run.kept.clear()
-        return d_stream.view_as(grad), d_keep.to(ctx.dtype), None
+        d_inside = ctx.run.inside_gradients()
+        return d_stream.view_as(grad), d_keep.to(ctx.dtype), None, *d_inside
 
 
 def _carried(run: EdgeRun) -> CarriedNorms:
@@ -318,7 +322,7 @@ class _Backward:
         constants = _mlp_constants(self.run, layer)
         self.excess -= _row_0(self.grads, constants) / scale
         d_written = self.carried.through_carried(place, grad / scale).add_(self.live)
-        (d_seen,) = torch.autograd.grad(
+        d_seen = self.run.through(
             kept.written, kept.seen, d_written.view_as(kept.written)
         )
         seen = kept.seen.detach().reshape(-1, self.model.d_model)
@@ -345,7 +349,7 @@ class _Backward:
             of_constants = of_constants + _inner_by_token(grad, constants.own)
         self.excess -= of_constants / scale
         d_found.addmm_(self.live, folded.plain_write.T)
-        (d_projected,) = torch.autograd.grad(
+        d_projected = self.run.through(
             kept.attended, kept.projected, d_found.view_as(kept.attended)
         )
         seen = kept.projected.detach() - folded.read_bias

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
@@ -12,11 +12,13 @@ from torch import Tensor, nn
 
 from masks.ablation import AblationValues
 from masks.baking import bake_sites_
+from masks.edge_sites import check_one_graph, edge_names
 from masks.gating import gated
 from masks.mask_files import (
     MaskHeader,
     check_model,
     read_mask_files,
+    site_dict,
     write_mask_files,
 )
 from models.sites import Site
@@ -50,7 +52,7 @@ class FrozenMask:
     sites: tuple[Site, ...]
     ablated: AblationValues
     special_ids: tuple[int, ...] = ()
-    """Positions whose `input_ids` are among these are never cut."""
+    """Positions whose `input_ids` are among these are never cut, except in edges."""
     provenance: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -156,8 +158,17 @@ class FrozenMask:
             site.name: int((~self.keep[site.name]).sum().item()) for site in self.sites
         }
 
+    def edges(self, *, kept: bool) -> list[str]:
+        """Names of the kept, or of the ablated, edges: `a0.h1->m3`, in graph order."""
+        return edge_names(self.sites, self.keep, kept=kept)
+
     def overlap(self, other: "FrozenMask") -> float:
-        """Jaccard index of the two sets of ablated units; 1 when both are empty."""
+        """Jaccard index of the two sets of ablated units; 1 when both are empty.
+
+        Raises:
+            UserError: When the masks are of edges of two graphs.
+        """
+        check_one_graph([*self.sites, *other.sites])
         shared = sum(
             int((~kept & ~other.keep[name]).sum().item())
             for name, kept in self.keep.items()
@@ -200,7 +211,7 @@ class FrozenMask:
     def save(self, folder: Path) -> None:
         """Write `mask.safetensors` and `mask.json` into `folder`, each atomically."""
         header = MaskHeader(
-            sites=[asdict(site) for site in self.sites],
+            sites=[site_dict(site) for site in self.sites],
             ablation=self.ablated.kind,
             special_ids=list(self.special_ids),
             n_ablated=self.n_ablated,

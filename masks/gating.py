@@ -2,8 +2,9 @@
 
 Every gated activation x becomes keep * x + (1 - keep) * a, with a the ablation value;
 `weights` sites compute with W * keep, and an ablated weight meets the ablation value of
-its input. Nothing is random here: noise is drawn before, because gradient checkpointing
-runs the hooks twice.
+its input; `edges` are gated together, by running the model's blocks as one stack
+(`masks/edge_stack.py`). Nothing is random here: noise is drawn before, because gradient
+checkpointing runs the hooks twice.
 """
 
 from abc import ABC, abstractmethod
@@ -17,6 +18,8 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from masks.ablation import AblationValues
+from masks.edge_gating import edge_gated
+from masks.edge_sites import apart, flat_gates, graph_at, stack_of, writer_values
 from masks.mixing import Rows, mix
 from models.sites import Site
 from storage.errors import UserError
@@ -47,15 +50,17 @@ def gated(
         ablated: What ablated units become; see `AblationValues` for shapes. Values by
             position count from the first token of the sequence, a key-value cache
             included.
-        special_ids: Positions whose `input_ids` are among these are never cut.
+        special_ids: Positions whose `input_ids` are among these are never cut, except
+            in edges, which are cut at every position.
 
     Raises:
         UserError: When a site is not in the model or its gates or values do not fit.
     """
     batch = _Batch(special_ids)
+    modules, edges = apart(sites)
     gates = [
         gate
-        for site in sites
+        for site in modules
         if (gate := _gate(model, site, keep, ablated, batch)) is not None
     ]
     with ExitStack() as stack:
@@ -64,6 +69,9 @@ def gated(
             stack.callback(handle.remove)
         for gate in gates:
             stack.callback(gate.install())
+        if edges:
+            inside = [gate.wide for gate in gates if isinstance(gate, _ActivationGate)]
+            stack.enter_context(_edges_gated(model, edges, keep, ablated, inside))
         yield
 
 
@@ -227,16 +235,40 @@ def _gate(
         raise UserError(
             f"the model has no module {site.module!r}; this mask is for another model"
         ) from error
+    gates = _gates_at(site, keep)
+    if gates.dtype == torch.bool and bool(gates.all()):
+        return None
+    kind = _WeightGate if site.kind == "weights" else _ActivationGate
+    return kind(module, site, gates, _value(ablated, site), batch)
+
+
+def _gates_at(site: Site, keep: Mapping[str, Tensor]) -> Tensor:
     if site.name not in keep or keep[site.name].shape != (site.n_units,):
         got = tuple(keep[site.name].shape) if site.name in keep else "none"
         raise UserError(
             f"argument keep must hold {site.n_units} gates at {site.name}, got {got}"
         )
-    gates = keep[site.name]
-    if gates.dtype == torch.bool and bool(gates.all()):
-        return None
-    kind = _WeightGate if site.kind == "weights" else _ActivationGate
-    return kind(module, site, gates, _value(ablated, site), batch)
+    return keep[site.name]
+
+
+@contextmanager
+def _edges_gated(
+    model: nn.Module,
+    sites: Sequence[Site],
+    keep: Mapping[str, Tensor],
+    ablated: AblationValues,
+    inside: Sequence[Tensor],
+) -> Iterator[None]:
+    """All edge sites as one stack; nothing where a finished mask keeps every edge."""
+    gates = [_gates_at(site, keep) for site in sites]
+    stack = stack_of(model, graph_at(sites))
+    if all(gate.dtype == torch.bool and bool(gate.all()) for gate in gates):
+        yield
+        return
+    value = _value(ablated, sites[-1])
+    rows = None if value is None else writer_values(sites[-1], value)
+    with edge_gated(stack, flat_gates(sites, keep), rows, inside):
+        yield
 
 
 def _value(ablated: AblationValues, site: Site) -> Tensor | None:

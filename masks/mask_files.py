@@ -17,6 +17,8 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from masks.ablation import AblationKind
+from masks.edge_sites import graph_difference
+from models.residual_graph import ResidualGraph
 from models.sites import Site
 from storage.atomic import read_json, read_tensors, write_json, write_tensors
 from storage.errors import UserError
@@ -42,7 +44,17 @@ class MaskHeader:
 
     def site_tuple(self) -> tuple[Site, ...]:
         """The sites as objects."""
-        return tuple(Site(**site) for site in self.sites)
+        return tuple(_site(site) for site in self.sites)
+
+
+def site_dict(site: Site) -> dict[str, Any]:
+    """JSON-able form of a site; only sites of `edges` have a graph."""
+    return {key: value for key, value in asdict(site).items() if value is not None}
+
+
+def _site(fields: Mapping[str, Any]) -> Site:
+    graph = fields.get("graph")
+    return Site(**{**fields, "graph": ResidualGraph(**graph) if graph else None})
 
 
 def weights_hash(model: nn.Module) -> str:
@@ -127,6 +139,9 @@ def check_model(
         for site in sites
         if (difference := _site_difference(model, site)) is not None
     ]
+    graph = graph_difference(sites, model)
+    if graph is not None:
+        differences.append(graph)
     if config_hash is not None and made_for.get("config_hash") != config_hash:
         differences.append(
             f"config hash {made_for.get('config_hash')}, here {config_hash}"
@@ -161,7 +176,7 @@ def _site_difference(model: nn.Module, site: Site) -> str | None:
 def _width(module: nn.Module, site: Site) -> int | None:
     """Size of what a site gates; None where only a forward pass can tell."""
     weight = getattr(module, "weight", None)
-    if weight is None:
+    if weight is None or site.kind == "edges":
         return None
     if site.kind == "weights":
         return weight.numel()

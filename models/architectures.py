@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
+from models.block_parts import graph_of, last_norm_of
 from models.mlp import MLP_TYPE
 from models.sites import UNIT_KINDS, Site, UnitKind
 from storage.errors import UserError
@@ -147,19 +148,27 @@ def n_layers(model: nn.Module) -> int:
 
 
 def sites_of(
-    model: nn.Module, units: Sequence[str], layers: Sequence[int] | None = None
+    model: nn.Module,
+    units: Sequence[str],
+    layers: Sequence[int] | None = None,
+    *,
+    merged_qkv: bool = False,
 ) -> tuple[Site, ...]:
     """Every site of the asked-for kinds, by kind (as in `UNIT_KINDS`), then by layer.
 
+    Edges of layers that are left out stay open.
+
     Args:
         model: A transformers model with or without a task head, or one of ours.
-        units: Kinds of units: `neurons`, `heads`, `hidden`, `weights`.
-        layers: Block numbers from 0, and -1 for the embedding level (`hidden` only);
-            None means all of them.
+        units: Kinds of units: `neurons`, `heads`, `hidden`, `weights`, `edges`.
+        layers: Block numbers from 0, -1 for the embedding level (`hidden` only), and
+            the number of blocks for the logits (`edges` only); None means all of them.
+        merged_qkv: A head's queries, keys and values read through one edge a writer.
 
     Raises:
         UserError: For an unknown kind or architecture, a layer that the model does not
-            have, or a kind that the architecture does not have.
+            have, a kind that the architecture does not have, or `edges` together with
+            kinds that replace what edges carry.
     """
     architecture = architecture_of(model)
     unknown = sorted(set(units) - set(UNIT_KINDS))
@@ -168,6 +177,7 @@ def sites_of(
             f"argument units must name some of {', '.join(UNIT_KINDS)}, "
             f"got {unknown if unknown else 'none'}"
         )
+    edges = _edge_sites(model, units, merged_qkv)
     wanted = _checked_layers(model, architecture, units, layers)
     prefix = _prefix(model)
     kinds = [kind for kind in UNIT_KINDS if kind in units]
@@ -177,6 +187,7 @@ def sites_of(
         for layer in wanted
         for site in _sites(model, architecture, prefix, kind, layer)
     ]
+    sites += [site for site in edges if site.layer in wanted]
     missing = [kind for kind in kinds if not any(s.kind == kind for s in sites)]
     if missing:
         raise UserError(
@@ -189,6 +200,8 @@ def sites_of(
 def check_sites(model: nn.Module, sites: Sequence[Site]) -> None:
     """Run `model` once on a tiny input and compare every site with what is declared.
 
+    Sites of `edges` are compared by their modules alone.
+
     Raises:
         UserError: Naming the modules that are missing, are never run, or whose measured
             width differs from the declared one.
@@ -200,6 +213,7 @@ def check_sites(model: nn.Module, sites: Sequence[Site]) -> None:
             f"this {_config(model).model_type} has no module {_some(absent)}; use a "
             "model and a transformers version (>=5.9,<6) with that module"
         )
+    sites = [site for site in sites if site.kind != "edges"]
     measured = _measured_widths(model, sites)
     wrong = [
         f"{site.name} declared {site.width}, measured {width}"
@@ -261,7 +275,7 @@ def _checked_layers(
 ) -> list[int]:
     has_embeddings = "hidden" in units and bool(architecture.embeddings)
     first = EMBEDDING_LAYER if has_embeddings else 0
-    known = range(first, n_layers(model))
+    known = range(first, n_layers(model) + ("edges" in units))
     wanted = sorted(set(known if layers is None else layers))
     outside = [layer for layer in wanted if layer not in known]
     if outside or not wanted:
@@ -286,7 +300,7 @@ def _sites(
         if layer == EMBEDDING_LAYER:
             path = _last_existing(model, prefix, architecture.embeddings)
         yield Site("hidden", prefix + path, layer, config.hidden_size)
-    elif layer == EMBEDDING_LAYER:
+    elif layer == EMBEDDING_LAYER or layer == n_layers(model):
         return
     elif kind == "neurons":
         path = prefix + architecture.neurons.format(layer)
@@ -299,6 +313,36 @@ def _sites(
         for name, module in model.get_submodule(block).named_modules(prefix=block):
             if isinstance(module, nn.Linear | Conv1D):
                 yield Site("weights", name, layer, module.weight.numel())
+
+
+def _edge_sites(model: nn.Module, units: Sequence[str], merged_qkv: bool) -> list[Site]:
+    """One site a layer and one for the logits, in the order of the graph."""
+    if "edges" not in units:
+        if merged_qkv:
+            raise UserError(
+                f"merged_qkv is about edges, got units {' '.join(units)}; leave it out"
+            )
+        return []
+    others = [kind for kind in ("hidden", "weights") if kind in units]
+    if others:
+        raise UserError(
+            "argument units can name edges beside neurons and heads only, got edges "
+            f"and {' and '.join(others)}; train one mask for each"
+        )
+    graph = graph_of(model, apart=not merged_qkv)
+    prefix, block = _prefix(model), architecture_of(model).block
+    blocks = [block.format(layer) for layer in range(graph.n_layers)]
+    last_norm = last_norm_of(model, blocks[-1])
+    return [
+        Site(
+            "edges",
+            prefix + path,
+            layer,
+            graph.n_edges_at(layer),
+            graph=graph,
+        )
+        for layer, path in enumerate([*blocks, last_norm])
+    ]
 
 
 def d_head(config: Any) -> int:

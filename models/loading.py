@@ -22,7 +22,7 @@ from models.loaded import LoadedModel, config_hash_of, frozen, special_ids_of
 from models.mlp import MLP_TYPE, Mlp
 from models.quiet import quiet
 from models.saving import TOKEN_HEAD_FILE, save_model
-from models.sites import UNIT_KINDS
+from models.sites import MODULE_KINDS
 from models.source import (
     WEIGHTS_FILE,
     Source,
@@ -96,7 +96,7 @@ def load_model(
                 model, head_is_new = _load_classifier(source, config, old, dtype, seed)
     model.to(device).eval()
     architecture = architecture_of(model)
-    kinds = [kind for kind in UNIT_KINDS if kind != "heads" or architecture.heads]
+    kinds = [kind for kind in MODULE_KINDS if kind != "heads" or architecture.heads]
     check_sites(model, sites_of(model, kinds))
     return LoadedModel(
         model=model,

@@ -88,6 +88,16 @@ class ResidualGraph:
         """All edges; 32,491 for GPT-2 small, 11,611 where q, k, v are merged."""
         return self.offsets[-1] + self.n_writers
 
+    def n_seen_at(self, layer: int) -> int:
+        """Writers that any reader of `layer` can read; `n_layers` is the logits."""
+        is_logits = layer == self.n_layers
+        return self.n_writers if is_logits else self.n_seen_by_mlp(layer)
+
+    def n_edges_at(self, layer: int) -> int:
+        """Edges that the readers of `layer` read; `n_layers` is the logits."""
+        start, stop = (*self.offsets, self.n_edges)[layer : layer + 2]
+        return stop - start
+
     def writers(self) -> list[str]:
         """Names of the writers in their order."""
         names = ["input", "position"][: self.n_inputs]

@@ -1,12 +1,12 @@
-"""Which modules of a block are the writers and readers of its residual graph: a table.
+"""A model as a residual graph: its modules, and its attention weights, folded.
 
 Weights come out as one stack per layer, with the gain of the norm before them folded
 in, so that a read needs nothing but a matrix product and one scale per token.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -14,128 +14,9 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from models.architectures import ARCHITECTURES, architecture_of, d_head
-from models.residual_graph import AttentionBias, Position, ResidualGraph
+from models.block_parts import PARTS, graph_of, last_norm_of, parts_of
+from models.residual_graph import AttentionBias, Position
 from storage.errors import UserError
-
-Fused = Literal["apart", "concatenated", "by head"]
-
-
-@dataclass(frozen=True)
-class BlockParts:
-    """Module paths below one block."""
-
-    attention: str
-    projections: tuple[str, ...]
-    """Query, key, value below `attention`; one name where they are one module."""
-    output: str
-    """Attention's output projection."""
-    norm_in: str | None
-    """Norm before attention."""
-    mlp: tuple[str, ...]
-    """The MLP: modules that run one after the other."""
-    norm_mlp: str | None
-    """Norm before the MLP."""
-    fused: Fused = "apart"
-    """How one module's output holds queries, keys and values."""
-    norm_attention: str | None = None
-    """Norm on what attention writes (OLMo 2, Gemma 2)."""
-    norm_written: str | None = None
-    """Norm on what the MLP writes."""
-    norms_on_stream: tuple[str, str] | None = None
-    """Norms on the stream itself, after attention and after the MLP (encoders)."""
-    gain_offset: float = 0.0
-    """Added to a norm's weight to give its gain."""
-    parallel: Callable[[Any], bool] = lambda config: False
-    position: str | None = None
-    """Position embedding below the base model, where it is added to the stream."""
-
-
-_LLAMA = BlockParts(
-    attention="self_attn",
-    projections=("q_proj", "k_proj", "v_proj"),
-    output="self_attn.o_proj",
-    norm_in="input_layernorm",
-    mlp=("mlp",),
-    norm_mlp="post_attention_layernorm",
-)
-_BERT = BlockParts(
-    attention="attention.self",
-    projections=("query", "key", "value"),
-    output="attention.output.dense",
-    norm_in=None,
-    mlp=("intermediate", "output.dense"),
-    norm_mlp=None,
-    norms_on_stream=("attention.output.LayerNorm", "output.LayerNorm"),
-)
-PARTS: dict[str, BlockParts] = {
-    "gpt2": BlockParts(
-        attention="attn",
-        projections=("c_attn",),
-        output="attn.c_proj",
-        norm_in="ln_1",
-        mlp=("mlp",),
-        norm_mlp="ln_2",
-        fused="concatenated",
-        position="wpe",
-    ),
-    "gpt_neox": BlockParts(
-        attention="attention",
-        projections=("query_key_value",),
-        output="attention.dense",
-        norm_in="input_layernorm",
-        mlp=("mlp",),
-        norm_mlp="post_attention_layernorm",
-        fused="by head",
-        parallel=lambda config: config.use_parallel_residual,
-    ),
-    "llama": _LLAMA,
-    "mistral": _LLAMA,
-    "qwen2": _LLAMA,
-    "qwen3": _LLAMA,
-    "phi3": BlockParts(
-        attention="self_attn",
-        projections=("qkv_proj",),
-        output="self_attn.o_proj",
-        norm_in="input_layernorm",
-        mlp=("mlp",),
-        norm_mlp="post_attention_layernorm",
-        fused="concatenated",
-    ),
-    "olmo2": BlockParts(
-        attention="self_attn",
-        projections=("q_proj", "k_proj", "v_proj"),
-        output="self_attn.o_proj",
-        norm_in=None,
-        mlp=("mlp",),
-        norm_mlp=None,
-        norm_attention="post_attention_layernorm",
-        norm_written="post_feedforward_layernorm",
-    ),
-    "gemma2": BlockParts(
-        attention="self_attn",
-        projections=("q_proj", "k_proj", "v_proj"),
-        output="self_attn.o_proj",
-        norm_in="input_layernorm",
-        mlp=("mlp",),
-        norm_mlp="pre_feedforward_layernorm",
-        norm_attention="post_attention_layernorm",
-        norm_written="post_feedforward_layernorm",
-        gain_offset=1.0,
-    ),
-    "bert": _BERT,
-    "roberta": _BERT,
-    "xlm-roberta": _BERT,
-    "electra": _BERT,
-    "distilbert": BlockParts(
-        attention="attention",
-        projections=("q_lin", "k_lin", "v_lin"),
-        output="attention.out_lin",
-        norm_in=None,
-        mlp=("ffn",),
-        norm_mlp=None,
-        norms_on_stream=("sa_layer_norm", "output_layer_norm"),
-    ),
-}
 
 
 @dataclass(frozen=True)
@@ -181,54 +62,22 @@ class ResidualModel:
         attention_bias: AttentionBias = "always",
         position: Position = "merged",
     ):
-        architecture = architecture_of(model)
+        self.parts = parts_of(model)
+        self.graph = graph_of(
+            model, apart=apart, attention_bias=attention_bias, position=position
+        )
         config: Any = model.config
-        if config.model_type not in PARTS:
-            raise UserError(
-                f"no residual graph for model type {config.model_type!r}; edges can "
-                f"be cut in {', '.join(sorted(PARTS))}"
-            )
-        self.parts = PARTS[config.model_type]
         self.model = model
         self.base: Any = getattr(model, "base_model", model)
-        self.blocks: list[Any] = [
-            self.base.get_submodule(architecture.block.format(layer))
-            for layer in range(config.num_hidden_layers)
-        ]
+        block = architecture_of(model).block
+        paths = [block.format(layer) for layer in range(self.graph.n_layers)]
+        self.blocks: list[Any] = [self.base.get_submodule(path) for path in paths]
         self._check_modules(config.model_type)
         self.d_model, self.d_head = config.hidden_size, d_head(config)
-        n_heads = config.num_attention_heads
-        self.graph = ResidualGraph(
-            config.num_hidden_layers,
-            n_heads,
-            getattr(config, "num_key_value_heads", None) or n_heads,
-            apart,
-            self.parts.parallel(config),
-            attention_bias,
-            position,
-        )
-        if getattr(config, "add_cross_attention", False):
-            raise UserError(
-                f"this {config.model_type} also attends to another model's states, "
-                "which no writer of its residual graph is; use a model without "
-                "cross-attention"
-            )
-        if position != "merged" and self.parts.position is None:
-            raise UserError(
-                f"{config.model_type} adds no position embedding to the stream; use "
-                f"position 'merged', got {position!r}"
-            )
-        if not apart and self.graph.n_kv_heads != n_heads and self._has_wide_norms():
-            raise UserError(
-                f"{config.model_type} with grouped queries normalises all keys "
-                "together, so its heads cannot merge queries, keys and values; leave "
-                "them apart"
-            )
+        last_norm = self.base.get_submodule(last_norm_of(model, paths[-1]))
         self.is_post_norm = self.parts.norms_on_stream is not None
         """Norms sit on the stream itself, and none before a read."""
-        self.centred = not self.is_post_norm and isinstance(
-            self._final_norm(), nn.LayerNorm
-        )
+        self.centred = not self.is_post_norm and isinstance(last_norm, nn.LayerNorm)
         """Norms subtract the mean, so that all writers may be stored without it."""
 
     def attention(self, layer: int) -> Any:
@@ -268,8 +117,7 @@ class ResidualModel:
 
     def fold(self, layer: int) -> FoldedLayer:
         """The layer's attention weights, a copy: fold again after a weight changed."""
-        graph, d_head = self.graph, self.d_head
-        norm = self.norm(layer, self.parts.norm_in)
+        graph, norm = self.graph, self.norm(layer, self.parts.norm_in)
         weight, bias = self._projection(layer)  # (reader, d_model, d_head), (reader, d)
         if norm is not None:
             if getattr(norm, "bias", None) is not None:
@@ -277,10 +125,7 @@ class ResidualModel:
             weight = weight * self.gain(norm)[:, None]
         if not graph.apart:
             weight, bias = self._merged(weight), self._merged(bias)
-        output = self.output(layer)
-        stored = output.weight if isinstance(output, Conv1D) else output.weight.T
-        write = stored.view(graph.n_heads, d_head, self.d_model)
-        write_bias = output.bias
+        write, write_bias = self.write(layer), self.output(layer).bias
         if self.centred:
             write = write - write.mean(-1, keepdim=True)
             if write_bias is not None:
@@ -289,6 +134,16 @@ class ResidualModel:
             weight.contiguous(), bias[:, None].contiguous(), write.contiguous(),
             write_bias,
         )  # fmt: skip
+
+    def write(self, layer: int) -> Float[Tensor, "head d_head d_model"]:
+        """What turns what a layer's heads find into what they write, as stored."""
+        output = self.output(layer)
+        stored = output.weight if isinstance(output, Conv1D) else output.weight.T
+        return stored.view(self.graph.n_heads, self.d_head, self.d_model)
+
+    def last_of_mlp(self, layer: int) -> Any:
+        """The module whose output is what the MLP writes."""
+        return self.norm(layer, self.parts.norm_written or self.parts.mlp[-1])
 
     def mlp_parameters(self, layer: int) -> list[nn.Parameter]:
         """What `run_mlp` computes with, where it is trained."""
@@ -335,19 +190,6 @@ class ResidualModel:
             part.repeat_interleave(n_heads // n_groups, 0) for part in (key, value)
         )
         return torch.cat([query, key, value], -1)
-
-    def _has_wide_norms(self) -> bool:
-        norm = getattr(self.attention(0), "k_norm", None)
-        return norm is not None and norm.weight.numel() != self.d_head
-
-    def _final_norm(self) -> Any:
-        for name in ("ln_f", "final_layer_norm", "norm"):
-            if hasattr(self.base, name):
-                return getattr(self.base, name)
-        raise UserError(
-            f"{type(self.base).__name__} has no norm after its last block; looked for "
-            "ln_f, final_layer_norm and norm"
-        )
 
     def _check_modules(self, model_type: str) -> None:
         parts = self.parts

@@ -3,8 +3,12 @@
 from dataclasses import dataclass
 from typing import Literal
 
-UnitKind = Literal["neurons", "heads", "hidden", "weights"]
-UNIT_KINDS: tuple[UnitKind, ...] = ("neurons", "heads", "hidden", "weights")
+from models.residual_graph import ResidualGraph
+
+UnitKind = Literal["neurons", "heads", "hidden", "weights", "edges"]
+MODULE_KINDS: tuple[UnitKind, ...] = ("neurons", "heads", "hidden", "weights")
+"""Kinds gated in the module that a site names; edges lie between modules."""
+UNIT_KINDS: tuple[UnitKind, ...] = (*MODULE_KINDS, "edges")
 
 
 @dataclass(frozen=True)
@@ -14,19 +18,30 @@ class Site:
     `neurons` and `heads` gate the input of `module` (last axis: the units side by side,
     each `unit_size` wide); `hidden` gates the output of `module` (last axis); `weights`
     gates `module.weight`, unit i being entry i of the flattened parameter as stored.
+    `edges` gates what the readers in the block `module` see of every writer before
+    them, in the order of `graph`; the last site, named for the final norm, holds the
+    edges of the logits.
     """
 
     kind: UnitKind
     module: str
     layer: int
-    """0 is the first block; -1 the embedding level of `hidden` sites."""
+    """0 is the first block; -1 the embedding level of `hidden` sites, and the number of
+    blocks the logits' `edges`."""
     n_units: int
     unit_size: int = 1
+    graph: ResidualGraph | None = None
+    """The whole graph that `edges` are part of."""
 
     @property
     def name(self) -> str:
         """Unique key of the site in masks and files, e.g. `h.0.mlp.c_proj:neurons`."""
         return f"{self.module}:{self.kind}"
+
+    @property
+    def is_logits(self) -> bool:
+        """Whether these are the edges that the logits read."""
+        return self.graph is not None and self.layer == self.graph.n_layers
 
     @property
     def width(self) -> int:

@@ -15,6 +15,7 @@ from transformers.pytorch_utils import Conv1D
 
 from masks.frozen_mask import FrozenMask
 from models.sites import Site
+from storage.errors import UserError
 
 
 @dataclass(frozen=True)
@@ -31,6 +32,26 @@ class Frozen:
         """Write the kept values back, whatever an optimiser did to them."""
         with torch.no_grad():
             self.parameter[self.where] = self.values
+
+
+def check_holdable(mask: FrozenMask) -> None:
+    """Refuse a mask under which, or after which, weights cannot train.
+
+    Raises:
+        UserError: When it cuts edges or takes its values from paired inputs.
+    """
+    if any(site.kind == "edges" for site in mask.sites):
+        raise UserError(
+            "a mask on edges cannot be relearned from: no weight lies behind an edge "
+            "alone, so nothing could be held or written into the weights. evaluate and "
+            "report take it; for relearning train a mask on neurons or heads"
+        )
+    if mask.ablated.kind == "counterfactual":
+        raise UserError(
+            "a mask with counterfactual ablation values cannot be held in relearning: "
+            "they come from paired inputs, which relearning data do not have; train "
+            "one with --ablation zero or mean"
+        )
 
 
 @contextmanager

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from masks.frozen_mask import FrozenMask
 from models.loading import LoadedModel
 from relearning.conditions import Condition, trained_parameters
-from relearning.holding import held
+from relearning.holding import check_holdable, held
 from relearning.records import ConditionFiles, ConditionRun, Measurement
 from relearning.redistribution import weight_distance
 from storage.cache import content_hash
@@ -258,11 +258,7 @@ def _check(
     settings: RelearnSettings,
 ) -> None:
     trained_parameters(loaded.model, settings.trained)
-    if mask.ablated.kind == "counterfactual":
-        raise UserError(
-            "a mask with counterfactual ablation values cannot be held in relearning: "
-            "they come from paired inputs; train one with zero or mean ablation"
-        )
+    check_holdable(mask)
     for split in ("relearn", "heldout"):
         if not task.n_examples(split):
             raise UserError(

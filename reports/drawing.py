@@ -126,6 +126,11 @@ def spread(values: Sequence[int], most: int) -> list[int]:
     return [first, *reversed(shown)]
 
 
+def level_names(sites: Sequence[Mapping[str, Any]]) -> dict[int, str]:
+    """Names of the layers of `per_site`: numbers, and what edges read last."""
+    return {s["layer"]: s.get("level", layer_name(s["layer"])) for s in sites}
+
+
 def layer_name(layer: int) -> str:
     """A layer's number; layer -1 is the embedding level."""
     return "emb." if layer < 0 else str(layer)

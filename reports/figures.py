@@ -22,6 +22,7 @@ from reports.drawing import (
     known_points,
     layer_name,
     legend_beside,
+    level_names,
     line,
     look,
     metric_label,
@@ -64,7 +65,8 @@ def mask_by_layer(run: Run) -> Figure:
         units = [_total(sites, kind, layer, "n_units") for layer in layers]
         bars = axes.bar(range(len(layers)), ablated, color=VERMILLION, width=0.7)
         axes.bar_label(bars, [f"{n:,}" if n else "" for n in ablated])
-        axes.set_xticks(range(len(layers)), [layer_name(layer) for layer in layers])
+        names = level_names(sites)
+        axes.set_xticks(range(len(layers)), [names[layer] for layer in layers])
         axes.set_xlabel("layer")
         axes.set_ylabel(f"{kind} ablated")
         axes.set_title(f"{sum(ablated):,} of {sum(units):,} {kind}")

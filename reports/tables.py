@@ -75,7 +75,7 @@ def site_rows(results: Mapping[str, Any]) -> list[Row]:
     rows: dict[int, Row] = {}
     for site in sorted(results["per_site"], key=lambda site: site["layer"]):
         layer, kind = site["layer"], site["kind"]
-        name = "embeddings" if layer < 0 else str(layer)
+        name = site.get("level", "embeddings" if layer < 0 else str(layer))
         row = rows.setdefault(layer, {"layer": name})
         for key, column in (
             ("n_ablated", f"{kind} ablated"),

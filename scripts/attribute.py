@@ -17,12 +17,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from attribution.registry import METHODS
 from masks.frozen_mask import FrozenMask
-from models.architectures import sites_of
 from models.loading import LoadedModel
 from models.sites import UNIT_KINDS, Site
 from reports.tables import format_table
 from scripts.experiment import TaskConfig, command, flag
-from scripts.mask_recipes import units_of
+from scripts.mask_recipes import check_pairs, methods_of, sites_for, units_of
 from scripts.mask_scores import attribution_ranking, cut_by, provenance, score
 from scripts.mask_training import MaskSettings, ablation_values, special_ids
 from scripts.train_base import prepare
@@ -37,18 +36,26 @@ class AttributeConfig(TaskConfig):
     """Which rankings, over which units, cut at which sizes."""
 
     methods: list[str] = flag(
-        ["gradient_margin", "probeless", "random"],
-        f"rankings: {', '.join(sorted(METHODS))}, or all",
+        [],
+        f"rankings: {', '.join(sorted(METHODS))}, or all; default: gradient_margin, "
+        "random and, but for edges, probeless",
     )
     units: list[str] = flag([], f"what is cut: {' '.join(UNIT_KINDS)}")
-    layers: list[int] = flag([], "only these layers (0 is the first block)")
+    layers: list[int] = flag(
+        [], "only these layers (0 is the first block; edges: their number, the logits)"
+    )
+    merged_qkv: bool = flag(
+        False, "edges: a head reads queries, keys and values through one edge a writer"
+    )
     sizes: list[int] = flag([8, 16, 32, 64], "numbers of units to ablate")
-    ablation: Literal["zero", "mean"] = flag("zero", "what replaces an activation")
+    ablation: Literal["zero", "mean", "counterfactual"] = flag(
+        "zero", "what replaces an activation"
+    )
     mean_over: Literal["retain", "all"] = flag(
         "retain", "positions over which means are taken"
     )
     positions: Literal["words", "all"] = flag(
-        "words", "cut at every position or not at special tokens"
+        "words", "cut at every position (edges always) or not at special tokens"
     )
     n_batches: int = flag(32, "batches of 16 examples the scores are averaged over")
 
@@ -73,7 +80,7 @@ def main(config: AttributeConfig) -> Path:
         gate="none",
         ablation=config.ablation,
         mean_over=config.mean_over,
-        positions=config.positions,
+        positions="all" if "edges" in units else config.positions,
         seed=config.seed,
     )
     run = RunDirectory.create(
@@ -86,7 +93,9 @@ def main(config: AttributeConfig) -> Path:
     if not run.is_writer:  # one of several processes is enough
         return run.path
     ablated = ablation_values(experiment, sites, settings)
-    methods = sorted(METHODS) if "all" in config.methods else config.methods
+    methods = methods_of(config.methods, units)
+    if not config.methods:
+        methods.append("random")
     uncut = score(experiment, None)
     rows: list[dict[str, Any]] = []
     for method in methods:
@@ -146,7 +155,9 @@ def main(config: AttributeConfig) -> Path:
 
 def _sites(config: AttributeConfig, loaded: LoadedModel) -> tuple[Site, ...]:
     units = units_of(config)
-    sites = sites_of(loaded.model, units, config.layers or None)
+    methods_of(config.methods, units)
+    check_pairs(config.task, config.ablation)
+    sites = sites_for(config, loaded.model)
     n_units = sum(site.n_units for site in sites)
     if max(config.sizes) > n_units:
         raise UserError(

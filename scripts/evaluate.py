@@ -22,6 +22,7 @@ from reports.figures import draw_all
 from reports.load import load_run
 from reports.tables import format_table
 from scripts.experiment import TaskConfig, command, flag
+from scripts.mask_recipes import methods_of
 from scripts.mask_scores import (
     attribution_scores,
     ranking_of_run,
@@ -113,6 +114,7 @@ def main(config: EvaluateConfig) -> Path:
                 f"--sizes must be at most the {mask.n_units} units of {config.mask}, "
                 f"got {max(config.sizes)}"
             )
+        methods_of(config.methods or ["none"], [site.kind for site in mask.sites])
         config = from_run(config, config.mask)
     RunDirectory.check(config.run_dir)
     experiment = prepare(config)

@@ -4,10 +4,15 @@ from collections.abc import Sequence
 from dataclasses import fields, replace
 from typing import Any, Protocol
 
+from torch import nn
+
+from attribution.registry import METHODS
+from masks.edge_sites import check_one_graph
 from masks.frozen_mask import FrozenMask
 from masks.mask_set import MaskSet
 from models.architectures import sites_of
 from models.loading import LoadedModel
+from models.residual_parts import ResidualModel
 from models.sites import Site
 from scripts.mask_training import MaskSettings
 from storage.errors import UserError
@@ -63,6 +68,20 @@ UNITS_OF_MODEL: dict[tuple[str, str], list[str]] = {
 }
 
 
+EDGES: dict[str, MaskSettings] = {
+    "ioi": MaskSettings(
+        ablation="mean",
+        concept_objective="uniform",
+        k_min=1.0,
+        k_max=16.0,
+        retain_weight=4.0,
+    ),
+}
+"""Where edges are cut, if not by the task's own recipe."""
+ISOLATED_SHARES = 0.0125, 0.25
+"""Smallest and largest k drawn in `isolate`, as shares of all edges."""
+
+
 class HasRecipe(Protocol):
     """Flags of a script that cuts units."""
 
@@ -72,12 +91,52 @@ class HasRecipe(Protocol):
     def model_name(self) -> str: ...
     @property
     def units(self) -> list[str]: ...
+    @property
+    def layers(self) -> list[int]: ...
+    @property
+    def merged_qkv(self) -> bool: ...
 
 
 def units_of(config: HasRecipe) -> Sequence[str]:
     """Kinds of unit asked for, or those of the task and model."""
     key = config.task, config.model_name
     return config.units or UNITS_OF_MODEL.get(key, UNITS[config.task])
+
+
+def sites_for(config: HasRecipe, model: nn.Module) -> tuple[Site, ...]:
+    """The sites that the flags ask for.
+
+    Raises:
+        UserError: When the model cannot be cut there.
+    """
+    sites = sites_of(
+        model, units_of(config), config.layers or None, merged_qkv=config.merged_qkv
+    )
+    if any(site.kind == "edges" for site in sites):
+        ResidualModel(model)  # refuses a model that lacks a module
+    return sites
+
+
+def methods_of(methods: Sequence[str], units: Sequence[str]) -> list[str]:
+    """Attribution methods asked for; without any, the two usual ones of these units.
+
+    Raises:
+        UserError: When a method cannot rank the units.
+    """
+    able = [
+        name for name, m in METHODS.items() if m.ranks_edges or "edges" not in units
+    ]
+    if not methods:
+        return [name for name in ("gradient_margin", "probeless") if name in able]
+    if "all" in methods:
+        return sorted(able)
+    for method in methods:
+        if method != "none" and method not in able:
+            raise UserError(
+                f"attribution method {method} cannot rank edges; use one of "
+                f"{', '.join(able)}"
+            )
+    return [method for method in methods if method != "none"]
 
 
 def settings_of(config: Any, n_units: int) -> MaskSettings:
@@ -87,10 +146,17 @@ def settings_of(config: Any, n_units: int) -> MaskSettings:
         UserError: When the range of k does not fit the number of units.
     """
     recipe = OF_MODEL.get((config.task, config.model_name), RECIPES[config.task])
+    edges = "edges" in units_of(config)
+    if edges:
+        recipe = EDGES.get(config.task, recipe)
     if config.gate not in (None, "topk"):
         recipe = replace(recipe, penalty="price", lr=0.15)
     if config.direction == "isolate":
         recipe = replace(recipe, concept_objective="kl", retain_weight=0.0)
+    if edges and config.direction == "isolate":
+        low, high = (share * n_units for share in ISOLATED_SHARES)
+        ablation = "counterfactual" if _has_pairs(config.task) else recipe.ablation
+        recipe = replace(recipe, k_min=low, k_max=high, n_steps=300, ablation=ablation)
     recipe = replace(recipe, k_max=min(recipe.k_max, n_units / 2))
     recipe = replace(recipe, k_min=min(recipe.k_min, recipe.k_max / 4))
     given = {
@@ -99,6 +165,8 @@ def settings_of(config: Any, n_units: int) -> MaskSettings:
         if getattr(config, f.name, None) is not None
     }
     settings = replace(recipe, **given)
+    if edges:  # an edge carries all positions
+        settings = replace(settings, positions="all")
     if not 0 < settings.k_min <= settings.k_max < n_units:
         raise UserError(
             f"--k_min and --k_max must satisfy 0 < k_min <= k_max < {n_units} (all "
@@ -121,7 +189,8 @@ def plan(
         UserError: When the model or the task cannot follow a flag.
     """
     units = units_of(config)
-    sites = sites_of(loaded.model, units, config.layers or None)
+    methods_of(config.attribution, units)
+    sites = sites_for(config, loaded.model)
     n_units = sum(site.n_units for site in sites)
     for name, sizes in (
         ("n_ablated", [config.n_ablated or 0]),
@@ -133,18 +202,14 @@ def plan(
                 f" in {config.model_name}, got {', '.join(map(str, sizes))}"
             )
     settings = settings_of(config, n_units)
-    if settings.ablation == "counterfactual" and not _has_pairs(config.task):
-        able = " and ".join(name for name in TASKS if _has_pairs(name))
-        raise UserError(
-            f"--ablation counterfactual needs paired inputs, which {able} have and "
-            f"{config.task} has not; use mean or zero"
-        )
+    check_pairs(config.task, settings.ablation)
     if settings.per_position and TASKS[config.task].head == "image_classification":
         raise UserError(
             f"--per_position needs a sequence, which --task {config.task} has not; "
             "leave it out"
         )
     if superset is not None and superset.sites != sites:
+        check_one_graph([*superset.sites, *sites])
         raise UserError(
             "--superset must be a mask of the units that are trained, got one of "
             f"{', '.join(site.name for site in superset.sites)}; repeat its --units, "
@@ -152,6 +217,20 @@ def plan(
         )
     MaskSet(sites, settings.gate, settings.gate_settings())  # refuses its settings
     return sites, settings
+
+
+def check_pairs(task: str, ablation: str) -> None:
+    """Refuse counterfactual ablation where a task has no paired inputs.
+
+    Raises:
+        UserError: Naming the tasks that have them.
+    """
+    if ablation == "counterfactual" and not _has_pairs(task):
+        able = " and ".join(name for name in TASKS if _has_pairs(name))
+        raise UserError(
+            f"--ablation counterfactual needs paired inputs, which {able} have and "
+            f"{task} has not; use mean or zero"
+        )
 
 
 def _has_pairs(task: str) -> bool:

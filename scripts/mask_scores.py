@@ -20,6 +20,7 @@ from tasks.base import Split
 from tasks.evaluation import References, bootstrap, evaluate
 
 N_RESAMPLES = 500
+SHOWN_EDGES = 8
 
 
 @dataclass(frozen=True)
@@ -213,10 +214,19 @@ def show(results: Mapping[str, Any], path: Path) -> None:
         f"{results['n_units']} {' and '.join(results['units'])} ablated, held-out data"
     )
     print(format_table(table, ["model", "ablated", *wanted]))
+    if results.get("edges"):
+        kept = results["direction"] == "isolate"
+        print(f"{'kept' if kept else 'ablated'}: {_first(results['edges'])}")
     better = "higher" if concept["higher_is_better"] else "lower"
     print(f"{concept['name']}: the concept ({better} = more of it)")
     print(f"{retain['name']}: the rest")
     print(f"run: {path}\nnext: {results['next']}")
+
+
+def _first(names: Sequence[str]) -> str:
+    shown = ", ".join(names[:SHOWN_EDGES])
+    n_more = len(names) - SHOWN_EDGES
+    return shown if n_more <= 0 else f"{shown} and {n_more} more (results.json)"
 
 
 def _row(model: str, ablated: int, scores: Mapping[str, float]) -> dict[str, Any]:

@@ -20,6 +20,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from masks.mask_files import check_model
 from relearning.conditions import CONDITIONS, HOLDINGS, Condition, conditions
+from relearning.holding import check_holdable
 from relearning.probe import probe_conditions
 from relearning.protocol import RelearnSettings, relearn
 from relearning.statistics import describe
@@ -122,6 +123,7 @@ def main(config: RelearnConfig) -> Path:
         lambda: RunDirectory.newest(config.run_dir, "train_mask").path
     )
     mask = mask_at(mask_path)
+    check_holdable(mask)
     config = from_run(replace(config, mask=mask_path), mask_path)
     if run is None:
         RunDirectory.check(config.run_dir)
@@ -138,11 +140,6 @@ def main(config: RelearnConfig) -> Path:
     if config.fresh_mask and any(site.kind == "weights" for site in mask.sites):
         raise UserError(
             "--fresh_mask cannot gate weights that a held mask gates already"
-        )
-    if mask.ablated.kind == "counterfactual":
-        raise UserError(
-            f"{mask_path} ablates with counterfactual values, which relearning data do "
-            "not have; train a mask with --ablation zero or mean"
         )
     wanted = _possible(config, experiment)
     never_learned = None

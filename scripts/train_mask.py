@@ -30,7 +30,7 @@ from masks.registry import GATES
 from masks.unit_maps import unit_maps
 from models.sites import UNIT_KINDS, Site
 from scripts.experiment import Experiment, TaskConfig, command, flag, where
-from scripts.mask_recipes import plan
+from scripts.mask_recipes import methods_of, plan, units_of
 from scripts.mask_scores import (
     Scored,
     attribution_scores,
@@ -58,6 +58,8 @@ from training.config import config_dict, run_script
 from training.tracking import Tracker
 
 logger = logging.getLogger(__name__)
+MOST_EDGES = 1000
+"""Up to here results.json names the ablated (isolate: the kept) edges."""
 
 
 @dataclass(frozen=True)
@@ -65,7 +67,12 @@ class TrainMaskConfig(TaskConfig):
     """Settings of one mask-training run; None takes the task's recipe."""
 
     units: list[str] = flag([], f"what is cut: {' '.join(UNIT_KINDS)}")
-    layers: list[int] = flag([], "only these layers (0 is the first block)")
+    layers: list[int] = flag(
+        [], "only these layers (0 is the first block; edges: their number, the logits)"
+    )
+    merged_qkv: bool = flag(
+        False, "edges: a head reads queries, keys and values through one edge a writer"
+    )
     gate: str | None = flag(None, f"gate: {', '.join(sorted(GATES))}")
     direction: Literal["break", "isolate"] = flag(
         "break",
@@ -80,7 +87,7 @@ class TrainMaskConfig(TaskConfig):
     )
     per_position: bool = flag(False, "one mean per position (aligned prompts)")
     positions: Literal["words", "all"] = flag(
-        "words", "cut at every position or not at special tokens"
+        "words", "cut at every position (edges always) or not at special tokens"
     )
     concept_objective: Literal["margin", "ascent", "uniform", "kl"] | None = flag(
         None,
@@ -131,8 +138,9 @@ class TrainMaskConfig(TaskConfig):
     checkpoint_every: int = flag(50, "steps between checkpoints")
     resume: Path | None = flag(None, "continue this unfinished run with its own flags")
     attribution: list[str] = flag(
-        ["gradient_margin", "probeless"],
-        f"baselines cut to the same size: {', '.join(sorted(METHODS))}, or none",
+        [],
+        f"baselines cut to the same size: {', '.join(sorted(METHODS))}, or none; "
+        "default: gradient_margin and, but for edges, probeless",
     )
     n_random: int = flag(3, "random cuts of the same size")
     curve_sizes: list[int] = flag([], "numbers of ablated units to score as well")
@@ -233,7 +241,10 @@ def main(config: TrainMaskConfig) -> Path:
     mask.save(run.path)
     write_tensors(run.path / "ranking.safetensors", ranking, {"polarity": "high keeps"})
     results = _results(config, experiment, settings, masks, mask, ranking, ablated)
-    results["next"] = command("relearn", {"mask": run.path, **where(config)})
+    if "edges" in results["units"]:  # which cannot be relearned from
+        results["next"] = command("report", {"runs": run.path, **where(config)})
+    else:
+        results["next"] = command("relearn", {"mask": run.path, **where(config)})
     tracker.hparams(config_dict(config), results["scores"]["cut"])
     tracker.close()
     run.write_results(results)
@@ -371,7 +382,7 @@ def _results(
         )
         scored["cut_before_rounding"] = Scored(before.scores, before.unseen_scores, {})
     randoms = random_scores(experiment, mask, config.n_random, config.seed)
-    methods = [m for m in config.attribution if m != "none"]
+    methods = methods_of(config.attribution, units_of(config))
     rankings = {"learned": ranking} if config.curve_sizes else {}
     attributed, curve = attribution_scores(
         experiment,
@@ -401,8 +412,10 @@ def _results(
                 "n_units": site.n_units,
                 "n_ablated": int((~mask.keep[site.name]).sum()),
             }
+            | ({"level": "logits"} if site.is_logits else {})
             for site in mask.sites
         ],
+        "edges": _edges(mask, kept=settings.direction == "isolate"),
         "scores": {key: value.scores for key, value in scored.items()}
         | {"random": [r.scores for r in randoms]}
         | {"attribution": {key: value.scores for key, value in attributed.items()}},
@@ -417,6 +430,12 @@ def _results(
         "retain_metric": vars(task.retain_metric),
         "base": experiment.base,
     }
+
+
+def _edges(mask: FrozenMask, *, kept: bool) -> list[str] | None:
+    """The few edges that the mask is about; None where they are too many, or none."""
+    names = mask.edges(kept=kept)
+    return names if 0 < len(names) <= MOST_EDGES else None
 
 
 if __name__ == "__main__":

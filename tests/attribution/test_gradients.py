@@ -17,7 +17,7 @@ from attribution.subject import Subject
 from masks.ablation import zero_values
 from masks.gating import gated
 from models.architectures import sites_of
-from models.sites import UNIT_KINDS, Site
+from models.sites import MODULE_KINDS, Site
 from storage.errors import UserError
 from tests.attribution.toy import (
     N_TOKENS,
@@ -113,7 +113,7 @@ def tiny_models() -> dict[str, torch.nn.Module]:
 @pytest.mark.parametrize("name", ["bert", "gpt2"])
 def test_on_a_transformer_scores_of_all_sites_are_slopes_of_the_cut(name: str):
     task, model = ToyTask(3), tiny_models()[name]
-    sites = sites_of(model, UNIT_KINDS)
+    sites = sites_of(model, MODULE_KINDS)
     ablated = ablation("mean", task, model, sites)
     settings = {"n_batches": 1, "size": 4, "special_ids": SPECIAL_IDS}
     scores = METHODS["gradient_margin"](task, model, sites, ablated, **settings)

@@ -7,7 +7,7 @@ from torch import nn
 from masks.ablation import mean_values, record_values, zero_values
 from models.architectures import sites_of
 from models.mlp import Mlp
-from models.sites import UNIT_KINDS, Site
+from models.sites import MODULE_KINDS, Site
 from storage.errors import UserError
 
 FAMILIES = ["gpt2", "llama", "bert"]
@@ -44,7 +44,7 @@ def _activations(model: nn.Module, site: Site, inputs: dict[str, torch.Tensor]):
 @pytest.mark.parametrize("family", FAMILIES)
 def test_means_equal_brute_force_over_ragged_batches(family, make_model):
     model = make_model(family)
-    sites = sites_of(model, UNIT_KINDS)
+    sites = sites_of(model, MODULE_KINDS)
     batches = _batches(torch.Generator().manual_seed(0))
     pooled = mean_values(model, sites, batches).values
     by_position = mean_values(model, sites, batches, per_position=True).values
@@ -80,7 +80,7 @@ def test_a_million_equal_float32_values_have_that_value_as_their_mean():
 
 def test_recorded_values_are_the_activations_bit_for_bit(make_model, make_inputs):
     model, inputs = make_model("gpt2"), make_inputs("gpt2")
-    sites = sites_of(model, UNIT_KINDS)
+    sites = sites_of(model, MODULE_KINDS)
     recorded = record_values(model, sites, inputs)
     assert recorded.kind == "counterfactual"
     for site in sites:

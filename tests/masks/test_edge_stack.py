@@ -1,49 +1,24 @@
 """The stack under edge gates against the plain model, by hand, and by differences."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from masks.edge_gating import edge_gated
 from masks.edge_stack import EdgeStack
+from models.block_parts import PARTS
 from models.mlp import MLP_TYPE
 from models.residual_graph import edge_numbers
-from models.residual_parts import PARTS, ResidualModel
+from models.residual_parts import ResidualModel
 from storage.errors import UserError
-from tests.models.tiny import DECODERS, GROUPED, tiny_inputs, tiny_model
+from tests.models.tiny import DECODERS, GROUPED, exact_norms, tiny_inputs, tiny_model
 
 FAMILIES = [kind for kind in PARTS if kind in DECODERS]
 SINGLE_SOFTMAX = ("gemma2",)
 """Their attention takes its softmax in float32 whatever the model's precision."""
 MERGED = [kind for kind in FAMILIES if kind != "olmo2"]
-
-
-@contextmanager
-def exact_norms(model: nn.Module) -> Iterator[None]:
-    """RMS norms in the model's own precision; transformers computes them in float32."""
-    norms: list[Any] = [
-        module
-        for module in model.modules()
-        if type(module).__name__.endswith("RMSNorm")
-    ]
-    for norm in norms:
-        offset = 1.0 if "Gemma" in type(norm).__name__ else 0.0
-        eps = getattr(norm, "eps", None) or norm.variance_epsilon
-
-        def forward(x: Tensor, norm: Any = norm, o: float = offset, e: float = eps):
-            scale = (x.square().mean(-1, keepdim=True) + e).rsqrt()
-            return x * scale * (norm.weight + o)
-
-        vars(norm)["forward"] = forward
-    try:
-        yield
-    finally:
-        for norm in norms:
-            del vars(norm)["forward"]
 
 
 def double(kind: str) -> Any:

@@ -16,7 +16,7 @@ from masks.gating import gated
 from masks.mask_set import MaskSet
 from models.architectures import sites_of
 from models.mlp import Mlp
-from models.sites import UNIT_KINDS, Site
+from models.sites import MODULE_KINDS, Site
 from storage.errors import UserError
 
 FAMILIES = ["gpt2", "llama", "gpt_neox", "gemma2", "qwen3", "bert", "distilbert", "mlp"]
@@ -24,7 +24,7 @@ SPECIAL = 7
 
 
 def _kinds(family: str) -> list[str]:
-    return [kind for kind in UNIT_KINDS if family != "mlp" or kind != "heads"]
+    return [kind for kind in MODULE_KINDS if family != "mlp" or kind != "heads"]
 
 
 CASES = [(family, kind) for family in FAMILIES for kind in _kinds(family)]
@@ -160,7 +160,7 @@ def _tiny(seed: int = 0) -> GPT2LMHeadModel:
 IDS = torch.tensor([[SPECIAL, 2, 3, 4, SPECIAL], [5, 6, SPECIAL, 8, 9]])
 
 
-@pytest.mark.parametrize("kind", UNIT_KINDS)
+@pytest.mark.parametrize("kind", MODULE_KINDS)
 @pytest.mark.parametrize("frozen", [False, True])
 def test_special_positions_are_never_cut(kind, frozen):
     model = _tiny()
@@ -193,7 +193,7 @@ def test_special_ids_need_input_ids():
         model(inputs_embeds=torch.zeros(1, 2, 8).double())
 
 
-@pytest.mark.parametrize("kind", UNIT_KINDS)
+@pytest.mark.parametrize("kind", MODULE_KINDS)
 def test_values_by_position_also_fit_shorter_inputs_and_a_key_value_cache(kind):
     model = _tiny()
     sites = sites_of(model, [kind])
@@ -231,7 +231,7 @@ def _state(model: nn.Module) -> dict[str, object]:
 @pytest.mark.parametrize("failing", [False, True])
 def test_afterwards_the_model_is_as_before_also_after_an_exception(failing):
     model = _tiny()
-    sites = sites_of(model, UNIT_KINDS)
+    sites = sites_of(model, MODULE_KINDS)
     before, logits = _state(model), model(input_ids=IDS).logits
     try:
         with gated(model, sites, _gates(sites), zero_values(sites), special_ids=[1]):
@@ -292,7 +292,7 @@ def test_nested_cuts_of_the_same_weights_are_refused():
 
 def test_gradient_checkpointing_gives_the_gradients_of_the_plain_backward():
     model = _tiny().train()
-    sites = sites_of(model, UNIT_KINDS)
+    sites = sites_of(model, MODULE_KINDS)
     masks = MaskSet(sites, "hard_concrete", GateSettings(keep_prob=0.7))
     gradients = []
     for checkpointed in (False, True):
@@ -311,7 +311,7 @@ def test_gradient_checkpointing_gives_the_gradients_of_the_plain_backward():
         torch.testing.assert_close(plain, again, rtol=1e-6, atol=1e-9)
 
 
-@pytest.mark.parametrize("kind", UNIT_KINDS)
+@pytest.mark.parametrize("kind", MODULE_KINDS)
 @pytest.mark.parametrize("ablation", ["zero", "mean", "positions", "counterfactual"])
 def test_the_gates_gradient_in_a_model_is_that_of_finite_differences(kind, ablation):
     model = _tiny()
@@ -338,7 +338,7 @@ def test_the_gates_gradient_in_a_model_is_that_of_finite_differences(kind, ablat
     torch.testing.assert_close((gradient * step).sum(), numeric, rtol=1e-6, atol=1e-8)
 
 
-@pytest.mark.parametrize("kind", UNIT_KINDS)
+@pytest.mark.parametrize("kind", MODULE_KINDS)
 def test_bfloat16_autocast_gives_float32_gradients_near_the_exact_ones(kind):
     model = _tiny().float()
     sites = sites_of(model, [kind])

@@ -18,7 +18,7 @@ from models.architectures import (
     sites_of,
 )
 from models.mlp import MLP_TYPE, Mlp
-from models.sites import UNIT_KINDS, Site
+from models.sites import MODULE_KINDS, Site
 from storage.errors import UserError
 from tests.models.tiny import (
     D_MLP,
@@ -41,7 +41,7 @@ FINAL_NORMS = {"gpt2": "ln_f", "gpt_neox": "final_layer_norm"}
 
 
 def kinds_of(kind: str) -> list[str]:
-    return [unit for unit in UNIT_KINDS if unit != "heads" or kind != MLP_TYPE]
+    return [unit for unit in MODULE_KINDS if unit != "heads" or kind != MLP_TYPE]
 
 
 def first_output(model: Any, inputs: dict[str, Tensor]) -> Tensor:
@@ -213,12 +213,12 @@ def test_layers_and_kinds_restrict_the_sites_and_their_order_is_canonical():
         "transformer.drop:hidden",
         "transformer.h.1:hidden",
     ]
-    assert sites_of(model, ["heads", "neurons"]) == sites_of(model, UNIT_KINDS[:2])
+    assert sites_of(model, ["heads", "neurons"]) == sites_of(model, MODULE_KINDS[:2])
 
 
 def test_checking_sites_leaves_no_hook_and_no_mode_behind():
     model = tiny_model("bert", "token_classification").train()
-    sites = sites_of(model, UNIT_KINDS)
+    sites = sites_of(model, MODULE_KINDS)
     with pytest.raises(UserError):
         check_sites(model, [replace(sites[0], n_units=1)])
     check_sites(model, sites)

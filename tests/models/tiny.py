@@ -4,6 +4,8 @@ Grouped queries where the family has them, head widths and embedding widths that
 the quotient one would guess, and every parameter non-zero, biases included.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -130,3 +132,29 @@ def tiny_loaded(kind: str, head: str) -> LoadedModel:
         is_decoder=is_decoder,
         special_ids=special_ids_of(tokenizer),
     )
+
+
+@contextmanager
+def exact_norms(model: nn.Module) -> Iterator[None]:
+    """RMS norms in the model's own precision; transformers computes them in float32."""
+    norms: list[Any] = [
+        module
+        for module in model.modules()
+        if type(module).__name__.endswith("RMSNorm")
+    ]
+    for norm in norms:
+        offset = 1.0 if "Gemma" in type(norm).__name__ else 0.0
+        eps = getattr(norm, "eps", None) or norm.variance_epsilon
+
+        def forward(
+            x: torch.Tensor, norm: Any = norm, o: float = offset, e: float = eps
+        ):
+            scale = (x.square().mean(-1, keepdim=True) + e).rsqrt()
+            return x * scale * (norm.weight + o)
+
+        vars(norm)["forward"] = forward
+    try:
+        yield
+    finally:
+        for norm in norms:
+            del vars(norm)["forward"]

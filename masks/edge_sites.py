@@ -1,0 +1,203 @@
+"""Sites of kind `edges` taken together: their gates, ablation values and names.
+
+The sites of one mask are pieces of one `ResidualGraph`; edges of layers that have no
+site stay open. The ablation value at a site belongs to the writers that its readers can
+see: (writer, d_model), (writer, position, d_model) or, for counterfactuals, (writer,
+batch, position, d_model), the first writers of the graph, so that the values of the
+site that sees most are those of all sites.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import compress
+from weakref import WeakKeyDictionary
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+
+from masks.edge_run import Buffers
+from masks.edge_stack import EdgeStack
+from masks.edge_writers import record_writers
+from models.block_parts import graph_of
+from models.carried_norms import CarriedNorms
+from models.residual_graph import ResidualGraph
+from models.residual_parts import FoldedLayer, ResidualModel
+from models.sites import Site
+from storage.errors import UserError
+
+
+def apart(sites: Sequence[Site]) -> tuple[tuple[Site, ...], tuple[Site, ...]]:
+    """Sites gated in their own module, and those of kind `edges` in graph order."""
+    edges = [site for site in sites if site.kind == "edges"]
+    modules = tuple(site for site in sites if site.kind != "edges")
+    return modules, tuple(sorted(edges, key=lambda site: site.layer))
+
+
+def graph_at(sites: Sequence[Site]) -> ResidualGraph:
+    """The one graph that sites of kind `edges` are part of.
+
+    Raises:
+        UserError: When they are of two graphs.
+    """
+    check_one_graph(sites)
+    return next(site.graph for site in sites if site.graph is not None)
+
+
+def check_one_graph(sites: Sequence[Site]) -> None:
+    """Refuse sites whose edges are of two graphs; other kinds are left alone.
+
+    Raises:
+        UserError: Telling the graphs apart.
+    """
+    graphs = list(dict.fromkeys(site.graph for site in sites if site.graph))
+    for other in graphs[1:]:
+        raise UserError(
+            "edges of two graphs cannot be taken together: "
+            f"{graphs[0].difference_from(other)}; use masks made with the same flags"
+        )
+
+
+def graph_difference(sites: Sequence[Site], model: nn.Module) -> str | None:
+    """What tells the sites' graph from that of `model` with the same switches."""
+    _, edges = apart(sites)
+    if not edges:
+        return None
+    graph = graph_at(edges)
+    try:
+        here = graph_of(
+            model,
+            apart=graph.apart,
+            attention_bias=graph.attention_bias,
+            position=graph.position,
+        )
+    except UserError as error:
+        return str(error)
+    told = graph.difference_from(here)
+    return told and f"another residual graph: {told} here"
+
+
+def n_seen(site: Site) -> int:
+    """Writers that the readers of a site of `edges` can see."""
+    assert site.graph is not None
+    return site.graph.n_seen_at(site.layer)
+
+
+def flat_gates(
+    sites: Sequence[Site], keep: Mapping[str, Tensor], *, elsewhere: float = 1.0
+) -> Float[Tensor, "edge"] | Bool[Tensor, "edge"]:
+    """Gates of all edges of the graph; `elsewhere` at those that no site has.
+
+    Bools where all are a finished mask.
+    """
+    graph = graph_at(sites)
+    given = {site.layer: keep[site.name] for site in sites}
+    floats = [gate for gate in given.values() if gate.dtype != torch.bool]
+    like = next(iter(floats or given.values()))
+    pieces = [
+        given[layer].to(like)
+        if layer in given
+        else like.new_full((graph.n_edges_at(layer),), elsewhere)
+        for layer in range(graph.n_layers + 1)
+    ]
+    return torch.cat(pieces)
+
+
+def writer_values(
+    site: Site, values: Float[Tensor, "seen *token d_model"]
+) -> Float[Tensor, "writer #batch #seq d_model"]:
+    """Ablation values of all writers, of those at the site that sees most.
+
+    Raises:
+        UserError: When they are not of as many writers as the site's readers see.
+    """
+    if not 2 <= values.dim() <= 4 or len(values) != n_seen(site):
+        raise UserError(
+            f"the ablation values at {site.name} must be of {n_seen(site)} writers, "
+            f"got the shape {tuple(values.shape)}"
+        )
+    while values.dim() < 4:
+        values = values.unsqueeze(1)
+    assert site.graph is not None
+    n_unread = site.graph.n_writers - len(values)
+    if n_unread:
+        values = torch.cat([values, values.new_zeros(n_unread, *values.shape[1:])])
+    return values
+
+
+def writers_seen(
+    model: nn.Module, sites: Sequence[Site], inputs: Mapping[str, Tensor]
+) -> Float[Tensor, "seen batch seq d_model"]:
+    """What the writers that the last site sees write in the plain run on `inputs`."""
+    residual = residual_model(model, graph_at(sites))
+    return record_writers(residual, inputs)[: n_seen(sites[-1])]
+
+
+def edge_names(
+    sites: Sequence[Site], keep: Mapping[str, Tensor], *, kept: bool
+) -> list[str]:
+    """Names of the kept or of the ablated edges of a frozen mask, in graph order."""
+    _, edges = apart(sites)
+    if not edges:
+        return []
+    chosen = flat_gates(edges, keep, elsewhere=float(not kept)) == float(kept)
+    return list(compress(graph_at(edges).edges(), chosen.tolist()))
+
+
+def residual_model(model: nn.Module, graph: ResidualGraph) -> ResidualModel:
+    """The model as this graph.
+
+    Raises:
+        UserError: When the model's graph is another one.
+    """
+    residual = ResidualModel(
+        model,
+        apart=graph.apart,
+        attention_bias=graph.attention_bias,
+        position=graph.position,
+    )
+    told = graph.difference_from(residual.graph)
+    if told is not None:
+        raise UserError(
+            f"the sites' residual graph is not this model's: {told} here; take the "
+            "sites of this model from sites_of"
+        )
+    return residual
+
+
+@dataclass
+class _Folded:
+    """What is worth keeping of a stack; it holds no reference to the model."""
+
+    layers: list[FoldedLayer]
+    carried: CarriedNorms | None
+    buffers: Buffers
+    versions: tuple[tuple[int, int], ...]
+
+
+_FOLDED: WeakKeyDictionary[nn.Module, dict[ResidualGraph, _Folded]] = (
+    WeakKeyDictionary()
+)
+
+
+def stack_of(model: nn.Module, graph: ResidualGraph) -> EdgeStack:
+    """The blocks of `model` ready to run; folded again only after a weight changed.
+
+    Raises:
+        UserError: When the model's graph is another one.
+    """
+    residual = residual_model(model, graph)
+    versions = tuple(
+        (parameter.data_ptr(), parameter._version)
+        for block in residual.blocks
+        for parameter in block.parameters()
+    )
+    known = _FOLDED.setdefault(model, {})
+    found = known.get(graph)
+    if found is None or found.versions != versions:
+        new = EdgeStack(residual)
+        found = _Folded(new.layers, new.carried, new.buffers, versions)
+        known[graph] = found
+    return EdgeStack(
+        residual, layers=found.layers, carried=found.carried, buffers=found.buffers
+    )
