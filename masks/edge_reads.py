@@ -1,9 +1,26 @@
 """From what a reader sees to queries, keys and values, in folded weights."""
 
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor
 
 from models.residual_parts import FoldedLayer, ResidualModel
+
+TILE = 2**21
+"""Numbers in the reads of one piece of the tokens: on a CPU about what its cache holds,
+so that reads are projected, and their gradient is handed on, before they leave it."""
+
+
+def tiles(tokens: Tensor, n_reads: int) -> Iterator[slice]:
+    """Pieces of the tokens: `tokens` is any (token, d_model); one piece on a GPU."""
+    n_tokens, width = tokens.shape
+    step = n_tokens
+    if tokens.device.type == "cpu":
+        n_pieces = max(1, round(n_tokens * n_reads * width / TILE))
+        step = -(-n_tokens // n_pieces)
+    for start in range(0, n_tokens, step):
+        yield slice(start, min(start + step, n_tokens))
 
 
 def scale_of(model: ResidualModel, layer: int, reads: Tensor) -> Tensor | None:

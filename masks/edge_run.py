@@ -18,14 +18,22 @@ class Buffers:
     """Large tensors of earlier passes, which cost more to allocate than to fill."""
 
     _free: list[Tensor] = field(default_factory=list)
+    _n_tokens: int = 0
+
+    def start(self, n_tokens: int) -> None:
+        """A pass over that many tokens begins; buffers for another number are dropped.
+
+        They will hardly be asked for again.
+        """
+        if n_tokens != self._n_tokens:
+            self.clear()
+        self._n_tokens = n_tokens
 
     def borrow(self, like: Tensor, *shape: int) -> Tensor:
         """A buffer of that shape, of an earlier pass where one is free."""
         for place, buffer in enumerate(self._free):
             if buffer.shape == shape and buffer.dtype == like.dtype:
                 return self._free.pop(place)
-        # a buffer of another shape will hardly be asked for again
-        self.clear()
         return like.new_empty(shape)
 
     def clear(self) -> None:

@@ -25,13 +25,12 @@ from torch.autograd.function import once_differentiable
 
 from masks.edge_attention import attend
 from masks.edge_gates import attention_gates, inner, layer_gates, mlp_gates
-from masks.edge_reads import centred, projected_by, scale_of
+from masks.edge_reads import centred, projected_by, scale_of, tiles
 from masks.edge_run import Buffers, EdgeRun
 from masks.edge_sparse import SparsePlan, SparseRun
 from masks.edge_weights import trained_weights
 from masks.encoder_stack import EncoderStack
 from models.carried_norms import CarriedNorms
-from models.residual_graph import ResidualGraph
 from models.residual_parts import FoldedLayer, ResidualModel
 from storage.errors import UserError
 
@@ -54,8 +53,8 @@ class _Kept:
     """Of a norm on what attention writes: 1 / deviation, and the heads' sum."""
     always: Tensor
     """Row 0 as this layer's attention read it."""
-    reads: Tensor | None
-    """The reads themselves, where they are stored rather than repeated."""
+    reads: list[Tensor]
+    """The reads themselves, a tile each, where they are stored and not repeated."""
 
 
 @dataclass
@@ -131,6 +130,7 @@ class EdgeStack:
                 )
             trained = trained_weights(self.model)
             self.layers = [layer.folded.detached() for layer in trained.layers]
+        self.buffers.start(stream.shape[0] * stream.shape[1])
         run = EdgeRun(
             self.model,
             self.layers,
@@ -212,41 +212,31 @@ def _run_forward(
     graph, n_tokens = model.graph, stream.shape[0] * stream.shape[1]
     rows = buffers.borrow(stream, 1 + graph.n_writers, n_tokens, model.d_model)
     _write_inputs(run, rows, stream, position)
-    n_reads = graph.n_attention_readers + 1
-    reads: Tensor | None = None
     for layer in range(graph.n_layers):
-        if reads is None or (needs_grad and run.store_reads):
-            reads = buffers.borrow(stream, n_reads, n_tokens, model.d_model)
-        _read(graph, layer, gates, rows, reads)
         always = rows[0].clone()
-        scale = scale_of(model, layer, reads[:-1])
+        projected, scale, seen, stored = _read(run, layer, gates, rows, needs_grad)
         with torch.set_grad_enabled(needs_grad):
-            projected = projected_by(run.layers[layer], reads[:-1], scale)
+            projected.requires_grad_(needs_grad)
             attended = attend(run, layer, projected)
         head_scale = _write_heads(run, layer, rows, attended.detach())
-        seen = reads[-1]
         if not graph.parallel:
             first = graph.n_before(layer)
             own = mlp_gates(graph, layer, gates)[first:]
-            seen = seen + (rows[0] - always)
+            seen.add_(rows[0]).sub_(always)
             new = rows[1 + first : 1 + first + graph.n_heads]
             seen.view(-1).addmv_(new.flatten(1).T, own)
         seen = seen.view_as(stream)
         with torch.set_grad_enabled(needs_grad):
-            if needs_grad:
-                seen = seen.clone().requires_grad_()
+            seen.requires_grad_(needs_grad)
             written = model.run_mlp(layer, seen)
         _write_mlp(run, layer, rows, written.detach())
         if needs_grad:
-            stored = reads if run.store_reads else None
             run.kept.append(
                 _Kept(
                     projected, attended, seen, written, scale, head_scale, always,
                     stored,
                 )
             )  # fmt: skip
-    if reads is not None and not (needs_grad and run.store_reads):
-        buffers.give_back(reads)
     return rows
 
 
@@ -278,7 +268,7 @@ class _Backward:
 
     def through_layer(self, layer: int, kept: _Kept) -> None:
         """From what the writers of a layer wrote to what its readers saw."""
-        run, gates, graph = self.run, self.gates, self.run.model.graph
+        gates, graph = self.gates, self.run.model.graph
         first = graph.n_before(layer)
         own = slice(first, first + graph.n_heads)
         d_seen = self._through_mlp(layer, kept)
@@ -293,26 +283,42 @@ class _Backward:
         if graph.parallel:
             self.d_always.add_(d_seen)
         d_projected = self._through_heads(layer, kept)
-        reads = kept.reads
-        if reads is None:
-            n_reads = graph.n_attention_readers + 1
-            reads = run.buffers.borrow(self.rows, n_reads, *self.rows.shape[1:])
-            if kept.scale is not None or run.trained is not None:
-                self.rows[0].copy_(kept.always)
-                _read(graph, layer, gates, self.rows, reads)
-        if run.trained is not None:
-            self._take_projections(layer, kept, d_projected, reads[:-1])
-        _through_projection(run, layer, kept, d_projected, reads[:-1])
-        if run.trained is not None:
-            self.d_always.add_(reads[:-1].sum(0).view(-1))
-        reads[-1].view(-1).copy_(d_seen)
+        self._to_writers_before(layer, kept, d_projected, d_seen.view_as(self.rows[0]))
+
+    def _to_writers_before(
+        self, layer: int, kept: _Kept, d_projected: Tensor, d_seen: Tensor
+    ) -> None:
+        """Through the reads of a layer, tile by tile: to gates and earlier writers."""
+        run, graph = self.run, self.run.model.graph
+        first = graph.n_before(layer)
+        given = layer_gates(graph, layer, self.gates)
+        d_gates = torch.zeros_like(given[:, 1:])
+        repeated = not kept.reads and (kept.scale is not None or run.trained)
+        if repeated:
+            self.rows[0].copy_(kept.always)
+        for place, tokens in enumerate(tiles(self.rows[0], len(given))):
+            n_tokens = tokens.stop - tokens.start
+            if kept.reads:
+                reads = kept.reads[place]
+            else:
+                reads = _tile(run, self.rows, len(given), n_tokens)
+            if repeated:
+                seen = self.rows[: 1 + first, tokens].flatten(1)
+                torch.mm(given, seen, out=reads.flatten(1))
+            if run.trained is not None:
+                self._take_projections(layer, kept, d_projected, reads[:-1], tokens)
+            _through_projection(run, layer, kept, d_projected, reads[:-1], tokens)
+            if run.trained is not None:
+                self.d_always.view_as(d_seen)[tokens] += reads[:-1].sum(0)
+            reads[-1].copy_(d_seen[tokens])
+            if self.d_keep is not None:
+                d_gates += inner(reads, self.rows[1 : 1 + first, tokens])
+            own = self.grads[:first, tokens].flatten(1)
+            own.addmm_(given[:, 1:].T, reads.flatten(1))
+            run.buffers.give_back(reads)
         if self.d_keep is not None:
-            d_gates = inner(reads, self.rows[1 : 1 + first])
             attention_gates(graph, layer, self.d_keep).copy_(d_gates[:-1])
             mlp_gates(graph, layer, self.d_keep)[:first] = d_gates[-1]
-        seen_gates = layer_gates(graph, layer, gates)[:, 1:]
-        self.grads[:first].flatten(1).addmm_(seen_gates.T, reads.flatten(1))
-        run.buffers.give_back(reads)
 
     def of_inputs(self, like: Tensor) -> tuple[Tensor, Tensor]:
         """Gradients of the input's stream and, where it is apart, of the positions."""
@@ -373,23 +379,53 @@ class _Backward:
         run.trained.add(run.trained.layers[layer].folded.write_bias, d_bias)
 
     def _take_projections(
-        self, layer: int, kept: _Kept, grad: Tensor, reads: Tensor
+        self,
+        layer: int,
+        kept: _Kept,
+        d_projected: Tensor,
+        reads: Tensor,
+        tokens: slice,
     ) -> None:
         """Gradients of queries', keys' and values' weights and biases."""
-        trained = self.run.trained
+        trained, grad = self.run.trained, d_projected[:, tokens]
         assert trained is not None
         folded = trained.layers[layer].folded
         trained.add(folded.read_bias, grad.sum(1, keepdim=True))
-        scaled = grad if kept.scale is None else grad * kept.scale
+        scaled = grad if kept.scale is None else grad * kept.scale[:, tokens]
         trained.add(folded.read, torch.bmm(reads.transpose(1, 2), scaled))
 
 
 def _read(
-    graph: ResidualGraph, layer: int, gates: Tensor, rows: Tensor, out: Tensor
-) -> None:
-    """What attention's readers see, and of what the MLP sees the part before them."""
-    seen = rows[: 1 + graph.n_before(layer)].flatten(1)
-    torch.mm(layer_gates(graph, layer, gates), seen, out=out.flatten(1))
+    run: EdgeRun, layer: int, gates: Tensor, rows: Tensor, needs_grad: bool
+) -> tuple[Tensor, Tensor | None, Tensor, list[Tensor]]:
+    """Queries, keys and values, the reads' scales, and what the MLP sees so far.
+
+    Last come the reads themselves, tile by tile, where they are to be stored.
+    """
+    model, folded = run.model, run.layers[layer]
+    given = layer_gates(model.graph, layer, gates)
+    n_tokens, n_readers = rows.shape[1], len(given) - 1
+    projected = rows.new_empty(n_readers, n_tokens, folded.read.shape[-1])
+    seen = rows.new_empty(rows.shape[1:])
+    scales, stored = [], []
+    for tokens in tiles(seen, len(given)):
+        reads = _tile(run, rows, len(given), tokens.stop - tokens.start)
+        before = rows[: given.shape[1], tokens].flatten(1)
+        torch.mm(given, before, out=reads.flatten(1))
+        scale = scale_of(model, layer, reads[:-1])
+        projected[:, tokens] = projected_by(folded, reads[:-1], scale)
+        seen[tokens] = reads[-1]
+        if scale is not None:
+            scales.append(scale)
+        if needs_grad and run.store_reads:
+            stored.append(reads)
+        else:
+            run.buffers.give_back(reads)
+    return projected, torch.cat(scales, 1) if scales else None, seen, stored
+
+
+def _tile(run: EdgeRun, like: Tensor, n_reads: int, n_tokens: int) -> Tensor:
+    return run.buffers.borrow(like, n_reads, n_tokens, like.shape[-1])
 
 
 def _write_inputs(
@@ -475,17 +511,23 @@ def _through_head_norm(
 
 
 def _through_projection(
-    run: EdgeRun, layer: int, kept: _Kept, grad: Tensor, reads: Tensor
+    run: EdgeRun,
+    layer: int,
+    kept: _Kept,
+    d_projected: Tensor,
+    reads: Tensor,
+    tokens: slice,
 ) -> None:
-    """Turn the reads into their gradient, in place.
+    """Turn a tile of the reads into their gradient, in place.
 
     With R a read, s its scale and p = s R W + b: dR = s dp W^T - s^2 / d <p - b, dp> R.
     """
-    folded = run.layers[layer]
+    folded, grad = run.layers[layer], d_projected[:, tokens]
     if kept.scale is None:
         torch.bmm(grad, folded.read.transpose(1, 2), out=reads)
         return
-    plain = kept.projected.detach() - folded.read_bias
+    scale = kept.scale[:, tokens]
+    plain = kept.projected.detach()[:, tokens] - folded.read_bias
     along = (plain * grad).sum(-1, keepdim=True)
-    reads.mul_(along * kept.scale.square() * (-1 / run.model.d_model))
-    reads.baddbmm_(grad * kept.scale, folded.read.transpose(1, 2))
+    reads.mul_(along * scale.square() * (-1 / run.model.d_model))
+    reads.baddbmm_(grad * scale, folded.read.transpose(1, 2))

@@ -72,6 +72,7 @@ class ResidualModel:
         block = architecture_of(model).block
         paths = [block.format(layer) for layer in range(self.graph.n_layers)]
         self.blocks: list[Any] = [self.base.get_submodule(path) for path in paths]
+        self._found: dict[tuple[int, str], Any] = {}
         self._check_modules(config.model_type)
         self.d_model, self.d_head = config.hidden_size, d_head(config)
         last_norm = self.base.get_submodule(last_norm_of(model, paths[-1]))
@@ -82,20 +83,27 @@ class ResidualModel:
 
     def attention(self, layer: int) -> Any:
         """The attention module of a block."""
-        return self.blocks[layer].get_submodule(self.parts.attention)
+        return self._module(layer, self.parts.attention)
 
     def projections(self, layer: int) -> list[Any]:
         """Its query, key and value projections; one where they are one module."""
-        attention = self.attention(layer)
-        return [attention.get_submodule(name) for name in self.parts.projections]
+        path = self.parts.attention
+        return [self._module(layer, f"{path}.{n}") for n in self.parts.projections]
 
     def output(self, layer: int) -> Any:
         """Its output projection."""
-        return self.blocks[layer].get_submodule(self.parts.output)
+        return self._module(layer, self.parts.output)
 
     def norm(self, layer: int, name: str | None) -> Any:
         """A norm of a block, by the name in the table."""
-        return None if name is None else self.blocks[layer].get_submodule(name)
+        return None if name is None else self._module(layer, name)
+
+    def _module(self, layer: int, path: str) -> Any:
+        """A module below a block; looked up once, for every pass asks for some."""
+        key = layer, path
+        if key not in self._found:
+            self._found[key] = self.blocks[layer].get_submodule(path)
+        return self._found[key]
 
     def gain(self, norm: Any) -> Float[Tensor, "d_model"]:
         """What a norm multiplies by."""
@@ -103,11 +111,11 @@ class ResidualModel:
 
     def run_mlp(self, layer: int, stream: Float[Tensor, "batch seq d_model"]) -> Tensor:
         """What the MLP writes, of the stream it reads."""
-        block, parts = self.blocks[layer], self.parts
+        parts = self.parts
         before = self.norm(layer, parts.norm_mlp)
         written = stream if before is None else before(stream)
         for name in parts.mlp:
-            written = block.get_submodule(name)(written)
+            written = self._module(layer, name)(written)
         after = self.norm(layer, parts.norm_written)
         return written if after is None else after(written)
 
