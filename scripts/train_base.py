@@ -76,6 +76,8 @@ class Recipe:
 
 
 FINETUNE = Recipe()
+GENERATED_STEPS = 400
+"""A pretrained model has learned a generated corpus by then; three epochs are 3,000."""
 RECIPES: dict[tuple[str, str], Recipe] = {
     ("locations", "tiny-encoder"): Recipe(
         1200, 32, 2e-3, 0.01, "cosine", 50, "word", 1000, 2, 128, 4, 128
@@ -109,6 +111,8 @@ def recipe_for(config: TaskConfig) -> Recipe:
     recipe = RECIPES.get((config.task, name), FINETUNE)
     if config.task == "toxicity" and name == "tiny-decoder" and config.data:
         recipe = USER_TEXT_RECIPE
+    if recipe is FINETUNE and config.data is None:
+        recipe = replace(recipe, n_steps=GENERATED_STEPS)
     if config.task == "mnist" and config.data:
         recipe = replace(recipe, n_steps=12_000, d_hidden=128, schedule="linear")
     if config.base_steps is not None:
