@@ -35,3 +35,8 @@ def test_the_warm_up_of_a_short_base_training_is_shorter_than_it(n_steps: int):
     recipe = recipe_for(TaskConfig(base_steps=n_steps))
     assert recipe.n_steps == n_steps
     assert recipe.warmup == min(50, n_steps - 1)
+
+
+def test_a_pretrained_model_learns_generated_data_in_fewer_steps_than_epochs():
+    assert recipe_for(TaskConfig(model="minilm")).n_steps == 400
+    assert recipe_for(TaskConfig(model="minilm", data="own.conll")).n_steps is None
