@@ -59,6 +59,10 @@ def known_points(
     return known
 
 
+LEAST_SPAN = 0.01
+"""Least part of its values that an axis covers."""
+
+
 def panels(n: int, width: float, height: float) -> tuple[Figure, list[Axes]]:
     """A figure of `n` axes side by side; sizes of the whole in inches."""
     figure = Figure(figsize=(width, height), layout="constrained")
@@ -67,9 +71,24 @@ def panels(n: int, width: float, height: float) -> tuple[Figure, list[Axes]]:
 
 def png(figure: Figure) -> bytes:
     """The figure as PNG, the same bytes for the same figure."""
+    for axes in figure.axes:
+        _show_no_rounding(axes)
     buffer = BytesIO()
     figure.savefig(buffer, format="png", metadata={"Software": None})
     return buffer.getvalue()
+
+
+def _show_no_rounding(axes: Axes) -> None:
+    """Widen an axis on which equal numbers would differ by their rounding alone."""
+    for limits, widen in (
+        (axes.get_xlim(), axes.set_xlim),
+        (axes.get_ylim(), axes.set_ylim),
+    ):
+        low, high = min(limits), max(limits)
+        least = LEAST_SPAN * max(abs(low), abs(high))
+        if high - low < least:
+            middle = (low + high) / 2
+            widen(middle - least / 2, middle + least / 2)
 
 
 def look(place: int, *, dashed: bool = False) -> dict[str, Any]:
