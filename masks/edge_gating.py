@@ -20,6 +20,7 @@ from masks.edge_sparse import SparsePlan, plan_of
 from masks.edge_stack import EdgeStack
 from models.residual_parts import ResidualModel
 from storage.errors import UserError
+from storage.modes import evaluating
 
 AttentionArguments = Sequence[Mapping[str, Any]]
 """What each block's attention gets besides the stream."""
@@ -82,7 +83,10 @@ def _run_gated(
     kwargs: AttentionArguments,
     position: Tensor | None,
 ) -> Tensor:
-    with torch.autocast(stream.device.type, enabled=False):
+    with ExitStack() as modes:
+        modes.enter_context(torch.autocast(stream.device.type, enabled=False))
+        for block in stack.model.blocks:
+            modes.enter_context(evaluating(block))  # no dropout between the edges
         return stack(
             stream,
             keep.to(stream.device),

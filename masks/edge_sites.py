@@ -187,11 +187,7 @@ def stack_of(model: nn.Module, graph: ResidualGraph) -> EdgeStack:
         UserError: When the model's graph is another one.
     """
     residual = residual_model(model, graph)
-    versions = tuple(
-        (parameter.data_ptr(), parameter._version)
-        for block in residual.blocks
-        for parameter in block.parameters()
-    )
+    versions = residual.versions()
     known = _FOLDED.setdefault(model, {})
     found = known.get(graph)
     if found is None or found.versions != versions:
@@ -199,5 +195,9 @@ def stack_of(model: nn.Module, graph: ResidualGraph) -> EdgeStack:
         found = _Folded(new.layers, new.carried, new.buffers, versions)
         known[graph] = found
     return EdgeStack(
-        residual, layers=found.layers, carried=found.carried, buffers=found.buffers
+        residual,
+        layers=found.layers,
+        carried=found.carried,
+        buffers=found.buffers,
+        versions=versions,
     )

@@ -75,6 +75,7 @@ class EdgeStack:
     layers: list[FoldedLayer] = field(default_factory=list)
     carried: CarriedNorms | None = None
     buffers: Buffers = field(default_factory=Buffers)
+    versions: tuple[tuple[int, int], ...] = ()
 
     def __post_init__(self) -> None:
         if not self.layers:
@@ -87,6 +88,7 @@ class EdgeStack:
     def fold(self) -> None:
         """Take the weights from the model again, after they changed."""
         layers = range(self.model.graph.n_layers)
+        self.versions = self.model.versions()
         with torch.no_grad():
             self.layers = [self.model.fold(layer) for layer in layers]
             self.carried = None
@@ -130,6 +132,9 @@ class EdgeStack:
                 )
             trained = trained_weights(self.model)
             self.layers = [layer.folded.detached() for layer in trained.layers]
+            self.versions = self.model.versions()
+        elif self.versions != self.model.versions():  # in relearning
+            self.fold()
         self.buffers.start(stream.shape[0] * stream.shape[1])
         run = EdgeRun(
             self.model,

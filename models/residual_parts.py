@@ -169,6 +169,17 @@ class ResidualModel:
         found = _trained([self.attention(layer)])
         return [parameter for parameter in found if id(parameter) not in folded]
 
+    def versions(self) -> tuple[tuple[int, int], ...]:
+        """Changes when a weight of a block does: where each lies, and how often it did.
+
+        A change through `.data` is not counted.
+        """
+        return tuple(
+            (parameter.data_ptr(), parameter._version)
+            for block in self.blocks
+            for parameter in block.parameters()
+        )
+
     @property
     def is_trained(self) -> bool:
         """Some weight of a block takes a gradient."""

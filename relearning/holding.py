@@ -5,15 +5,17 @@ projection's weights that read the unit (for `weights` sites the ablated weights
 themselves) get no gradient, no momentum and no decay. Weights elsewhere train.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Set
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from masks.frozen_mask import FrozenMask
+from models.block_parts import PARTS
 from models.sites import Site
 from storage.errors import UserError
 
@@ -34,24 +36,43 @@ class Frozen:
             self.parameter[self.where] = self.values
 
 
-def check_holdable(mask: FrozenMask) -> None:
+def check_holdable(mask: FrozenMask, model: nn.Module, holdings: Set[str]) -> None:
     """Refuse a mask under which, or after which, weights cannot train.
 
+    Args:
+        mask: What is cut.
+        model: The model it is for.
+        holdings: How it is to be held: `lasting`, `one_shot`.
+
     Raises:
-        UserError: When it cuts edges or takes its values from paired inputs.
+        UserError: When it takes its values from paired inputs, or cuts edges and is to
+            be written into the weights or is for an encoder.
     """
-    if any(site.kind == "edges" for site in mask.sites):
-        raise UserError(
-            "a mask on edges cannot be relearned from: no weight lies behind an edge "
-            "alone, so nothing could be held or written into the weights. evaluate and "
-            "report take it; for relearning train a mask on neurons or heads"
-        )
     if mask.ablated.kind == "counterfactual":
         raise UserError(
             "a mask with counterfactual ablation values cannot be held in relearning: "
             "they come from paired inputs, which relearning data do not have; train "
             "one with --ablation zero or mean"
         )
+    if not cuts_edges(mask):
+        return
+    if "one_shot" in holdings:
+        raise UserError(
+            "a mask on edges cannot be written into the weights: no weight lies behind "
+            "an edge alone; use --holdings lasting"
+        )
+    config: Any = model.config
+    if PARTS[config.model_type].norms_on_stream is not None:
+        raise UserError(
+            f"the weights of a {config.model_type} cannot be trained under a "
+            "mask on edges, for its norms sit on the stream; evaluate and report take "
+            "it; for relearning train a mask on neurons or heads"
+        )
+
+
+def cuts_edges(mask: FrozenMask) -> bool:
+    """Some of the mask's units are edges."""
+    return any(site.kind == "edges" for site in mask.sites)
 
 
 @contextmanager
@@ -85,12 +106,13 @@ def frozen_entries(
     """Weights that read ablated units: parameters with bools of their shape.
 
     `hidden` sites freeze nothing: the ablation value replaces a module's output, and
-    every path from there on sees a constant.
+    every path from there on sees a constant. Neither do `edges`: weights at both ends
+    serve other edges too.
     """
     found: dict[str, Tensor] = {}
     for site in mask.sites:
         ablated = ~mask.keep[site.name]
-        if site.kind == "hidden" or not ablated.any():
+        if site.kind in ("hidden", "edges") or not ablated.any():
             continue
         module = model.get_submodule(site.module)
         where = _outgoing(module, site, ablated)

@@ -10,6 +10,7 @@ Two further conditions are controls: retain_only, the cut model fine-tuned witho
 example of the concept, and never_learned, a model that was trained without them.
 """
 
+import logging
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -20,7 +21,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from masks.mask_files import check_model
 from relearning.conditions import CONDITIONS, HOLDINGS, Condition, conditions
-from relearning.holding import check_holdable
+from relearning.holding import check_holdable, cuts_edges
 from relearning.probe import probe_conditions
 from relearning.protocol import RelearnSettings, relearn
 from relearning.statistics import describe
@@ -36,6 +37,8 @@ from training.config import config_dict, run_script
 from training.tracking import Tracker
 
 DEFAULT_LIMITS = ["16", "all"]
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -123,7 +126,6 @@ def main(config: RelearnConfig) -> Path:
         lambda: RunDirectory.newest(config.run_dir, "train_mask").path
     )
     mask = mask_at(mask_path)
-    check_holdable(mask)
     config = from_run(replace(config, mask=mask_path), mask_path)
     if run is None:
         RunDirectory.check(config.run_dir)
@@ -137,6 +139,10 @@ def main(config: RelearnConfig) -> Path:
         config_hash=loaded.config_hash,
         allow_other_weights=config.allow_other_weights,
     )
+    check_holdable(mask, loaded.model, set(config.holdings))
+    if cuts_edges(mask) and (config.probe or config.redistribute):
+        logger.info("a mask on edges: no probes and no ranking of units afterwards")
+        config = replace(config, probe=False, redistribute=False)
     if config.fresh_mask and any(site.kind == "weights" for site in mask.sites):
         raise UserError(
             "--fresh_mask cannot gate weights that a held mask gates already"

@@ -29,6 +29,7 @@ from masks.mask_set import MaskSet
 from masks.registry import GATES
 from masks.unit_maps import unit_maps
 from models.sites import UNIT_KINDS, Site
+from relearning.holding import check_holdable
 from scripts.experiment import Experiment, TaskConfig, command, flag, where
 from scripts.mask_recipes import methods_of, plan, units_of
 from scripts.mask_scores import (
@@ -241,10 +242,11 @@ def main(config: TrainMaskConfig) -> Path:
     mask.save(run.path)
     write_tensors(run.path / "ranking.safetensors", ranking, {"polarity": "high keeps"})
     results = _results(config, experiment, settings, masks, mask, ranking, ablated)
-    if "edges" in results["units"]:  # which cannot be relearned from
-        results["next"] = command("report", {"runs": run.path, **where(config)})
-    else:
+    try:
+        check_holdable(mask, experiment.loaded.model, {"lasting"})
         results["next"] = command("relearn", {"mask": run.path, **where(config)})
+    except UserError:  # what cannot be relearned from
+        results["next"] = command("report", {"runs": run.path, **where(config)})
     tracker.hparams(config_dict(config), results["scores"]["cut"])
     tracker.close()
     run.write_results(results)

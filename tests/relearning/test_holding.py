@@ -20,7 +20,8 @@ from masks.frozen_mask import FrozenMask
 from models.architectures import sites_of
 from models.mlp import Mlp
 from models.sites import Site
-from relearning.holding import frozen_entries, held
+from relearning.holding import check_holdable, frozen_entries, held
+from storage.errors import UserError
 
 SMALL = {"vocab_size": 20, "hidden_size": 16, "num_hidden_layers": 2}
 IDS = torch.tensor([[0, 4, 5, 6, 7], [0, 9, 8, 7, 6]])
@@ -271,3 +272,45 @@ def test_two_sites_on_one_module_freeze_the_union():
     expected[:, 0] = True
     expected[2, 7] = True
     assert torch.equal(where, expected)
+
+
+def _edge_mask(model: nn.Module) -> FrozenMask:
+    sites = sites_of(model, ["edges"])
+    rng = torch.Generator().manual_seed(0)
+    scores = {site.name: torch.rand(site.n_units, generator=rng) for site in sites}
+    return FrozenMask.exactly_k(scores, sites, zero_values(sites), n_ablated=20)
+
+
+@pytest.mark.parametrize("kind", ["gpt2", "llama"])
+def test_weights_train_under_a_mask_on_edges_and_what_runs_is_what_they_became(
+    kind: str,
+):
+    torch.manual_seed(0)
+    model: Any = MODELS[kind]().train()
+    mask = _edge_mask(model)
+    optimiser = torch.optim.AdamW(model.parameters(), lr=1e-2)
+    losses = []
+    with held(model, mask) as frozen:
+        assert frozen == ()
+        for _ in range(6):
+            loss = model(input_ids=IDS, labels=IDS).loss
+            losses.append(float(loss.detach()))
+            optimiser.zero_grad()
+            loss.backward()
+            optimiser.step()
+        model.eval()
+        with torch.no_grad():
+            inside = model(input_ids=IDS).logits
+    assert losses[-1] < losses[0] - 0.1
+    with torch.no_grad(), mask.applied(model):
+        again = model(input_ids=IDS).logits
+    torch.testing.assert_close(inside, again, atol=1e-6, rtol=0)
+
+
+def test_a_mask_on_edges_is_held_only_where_it_can_be():
+    decoder, encoder = MODELS["gpt2"](), MODELS["bert"]()
+    check_holdable(_edge_mask(decoder), decoder, {"lasting"})
+    with pytest.raises(UserError, match="cannot be written into the weights"):
+        check_holdable(_edge_mask(decoder), decoder, {"lasting", "one_shot"})
+    with pytest.raises(UserError, match="the weights of a bert cannot be trained"):
+        check_holdable(_edge_mask(encoder), encoder, {"lasting"})

@@ -57,17 +57,26 @@ def test_a_mask_on_edges_is_trained_evaluated_and_reported(
     assert mask.edges(kept=False) == found["edges"]
     said = capsys.readouterr().out
     assert f"ablated: {found['edges'][0]}" in said
-    assert "next: python scripts/report.py" in said
+    assert "next: python scripts/relearn.py" in said
     where = ["--mask", str(run), "--run_dir", str(tmp_path / "runs")]
     config = parse_config(evaluate.EvaluateConfig, [*where, "--sizes", "2", "5"])
     measured = results(evaluate.main(config))
     assert measured["scores"]["cut"] == pytest.approx(found["scores"]["cut"])
     page = report.main(parse_config(report.ReportConfig, ["--runs", str(run)]))
     assert "logits" in page.read_text()
-    for holding in ("lasting", "one_shot"):
-        config = parse_config(relearn.RelearnConfig, [*where, "--holdings", holding])
-        with pytest.raises(UserError, match="cannot be relearned from"):
-            relearn.main(config)
+    quick = [*where, "--n_steps", "2", "--batch_size", "4", "--limits", "2"]
+    quick += ["--seeds", "0", "--n_evaluations", "1"]
+    with pytest.raises(UserError, match="cannot be written into the weights"):
+        relearn.main(
+            parse_config(relearn.RelearnConfig, [*quick, "--holdings", "one_shot"])
+        )
+    rows = results(relearn.main(parse_config(relearn.RelearnConfig, quick)))["rows"]
+    first = next(r for r in rows if r["condition"] == "cut" and r["step"] == 0)
+    assert first["scores"] == pytest.approx(
+        {name: found["scores"]["cut"][name] for name in first["scores"]}
+    )
+    last = next(r for r in rows if r["condition"] == "cut" and r["step"] == 2)
+    assert last["distance"] > 0
 
 
 def test_edges_are_trained_beside_neurons_and_kept_edges_are_named(flags: list[str]):
