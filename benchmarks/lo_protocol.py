@@ -152,6 +152,9 @@ def draw(rows: list[dict[str, Any]], n_steps: int, path: Path) -> Path:
         whole = [r[metric] for r in rows if r["share"] == 0 and r["step"] == 0]
         axes.axhline(sum(whole) / len(whole), color=COLOURS["uncut"], label="uncut")
         axes.set_xscale("log")
+        shares = sorted({row["share"] for row in rows if row["share"]})
+        axes.set_xticks(shares, [f"{100 * share:g} %" for share in shares])
+        axes.set_xticks([], minor=True)
         axes.set_xlabel("share of hidden units pruned")
         axes.set_title(title)
     panels[0].set_ylabel("span F1 on held-out documents")
