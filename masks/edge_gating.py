@@ -48,7 +48,7 @@ def edge_gated(
     The blocks compute in the precision of their weights, under autocast too.
 
     Args:
-        stack: The model's blocks; its weights are those of when it was folded.
+        stack: The model's blocks; folded again where a weight changed.
         keep: Gates of all edges in the graph's order; may carry a gradient. Bools are a
             finished mask: where no gradient is asked for, few ablated edges cost
             little more than the model itself, and few kept ones less.
@@ -83,10 +83,9 @@ def _run_gated(
     kwargs: AttentionArguments,
     position: Tensor | None,
 ) -> Tensor:
-    with ExitStack() as modes:
-        modes.enter_context(torch.autocast(stream.device.type, enabled=False))
-        for block in stack.model.blocks:
-            modes.enter_context(evaluating(block))  # no dropout between the edges
+    base = stack.model.base
+    # no dropout between the edges
+    with torch.autocast(stream.device.type, enabled=False), evaluating(base):
         return stack(
             stream,
             keep.to(stream.device),

@@ -46,6 +46,20 @@ class Buffers:
 
 
 @dataclass
+class KeptBlock:
+    """Graphs of a block's own modules, for the backward pass through it."""
+
+    projected: Tensor
+    """Queries, keys and values, a leaf: (reader, token, d_head)."""
+    attended: Tensor
+    """What the heads found, of that leaf: (batch, seq, head * d_head)."""
+    seen: Tensor
+    """What the MLP read, a leaf: (batch, seq, d_model)."""
+    written: Tensor
+    """What the MLP wrote, of that leaf."""
+
+
+@dataclass
 class EdgeRun:
     """One forward pass, and what its backward pass needs."""
 
@@ -66,6 +80,11 @@ class EdgeRun:
     kept: list[Any] = field(default_factory=list)
     """Of every layer, the last one on top."""
     d_inside: dict[int, Tensor] = field(default_factory=dict)
+
+    def tile(self, rows: Tensor, n_reads: int, tokens: slice) -> Tensor:
+        """A buffer for the reads of some tokens: (reader, token, width)."""
+        n_tokens = tokens.stop - tokens.start
+        return self.buffers.borrow(rows, n_reads, n_tokens, rows.shape[-1])
 
     def through(
         self,

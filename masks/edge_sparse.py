@@ -200,8 +200,7 @@ class SparseRun:
             norm = model.norm(layer, model.parts.norm_attention)
             if norm is not None:
                 total = written.reshape(stream.shape)
-                square = total.square().mean(-1, keepdim=True)
-                scale = (square + model.eps(norm)).rsqrt() * model.gain(norm)
+                scale = model.inverse_deviation(norm, total) * model.gain(norm)
                 written = norm(written)
             self._store_heads(layer, found, scale)
             before = stream

@@ -26,7 +26,7 @@ from torch.autograd.function import once_differentiable
 from masks.edge_attention import attend
 from masks.edge_gates import attention_gates, inner, layer_gates, mlp_gates
 from masks.edge_reads import centred, projected_by, scale_of, tiles
-from masks.edge_run import Buffers, EdgeRun
+from masks.edge_run import Buffers, EdgeRun, KeptBlock
 from masks.edge_sparse import SparsePlan, SparseRun
 from masks.edge_weights import trained_weights
 from masks.encoder_stack import EncoderStack
@@ -36,17 +36,9 @@ from storage.errors import UserError
 
 
 @dataclass
-class _Kept:
+class _Kept(KeptBlock):
     """What a layer's backward pass needs of its forward pass."""
 
-    projected: Tensor
-    """Queries, keys and values, a leaf: (reader, token, d_head)."""
-    attended: Tensor
-    """What the heads found, of that leaf: (batch, seq, head * d_head)."""
-    seen: Tensor
-    """What the MLP read, a leaf: (batch, seq, d_model)."""
-    written: Tensor
-    """What the MLP wrote, of that leaf."""
     scale: Tensor | None
     """1 / deviation of every read: (reader, token, 1)."""
     head_scale: tuple[Tensor, Tensor] | None
@@ -68,6 +60,7 @@ class EdgeStack:
         layers: Weights that were folded before; none folds them now.
         carried: What was folded with them.
         buffers: Those of earlier passes.
+        versions: Of the weights when they were folded.
     """
 
     model: ResidualModel
@@ -302,11 +295,10 @@ class _Backward:
         if repeated:
             self.rows[0].copy_(kept.always)
         for place, tokens in enumerate(tiles(self.rows[0], len(given))):
-            n_tokens = tokens.stop - tokens.start
             if kept.reads:
                 reads = kept.reads[place]
             else:
-                reads = _tile(run, self.rows, len(given), n_tokens)
+                reads = run.tile(self.rows, len(given), tokens)
             if repeated:
                 seen = self.rows[: 1 + first, tokens].flatten(1)
                 torch.mm(given, seen, out=reads.flatten(1))
@@ -414,7 +406,7 @@ def _read(
     seen = rows.new_empty(rows.shape[1:])
     scales, stored = [], []
     for tokens in tiles(seen, len(given)):
-        reads = _tile(run, rows, len(given), tokens.stop - tokens.start)
+        reads = run.tile(rows, len(given), tokens)
         before = rows[: given.shape[1], tokens].flatten(1)
         torch.mm(given, before, out=reads.flatten(1))
         scale = scale_of(model, layer, reads[:-1])
@@ -427,10 +419,6 @@ def _read(
         else:
             run.buffers.give_back(reads)
     return projected, torch.cat(scales, 1) if scales else None, seen, stored
-
-
-def _tile(run: EdgeRun, like: Tensor, n_reads: int, n_tokens: int) -> Tensor:
-    return run.buffers.borrow(like, n_reads, n_tokens, like.shape[-1])
 
 
 def _write_inputs(
@@ -467,7 +455,7 @@ def _write_heads(
     norm = model.norm(layer, model.parts.norm_attention)
     if norm is not None:
         total = own.sum(0)
-        scale = (total.square().mean(-1, keepdim=True) + model.eps(norm)).rsqrt()
+        scale = model.inverse_deviation(norm, total)
         own.mul_(scale).mul_(model.gain(norm))
         head_scale = scale, total
     if folded.write_bias is not None:

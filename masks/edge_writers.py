@@ -84,8 +84,8 @@ class _Recorder:
         torch.bmm(found.transpose(0, 1), model.write(layer), out=own)
         norm = model.norm(layer, model.parts.norm_attention)
         if norm is not None:
-            square = own.sum(0).square().mean(-1, keepdim=True)
-            own.mul_((square + model.eps(norm)).rsqrt()).mul_(model.gain(norm))
+            scale = model.inverse_deviation(norm, own.sum(0))
+            own.mul_(scale).mul_(model.gain(norm))
         bias = model.output(layer).bias
         if bias is not None and graph.attention_bias == "heads":
             own.add_(bias / graph.n_heads)

@@ -18,7 +18,6 @@ It goes to the stream, and from there, by the backward pass of the norms, to all
 writers. Row 0 is always on: ablation values, and biases of projections and norms.
 """
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,11 +28,9 @@ from torch.autograd.function import once_differentiable
 
 from masks.edge_attention import attend
 from masks.edge_gates import attention_gates, inner, layer_gates, mlp_gates
-from masks.edge_run import EdgeRun
+from masks.edge_reads import tiles
+from masks.edge_run import EdgeRun, KeptBlock
 from models.carried_norms import CarriedLayer, CarriedNorms
-
-TILE = 64
-"""Tokens whose reads are made at once on a CPU, so that they stay in its cache."""
 
 
 @dataclass
@@ -47,17 +44,9 @@ class _Norm:
 
 
 @dataclass
-class _Kept:
+class _Kept(KeptBlock):
     """What a layer's backward pass needs of its forward pass."""
 
-    projected: Tensor
-    """Queries, keys and values, a leaf: (reader, token, d_head)."""
-    attended: Tensor
-    """What the heads found, of that leaf: (batch, seq, head * d_head)."""
-    seen: Tensor
-    """What the MLP read, a leaf: (batch, seq, d_model)."""
-    written: Tensor
-    """What the MLP wrote, of that leaf."""
     norms: tuple[_Norm, _Norm]
     """After attention and after the MLP."""
 
@@ -155,22 +144,13 @@ def _read(
     projected = rows.new_empty(len(given) - 1, rows.shape[1], folded.read.shape[-1])
     of_mlp = rows.new_empty(rows.shape[1:])
     before = rows[: given.shape[1]]
-    for tokens, reads in _tiles(rows, len(given)):
+    for tokens in tiles(rows[0], len(given)):
+        reads = run.tile(rows, len(given), tokens)
         torch.mm(given, before[:, tokens].flatten(1), out=reads.flatten(1))
         projected[:, tokens] = torch.bmm(reads[:-1], folded.read)
         of_mlp[tokens] = reads[-1]
+        run.buffers.give_back(reads)
     return projected.mul_(scale).add_(folded.read_bias), of_mlp
-
-
-def _tiles(rows: Tensor, n_reads: int) -> Iterator[tuple[slice, Tensor]]:
-    """Tokens in pieces, and a buffer for the reads of each: (reader, token, width)."""
-    n_tokens, width = rows.shape[1:]
-    step = min(n_tokens, TILE) if rows.device.type == "cpu" else n_tokens
-    buffer = rows.new_empty(n_reads * step * width)
-    for start in range(0, n_tokens, step):
-        n = min(step, n_tokens - start)
-        reads = buffer[: n_reads * n * width].view(n_reads, n, width)
-        yield slice(start, start + n), reads
 
 
 def _write_heads(
@@ -206,8 +186,7 @@ def _through_norm(
     carried = _carried(run)
     norm = carried.norms[number]
     centred = live - live.mean(-1, keepdim=True)
-    variance = centred.square().mean(-1, keepdim=True)
-    inverse = (variance + run.model.eps(norm)).rsqrt()
+    inverse = run.model.inverse_deviation(norm, centred)
     normal = centred.mul_(inverse)
     scales.append(scales[-1] * inverse)
     rows[0].add_(carried.biases[number] / scales[-1])
@@ -364,12 +343,14 @@ class _Backward:
         gates[-1, 0] = 0
         d_gates = torch.zeros_like(gates[:, 1:])
         grads = self.grads[: 1 + first].flatten(1)
-        for tokens, reads in _tiles(self.rows, len(gates)):
+        for tokens in tiles(self.rows[0], len(gates)):
+            reads = self.run.tile(self.rows, len(gates), tokens)
             torch.bmm(projected[:, tokens], weights, out=reads[:-1])
             reads[-1] = of_mlp[tokens]
             d_gates += inner(reads, self.rows[1 : 1 + first, tokens])
             own = slice(tokens.start * width, tokens.stop * width)
             grads[:, own].addmm_(gates.T, reads.flatten(1))
+            self.run.buffers.give_back(reads)
         attention_gates(graph, layer, self.d_keep).copy_(d_gates[:-1])
         mlp_gates(graph, layer, self.d_keep)[:first] = d_gates[-1]
 

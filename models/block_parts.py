@@ -4,7 +4,7 @@ Decoders with norms before what reads, and encoders with norms on the stream its
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from torch import nn
@@ -89,32 +89,17 @@ PARTS: dict[str, BlockParts] = {
     "mistral": _LLAMA,
     "qwen2": _LLAMA,
     "qwen3": _LLAMA,
-    "phi3": BlockParts(
-        attention="self_attn",
-        projections=("qkv_proj",),
-        output="self_attn.o_proj",
-        norm_in="input_layernorm",
-        mlp=("mlp",),
-        norm_mlp="post_attention_layernorm",
-        fused="concatenated",
-    ),
-    "olmo2": BlockParts(
-        attention="self_attn",
-        projections=("q_proj", "k_proj", "v_proj"),
-        output="self_attn.o_proj",
+    "phi3": replace(_LLAMA, projections=("qkv_proj",), fused="concatenated"),
+    "olmo2": replace(
+        _LLAMA,
         norm_in=None,
-        mlp=("mlp",),
         norm_mlp=None,
         norm_attention="post_attention_layernorm",
         norm_written="post_feedforward_layernorm",
         has_wide_norms=True,
     ),
-    "gemma2": BlockParts(
-        attention="self_attn",
-        projections=("q_proj", "k_proj", "v_proj"),
-        output="self_attn.o_proj",
-        norm_in="input_layernorm",
-        mlp=("mlp",),
+    "gemma2": replace(
+        _LLAMA,
         norm_mlp="pre_feedforward_layernorm",
         norm_attention="post_attention_layernorm",
         norm_written="post_feedforward_layernorm",

@@ -106,14 +106,6 @@ class ResidualGraph:
             names.append(f"m{layer}")
         return names
 
-    def readers(self) -> list[str]:
-        """Names of the readers in their order, `a0.h0<q>` among them."""
-        names: list[str] = []
-        for layer in range(self.n_layers):
-            names += self._attention_readers(layer)
-            names.append(f"m{layer}")
-        return [*names, "logits"]
-
     def edges(self) -> Iterator[str]:
         """Names of all edges in the order of the flat vector."""
         writers = self.writers()
@@ -158,8 +150,3 @@ class ResidualGraph:
 def edge_name(writer: str, reader: str) -> str:
     """Name of an edge: `a0.h1->m3`."""
     return f"{writer}->{reader}"
-
-
-def edge_numbers(graph: ResidualGraph) -> dict[str, int]:
-    """Place of every edge in the flat vector, by its name."""
-    return {name: number for number, name in enumerate(graph.edges())}

@@ -123,6 +123,13 @@ class ResidualModel:
         """What a norm adds to the mean square."""
         return norm.eps if hasattr(norm, "eps") else norm.variance_epsilon
 
+    def inverse_deviation(
+        self, norm: Any, values: Float[Tensor, "*token d_model"]
+    ) -> Float[Tensor, "*token 1"]:
+        """What a norm without centring scales values by, its gain apart."""
+        square = values.square().mean(-1, keepdim=True)
+        return (square + self.eps(norm)).rsqrt()
+
     def fold(self, layer: int) -> FoldedLayer:
         """The layer's attention weights, a copy: fold again after a weight changed."""
         graph, norm = self.graph, self.norm(layer, self.parts.norm_in)

@@ -10,7 +10,6 @@ from masks.edge_gating import edge_gated
 from masks.edge_stack import EdgeStack
 from models.block_parts import PARTS
 from models.mlp import MLP_TYPE
-from models.residual_graph import edge_numbers
 from models.residual_parts import ResidualModel
 from storage.errors import UserError
 from tests.models.tiny import DECODERS, GROUPED, exact_norms, tiny_inputs, tiny_model
@@ -258,7 +257,7 @@ def test_position_may_be_a_writer_of_its_own_or_always_on():
         torch.testing.assert_close(found, plain, atol=1e-10, rtol=0)
     own = EdgeStack(ResidualModel(model, position="own"))
     always = EdgeStack(ResidualModel(model, position="always"))
-    numbers = edge_numbers(own.model.graph)
+    numbers = {name: n for n, name in enumerate(own.model.graph.edges())}
     keep = torch.rand(own.model.graph.n_edges, dtype=torch.float64)
     for name, number in numbers.items():
         if name.startswith("position->"):
