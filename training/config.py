@@ -87,6 +87,19 @@ def run_script(main: Callable[[T], Any], config_class: type[T]) -> None:
         again = "if the run had begun, continue it with --resume RUN"
         hint = str(error) or (again if "resume" in names else "start it again")
         _leave(130, f"interrupted: {hint}")
+    else:  # not after an error: the others may wait for this process in vain
+        leave_process_group()
+
+
+def leave_process_group() -> None:
+    """Join the threads of the process group, where this process is in one.
+
+    They may outlive the interpreter otherwise, which aborts a run that was complete
+    (gloo: pytorch/pytorch pull request 179291).
+    """
+    distributed = sys.modules.get("torch.distributed")
+    if distributed and distributed.is_available() and distributed.is_initialized():
+        distributed.destroy_process_group()
 
 
 def config_dict(config: Any) -> dict[str, Any]:

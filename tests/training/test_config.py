@@ -9,6 +9,7 @@ from typing import Literal
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from torch import distributed as dist
 
 from storage.errors import UserError
 from training import config as module
@@ -231,3 +232,17 @@ def test_our_own_faults_keep_their_traceback(monkeypatch: pytest.MonkeyPatch):
     with pytest.raises(ValueError, match="a fault") as caught:
         _run(ValueError("a fault"), monkeypatch)
     assert type(caught.value) is ValueError
+
+
+def test_a_script_leaves_its_process_group(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def main(_: Config) -> None:
+        store = (tmp_path / "store").as_uri()
+        dist.init_process_group("gloo", store, world_size=1, rank=0)
+        assert dist.is_initialized()
+
+    monkeypatch.setattr(module, "_quiet_libraries", lambda: None)
+    monkeypatch.setattr(sys, "argv", ["scripts/test.py"])
+    run_script(main, Config)
+    assert not dist.is_initialized()

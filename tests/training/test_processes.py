@@ -24,6 +24,7 @@ import torch
 from accelerate import Accelerator
 from torch import nn
 
+from training.config import leave_process_group
 from training.loop import FitSettings, fit
 
 folder, stop_at = Path(sys.argv[1]), int(sys.argv[2])
@@ -52,6 +53,7 @@ except KeyboardInterrupt:
 record = {"x": x.tolist(), "shared": shared, "own": own, "n_processes": n,
           "logged": logged, "stopped": stopped}
 (folder / f"process-{rank}.json").write_text(json.dumps(record))
+leave_process_group()
 """
 
 
