@@ -6,7 +6,7 @@ from typing import Any, Protocol
 
 from torch import nn
 
-from attribution.registry import METHODS
+from attribution.registry import METHODS, able
 from masks.edge_sites import check_one_graph
 from masks.frozen_mask import FrozenMask
 from masks.mask_set import MaskSet
@@ -123,18 +123,17 @@ def methods_of(methods: Sequence[str], units: Sequence[str]) -> list[str]:
     Raises:
         UserError: When a method cannot rank the units.
     """
-    able = [
-        name for name, m in METHODS.items() if m.ranks_edges or "edges" not in units
-    ]
+    possible = able(units)
     if not methods:
-        return [name for name in ("gradient_margin", "probeless") if name in able]
+        usual = ("eap", "eap_ig", "gradient_margin", "probeless")
+        return [name for name in usual if name in possible][:2]
     if "all" in methods:
-        return sorted(able)
+        return sorted(possible)
     for method in methods:
-        if method != "none" and method not in able:
+        told = None if method == "none" else METHODS[method].cannot_rank(units)
+        if told is not None:
             raise UserError(
-                f"attribution method {method} cannot rank edges; use one of "
-                f"{', '.join(able)}"
+                f"attribution method {method} {told}; use one of {', '.join(possible)}"
             )
     return [method for method in methods if method != "none"]
 

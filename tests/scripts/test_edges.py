@@ -51,7 +51,7 @@ def test_a_mask_on_edges_is_trained_evaluated_and_reported(
     assert found["n_ablated"] == 5 == len(found["edges"])
     assert found["per_site"][-1]["level"] == "logits"
     assert sum(site["n_units"] for site in found["per_site"]) == found["n_units"] == 310
-    assert list(found["scores"]["attribution"]) == ["gradient_margin"]
+    assert list(found["scores"]["attribution"]) == ["eap", "eap_ig"]
     mask = FrozenMask.load(run)
     assert mask.special_ids == ()
     assert mask.edges(kept=False) == found["edges"]
