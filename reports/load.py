@@ -13,6 +13,7 @@ KINDS: dict[str, tuple[str, ...]] = {
     "relearn": ("task", "model", "summary", "recovery"),
     "evaluate": ("task", "model", "scores", "curve"),
     "attribute": ("task", "model", "curve"),
+    "faithfulness": ("task", "model", "curve", "areas", "scores"),
 }
 """Kind of run -> keys its results.json must have (docs/results.md)."""
 

@@ -154,7 +154,7 @@ def settings_of(config: Any, n_units: int) -> MaskSettings:
         recipe = replace(recipe, concept_objective="kl", retain_weight=0.0)
     if edges and config.direction == "isolate":
         low, high = (share * n_units for share in ISOLATED_SHARES)
-        ablation = "counterfactual" if _has_pairs(config.task) else recipe.ablation
+        ablation = "counterfactual" if has_pairs(config.task) else recipe.ablation
         recipe = replace(recipe, k_min=low, k_max=high, n_steps=300, ablation=ablation)
     recipe = replace(recipe, k_max=min(recipe.k_max, n_units / 2))
     recipe = replace(recipe, k_min=min(recipe.k_min, recipe.k_max / 4))
@@ -224,13 +224,14 @@ def check_pairs(task: str, ablation: str) -> None:
     Raises:
         UserError: Naming the tasks that have them.
     """
-    if ablation == "counterfactual" and not _has_pairs(task):
-        able = " and ".join(name for name in TASKS if _has_pairs(name))
+    if ablation == "counterfactual" and not has_pairs(task):
+        able = " and ".join(name for name in TASKS if has_pairs(name))
         raise UserError(
             f"--ablation counterfactual needs paired inputs, which {able} have and "
             f"{task} has not; use mean or zero"
         )
 
 
-def _has_pairs(task: str) -> bool:
+def has_pairs(task: str) -> bool:
+    """Whether the task's inputs have counterfactuals."""
     return TASKS[task].counterfactual is not Task.counterfactual
