@@ -132,8 +132,9 @@ def _steps(
             model(input_ids=ids)
 
     apart, merged = ResidualModel(model), ResidualModel(model, apart=False)
-    stored, again = EdgeStack(apart, store_reads=True), EdgeStack(apart)
-    shared = EdgeStack(merged)
+    stored = EdgeStack(apart, store_reads=True)
+    again = EdgeStack(apart, store_reads=False)
+    shared = EdgeStack(merged, store_reads=False)
     n_parts = max(1, ids.numel() // PART)
 
     def edges(stack: EdgeStack, n_parts: int = 1) -> Step:

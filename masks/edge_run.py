@@ -36,6 +36,11 @@ class Buffers:
                 return self._free.pop(place)
         return like.new_empty(shape)
 
+    @property
+    def n_bytes(self) -> int:
+        """Memory that waits for the next pass."""
+        return sum(buffer.nbytes for buffer in self._free)
+
     def clear(self) -> None:
         """Release all of them."""
         self._free.clear()

@@ -25,6 +25,7 @@ from torch.autograd.function import once_differentiable
 
 from masks.edge_attention import attend
 from masks.edge_gates import attention_gates, inner, layer_gates, mlp_gates
+from masks.edge_memory import free_bytes, token_bytes
 from masks.edge_reads import centred, projected_by, scale_of, tiles
 from masks.edge_run import Buffers, EdgeRun, KeptBlock
 from masks.edge_sparse import SparsePlan, SparseRun
@@ -56,7 +57,8 @@ class EdgeStack:
     Args:
         model: The model as a residual graph.
         store_reads: Keep every layer's reads for the backward pass, which is faster
-            and takes (readers x tokens x d_model) numbers a layer; else repeat them.
+            and takes (readers x tokens x d_model) numbers a layer, or repeat them, to
+            the same bits; None keeps them where half of the free memory holds them.
         layers: Weights that were folded before; none folds them now.
         carried: What was folded with them.
         buffers: Those of earlier passes.
@@ -64,7 +66,7 @@ class EdgeStack:
     """
 
     model: ResidualModel
-    store_reads: bool = False
+    store_reads: bool | None = None
     layers: list[FoldedLayer] = field(default_factory=list)
     carried: CarriedNorms | None = None
     buffers: Buffers = field(default_factory=Buffers)
@@ -73,6 +75,15 @@ class EdgeStack:
     def __post_init__(self) -> None:
         if not self.layers:
             self.fold()
+
+    def _stores(self, stream: Tensor) -> bool:
+        if self.store_reads is not None:
+            return self.store_reads
+        if not torch.is_grad_enabled():
+            return False
+        n_tokens = stream.shape[0] * stream.shape[1]
+        needed = n_tokens * token_bytes(self.model, stored=True)
+        return 2 * needed <= free_bytes(stream.device) + self.buffers.n_bytes
 
     def forget_buffers(self) -> None:
         """Release the memory that is kept for the next pass."""
@@ -141,7 +152,7 @@ class EdgeStack:
             (stream.shape[0], stream.shape[1]),
             attention_kwargs,
             ablated,
-            self.store_reads,
+            self._stores(stream),
             trained,
             differences,
             [tensor for tensor in inside if tensor.requires_grad],

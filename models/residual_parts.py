@@ -162,9 +162,13 @@ class ResidualModel:
 
     def mlp_parameters(self, layer: int) -> list[nn.Parameter]:
         """What `run_mlp` computes with, where it is trained."""
+        return [weight for weight in self.mlp_weights(layer) if weight.requires_grad]
+
+    def mlp_weights(self, layer: int) -> list[nn.Parameter]:
+        """All weights that `run_mlp` computes with."""
         names = [self.parts.norm_mlp, *self.parts.mlp, self.parts.norm_written]
         modules = [self.norm(layer, name) for name in names if name is not None]
-        return _trained(modules)
+        return [weight for module in modules for weight in module.parameters()]
 
     def attention_parameters(self, layer: int) -> list[nn.Parameter]:
         """What attention computes with besides its projections, where it is trained."""

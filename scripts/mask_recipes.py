@@ -15,6 +15,7 @@ from models.loading import LoadedModel
 from models.residual_parts import ResidualModel
 from models.sites import Site
 from scripts.mask_training import MaskSettings
+from scripts.micro_batches import check_memory
 from storage.errors import UserError
 from tasks.base import Task
 from tasks.registry import TASKS
@@ -214,6 +215,12 @@ def plan(
             f"{', '.join(site.name for site in superset.sites)}; repeat its --units, "
             "--layers and --model"
         )
+    check_memory(
+        loaded.model,
+        sites,
+        config.max_length,
+        counterfactual=settings.ablation == "counterfactual",
+    )
     MaskSet(sites, settings.gate, settings.gate_settings())  # refuses its settings
     return sites, settings
 

@@ -1,8 +1,9 @@
 """How a mask is trained on a task: one sample of the gates, one pass, one loss."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -17,6 +18,7 @@ from masks.mask_set import MaskSet
 from masks.penalties import Lagrangian, Price
 from models.sites import Site
 from scripts.experiment import Experiment
+from scripts.micro_batches import loss_in_parts, rows_that_fit
 from tasks.base import Batch, Outputs, to_device
 from training.loop import FitSettings, fit
 from training.objectives import (
@@ -58,6 +60,8 @@ class MaskSettings:
     average: float = 0.05
     n_steps: int = 250
     batch_size: int = 16
+    micro_batch: int | None = None
+    """Examples that go through the model at once; None: what memory has room for."""
     lr: float = 0.1
     lr_multipliers: float = 0.05
     checkpoint_every: int = 50
@@ -221,21 +225,42 @@ def _task_loss(
     batch: Batch,
     rng: torch.Generator,
 ) -> tuple[Tensor, dict[str, float]]:
-    task, model = experiment.task, experiment.loaded.model
     keep = masks.sample(rng)
     moved = to_device(batch, experiment.accelerator.device)
-    reference = _reference(experiment, settings, moved)
+    part_loss = partial(_part_loss, experiment, sites, ablated, settings)
+    size = len(moved["concept"])
+    most = settings.micro_batch or rows_that_fit(
+        experiment.loaded.model,
+        sites,
+        moved["concept"][0].numel(),
+        counterfactual=settings.ablation == "counterfactual",
+    )
+    return loss_in_parts(keep, moved, max(1, int(min(size, most))), part_loss)
+
+
+def _part_loss(
+    experiment: Experiment,
+    sites: Sequence[Site],
+    ablated: AblationValues,
+    settings: MaskSettings,
+    keep: Mapping[str, Tensor],
+    batch: Batch,
+    shares: Mapping[str, float],
+) -> tuple[Tensor, dict[str, float]]:
+    """Of some examples of a batch, each behaviour by its share of the weight."""
+    task, model = experiment.task, experiment.loaded.model
+    reference = _reference(experiment, settings, batch)
     if settings.ablation == "counterfactual":
         ablated = counterfactual_values(experiment, sites, batch)
     with gated(
         model, sites, keep, ablated, special_ids=special_ids(experiment, settings)
     ):
-        outputs = task.outputs(model, moved)
+        outputs = task.outputs(model, batch)
     own = ObjectiveSettings(floor=settings.margin_floor, cap=settings.token_cap)
-    concept = CONCEPT_OBJECTIVES[settings.concept_objective](
+    concept = shares["concept"] * CONCEPT_OBJECTIVES[settings.concept_objective](
         outputs.concept, reference.concept.logits if reference else None, own
     )
-    retain = RETAIN_OBJECTIVES[settings.retain_objective](
+    retain = shares["retain"] * RETAIN_OBJECTIVES[settings.retain_objective](
         outputs.retain, reference.retain.logits if reference else None, own
     )
     loss = settings.concept_weight * concept + settings.retain_weight * retain

@@ -120,6 +120,11 @@ class TrainMaskConfig(TaskConfig):
     average: float | None = flag(None, "rate of the running mean of scores; 0: off")
     n_steps: int | None = flag(None, "optimiser steps")
     batch_size: int | None = flag(None, "examples a step, of each process")
+    micro_batch: int | None = flag(
+        None,
+        "examples at once, to the same step; default: all, or for edges what memory "
+        "has room for",
+    )
     lr: float | None = flag(None, "learning rate of the gates")
     n_ablated: int | None = flag(
         None,
@@ -153,7 +158,7 @@ class TrainMaskConfig(TaskConfig):
         _check_choices("--gate", [self.gate] if self.gate else [], GATES)
         wanted = [m for m in self.attribution if m != "none"]
         _check_choices("--attribution", wanted, METHODS)
-        for key in ("n_steps", "batch_size", "n_ablated"):
+        for key in ("n_steps", "batch_size", "micro_batch", "n_ablated"):
             value = getattr(self, key)
             if value is not None and value < 1:
                 raise UserError(f"--{key} must be positive, got {value}")
