@@ -131,10 +131,21 @@ def curve_finding(run: Run) -> list[str]:
     return [f"Concept ({metric}): {listed}."]
 
 
+def import_finding(run: Run) -> list[str]:
+    """An import_mask run: what the file's mask cuts."""
+    results = run.results
+    n_ablated, n_units = results["n_ablated"], results["n_units"]
+    return [
+        f"The mask from {results['file']} ({results['format'].replace('_', ' ')}) "
+        f"ablates {n_ablated:,} of {n_units:,} units ({n_ablated / n_units:.2%})."
+    ]
+
+
 FINDINGS: dict[str, Callable[[Run], list[str]]] = {
     "train_mask": mask_finding,
     "relearn": relearning_finding,
     "evaluate": curve_finding,
     "attribute": curve_finding,
+    "import_mask": import_finding,
 }
 """Kind of run -> what it says."""
