@@ -4,7 +4,7 @@ Each format is a graph (`masks/edge_conventions.py`) and a file: JSON
 (`masks/edge_lists.py`) or named tensors (`masks/edge_tensors.py`).
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -39,7 +39,7 @@ from masks.edge_tensors import (
     with_inputs,
 )
 from models.block_parts import graph_of
-from models.residual_graph import ResidualGraph
+from models.residual_graph import Position, ResidualGraph
 from storage.atomic import read_json
 from storage.errors import UserError
 
@@ -88,34 +88,40 @@ def read_edges(
         UserError: When the file is no mask of this model in this format, naming what
             differs, or holds values that are neither 0 nor 1.
     """
+    kept: Tensor | None
+    scores: Tensor | None
     if name == "edges":
-        graph = _named_graph(path, model)
-        values = read_edge_values(path, graph)
-        return Found(graph, *_either(scored, values, path, graph))
-    if name == "mib":
+        theirs = _named_graph(path, model)
+        scores = read_edge_values(path, theirs)
+        kept = None if scored else binary(path, theirs, scores)
+    elif name == "mib":
         theirs = graph_in(model, CONVENTIONS[name])
         kept, scores = read_graph_json(path, theirs, d_model=_d_model(model))
         _check_has(path, "score" if scored else "in_graph", scores if scored else kept)
     elif name == "edge_pruning" and path.suffix == ".json":
-        theirs = graph_in(model, CONVENTIONS[name])
-        if scored:
-            raise UserError(
-                f"{path} lists kept edges and has no scores; leave --n_kept out"
-            )
-        kept, scores = _listed(path, theirs, embeddings), None
+        theirs, scores = graph_in(model, CONVENTIONS[name]), None
+        kept = _listed(path, theirs, embeddings, scored)
     else:
-        tensors = load_tensors(path)
-        theirs = graph_in(model, CONVENTIONS[name], merged=is_merged(name, tensors))
-        if name == "edge_pruning":
-            tensors = with_inputs(theirs, tensors)
-        kept = None if scored else kept_by(name, theirs, tensors, path)
-        scores = values_in(name, theirs, tensors, path) if scored else None
+        theirs, kept, scores = _from_tensors(path, name, model, scored)
     ours = own_graph(model, theirs)
     if scored:
         assert scores is not None
         return Found(ours, None, carried(theirs, scores, ours, shared="sum"))
     assert kept is not None
     return Found(ours, carried(theirs, kept, ours, shared=shared), None)
+
+
+def _from_tensors(
+    path: Path, name: str, model: nn.Module, scored: bool
+) -> tuple[ResidualGraph, Tensor | None, Tensor | None]:
+    """Their graph, and which edges are kept or the score of each."""
+    tensors = load_tensors(path)
+    theirs = graph_in(model, CONVENTIONS[name], merged=is_merged(name, tensors))
+    if name == "edge_pruning":
+        tensors = with_inputs(theirs, tensors)
+    if scored:
+        return theirs, None, values_in(name, theirs, tensors, path)
+    return theirs, kept_by(name, theirs, tensors, path), None
 
 
 def write_edges(
@@ -130,9 +136,10 @@ def write_edges(
     shared: Shared = "refuse",
     allow_difference: bool = False,
 ) -> None:
-    """Write a mask on the edges of `graph`, a graph of `model`, in the format `name`.
+    """Write a mask on the edges of `graph`, a graph of `model`, for another program.
 
     Args:
+        name: A format in `CONVENTIONS`.
         scores: Of every edge; only `mib` holds them. Of several edges that are one in
             the format they are summed.
         ablation: What stands in an ablated edge's place: it decides whether the format
@@ -143,33 +150,64 @@ def write_edges(
     Raises:
         UserError: When the format cannot say the same, with what differs.
     """
-    if name == "edges":
-        write_json_line(path, edge_values(graph, kept))
-        return
-    convention = CONVENTIONS[name]
     merged = not graph.apart if name == "auto_circuit" else None
-    theirs = graph_in(model, convention, merged=merged)
-    told = lost_in(graph, kept, theirs, ablation)
-    if told and not allow_difference:
-        raise UserError(
-            f"--format {name} cannot say the same: {'; '.join(told)}; use a mask with "
-            "counterfactual ablation, or --allow_difference true to write it anyway"
-        )
+    theirs = graph_in(model, CONVENTIONS[name], merged=merged)
+    if not allow_difference:
+        _check_lost(name, graph, kept, theirs, ablation)
     edges = translated(graph, kept, theirs, shared=shared)
     if name == "mib":
-        theirs_too = (
-            None if scores is None else translated(graph, scores, theirs, shared="sum")
-        )
-        found: Any = graph_json(theirs, edges, theirs_too, d_model=_d_model(model))
+        if scores is not None:
+            scores = translated(graph, scores, theirs, shared="sum")
+        found = graph_json(theirs, edges, scores, d_model=_d_model(model))
         write_json_line(path, found)
     elif name == "edge_pruning" and path.suffix == ".json":
         write_json_line(path, kept_edges(theirs, edges))
-    elif path.suffix == ".safetensors":
-        save_tensors(path, name, theirs, edges)
     else:
+        _check_suffix(path, name)
+        save_tensors(path, name, theirs, edges)
+
+
+def write_named_edges(
+    path: Path,
+    graph: ResidualGraph,
+    kept: Bool[Tensor, "edge"],
+    *,
+    ablation: AblationKind = "zero",
+    allow_difference: bool = False,
+) -> None:
+    """Write a mask by the names of its edges, the format `edges`.
+
+    Positions that are always on become a node that is always kept.
+
+    Raises:
+        UserError: When heads hold the attention bias and that matters, for a list of
+            edges has it always on.
+    """
+    position: Position = "own" if graph.position == "always" else graph.position
+    plain = replace(graph, attention_bias="always", position=position)
+    if not allow_difference:
+        _check_lost("edges", graph, kept, plain, ablation)
+    write_json_line(path, edge_values(plain, translated(graph, kept, plain)))
+
+
+def _check_suffix(path: Path, name: str) -> None:
+    if path.suffix != ".safetensors":
+        also = " or .json" if name == "edge_pruning" else ""
+        raise UserError(f"--format {name} is written as .safetensors{also}, got {path}")
+
+
+def _check_lost(
+    name: str,
+    graph: ResidualGraph,
+    kept: Tensor,
+    theirs: ResidualGraph,
+    ablation: AblationKind,
+) -> None:
+    told = lost_in(graph, kept, theirs, ablation)
+    if told:
         raise UserError(
-            f"--format {name} is written as .safetensors"
-            f"{' or .json' if name == 'edge_pruning' else ''}, got {path}"
+            f"--format {name} cannot say the same: {'; '.join(told)}; use a mask with "
+            "counterfactual ablation, or --allow_difference true to write it anyway"
         )
 
 
@@ -183,14 +221,14 @@ def _check_has(path: Path, key: str, values: Tensor | None) -> None:
         raise UserError(f"{path} has no {key} of its edges; give {other}")
 
 
-def _either(
-    scored: bool, values: Tensor, path: Path, graph: ResidualGraph
-) -> tuple[Tensor | None, Tensor | None]:
-    return (None, values) if scored else (binary(path, graph, values), None)
-
-
-def _listed(path: Path, graph: ResidualGraph, embeddings: Embeddings) -> Tensor:
+def _listed(
+    path: Path, graph: ResidualGraph, embeddings: Embeddings, scored: bool
+) -> Tensor:
     """Edge-Pruning's list; the edges of embeddings that are no nodes there are kept."""
+    if scored:
+        raise UserError(
+            f"{path} lists kept edges and has no scores; leave --n_kept out"
+        )
     kept = read_kept_edges(path, graph)
     of_input = kept.new_tensor(
         [name.startswith(("input->", "position->")) for name in graph.edges()]

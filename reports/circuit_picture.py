@@ -202,7 +202,8 @@ def _curve(layout: Layout, source: str, target: str, reads: str) -> str:
     y1, y2 = y1 - high / 2, y2 + high / 2
     reach = max(0.45 * (y1 - y2), 8.0)
     same = abs(layout.place(source)[0] - layout.place(target)[0]) < 1
-    aside = 0.72 * layout.column if same and y1 - y2 > 0.7 * layout.row else 0.0
+    between = 4 / 3 if source == "input" else 2 / 3  # the curve reaches 3/4 of it
+    aside = between * layout.column if same and y1 - y2 > 0.7 * layout.row else 0.0
     return (
         f"M{x1:.1f},{y1:.1f}C{x1 + aside:.1f},{y1 - reach:.1f} "
         f"{x2 + aside:.1f},{y2 + reach:.1f} {x2:.1f},{y2:.1f}"
@@ -210,16 +211,17 @@ def _curve(layout: Layout, source: str, target: str, reads: str) -> str:
 
 
 def _node(layout: Layout, node: str, degree: int) -> str:
-    """A box with the node's name."""
+    """A box with the node's name; in a narrow one the head's number has to do."""
     (x, y), (wide, high) = layout.place(node), layout.box
     if node in ("input", "position", "logits"):
         wide = max(wide, 54.0)
-    size = min(11.0, wide / (0.6 * len(node)))
+    name = node if wide >= 36 else node.rpartition(".")[-1]
+    size = min(11.0, wide / (0.6 * len(name)))
     plural = "" if degree == 1 else "s"
     return (
         f'<g class="node"><title>{node}: {degree:,} edge{plural}</title>'
         f'<rect x="{x - wide / 2:.1f}" y="{y - high / 2:.1f}" width="{wide:.1f}" '
         f'height="{high:.1f}" rx="4" fill="#fff" stroke="#444"/>'
         f'<text x="{x:.1f}" y="{y + 0.36 * size:.1f}" font-size="{size:.1f}" '
-        f'text-anchor="middle">{node}</text></g>'
+        f'text-anchor="middle">{name}</text></g>'
     )

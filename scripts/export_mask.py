@@ -19,10 +19,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from masks.edge_conventions import CONVENTIONS
 from masks.edge_drawings import dot, graphml
-from masks.edge_formats import FORMATS, write_edges
-from masks.edge_lists import edge_values, write_json_line
+from masks.edge_formats import FORMATS, write_edges, write_named_edges
 from masks.frozen_mask import FrozenMask
 from masks.mask_files import check_model
 from models.residual_graph import ResidualGraph
@@ -70,17 +68,15 @@ class ExportConfig(TaskConfig):
         super().__post_init__()
         if self.format not in KNOWN:
             raise UserError(f"--format must be one of {KNOWN}, got {self.format!r}")
-        if self.mask is None or self.out is None:
-            missing = "--mask" if self.mask is None else "--out"
-            raise UserError(f"{missing} is needed: the mask and the file to write")
         if self.circuit == "ablated" and self.format == "svg":
             raise UserError("--format svg draws the fewer edges; leave --circuit out")
 
 
 def main(config: ExportConfig) -> Path:
     """Write the file and say what is in it."""
-    assert config.mask is not None
-    assert config.out is not None
+    if config.mask is None or config.out is None:
+        missing = "--mask" if config.mask is None else "--out"
+        raise UserError(f"{missing} is needed: the mask and the file to write")
     if config.out.exists():
         raise UserError(f"--out {config.out} exists; choose another name")
     mask = mask_at(config.mask)
@@ -92,7 +88,13 @@ def main(config: ExportConfig) -> Path:
     if config.format in DRAWINGS:
         write_text(config.out, _drawn(config, mask, ranking, graph, kept, scores))
     elif config.format == "edges":
-        write_json_line(config.out, edge_values(graph, kept))
+        write_named_edges(
+            config.out,
+            graph,
+            kept,
+            ablation=mask.ablated.kind,
+            allow_difference=config.allow_difference,
+        )
     else:
         _write_foreign(config, mask, graph, kept, scores)
     n_kept = int(kept.sum())
@@ -133,7 +135,6 @@ def _write_foreign(
         config_hash=experiment.loaded.config_hash,
         allow_other_weights=config.allow_other_weights,
     )
-    assert config.format in CONVENTIONS
     write_edges(
         config.out,
         config.format,

@@ -101,24 +101,27 @@ def main(config: ImportConfig) -> Path:
             run.path / "ranking.safetensors", ranking, {"polarity": "high keeps"}
         )
     again = command("evaluate", {"mask": run.path, **where(config)})
-    run.write_results(
-        {
-            "kind": "import_mask",
-            "task": config.task,
-            "model": config.model_name,
-            "file": config.file,
-            "format": config.format,
-            "ablation": mask.ablated.kind,
-            "n_ablated": mask.n_ablated,
-            "n_units": mask.n_units,
-            "per_site": per_site(mask),
-            "circuit": circuit_of(mask, ranking),
-            "next": again,
-        }
-    )
+    run.write_results(_results(config, mask, ranking) | {"next": again})
     print(f"{mask.n_ablated:,} of {mask.n_units:,} edges ablated: {_switches(found)}")
     print(f"run: {run.path}\nnext: {again}")
     return run.path
+
+
+def _results(
+    config: ImportConfig, mask: FrozenMask, ranking: dict[str, Tensor] | None
+) -> dict[str, Any]:
+    return {
+        "kind": "import_mask",
+        "task": config.task,
+        "model": config.model_name,
+        "file": config.file,
+        "format": config.format,
+        "ablation": mask.ablated.kind,
+        "n_ablated": mask.n_ablated,
+        "n_units": mask.n_units,
+        "per_site": per_site(mask),
+        "circuit": circuit_of(mask, ranking),
+    }
 
 
 def _ablation(config: ImportConfig) -> AblationKind:

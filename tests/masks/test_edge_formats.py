@@ -6,6 +6,7 @@ as those programs do: it shares no code with the formats.
 
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,12 @@ from torch.nn import functional
 
 from masks.ablation import AblationValues, record_values, zero_values
 from masks.edge_conventions import CONVENTIONS, graph_in, lost_in, translated
-from masks.edge_formats import FORMATS, read_edges, write_edges
+from masks.edge_formats import (
+    FORMATS,
+    read_edges,
+    write_edges,
+    write_named_edges,
+)
 from masks.edge_lists import graph_json, live_nodes, read_graph_json
 from masks.edge_sites import by_site, flat_gates
 from masks.edge_tensors import LAYOUTS, kept_by, tensors_of
@@ -33,6 +39,11 @@ from tests.models.tiny import D_MODEL, N_HEADS, N_LAYERS, tiny_inputs, tiny_mode
 N_WRITERS = 1 + N_LAYERS * (N_HEADS + 1)
 KINDS = ["gpt2", "gpt_neox", "llama"]
 MODELS: dict[str, Any] = {}
+SWITCHES = [
+    {"position": p, "attention_bias": b}
+    for p in ("merged", "own", "always")
+    for b in ("always", "heads")
+]
 
 
 def model_of(kind: str) -> Any:
@@ -308,10 +319,34 @@ def test_a_mask_comes_back_from_every_format(
         graph = translated_graph(model, theirs)
     kept = draw(graph.n_edges, seed, share)
     path = tmp_path_factory.mktemp("masks") / f"mask{ending(name)}"
-    write_edges(path, name, model, graph, kept)
+    write(path, name, model, graph, kept)
     found = read_edges(path, name, model)
     assert found.graph == graph
     assert torch.equal(found.kept, kept)
+
+
+def write(path: Path, name: str, model: Any, graph: Any, kept: Tensor) -> None:
+    if name == "edges":
+        write_named_edges(path, graph, kept)
+    else:
+        write_edges(path, name, model, graph, kept)
+
+
+@pytest.mark.parametrize("switches", SWITCHES)
+def test_a_list_of_named_edges_is_the_same_cut_or_refused(
+    switches: dict[str, Any], tmp_path: Path
+):
+    model, path = model_of("gpt2"), tmp_path / "edges.json"
+    graph = ResidualGraph(2, 4, 4, **switches)
+    kept = draw(graph.n_edges, 10)
+    if switches["attention_bias"] == "heads":
+        with pytest.raises(UserError, match="attention's output bias otherwise"):
+            write_named_edges(path, graph, kept)
+        return
+    write_named_edges(path, graph, kept)
+    found = read_edges(path, "edges", model)
+    before, after = cut_logits(graph, kept), cut_logits(found.graph, found.kept)
+    torch.testing.assert_close(before, after, atol=1e-9, rtol=0)
 
 
 def translated_graph(model: Any, theirs: ResidualGraph) -> ResidualGraph:
@@ -392,6 +427,17 @@ def test_gpt2_small_has_the_published_shapes_of_masks():
     assert len(everything["nodes"]) == 158
 
 
+def test_mlps_beside_attention_read_no_head_of_their_layer():
+    graph = ResidualGraph(2, 4, 4, apart=False, parallel=True, attention_bias="heads")
+    kept = torch.ones(graph.n_edges, dtype=torch.bool)
+    found = tensors_of("circuit_breaking", graph, kept)
+    assert found["blocks.1.edge_mask_mlp"].shape == (6,)
+    assert found["blocks.1.edge_mask_attentions"].shape == (6, 4)
+    apart = replace(graph, apart=True)
+    cfg = graph_json(apart, draw(apart.n_edges, 0), None, d_model=8)["cfg"]
+    assert cfg["parallel_attn_mlp"] is True
+
+
 def test_nodes_are_in_the_graph_when_a_path_leads_through_them():
     graph = ResidualGraph(3, 1, 1)
     kept = ["input->m0", "m0->a1.h0<k>", "a1.h0->m2", "input->a2.h0<q>", "a2.h0->m2"]
@@ -465,13 +511,6 @@ def test_a_merged_mask_is_copied_to_q_k_and_v(tmp_path: Path):
             draw(apart.n_edges, 8),
             ablation="mean",
         )
-
-
-SWITCHES = [
-    {"position": p, "attention_bias": b}
-    for p in ("merged", "own", "always")
-    for b in ("always", "heads")
-]
 
 
 @pytest.mark.parametrize("target", SWITCHES)
@@ -624,7 +663,7 @@ def test_masks_of_encoders_belong_to_no_other_program(tmp_path: Path):
     sites = sites_of(model, ["edges"])
     kept = draw(sites[0].graph.n_edges, 1)
     path = tmp_path / "edges.json"
-    write_edges(path, "edges", model, sites[0].graph, kept)
+    write_named_edges(path, sites[0].graph, kept)
     found = read_edges(path, "edges", model)
     keep = by_site(sites, found.kept)
     assert torch.equal(flat_gates(sites, keep), kept)

@@ -108,6 +108,14 @@ def test_nodes_without_edges_are_dots_where_there_are_few():
     assert "<circle" not in circuit_svg(circuit(ResidualGraph(32, 32, 8), 12))
 
 
+def test_a_narrow_box_has_the_number_of_its_head_and_its_name_under_the_pointer():
+    graph = ResidualGraph(2, 32, 8)
+    drawn = circuit(graph, 1) | {"edges": ["a0.h17->m1"], "scores": None}
+    text = circuit_svg(drawn)
+    assert "<title>a0.h17: 1 edge</title>" in text
+    assert ">h17</text>" in text
+
+
 def test_the_caption_says_which_edges_are_drawn():
     said = caption(circuit(GPT2, 12, kept=True, scored=False))
     assert said.startswith("The 12 kept edges of 32,491; the other 32,479 are ablated.")
