@@ -1,10 +1,11 @@
 """Rankings without training, by name: the baselines every learned mask has to beat."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 
 from torch import nn
 
+from attribution.edge_integrated import eap_ig
 from attribution.gradients import (
     gradient_concept_loss,
     gradient_margin,
@@ -27,6 +28,8 @@ class Method:
 
     rank: Callable[[Subject], Scores]
     ranks_edges: bool = True
+    ranks_others: bool = True
+    """Neurons, heads, hidden units and weights."""
 
     def __call__(
         self,
@@ -57,24 +60,37 @@ class Method:
 
         Raises:
             UserError: When sites or batches are missing, no batch holds the concept, or
-                edges are to be ranked by a method that cannot.
+                the method cannot rank these units.
         """
-        if not self.ranks_edges and any(site.kind == "edges" for site in sites):
-            able = ", ".join(name for name, m in METHODS.items() if m.ranks_edges)
-            raise UserError(f"this method cannot rank edges; use one of {able}")
-        return self.rank(
-            Subject(
-                task,
-                model,
-                tuple(sites),
-                ablated,
-                split,
-                n_batches,
-                size,
-                seed,
-                tuple(special_ids),
-            )
+        subject = Subject(
+            task,
+            model,
+            tuple(sites),
+            ablated,
+            split,
+            n_batches,
+            size,
+            seed,
+            tuple(special_ids),
         )
+        kinds = [site.kind for site in sites]
+        told = self.cannot_rank(kinds)
+        if told is not None:
+            raise UserError(f"this method {told}; use one of {', '.join(able(kinds))}")
+        return self.rank(subject)
+
+    def cannot_rank(self, kinds: Collection[str]) -> str | None:
+        """What it does instead of ranking units of these kinds; None where it can."""
+        if not self.ranks_edges and "edges" in kinds:
+            return "cannot rank edges"
+        if not self.ranks_others and set(kinds) - {"edges"}:
+            return "ranks edges alone"
+        return None
+
+
+def able(kinds: Collection[str]) -> list[str]:
+    """Names of the methods that can rank units of all these kinds."""
+    return [name for name, m in METHODS.items() if m.cannot_rank(kinds) is None]
 
 
 METHODS: dict[str, Method] = {
@@ -86,6 +102,9 @@ METHODS: dict[str, Method] = {
     "gradient_margin_over_retain": Method(
         gradient_margin_over_retain, ranks_edges=False
     ),
+    # on edges the gradient of the gates is edge attribution patching
+    "eap": Method(gradient_margin, ranks_others=False),
+    "eap_ig": Method(eap_ig, ranks_others=False),
     "integrated_gradients_margin": Method(integrated_gradients_margin),
     "greedy_margin": Method(greedy_margin),
     "random": Method(random_scores),

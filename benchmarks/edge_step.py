@@ -7,7 +7,8 @@ sdpa, GPT-2 small's shape, random weights. An edge step does the same under a ga
 every edge and gives the gradient of all gates. `stored` keeps every layer's reads for
 the backward pass, `again` repeats them, `in parts` repeats them and goes through the
 batch in parts of 128 tokens under the same gates; `merged` has one gate for a head's
-query, key and value. All are interleaved in one process; times are medians, ratios
+query, key and value. `EAP` and `EAP-IG` score all edges once, counterfactual runs of
+the other inputs included. All are interleaved in one process; times are medians, ratios
 medians of the ratio within a round. Memory is what torch's allocator holds at most
 during a step beyond what it held before, the buffers of writers and gradients among it;
 the folded copy of the attention weights (a stack's own, kept between steps) stands
@@ -29,9 +30,11 @@ from transformers.utils import logging as transformers_logging
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from attribution.edge_integrated import input_moved
 from benchmarks.peak import peak_bytes
 from masks.edge_gating import edge_gated
 from masks.edge_stack import EdgeStack
+from masks.edge_writers import record_writers
 from models.residual_graph import ResidualGraph
 from models.residual_parts import ResidualModel
 from training.config import parse_config
@@ -145,6 +148,24 @@ def _steps(
 
         return step
 
+    other = ids.flip(0)
+
+    def eap() -> None:
+        keep = torch.ones(apart.graph.n_edges).requires_grad_()
+        with edge_gated(again, keep, record_writers(apart, {"input_ids": other})):
+            torch.autograd.grad(model(input_ids=ids, labels=ids).loss, keep)
+
+    def eap_ig(n_steps: int = 5) -> None:
+        replaced = record_writers(apart, {"input_ids": other})
+        lost = record_writers(apart, {"input_ids": ids}).sub_(replaced)
+        for number in range(n_steps):
+            keep = torch.ones(apart.graph.n_edges).requires_grad_()
+            with (
+                input_moved(again, ((number + 0.5) / n_steps - 1) * lost[0]),
+                edge_gated(again, keep, differences=lost),
+            ):
+                torch.autograd.grad(model(input_ids=ids, labels=ids).loss, keep)
+
     def forward(stack: EdgeStack, keep: Tensor) -> Step:
         def step() -> None:
             with torch.no_grad(), edge_gated(stack, keep):
@@ -164,6 +185,8 @@ def _steps(
         "edges, again": edges(again),
         "edges, in parts": edges(again, n_parts),
         "merged, again": edges(shared),
+        "EAP": eap,
+        "EAP-IG, 5 steps": eap_ig,
         "plain forward": plain_forward,
         "forward, all edges": forward(again, half),
         "forward, merged": forward(shared, half[: merged.graph.n_edges]),
@@ -206,6 +229,10 @@ def _floor(n_layers: int, length: int, name: str) -> float:
     reads = graph.n_edges * D_MODEL
     if "plain" in name:
         return 1.0
+    if "EAP" in name:
+        n_steps, n_runs = (5, 2) if "IG" in name else (1, 1)
+        # runs for the writers; the gradient of every read, once for the gates
+        return (n_runs * forward + n_steps * (2 * forward + reads)) / (2 * forward)
     if "forward" in name:
         some = {"forward, 12 cut": 12, "forward, 988 kept": 988}.get(name)
         return (forward + reads) / forward if some is None else math.nan

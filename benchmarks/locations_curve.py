@@ -22,7 +22,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from attribution.registry import METHODS
+from attribution.registry import able
 from benchmarks.curve import Curve
 from masks.ablation import zero_values
 from masks.frozen_mask import FrozenMask
@@ -58,7 +58,8 @@ class CurveConfig(TaskConfig):
     sizes: list[int] = flag([8, 12, 24, 50, 100, 200], "units cut")
     ablations: list[str] = flag(["zero", "mean"], "cut values: zero, mean")
     methods: list[str] = flag(
-        [*LEARNED, *(m for m in METHODS if m != "random"), "random"], "rankings"
+        [*LEARNED, *(m for m in able(["neurons"]) if m != "random"), "random"],
+        "rankings",
     )
 
 

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from attribution.registry import METHODS
+from attribution.registry import METHODS, able
 from benchmarks.curve import Curve
 from benchmarks.greedy_edges import Images, greedy_edges
 from benchmarks.mnist_models import base_model, without_concept
@@ -125,7 +125,7 @@ class MnistConfig:
     settings: list[str] = flag(list(SETTINGS), f"among {', '.join(SETTINGS)}")
     seeds: list[int] = flag([0, 1, 2], "seeds of models, batches and gates")
     methods: list[str] = flag(
-        ["topk", "hard_concrete", *METHODS, *PUBLISHED.others], "rankings"
+        ["topk", "hard_concrete", *able(["weights"]), *PUBLISHED.others], "rankings"
     )
 
     def __post_init__(self) -> None:

@@ -42,6 +42,7 @@ def edge_gated(
     keep: Float[Tensor, "edge"] | Bool[Tensor, "edge"],
     ablated: Float[Tensor, "writer *token d_model"] | None = None,
     inside: Sequence[Tensor] = (),
+    differences: Float[Tensor, "writer batch seq d_model"] | None = None,
 ) -> Iterator[None]:
     """Run the stack's model by the gates `keep` inside the context.
 
@@ -55,6 +56,8 @@ def edge_gated(
         ablated: Ablation value of every writer; `token` is 1 or batch * seq, or two
             axes, 1 or batch and 1 or seq. None is zero.
         inside: Gates that hooks inside the blocks use; may carry a gradient.
+        differences: What the gradient of `keep` weighs instead of each writer's value
+            in this run less its ablation value (`attribution.edge_integrated`).
 
     Raises:
         UserError: When the gates are not one an edge, or the blocks are gated already.
@@ -68,7 +71,7 @@ def edge_gated(
     # hooks of other gates would run twice where the model runs beside the edges
     is_alone = keep.dtype == torch.bool and not inside
     plan = plan_of(stack.model, keep) if is_alone else None
-    run = partial(_run_gated, stack, keep, ablated, inside, plan)
+    run = partial(_run_gated, stack, keep, ablated, inside, differences, plan)
     with _run_instead(stack, run):
         yield
 
@@ -78,6 +81,7 @@ def _run_gated(
     keep: Tensor,
     ablated: Tensor | None,
     inside: Sequence[Tensor],
+    differences: Tensor | None,
     plan: SparsePlan | None,
     stream: Tensor,
     kwargs: AttentionArguments,
@@ -93,6 +97,7 @@ def _run_gated(
             position=position,
             ablated=_by_token(ablated, stream),
             inside=inside,
+            differences=_by_token(differences, stream),
             plan=plan,
         )
 

@@ -75,6 +75,8 @@ class EdgeRun:
     store_reads: bool
     trained: TrainedWeights | None = None
     """The base weights, where they take gradients."""
+    differences: Float[Tensor, "writer token d_model"] | None = None
+    """What the gates' gradient takes for h_u - a_u; None: the run's own."""
     inside: Sequence[Tensor] = ()
     """Tensors that hooks inside the blocks use and that take a gradient."""
     kept: list[Any] = field(default_factory=list)

@@ -98,6 +98,7 @@ class EdgeStack:
         position: Float[Tensor, "#batch seq d_model"] | None = None,
         ablated: Float[Tensor, "writer #token d_model"] | None = None,
         inside: Sequence[Tensor] = (),
+        differences: Float[Tensor, "writer token d_model"] | None = None,
         plan: SparsePlan | None = None,
     ) -> Float[Tensor, "batch seq d_model"]:
         """What the logits read, before the final norm.
@@ -112,6 +113,9 @@ class EdgeStack:
                 (batch * seq); None is zero.
             inside: Tensors that hooks inside the blocks use, gates of neurons and
                 heads; where they take a gradient they get it.
+            differences: Per edge the gates' gradient is then the inner product of its
+                writer's difference and the gradient of its reader's input, instead of
+                that with h_u - a_u of this pass.
             plan: How to run a finished mask `keep` for less, where nothing takes a
                 gradient.
         """
@@ -139,6 +143,7 @@ class EdgeStack:
             ablated,
             self.store_reads,
             trained,
+            differences,
             [tensor for tensor in inside if tensor.requires_grad],
         )
         if plan is not None and plan.form != "all" and not torch.is_grad_enabled():
@@ -255,12 +260,16 @@ class _Backward:
         self.run, self.gates, self.rows = run, gates, rows
         n_writers = run.model.graph.n_writers
         arriving = grad.reshape(-1)
+        # of every writer what its gates weigh
+        self.weighed = rows[1:]
+        if run.differences is not None:
+            self.weighed = centred(run.model, run.differences)
         # of every writer's row
         self.grads = run.buffers.borrow(rows, n_writers, *rows.shape[1:])
         torch.mul(gates[-n_writers:, None], arriving, out=self.grads.flatten(1))
         self.d_keep = torch.empty_like(gates) if of_gates else None
         if self.d_keep is not None:
-            torch.mv(rows[1:].flatten(1), arriving, out=self.d_keep[-n_writers:])
+            torch.mv(self.weighed.flatten(1), arriving, out=self.d_keep[-n_writers:])
         # of row 0, which only weights and positions have a use for
         self.d_always = arriving.clone()
 
@@ -274,7 +283,7 @@ class _Backward:
             self.d_always.add_(d_seen)
             if self.d_keep is not None:
                 d_own = mlp_gates(graph, layer, self.d_keep)[first:]
-                torch.mv(self.rows[1:][own].flatten(1), d_seen, out=d_own)
+                torch.mv(self.weighed[own].flatten(1), d_seen, out=d_own)
             own_gates = mlp_gates(graph, layer, gates)[first:]
             self.grads[own].flatten(1).addr_(own_gates, d_seen)
         self._take_output_bias(layer)
@@ -309,7 +318,7 @@ class _Backward:
                 self.d_always.view_as(d_seen)[tokens] += reads[:-1].sum(0)
             reads[-1].copy_(d_seen[tokens])
             if self.d_keep is not None:
-                d_gates += inner(reads, self.rows[1 : 1 + first, tokens])
+                d_gates += inner(reads, self.weighed[:first, tokens])
             own = self.grads[:first, tokens].flatten(1)
             own.addmm_(given[:, 1:].T, reads.flatten(1))
             run.buffers.give_back(reads)

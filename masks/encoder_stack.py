@@ -18,6 +18,7 @@ It goes to the stream, and from there, by the backward pass of the norms, to all
 writers. Row 0 is always on: ablation values, and biases of projections and norms.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -31,6 +32,7 @@ from masks.edge_gates import attention_gates, inner, layer_gates, mlp_gates
 from masks.edge_reads import tiles
 from masks.edge_run import EdgeRun, KeptBlock
 from models.carried_norms import CarriedLayer, CarriedNorms
+from models.residual_graph import ResidualGraph
 
 
 @dataclass
@@ -254,6 +256,7 @@ class _Backward:
         """Of the stream at the current place."""
         self.excess = torch.zeros_like(self.scales[0])
         """e - f of the places after the current norm, a number a token."""
+        self.weighed = _weighed(self.run, self.rows, self.scales)
 
     def run_all(self, grad: Tensor, seen: Tensor) -> tuple[Tensor, Tensor]:
         """Gradients of the input's stream and of the gates."""
@@ -262,9 +265,7 @@ class _Backward:
         row = self.gates[-graph.n_writers :]
         torch.mul(row[:, None], arriving, out=self.grads[1:].flatten(1))
         self.grads[0].view(-1).copy_(arriving)
-        torch.mv(
-            self.rows[1:].flatten(1), arriving, out=self.d_keep[-graph.n_writers :]
-        )
+        torch.mv(self.weighed.flatten(1), arriving, out=self.d_keep[-graph.n_writers :])
         for layer in reversed(range(graph.n_layers)):
             kept: _Kept = self.run.kept.pop()
             self._through_norm(2 * layer + 1, kept.norms[1])
@@ -310,7 +311,7 @@ class _Backward:
         own = slice(1 + first, 1 + writer)
         gates = mlp_gates(graph, layer, self.gates)[first:]
         d_gates = mlp_gates(graph, layer, self.d_keep)[first:]
-        torch.mv(self.rows[own].flatten(1), read.view(-1), out=d_gates)
+        torch.mv(self.weighed[first:writer].flatten(1), read.view(-1), out=d_gates)
         self.grads[own].flatten(1).addr_(gates, read.view(-1))
         return read
 
@@ -347,12 +348,34 @@ class _Backward:
             reads = self.run.tile(self.rows, len(gates), tokens)
             torch.bmm(projected[:, tokens], weights, out=reads[:-1])
             reads[-1] = of_mlp[tokens]
-            d_gates += inner(reads, self.rows[1 : 1 + first, tokens])
+            d_gates += inner(reads, self.weighed[:first, tokens])
             own = slice(tokens.start * width, tokens.stop * width)
             grads[:, own].addmm_(gates.T, reads.flatten(1))
             self.run.buffers.give_back(reads)
         attention_gates(graph, layer, self.d_keep).copy_(d_gates[:-1])
         mlp_gates(graph, layer, self.d_keep)[:first] = d_gates[-1]
+
+
+def _weighed(run: EdgeRun, rows: Tensor, scales: list[Tensor]) -> Tensor:
+    """Of every writer what its gates weigh: (writer, token, width)."""
+    if run.differences is None:
+        return rows[1:]
+    graph, carried = run.model.graph, _carried(run)
+    weighed = torch.empty_like(rows[1:])
+    for first, last, place in _places(graph):
+        own = run.differences[first:last] / scales[place]
+        weighed[first:last] = carried.carried(place, own)
+    return weighed
+
+
+def _places(graph: ResidualGraph) -> Iterator[tuple[int, int, int]]:
+    """Of every group of writers the first, the one after the last, and the place."""
+    yield 0, graph.n_inputs, 0
+    for layer in range(graph.n_layers):
+        first = graph.n_before(layer)
+        mlp = first + graph.n_heads
+        yield first, mlp, 2 * layer
+        yield mlp, mlp + 1, 2 * layer + 1
 
 
 def _row_0(grads: Tensor, constants: _Written) -> Tensor:

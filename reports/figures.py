@@ -157,6 +157,50 @@ def score_by_size(run: Run) -> Figure | None:
     return figure
 
 
+def faithfulness_curves(run: Run) -> Figure:
+    """Faithfulness, score and KL of circuits, with and without them, by size."""
+    results = run.results
+    curve = [entry for entry in results["curve"] if entry["order"] == "signed"]
+    metric = results["concept_metric"]
+    shown: list[tuple[str, Callable[[Results], float | None]]] = [
+        ("faithfulness of the circuit", lambda e: e["faithfulness"]),
+        ("faithfulness without it", lambda e: e["without"]["faithfulness"]),
+        (metric_label("concept", metric), lambda e: e["scores"].get(metric["name"])),
+        ("KL to the uncut model (nats)", lambda e: e["scores"].get("kl_concept")),
+    ]
+    figure = Figure(figsize=(WIDTH, 8.0), layout="constrained")
+    grid = list(figure.subplots(2, 2).flat)
+    methods = list(dict.fromkeys(entry["method"] for entry in curve))
+    for axes, (label, value) in zip(grid, shown, strict=True):
+        for k, method in enumerate(methods):
+            own = [entry for entry in curve if entry["method"] == method]
+            points = _share_points(own, value)
+            line(axes, points, method.replace("_", " "), look(k))
+        axes.set_xscale("log")
+        axes.set_xlabel(f"{' and '.join(results['units'])} in the circuit (%)")
+        axes.xaxis.set_major_formatter("{x:g}")
+        axes.set_ylabel(label)
+    for axes in grid[:2]:
+        axes.axhline(1, color=BLACK, linestyle=":", label="whole model")
+        axes.axhline(0, color=BLACK, linestyle="-", linewidth=0.8)
+    legend_beside(grid[1])
+    return figure
+
+
+def _share_points(
+    entries: Sequence[Results], value: Callable[[Results], float | None]
+) -> list[Known]:
+    """Mean over seeds at each share in per cent, from lowest to highest seed."""
+    points = []
+    for fraction in sorted({entry["fraction"] for entry in entries}):
+        found = [value(entry) for entry in entries if entry["fraction"] == fraction]
+        known = [each for each in found if each is not None]
+        if known:
+            ends = [min(known), max(known)]
+            points.append((100 * fraction, sum(known) / len(known), ends))
+    return known_points(points)
+
+
 def relearning_curves(run: Run) -> Figure:
     """Scores against steps: a column a number of examples, a row a side of the task."""
     summary = run.results["summary"]
@@ -303,6 +347,7 @@ FIGURES: dict[str, dict[str, Draw]] = {
     "evaluate": {"scores_by_method": scores_by_method, "score_by_size": score_by_size},
     "attribute": {"score_by_size": score_by_size},
     "import_mask": {"mask_by_layer": mask_by_layer},
+    "faithfulness": {"faithfulness": faithfulness_curves},
 }
 """Kind of run -> its figures in the order of the report."""
 

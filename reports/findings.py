@@ -1,10 +1,13 @@
 """What a run says: sentences made of its numbers."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from reports.load import Run
 from reports.tables import condition_name, format_cell, limit_name
+
+FAITHFUL = 0.95
+"""Share of the concept's margin from which a circuit counts as faithful."""
 
 
 def mask_finding(run: Run) -> list[str]:
@@ -141,11 +144,42 @@ def import_finding(run: Run) -> list[str]:
     ]
 
 
+def faithfulness_finding(run: Run) -> list[str]:
+    """The smallest circuit of each ranking that keeps nearly all of the concept."""
+    results = run.results
+    said = []
+    for method in dict.fromkeys(entry["method"] for entry in results["curve"]):
+        rows = [
+            entry
+            for entry in results["curve"]
+            if entry["method"] == method and entry["order"] == "signed"
+        ]
+        shares = sorted({entry["fraction"] for entry in rows})
+        small = next((s for s in shares if _all_faithful(rows, s)), None)
+        name = method.replace("_", " ")
+        if small is None:
+            said.append(f"{name}: no measured share keeps {FAITHFUL:.0%}.")
+        else:
+            said.append(
+                f"{name}: {small:.1%} of {results['n_units']:,} "
+                f"{' and '.join(results['units'])} keep at least {FAITHFUL:.0%} of the "
+                "concept's margin."
+            )
+    return said
+
+
+def _all_faithful(rows: Sequence[Mapping[str, Any]], share: float) -> bool:
+    """At this share and every larger one, on every seed."""
+    found = [row["faithfulness"] for row in rows if row["fraction"] >= share]
+    return all(value is not None and value >= FAITHFUL for value in found)
+
+
 FINDINGS: dict[str, Callable[[Run], list[str]]] = {
     "train_mask": mask_finding,
     "relearn": relearning_finding,
     "evaluate": curve_finding,
     "attribute": curve_finding,
     "import_mask": import_finding,
+    "faithfulness": faithfulness_finding,
 }
 """Kind of run -> what it says."""

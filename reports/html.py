@@ -14,7 +14,9 @@ from reports.findings import FINDINGS
 from reports.load import Run, load_run
 from reports.tables import (
     Row,
+    area_rows,
     curve_rows,
+    faithfulness_rows,
     format_cell,
     location_rows,
     probe_rows,
@@ -53,6 +55,11 @@ CAPTIONS = {
     "ablated, on held-out data. Bars: 95 % bootstrap intervals over documents.",
     "score_by_size": "Scores on held-out data against the number of ablated units. "
     "Bands: 95 % bootstrap intervals, or lowest to highest seed.",
+    "faithfulness": "Circuits of the top shares of each ranking, everything else "
+    "ablated: the share of the concept's margin between the empty circuit (0) and the "
+    "whole model (1), the concept's score, and the divergence from the uncut model; "
+    "top right, the same share with the circuit ablated and the rest kept. Bands: "
+    "lowest to highest seed.",
     "relearning_curves": "Held-out scores along relearning, mean over seeds. Bands: "
     "95 % bootstrap intervals over seeds and documents.",
     "recovery_by_examples": "Recovery at the end of relearning: against the uncut "
@@ -204,11 +211,19 @@ def _relearn_tables(results: Mapping[str, Any]) -> list[Table]:
     ]
 
 
+def _faithfulness_tables(results: Mapping[str, Any]) -> list[Table]:
+    return [
+        ("Areas under faithfulness", area_rows(results)),
+        ("Circuits of every size", faithfulness_rows(results)),
+    ]
+
+
 TABLES: dict[str, Callable[[Mapping[str, Any]], list[Table]]] = {
     "train_mask": _mask_tables,
     "relearn": _relearn_tables,
     "evaluate": _score_tables,
     "attribute": _score_tables,
     "import_mask": _site_table,
+    "faithfulness": _faithfulness_tables,
 }
 """Kind of run -> its tables with their headings, in the order of the report."""

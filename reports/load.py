@@ -22,6 +22,7 @@ KINDS: dict[str, tuple[str, ...]] = {
         "format",
         "file",
     ),
+    "faithfulness": ("task", "model", "curve", "areas", "scores"),
 }
 """Kind of run -> keys its results.json must have (docs/results.md)."""
 

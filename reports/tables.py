@@ -97,6 +97,65 @@ def curve_rows(results: Mapping[str, Any]) -> list[Row]:
     ]
 
 
+def faithfulness_rows(results: Mapping[str, Any]) -> list[Row]:
+    """One row a ranking and share kept: with the circuit and without, over seeds.
+
+    The order of absolute scores is left out: `area_rows` has it.
+    """
+    groups: dict[tuple[str, float], list[Mapping[str, Any]]] = {}
+    for entry in results["curve"]:
+        if entry["order"] == "signed":
+            key = entry["method"], entry["fraction"]
+            groups.setdefault(key, []).append(entry)
+    name = results["concept_metric"]["name"]
+    return [
+        {
+            "ranking": method.replace("_", " "),
+            "kept": f"{100 * fraction:g} %",
+            "units": same[0]["n_kept"],
+            "connected": round(mean([entry["n_connected"] for entry in same]) or 0),
+            "faithfulness": mean([entry["faithfulness"] for entry in same]),
+            name: mean([entry["scores"].get(name) for entry in same]),
+            "kl_concept": mean([entry["scores"].get("kl_concept") for entry in same]),
+            "f without it": mean([e["without"]["faithfulness"] for e in same]),
+            f"{name} without it": mean(
+                [entry["without"]["scores"].get(name) for entry in same]
+            ),
+        }
+        for (method, fraction), same in groups.items()
+    ]
+
+
+def area_rows(results: Mapping[str, Any]) -> list[Row]:
+    """One row a ranking: CPR by signed scores and CMD by absolute ones, over seeds."""
+    found: dict[str, Row] = {}
+    for method in dict.fromkeys(entry["method"] for entry in results["areas"]):
+        own = [entry for entry in results["areas"] if entry["method"] == method]
+        orders = {entry["order"] for entry in own}
+        last = "absolute" if "absolute" in orders else "signed"
+        row = found.setdefault(method, {"ranking": method.replace("_", " ")})
+        for column, key, order in (
+            ("CPR (more is better)", "cpr", "signed"),
+            ("CMD (0 is best)", "cmd", last),
+        ):
+            values = [entry[key] for entry in own if entry["order"] == order]
+            row[column] = _mean_and_range(values)
+        row["seeds"] = len({entry["seed"] for entry in own})
+    return list(found.values())
+
+
+def mean(values: Sequence[float | None]) -> float | None:
+    """Of those that are known; None where none is."""
+    known = [value for value in values if value is not None]
+    return sum(known) / len(known) if known else None
+
+
+def _mean_and_range(values: Sequence[float | None]) -> str:
+    known = [value for value in values if value is not None]
+    ends = [min(known), max(known)] if len(known) > 1 else None
+    return with_interval(mean(known), ends) or "undefined"
+
+
 def relearning_rows(results: Mapping[str, Any]) -> list[Row]:
     """One row a condition and number of examples: first and last scores of the run."""
     rows = []

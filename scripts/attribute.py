@@ -37,8 +37,8 @@ class AttributeConfig(TaskConfig):
 
     methods: list[str] = flag(
         [],
-        f"rankings: {', '.join(sorted(METHODS))}, or all; default: gradient_margin, "
-        "random and, but for edges, probeless",
+        f"rankings: {', '.join(sorted(METHODS))}, or all; default: random and "
+        "gradient_margin, probeless; for edges eap, eap_ig",
     )
     units: list[str] = flag([], f"what is cut: {' '.join(UNIT_KINDS)}")
     layers: list[int] = flag(

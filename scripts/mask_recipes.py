@@ -6,7 +6,7 @@ from typing import Any, Protocol
 
 from torch import nn
 
-from attribution.registry import METHODS
+from attribution.registry import METHODS, able
 from masks.edge_sites import check_one_graph
 from masks.frozen_mask import FrozenMask
 from masks.mask_set import MaskSet
@@ -123,18 +123,17 @@ def methods_of(methods: Sequence[str], units: Sequence[str]) -> list[str]:
     Raises:
         UserError: When a method cannot rank the units.
     """
-    able = [
-        name for name, m in METHODS.items() if m.ranks_edges or "edges" not in units
-    ]
+    possible = able(units)
     if not methods:
-        return [name for name in ("gradient_margin", "probeless") if name in able]
+        usual = ("eap", "eap_ig", "gradient_margin", "probeless")
+        return [name for name in usual if name in possible][:2]
     if "all" in methods:
-        return sorted(able)
+        return sorted(possible)
     for method in methods:
-        if method != "none" and method not in able:
+        told = None if method == "none" else METHODS[method].cannot_rank(units)
+        if told is not None:
             raise UserError(
-                f"attribution method {method} cannot rank edges; use one of "
-                f"{', '.join(able)}"
+                f"attribution method {method} {told}; use one of {', '.join(possible)}"
             )
     return [method for method in methods if method != "none"]
 
@@ -155,7 +154,7 @@ def settings_of(config: Any, n_units: int) -> MaskSettings:
         recipe = replace(recipe, concept_objective="kl", retain_weight=0.0)
     if edges and config.direction == "isolate":
         low, high = (share * n_units for share in ISOLATED_SHARES)
-        ablation = "counterfactual" if _has_pairs(config.task) else recipe.ablation
+        ablation = "counterfactual" if has_pairs(config.task) else recipe.ablation
         recipe = replace(recipe, k_min=low, k_max=high, n_steps=300, ablation=ablation)
     recipe = replace(recipe, k_max=min(recipe.k_max, n_units / 2))
     recipe = replace(recipe, k_min=min(recipe.k_min, recipe.k_max / 4))
@@ -225,13 +224,14 @@ def check_pairs(task: str, ablation: str) -> None:
     Raises:
         UserError: Naming the tasks that have them.
     """
-    if ablation == "counterfactual" and not _has_pairs(task):
-        able = " and ".join(name for name in TASKS if _has_pairs(name))
+    if ablation == "counterfactual" and not has_pairs(task):
+        able = " and ".join(name for name in TASKS if has_pairs(name))
         raise UserError(
             f"--ablation counterfactual needs paired inputs, which {able} have and "
             f"{task} has not; use mean or zero"
         )
 
 
-def _has_pairs(task: str) -> bool:
+def has_pairs(task: str) -> bool:
+    """Whether the task's inputs have counterfactuals."""
     return TASKS[task].counterfactual is not Task.counterfactual

@@ -122,7 +122,11 @@ def attribution_scores(
 def attribution_ranking(
     experiment: Experiment, mask: FrozenMask, method: str, *, seed: int, n_batches: int
 ) -> dict[str, Tensor]:
-    """Ranking of the mask's units by an attribution method; the highest are kept."""
+    """Ranking of the mask's units by an attribution method; the highest are kept.
+
+    A mask that breaks the concept ablates the most responsible units first; one that
+    isolates it keeps them.
+    """
     responsible = METHODS[method](
         experiment.task,
         experiment.loaded.model,
@@ -133,7 +137,8 @@ def attribution_ranking(
         seed=seed,
         special_ids=mask.special_ids,
     )
-    return {name: -values for name, values in responsible.items()}
+    sign = 1 if mask.provenance.get("direction") == "isolate" else -1
+    return {name: sign * values for name, values in responsible.items()}
 
 
 def cut_by(

@@ -140,7 +140,7 @@ class TrainMaskConfig(TaskConfig):
     attribution: list[str] = flag(
         [],
         f"baselines cut to the same size: {', '.join(sorted(METHODS))}, or none; "
-        "default: gradient_margin and, but for edges, probeless",
+        "default: gradient_margin and probeless; for edges eap and eap_ig",
     )
     n_random: int = flag(3, "random cuts of the same size")
     curve_sizes: list[int] = flag([], "numbers of ablated units to score as well")

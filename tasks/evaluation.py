@@ -12,10 +12,11 @@ from torch import Tensor, nn
 
 from storage.errors import UserError
 from storage.modes import evaluating
-from tasks.base import Batch, Outputs, Split, Task, to_device
+from tasks.base import Batch, Outputs, Predictions, Split, Task, to_device
 from tasks.span_counts import ratio
 
 BEHAVIOURS = ("concept", "retain")
+OF_CONCEPT = "of_concept_"
 _RESAMPLES_AT_ONCE = 64
 
 
@@ -32,6 +33,8 @@ class Evaluation:
     unseen: Bool[Tensor, "example"]
     n_examples: int
 
+
+PositionScore = Callable[[Predictions], Float[Tensor, "position"]]
 
 Cut = Callable[[Batch], AbstractContextManager[Any]]
 """Makes the context in which the model is cut for one batch (on the model's device)."""
@@ -74,6 +77,7 @@ def evaluate(
     size: int = 64,
     cut: Cut = uncut,
     reference: bool | References = False,
+    of_concept: Mapping[str, PositionScore] | None = None,
     limit: int | None = None,
 ) -> Evaluation:
     """Scores of `model` inside `cut` on every example of `split`, in eval mode.
@@ -87,6 +91,7 @@ def evaluate(
         reference: Run the uncut model too and add `kl_concept` and `kl_retain`, the
             mean KL(uncut || cut) in nats per position. `References` keeps its outputs
             for the next call.
+        of_concept: Further scores by name: their means over the concept's positions.
         limit: Stop after that many examples.
 
     Raises:
@@ -110,8 +115,17 @@ def evaluate(
             unseen.append(batch["unseen"])
             with torch.no_grad():
                 moved = to_device(batch, device)
-                counted, ablated = _counts(task, model, moved, cut, bool(reference))
-                if ablated is not None:
+                counted, ablated = _counts(
+                    task, model, moved, cut, bool(reference) or bool(of_concept)
+                )
+                for name, score in (of_concept or {}).items():
+                    assert ablated is not None
+                    values = score(ablated.concept)
+                    counted[OF_CONCEPT + name] = _per_example(moved, "concept", values)
+                    counted["concept_positions"] = _per_example(
+                        moved, "concept", torch.ones_like(values)
+                    )
+                if ablated is not None and reference:
                     whole = references.of(number, partial(task.outputs, model, moved))
                     counted |= _divergences(moved, whole, ablated)
             for name, value in counted.items():
@@ -197,6 +211,12 @@ def _scores(task: Task, totals: Mapping[str, Tensor]) -> dict[str, float]:
                 totals[f"{behaviour}_positions"],
             )
             scores[f"kl_{behaviour}"] = ratio(float(nats), float(positions))
+    for name, value in totals.items():
+        if name.startswith(OF_CONCEPT):
+            positions = totals["concept_positions"]
+            scores[name.removeprefix(OF_CONCEPT)] = ratio(
+                float(value), float(positions)
+            )
     return scores
 
 
@@ -228,13 +248,17 @@ def _divergences(batch: Batch, uncut: Outputs, ablated: Outputs) -> dict[str, Te
     """Summed KL(uncut || cut) and number of positions, per example and behaviour."""
     found = {}
     for behaviour in BEHAVIOURS:
-        example = batch[behaviour].nonzero()[:, 0]
         log_p = getattr(uncut, behaviour).logits.log_softmax(-1)
         log_q = getattr(ablated, behaviour).logits.log_softmax(-1)
         nats = (log_p.exp() * (log_p - log_q)).sum(-1)
-        zeros = torch.zeros(len(batch["cluster"]), device=nats.device, dtype=nats.dtype)
-        found[f"kl_{behaviour}"] = zeros.index_add(0, example, nats)
-        found[f"{behaviour}_positions"] = zeros.index_add(
-            0, example, torch.ones_like(nats)
+        found[f"kl_{behaviour}"] = _per_example(batch, behaviour, nats)
+        found[f"{behaviour}_positions"] = _per_example(
+            batch, behaviour, torch.ones_like(nats)
         )
     return found
+
+
+def _per_example(batch: Batch, behaviour: str, values: Tensor) -> Tensor:
+    """Sums of one value a position of the behaviour."""
+    zeros = torch.zeros(len(batch["cluster"]), device=values.device, dtype=values.dtype)
+    return zeros.index_add(0, batch[behaviour].nonzero()[:, 0], values)

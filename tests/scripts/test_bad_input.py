@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from scripts import evaluate, relearn, report, train_mask
+from scripts import evaluate, faithfulness, relearn, report, train_mask
 from scripts.attribute import AttributeConfig
 from training.config import run_script
 
@@ -216,3 +216,32 @@ def test_evaluate_and_attribute_check_their_flags(
     flags = ["--methods", "none_such"]
     message = refused(evaluate, AttributeConfig, flags, monkeypatch, capsys)
     assert "probeless" in message
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        (["--fractions", "0.5"], "two or more"),
+        (["--fractions", "0.5", "0.1"], "rise"),
+        (["--fractions", "0.5", "1.5"], "in (0, 1]"),
+        (["--split", "test"], "--split must be one of"),
+        (["--methods", "guess"], "--methods must be among"),
+        (["--task", "ioi", "--methods", "probeless"], "cannot rank edges"),
+        (["--units", "heads", "--methods", "eap"], "ranks edges alone"),
+        (["--n_random", "-1"], "not negative"),
+        (["--mask", "nowhere"], "missing folder nowhere"),
+        (["--mask", "x", "--units", "edges"], "leave them out"),
+    ],
+)
+def test_wrong_flags_of_faithfulness(
+    flags: list[str],
+    said: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+):
+    runs = tmp_path / "runs"
+    flags = [*flags, "--run_dir", str(runs)]
+    config = faithfulness.FaithfulnessConfig
+    assert said in refused(faithfulness, config, flags, monkeypatch, capsys)
+    assert not runs.exists() or not list(runs.iterdir())

@@ -3,13 +3,19 @@
 import itertools
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 
+from attribution.registry import METHODS
+from masks.ablation import zero_values
 from masks.frozen_mask import FrozenMask
-from scripts import attribute, evaluate, relearn, report, train_mask
+from scripts import attribute, evaluate, faithfulness, relearn, report, train_mask
+from scripts.mask_scores import attribution_ranking
 from storage.errors import UserError
+from tests.attribution.toy import SITES, LinearTokens, ToyTask
 from training.config import parse_config
 
 NAMES = ["Ann", "Bob", "Cid", "Dan", "Eve", "Fay", "Gus", "Hal", "Ida", "Jim", "Kim"]
@@ -51,7 +57,7 @@ def test_a_mask_on_edges_is_trained_evaluated_and_reported(
     assert found["n_ablated"] == 5 == len(found["edges"])
     assert found["per_site"][-1]["level"] == "logits"
     assert sum(site["n_units"] for site in found["per_site"]) == found["n_units"] == 310
-    assert list(found["scores"]["attribution"]) == ["gradient_margin"]
+    assert list(found["scores"]["attribution"]) == ["eap", "eap_ig"]
     mask = FrozenMask.load(run)
     assert mask.special_ids == ()
     assert mask.edges(kept=False) == found["edges"]
@@ -124,3 +130,94 @@ def test_what_edges_cannot_do_is_refused_before_any_training(
     with pytest.raises(UserError, match=message):
         trained([*flags, *QUICK, "--base_seed", "7", *more])
     assert set(cache.rglob("*")) == before
+
+
+@pytest.fixture
+def learned(flags: list[str]) -> list[str]:
+    """Flags with a base model that has learned something: names, not yet which."""
+    return [*flags, "--base_steps", "60"]
+
+
+def measured(flags: list[str]) -> dict[str, Any]:
+    config = parse_config(faithfulness.FaithfulnessConfig, flags)
+    return results(faithfulness.main(config))
+
+
+def test_circuits_of_every_size_from_one_training(learned: list[str], tmp_path: Path):
+    isolate = ["--units", "edges", "--direction", "isolate", "--attribution", "none"]
+    run = trained([*learned, *QUICK, *isolate, "--n_ablated", "292"])
+    where = ["--run_dir", str(tmp_path / "runs"), "--mask", str(run)]
+    shares = ["0.1", "0.5", "1.0"]
+    few = ["--n_random", "2", "--n_batches", "2", "--methods", "eap_ig", "random"]
+    found = measured([*where, "--fractions", *shares, *few])
+    assert found["ablation"] == "counterfactual"
+    curve = {
+        (row["method"], row["order"], row["seed"], row["fraction"]): row
+        for row in found["curve"]
+    }
+    methods = {(method, order) for method, order, *_ in curve}
+    both = {("eap_ig", "signed"), ("eap_ig", "absolute")}
+    assert methods == {("learned", "signed"), ("random", "signed")} | both
+    assert sum(method == "random" for method, *_ in curve) == 6
+    whole = curve["learned", "signed", 0, 1.0]
+    assert whole["faithfulness"] == pytest.approx(1)
+    assert whole["without"]["faithfulness"] == pytest.approx(0)
+    assert whole["scores"]["kl_concept"] == pytest.approx(0, abs=1e-6)
+    assert whole["n_kept"] == whole["n_connected"] == 310
+    margins = [found["scores"][name]["margin"] for name in ("nothing kept", "uncut")]
+    half = curve["eap_ig", "signed", 0, 0.5]
+    assert half["n_kept"] == 155 >= half["n_connected"]
+    kept = half["scores"]["margin"]
+    assert half["faithfulness"] == pytest.approx(
+        (kept - margins[0]) / (margins[1] - margins[0])
+    )
+    for row in found["areas"]:
+        own = (row["method"], row["order"], row["seed"])
+        f = [curve[(*own, float(share))]["faithfulness"] for share in shares]
+        by_hand = 0.4 * (f[0] + f[1]) / 2 + 0.5 * (f[1] + f[2]) / 2
+        assert row["cpr"] == pytest.approx(by_hand)
+    page = report.main(
+        parse_config(report.ReportConfig, ["--runs", str(newest(tmp_path))])
+    )
+    assert "keep at least 95%" in page.read_text() or "no measured" in page.read_text()
+
+
+def newest(tmp_path: Path) -> Path:
+    return max((tmp_path / "runs").iterdir(), key=lambda path: path.stat().st_mtime)
+
+
+def test_faithfulness_without_a_mask_and_of_heads(learned: list[str]):
+    few = ["--fractions", "0.5", "1", "--n_batches", "2"]
+    found = measured(
+        [*learned, *few, "--units", "heads", "--methods", "gradient_margin"]
+    )
+    assert found["units"] == ["heads"]
+    assert {row["n_connected"] for row in found["curve"]} == {8, 16}
+    assert found["curve"][0]["faithfulness"] is not None
+
+
+def test_a_mask_that_breaks_is_no_circuit(flags: list[str], tmp_path: Path):
+    run = trained([*flags, *QUICK, "--units", "edges", "--attribution", "none"])
+    with pytest.raises(UserError, match="--direction isolate"):
+        measured(["--run_dir", str(tmp_path / "runs"), "--mask", str(run)])
+
+
+def test_baselines_of_a_circuit_keep_what_they_find_responsible():
+    task, model, site = ToyTask(), LinearTokens(), SITES["neurons"]
+    experiment: Any = SimpleNamespace(task=task, loaded=SimpleNamespace(model=model))
+    rankings = {}
+    for direction in ("break", "isolate"):
+        mask = FrozenMask(
+            {site.name: torch.ones(site.n_units, dtype=torch.bool)},
+            (site,),
+            zero_values([site]),
+            provenance={"direction": direction},
+        )
+        rankings[direction] = attribution_ranking(
+            experiment, mask, "gradient_margin", seed=0, n_batches=2
+        )[site.name]
+    responsible = METHODS["gradient_margin"](
+        task, model, [site], zero_values([site]), n_batches=2
+    )[site.name]
+    assert torch.equal(rankings["break"], -responsible)
+    assert torch.equal(rankings["isolate"], responsible)
