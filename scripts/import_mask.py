@@ -24,6 +24,7 @@ from masks.edge_conventions import CONVENTIONS
 from masks.edge_formats import FORMATS, Embeddings, Found, read_edges
 from masks.edge_sites import by_site
 from masks.frozen_mask import FrozenMask
+from masks.gate import Direction
 from models.architectures import edge_sites
 from models.loading import LoadedModel
 from scripts.circuit import circuit_of, per_site
@@ -157,14 +158,15 @@ def _frozen(
     sites = edge_sites(experiment.loaded.model, found.graph)
     settings = MaskSettings(
         gate="none",
+        direction=_direction(config, found),
         ablation=_ablation(config),
         mean_over=config.mean_over,
         positions="all",
         seed=config.seed,
     )
+    source = {"file": str(config.file), "format": config.format}
     extra: dict[str, Any] = {
-        "provenance": provenance(config, experiment, settings)
-        | {"direction": None, "file": str(config.file), "format": config.format}
+        "provenance": provenance(config, experiment, settings) | source
     }
     ablated = ablation_values(experiment, sites, settings)
     if found.kept is not None:
@@ -179,6 +181,13 @@ def _frozen(
     n_ablated = found.graph.n_edges - config.n_kept
     mask = FrozenMask.exactly_k(ranking, sites, ablated, n_ablated=n_ablated, **extra)
     return mask, ranking
+
+
+def _direction(config: ImportConfig, found: Found) -> Direction:
+    """A file that keeps the fewer edges is a circuit, else it is a cut."""
+    n_kept = config.n_kept if found.kept is None else int(found.kept.sum())
+    assert n_kept is not None
+    return "isolate" if n_kept <= found.graph.n_edges / 2 else "break"
 
 
 def _switches(found: Found) -> str:

@@ -143,6 +143,11 @@ def test_scores_of_attribution_are_a_graph_whose_top_edges_it_cuts(
     top = sorted(edges, key=lambda name: -edges[name]["score"])[:7]
     assert set(top) == set(FrozenMask.load(mask).edges(kept=False))
     assert {name for name, edge in edges.items() if edge["in_graph"]} == set(top)
+    flags = ["--file", str(file), *task, "--device", "cpu", "--run_dir", str(tmp_path)]
+    circuit = FrozenMask.load(imported(*flags))
+    assert set(circuit.edges(kept=True)) == set(top)
+    assert circuit.provenance["direction"] == "isolate"
+    assert FrozenMask.load(mask).provenance["direction"] == "break"
 
 
 def test_pictures_hold_the_edges_that_were_cut(runs: dict[str, Path], tmp_path: Path):
