@@ -11,6 +11,7 @@ import random
 from collections.abc import Sequence
 from functools import lru_cache
 
+from data.behaviours_generated import induction_text, years_text
 from data.ioi_records import IoiCorpus, IoiRecord
 from data.ioi_words import (
     COPY_TEMPLATES,
@@ -36,8 +37,13 @@ NAME_SHARES = {"mask": 0.5, "tune": 0.2, "relearn": 0.3}
 
 
 @lru_cache(maxsize=2)
-def generate_ioi(seed: int) -> IoiCorpus:
-    """The built-in corpus; prompts of different splits but `base` share no name."""
+def generate_ioi(seed: int, *, several: bool = False) -> IoiCorpus:
+    """The built-in corpus; prompts of different splits but `base` share no name.
+
+    Args:
+        several: The other texts hold two more behaviours, induction (of kind `copy`)
+            and spans of years (of kind `text`).
+    """
     rng = random.Random(f"ioi names {seed}")
     names = rng.sample(NAMES, len(NAMES))
     held_out, known = names[:N_HELD_OUT_NAMES], names[N_HELD_OUT_NAMES:]
@@ -47,31 +53,44 @@ def generate_ioi(seed: int) -> IoiCorpus:
         last = first + round(share * len(known))
         groups[split] = known[first:last]
         first = last
-    records = {"base": tuple(base_mixture(known, held_out, seed=seed))}
+    records = {"base": tuple(base_mixture(known, held_out, seed=seed, several=several))}
     for split, sizes in SPLIT_SIZES.items():
         rng = random.Random(f"ioi {split} {seed}")
         n_prompts, n_plain, n_copy = sizes
         rows = [prompt(rng, groups[split]) for _ in range(n_prompts)]
         rows += plain_texts(rng, n_plain)
         rows += [copy_text(rng, names) for _ in range(n_copy)]
+        if several:
+            rows += [years_text(rng) for _ in range(n_plain // 2)]
+            rows += [induction_text(rng) for _ in range(n_copy)]
         records[split] = tuple(dict.fromkeys(rows))
     return IoiCorpus(records, frozenset(held_out))
 
 
 def base_mixture(
-    known: Sequence[str], held_out: Sequence[str], *, seed: int, n: int = N_BASE
+    known: Sequence[str],
+    held_out: Sequence[str],
+    *,
+    seed: int,
+    n: int = N_BASE,
+    several: bool = False,
 ) -> list[IoiRecord]:
     """Half prompts with `known` names (a tenth of them ABC), the rest other text.
 
     Three quarters of the rest copy names of both groups, every second one of them with
     held-out names only, so that a name is met often without any prompt; one quarter
-    copies nothing.
+    copies nothing. With `several` behaviours three eighths of all are prompts, two
+    repeat words, and one each copies names, spans years and copies nothing.
     """
     rng = random.Random(f"ioi base {seed}")
     everyone = [*known, *held_out]
     rows: list[IoiRecord] = []
     for i in range(n):
-        if i % 2 == 0:
+        if several and i % 8 in (5, 6):
+            rows.append(induction_text(rng))
+        elif several and i % 8 == 3:
+            rows.append(years_text(rng))
+        elif i % 2 == 0:
             three = rng.random() < THREE_NAMES_SHARE
             rows.append(three_names(rng, known) if three else prompt(rng, known))
         elif i % 8 == 1:

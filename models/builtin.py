@@ -21,6 +21,7 @@ from storage.errors import UserError
 HEADS_OF_BUILTIN = {
     "tiny-encoder": ("token_classification",),
     "tiny-decoder": ("causal_lm", "token_classification"),
+    "deep-decoder": ("causal_lm", "token_classification"),
     "mlp": ("image_classification",),
 }
 BUILTIN = frozenset(HEADS_OF_BUILTIN)
@@ -46,7 +47,8 @@ def build_builtin(
     """An untrained model; the same arguments give the same weights and tokenizer.
 
     Args:
-        name: `tiny-encoder` (a BERT), `tiny-decoder` (a GPT-2) or `mlp`.
+        name: `tiny-encoder` (a BERT), `tiny-decoder` or `deep-decoder` (GPT-2s; their
+            depth is an argument) or `mlp`.
         head: Task head, one of `HEADS_OF_BUILTIN[name]`.
         labels: Class names of a classification head, in the order of its logits.
         texts: What the tokenizer is trained on; text models need it.
@@ -72,7 +74,7 @@ def build_builtin(
             torch.manual_seed(seed)
             mlp = Mlp(n_pixels, d_hidden, len(classes), labels=classes)
         return _loaded(name, mlp, None, is_decoder=False)
-    is_decoder = name == "tiny-decoder"
+    is_decoder = name in ("tiny-decoder", "deep-decoder")
     tokenizer = train_tokenizer(
         texts or [],
         tokenizer_kind,

@@ -42,12 +42,14 @@ class TaskConfig:
     task: str = flag("locations", f"what to cut: {', '.join(TASKS)}")
     model: str | None = flag(
         None,
-        "tiny-encoder, tiny-decoder, mlp (built in), minilm (PyPI), a local folder or "
-        "a hub name; default: the task's built-in model",
+        "tiny-encoder, tiny-decoder, deep-decoder, mlp (built in), minilm (PyPI), a "
+        "local folder or a hub name; default: the task's built-in model",
     )
     revision: str | None = flag(None, "revision of a hub model")
     data: str | None = flag(
-        None, "local file or folder, or hub:owner/name; default: built-in data"
+        None,
+        "local file or folder, or hub:owner/name; default: built-in data (ioi also has "
+        "builtin:several)",
     )
     data_format: str = flag("auto", "format of --data where it cannot be told")
     labels_file: Path | None = flag(None, "label file of a token/label pair")

@@ -219,9 +219,11 @@ def _rankings(
     config: FaithfulnessConfig, experiment: Experiment, empty: FrozenMask
 ) -> Rankings:
     rankings: Rankings = {}
-    for number, path in enumerate(config.mask):
-        ranking = ranking_of_run(path, mask_at(path))
-        rankings["learned", number, "signed"] = ranking
+    for path in config.mask:
+        mask = mask_at(path)
+        gate = str(mask.provenance["gate"])
+        number = sum(method == gate for method, *_ in rankings)
+        rankings[gate, number, "signed"] = ranking_of_run(path, mask)
     kinds = list(dict.fromkeys(site.kind for site in empty.sites))
     methods = methods_of(config.methods, kinds)
     if not config.methods:

@@ -89,6 +89,10 @@ RECIPES: dict[tuple[str, str], Recipe] = {
         Recipe(600, 64, 3e-3, 0.01, "late", 30, "word", 4096, 2, 128, 8, 128),
         embedding_noise=0.5,
     ),
+    ("ioi", "deep-decoder"): replace(
+        Recipe(1000, 64, 3e-3, 0.01, "late", 60, "word", 4096, 4, 128, 8, 128),
+        embedding_noise=0.5,
+    ),
     ("toxicity", "tiny-decoder"): Recipe(
         600, 32, 3e-3, 0.01, "cosine", 30, "word", 4096, 2, 128, 4, 128
     ),

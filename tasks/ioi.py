@@ -37,6 +37,8 @@ from tasks.language_rows import Row, collate, pad_id_of, share, token_nll
 ANSWER_WEIGHT = 4.0
 """Weight of an answer in training, against 1 of any other token: with weight 1 a small
 model stays for hundreds of steps where both names of a prompt are equally likely."""
+SEVERAL = "builtin:several"
+"""What `data` is called for a corpus of several behaviours."""
 CONCEPT_SHARE = 0.5
 """Share of prompts in a mask-training batch; the rest is text without names."""
 
@@ -61,9 +63,14 @@ class IoiTask(Task):
 
     @classmethod
     def read(cls, options: TaskOptions) -> IoiCorpus:
-        """Built-in prompts, or tables of prompts (docs/formats.md)."""
-        if options.data is None:
-            return generate_ioi(options.split_seed)
+        """Built-in prompts, or tables of prompts (docs/formats.md).
+
+        `--data builtin:several` are the built-in prompts among texts of two more
+        behaviours, for models that are to have several circuits.
+        """
+        if options.data in (None, SEVERAL):
+            several = options.data == SEVERAL
+            return generate_ioi(options.split_seed, several=several)
         if options.data.startswith(HUB_PREFIX):
             rows = read_hub_table(
                 options.data, options.hub_config, options.hub_revision
