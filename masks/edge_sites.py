@@ -13,7 +13,7 @@ from itertools import compress
 from weakref import WeakKeyDictionary
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Shaped
 from torch import Tensor, nn
 
 from masks.edge_run import Buffers
@@ -101,6 +101,18 @@ def flat_gates(
         for layer in range(graph.n_layers + 1)
     ]
     return torch.cat(pieces)
+
+
+def by_site(
+    sites: Sequence[Site], edges: Shaped[Tensor, "edge"]
+) -> dict[str, Shaped[Tensor, "_edge"]]:
+    """A vector of all edges of the graph in pieces; `sites` are all of them, in order.
+
+    Inverse of `flat_gates`.
+    """
+    pieces = edges.split([site.n_units for site in sites])
+    named = zip(sites, pieces, strict=True)
+    return {site.name: piece.clone() for site, piece in named}
 
 
 def writer_values(

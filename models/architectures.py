@@ -20,6 +20,7 @@ from transformers.pytorch_utils import Conv1D
 
 from models.block_parts import graph_of, last_norm_of
 from models.mlp import MLP_TYPE
+from models.residual_graph import ResidualGraph
 from models.sites import UNIT_KINDS, Site, UnitKind
 from storage.errors import UserError
 
@@ -329,20 +330,22 @@ def _edge_sites(model: nn.Module, units: Sequence[str], merged_qkv: bool) -> lis
             "argument units can name edges beside neurons and heads only, got edges "
             f"and {' and '.join(others)}; train one mask for each"
         )
-    graph = graph_of(model, apart=not merged_qkv)
+    return list(edge_sites(model, graph_of(model, apart=not merged_qkv)))
+
+
+def edge_sites(model: nn.Module, graph: ResidualGraph) -> tuple[Site, ...]:
+    """Sites of all edges of `graph`: one a layer and one for the logits, in order.
+
+    Args:
+        model: Names the modules; `graph` must be this model's, under any switches.
+    """
     prefix, block = _prefix(model), architecture_of(model).block
     blocks = [block.format(layer) for layer in range(graph.n_layers)]
     last_norm = last_norm_of(model, blocks[-1])
-    return [
-        Site(
-            "edges",
-            prefix + path,
-            layer,
-            graph.n_edges_at(layer),
-            graph=graph,
-        )
+    return tuple(
+        Site("edges", prefix + path, layer, graph.n_edges_at(layer), graph=graph)
         for layer, path in enumerate([*blocks, last_norm])
-    ]
+    )
 
 
 def d_head(config: Any) -> int:

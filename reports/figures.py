@@ -346,6 +346,7 @@ FIGURES: dict[str, dict[str, Draw]] = {
     },
     "evaluate": {"scores_by_method": scores_by_method, "score_by_size": score_by_size},
     "attribute": {"score_by_size": score_by_size},
+    "import_mask": {"mask_by_layer": mask_by_layer},
     "faithfulness": {"faithfulness": faithfulness_curves},
 }
 """Kind of run -> its figures in the order of the report."""

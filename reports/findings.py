@@ -134,6 +134,16 @@ def curve_finding(run: Run) -> list[str]:
     return [f"Concept ({metric}): {listed}."]
 
 
+def import_finding(run: Run) -> list[str]:
+    """An import_mask run: what the file's mask cuts."""
+    results = run.results
+    n_ablated, n_units = results["n_ablated"], results["n_units"]
+    return [
+        f"The mask from {results['file']} ({results['format'].replace('_', ' ')}) "
+        f"ablates {n_ablated:,} of {n_units:,} units ({n_ablated / n_units:.2%})."
+    ]
+
+
 def faithfulness_finding(run: Run) -> list[str]:
     """The smallest circuit of each ranking that keeps nearly all of the concept."""
     results = run.results
@@ -169,6 +179,7 @@ FINDINGS: dict[str, Callable[[Run], list[str]]] = {
     "relearn": relearning_finding,
     "evaluate": curve_finding,
     "attribute": curve_finding,
+    "import_mask": import_finding,
     "faithfulness": faithfulness_finding,
 }
 """Kind of run -> what it says."""

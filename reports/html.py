@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from reports.circuit_picture import caption, circuit_svg
 from reports.drawing import DPI, SHOWN_DPI
 from reports.figures import draw_all
 from reports.findings import FINDINGS
@@ -106,6 +107,8 @@ def section(run: Run, figures: Mapping[str, Path]) -> str:
     parts = [f"<h2>{html.escape(run.title)}</h2>", f'<ul class="finding">{said}</ul>']
     for title, rows in tables[:1]:
         parts += [f"<h3>{html.escape(title)}</h3>", table(rows)]
+    if run.results.get("circuit"):
+        parts.append(_circuit(run.results["circuit"]))
     parts += [_image(name, path) for name, path in figures.items()]
     parts += [
         f"<details><summary>{html.escape(title)}</summary>{table(rows)}</details>"
@@ -139,6 +142,11 @@ def _image(name: str, path: Path) -> str:
         f'<figure><img width="{n_pixels * SHOWN_DPI // DPI}" alt="{caption}" '
         f'src="data:image/png;base64,{data}"><figcaption>{caption}</figcaption></figure>'
     )
+
+
+def _circuit(circuit: Mapping[str, Any]) -> str:
+    told = html.escape(caption(circuit))
+    return f"<figure>{circuit_svg(circuit)}<figcaption>{told}</figcaption></figure>"
 
 
 def _about(run: Run) -> str:
@@ -184,7 +192,11 @@ def _score_tables(results: Mapping[str, Any]) -> list[Table]:
 
 
 def _mask_tables(results: Mapping[str, Any]) -> list[Table]:
-    return [*_score_tables(results), ("Units ablated by layer", site_rows(results))]
+    return [*_score_tables(results), *_site_table(results)]
+
+
+def _site_table(results: Mapping[str, Any]) -> list[Table]:
+    return [("Units ablated by layer", site_rows(results))]
 
 
 def _relearn_tables(results: Mapping[str, Any]) -> list[Table]:
@@ -211,6 +223,7 @@ TABLES: dict[str, Callable[[Mapping[str, Any]], list[Table]]] = {
     "relearn": _relearn_tables,
     "evaluate": _score_tables,
     "attribute": _score_tables,
+    "import_mask": _site_table,
     "faithfulness": _faithfulness_tables,
 }
 """Kind of run -> its tables with their headings, in the order of the report."""

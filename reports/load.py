@@ -13,6 +13,15 @@ KINDS: dict[str, tuple[str, ...]] = {
     "relearn": ("task", "model", "summary", "recovery"),
     "evaluate": ("task", "model", "scores", "curve"),
     "attribute": ("task", "model", "curve"),
+    "import_mask": (
+        "task",
+        "model",
+        "n_ablated",
+        "n_units",
+        "per_site",
+        "format",
+        "file",
+    ),
     "faithfulness": ("task", "model", "curve", "areas", "scores"),
 }
 """Kind of run -> keys its results.json must have (docs/results.md)."""

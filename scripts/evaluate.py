@@ -21,6 +21,7 @@ from masks.mask_files import check_model
 from reports.figures import draw_all
 from reports.load import load_run
 from reports.tables import format_table
+from scripts.circuit import circuit_of
 from scripts.experiment import TaskConfig, command, flag
 from scripts.mask_recipes import methods_of
 from scripts.mask_scores import (
@@ -167,6 +168,7 @@ def main(config: EvaluateConfig) -> Path:
         "unseen": {key: value.unseen for key, value in scored.items()},
         "intervals": {key: value.intervals for key, value in scored.items()},
         "curve": curve,
+        "circuit": circuit_of(mask) if mask else None,
         "concept_metric": vars(task.concept_metric),
         "retain_metric": vars(task.retain_metric),
     }

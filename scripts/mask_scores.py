@@ -163,10 +163,19 @@ def ranking_of_run(folder: Path, mask: FrozenMask) -> dict[str, Tensor]:
     path = folder / "ranking.safetensors"
     if not path.exists():
         raise UserError(f"{folder} has no ranking.safetensors; --sizes needs one")
+    return checked_ranking(path, mask)
+
+
+def checked_ranking(path: Path, mask: FrozenMask) -> dict[str, Tensor]:
+    """A ranking of the units of `mask`; the highest are kept longest.
+
+    Raises:
+        UserError: When it is not there, or its sites are not the mask's.
+    """
     ranking = read_tensors(path)
     sizes = {site.name: site.n_units for site in mask.sites}
     if {name: len(values) for name, values in ranking.items()} != sizes:
-        raise UserError(f"{path} does not rank the units of the mask beside it")
+        raise UserError(f"{path} does not rank the units of this mask")
     return ranking
 
 

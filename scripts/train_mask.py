@@ -30,6 +30,7 @@ from masks.registry import GATES
 from masks.unit_maps import unit_maps
 from models.sites import UNIT_KINDS, Site
 from relearning.holding import check_holdable
+from scripts.circuit import MOST_EDGES, circuit_of, per_site
 from scripts.experiment import Experiment, TaskConfig, command, flag, where
 from scripts.mask_recipes import methods_of, plan, units_of
 from scripts.mask_scores import (
@@ -59,8 +60,6 @@ from training.config import config_dict, run_script
 from training.tracking import Tracker
 
 logger = logging.getLogger(__name__)
-MOST_EDGES = 1000
-"""Up to here results.json names the ablated (isolate: the kept) edges."""
 
 
 @dataclass(frozen=True)
@@ -411,17 +410,8 @@ def _results(
         "n_units": mask.n_units,
         "expected_ablated": float(masks.expected_ablated().detach()),
         "asked_ablated": config.n_ablated or settings.target_ablated or None,
-        "per_site": [
-            {
-                "site": site.name,
-                "kind": site.kind,
-                "layer": site.layer,
-                "n_units": site.n_units,
-                "n_ablated": int((~mask.keep[site.name]).sum()),
-            }
-            | ({"level": "logits"} if site.is_logits else {})
-            for site in mask.sites
-        ],
+        "per_site": per_site(mask),
+        "circuit": circuit_of(mask, ranking),
         "edges": _edges(mask, kept=settings.direction == "isolate"),
         "scores": {key: value.scores for key, value in scored.items()}
         | {"random": [r.scores for r in randoms]}

@@ -254,6 +254,41 @@ def curve_results(kind: str) -> dict[str, Any]:
     return {**results, "kind": kind, "scores": scores}
 
 
+def import_results() -> dict[str, Any]:
+    """Results of import_mask.py: five edges cut of a small graph."""
+    edges = ["input->a0.h0<q>", "a0.h1->m0", "m0->a1.h1<v>", "m0->m1", "m1->logits"]
+    levels = [(0, "h.0", 14, 2), (1, "h.1", 30, 2), (2, "ln_f", 7, 1)]
+    sites = [
+        {
+            "site": f"{name}:edges",
+            "kind": "edges",
+            "layer": layer,
+            "n_units": n_units,
+            "n_ablated": n_ablated,
+        }
+        | ({"level": "logits"} if layer == 2 else {})
+        for layer, name, n_units, n_ablated in levels
+    ]
+    return {
+        "kind": "import_mask",
+        "task": "locations",
+        "model": "minilm",
+        "file": "graph.json",
+        "format": "mib",
+        "n_ablated": 5,
+        "n_units": 51,
+        "per_site": sites,
+        "circuit": {
+            "kept": False,
+            "n_edges": 51,
+            "n_layers": 2,
+            "n_heads": 2,
+            "edges": edges,
+            "scores": [-0.5, -0.25, 0.0, 0.125, 12.5],
+        },
+    }
+
+
 WriteRun = Callable[..., Path]
 
 

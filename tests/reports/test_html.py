@@ -2,6 +2,7 @@
 
 import base64
 import re
+from html import escape
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -11,9 +12,20 @@ import pytest
 from reports.html import page, table, write_report
 from reports.load import load_run
 from reports.tables import format_cell
-from tests.reports.conftest import curve_results, mask_results, relearn_results
+from tests.reports.conftest import (
+    curve_results,
+    import_results,
+    mask_results,
+    relearn_results,
+)
 
-N_FIGURES = {"train_mask": 4, "relearn": 4, "evaluate": 2, "attribute": 1}
+N_FIGURES = {
+    "train_mask": 4,
+    "relearn": 4,
+    "evaluate": 2,
+    "attribute": 1,
+    "import_mask": 1,
+}
 
 
 class Page(HTMLParser):
@@ -53,6 +65,7 @@ def paths(write_run: Any) -> dict[str, Path]:
         relearn_results(),
         curve_results("evaluate"),
         curve_results("attribute"),
+        import_results(),
     ]
     return {found["kind"]: write_run(found) for found in results}
 
@@ -124,6 +137,21 @@ def test_findings_are_made_of_the_numbers(text: str):
     assert "1 example, 60 steps, cut, lasting: the concept is back at 73%" in text
     assert "the rest is at 0.411, in the uncut model at 0.411." in text
     assert "With 200 units ablated, concept (concept_f1): learned 1.6e-10" in text
+
+
+def test_a_circuit_is_drawn_in_the_page_with_a_title_an_edge(text: str):
+    circuit = import_results()["circuit"]
+    (drawn,) = re.findall(r'<svg class="circuit".*?</svg>', text, re.DOTALL)
+    for name, score in zip(circuit["edges"], circuit["scores"], strict=True):
+        title = escape(f"{name}: {format_cell(score)}")
+        assert drawn.count(f"<title>{title}</title>") == 1
+    assert "The 5 ablated edges of 51; the other 46 are kept." in text
+    assert "The mask from graph.json (mib) ablates 5 of 51 units (9.80%)." in text
+
+
+def test_a_run_whose_circuit_is_too_large_has_no_picture(write_run: Any):
+    results = {**import_results(), "circuit": None}
+    assert "<svg" not in page([(load_run(write_run(results)), {})])
 
 
 def test_commands_to_repeat_and_go_on_are_shown(text: str, paths: dict[str, Path]):

@@ -10,13 +10,19 @@ import pytest
 from reports.html import write_report
 from reports.load import KINDS, load_run
 from storage.errors import UserError
-from tests.reports.conftest import curve_results, mask_results, relearn_results
+from tests.reports.conftest import (
+    curve_results,
+    import_results,
+    mask_results,
+    relearn_results,
+)
 
 RESULTS: dict[str, Callable[[], dict[str, Any]]] = {
     "train_mask": mask_results,
     "relearn": relearn_results,
     "evaluate": lambda: curve_results("evaluate"),
     "attribute": lambda: curve_results("attribute"),
+    "import_mask": import_results,
 }
 
 

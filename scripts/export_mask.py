@@ -1,0 +1,177 @@
+"""Write a mask on edges for another program, or as a picture.
+
+    python scripts/export_mask.py --mask runs/RUN --format svg --out circuit.svg
+
+Formats: mib (EAP-IG, MIB), auto_circuit, edge_pruning, circuit_breaking, disco_gp,
+edges (names and 0 or 1), dot, graphml, svg. docs/formats.md says what each holds, and
+when it cannot say the same. Seconds; formats of other programs need the mask's model.
+"""
+
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from itertools import compress
+from pathlib import Path
+from typing import Literal
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from masks.edge_drawings import dot, graphml
+from masks.edge_formats import FORMATS, write_edges, write_named_edges
+from masks.frozen_mask import FrozenMask
+from masks.mask_files import check_model
+from models.residual_graph import ResidualGraph
+from reports.circuit_picture import circuit_svg
+from scripts.circuit import MOST_EDGES, circuit_of, edges_of, scores_of
+from scripts.evaluate import from_run, mask_at
+from scripts.experiment import TaskConfig, command, flag
+from scripts.mask_scores import checked_ranking
+from scripts.train_base import prepare
+from storage.atomic import write_text
+from storage.errors import UserError
+from storage.run_directory import run_holding
+from training.config import run_script
+
+DRAWINGS = ("dot", "graphml", "svg")
+KNOWN = (*FORMATS, *DRAWINGS)
+
+
+@dataclass(frozen=True)
+class ExportConfig(TaskConfig):
+    """Which mask, in which format, where."""
+
+    mask: Path | None = flag(None, "run directory (or folder) that holds a mask")
+    format: str = flag("mib", f"one of {', '.join(KNOWN)}")
+    out: Path | None = flag(None, "the file to write; it must not exist")
+    circuit: Literal["auto", "kept", "ablated"] = flag(
+        "auto",
+        "the edges that are in the file's circuit: the kept ones, or the ablated ones "
+        "(what a cut took out; scores change sign); auto: kept, in pictures the fewer",
+    )
+    scores: Path | None = flag(
+        None, "ranking.safetensors of a run; default: the one beside the mask, if any"
+    )
+    shared: Literal["refuse", "keep", "ablate"] = flag(
+        "refuse", "what an edge becomes that stands for several which differ"
+    )
+    allow_difference: bool = flag(
+        False, "write the mask also where it is another cut in that program"
+    )
+    allow_other_weights: bool = flag(
+        False, "the model has other weights of the same shape"
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.format not in KNOWN:
+            raise UserError(f"--format must be one of {KNOWN}, got {self.format!r}")
+        if self.circuit == "ablated" and self.format == "svg":
+            raise UserError("--format svg draws the fewer edges; leave --circuit out")
+
+
+def main(config: ExportConfig) -> Path:
+    """Write the file and say what is in it."""
+    if config.mask is None or config.out is None:
+        missing = "--mask" if config.mask is None else "--out"
+        raise UserError(f"{missing} is needed: the mask and the file to write")
+    if config.out.exists():
+        raise UserError(f"--out {config.out} exists; choose another name")
+    mask = mask_at(config.mask)
+    graph, kept = edges_of(mask)
+    ranking = _ranking(config, mask)
+    scores = None if ranking is None else scores_of(mask, ranking)
+    if config.circuit == "ablated":
+        kept, scores = ~kept, None if scores is None else -scores
+    if config.format in DRAWINGS:
+        write_text(config.out, _drawn(config, mask, ranking, graph, kept, scores))
+    elif config.format == "edges":
+        write_named_edges(
+            config.out,
+            graph,
+            kept,
+            ablation=mask.ablated.kind,
+            allow_difference=config.allow_difference,
+        )
+    else:
+        _write_foreign(config, mask, graph, kept, scores)
+    n_kept = int(kept.sum())
+    print(f"{config.format}: {n_kept:,} of {graph.n_edges:,} edges in the circuit")
+    print(f"file: {config.out}")
+    if config.format in FORMATS:
+        again = {"file": config.out, "format": config.format}
+        print(f"next: {command('import_mask', again)}")
+    return config.out
+
+
+def _ranking(config: ExportConfig, mask: FrozenMask) -> Mapping[str, Tensor] | None:
+    """The scores asked for, or those that lie beside the mask."""
+    assert config.mask is not None
+    beside = config.mask / "ranking.safetensors"
+    path = config.scores or (beside if beside.exists() else None)
+    return None if path is None else checked_ranking(path, mask)
+
+
+def _write_foreign(
+    config: ExportConfig,
+    mask: FrozenMask,
+    graph: ResidualGraph,
+    kept: Bool[Tensor, "edge"],
+    scores: Float[Tensor, "edge"] | None,
+) -> None:
+    """Write for another program, whose graph depends on what the model has."""
+    assert config.mask is not None
+    assert config.out is not None
+    path = config.mask
+    experiment = prepare(from_run(config, run_holding(path) or path))
+    model = experiment.loaded.model
+    check_model(
+        mask.sites,
+        mask.provenance,
+        path,
+        model,
+        config_hash=experiment.loaded.config_hash,
+        allow_other_weights=config.allow_other_weights,
+    )
+    write_edges(
+        config.out,
+        config.format,
+        model,
+        graph,
+        kept,
+        scores=scores,
+        ablation=mask.ablated.kind,
+        shared=config.shared,
+        allow_difference=config.allow_difference,
+    )
+
+
+def _drawn(
+    config: ExportConfig,
+    mask: FrozenMask,
+    ranking: Mapping[str, Tensor] | None,
+    graph: ResidualGraph,
+    kept: Bool[Tensor, "edge"],
+    scores: Float[Tensor, "edge"] | None,
+) -> str:
+    if config.format == "graphml":
+        return graphml(graph, kept, scores)
+    if config.format == "svg":
+        circuit = circuit_of(mask, ranking)
+        if circuit is None:
+            n_kept = int(kept.sum())
+            raise UserError(
+                f"--format svg draws 1 to {MOST_EDGES:,} edges, got {n_kept:,} kept "
+                f"and {graph.n_edges - n_kept:,} ablated; use graphml"
+            )
+        return circuit_svg(circuit, standalone=True)
+    fewer = kept if config.circuit != "auto" or 2 * kept.sum() <= len(kept) else ~kept
+    names = list(compress(graph.edges(), fewer.tolist()))
+    known = [] if scores is None else zip(graph.edges(), scores.tolist(), strict=True)
+    return dot(names, dict(known))
+
+
+if __name__ == "__main__":
+    run_script(main, ExportConfig)

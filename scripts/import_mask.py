@@ -1,0 +1,202 @@
+"""Read another program's mask on edges: a run that evaluate and relearn accept.
+
+    python scripts/import_mask.py --file circuit.json --format mib --task ioi
+
+Formats: mib (EAP-IG, MIB), auto_circuit, edge_pruning, circuit_breaking, disco_gp,
+edges (names and 0 or 1); docs/formats.md says what each holds and how to save one. The
+mask gets that program's graph, so an edge cuts the same there and here. Writes a new
+run under runs/ with mask.safetensors, mask.json and results.json; as long as it takes
+to load the model and measure means.
+"""
+
+import sys
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+from torch import Tensor
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from masks.ablation import AblationKind
+from masks.edge_conventions import CONVENTIONS
+from masks.edge_formats import FORMATS, Embeddings, Found, read_edges
+from masks.edge_sites import by_site
+from masks.frozen_mask import FrozenMask
+from masks.gate import Direction
+from models.architectures import edge_sites
+from models.loading import LoadedModel
+from scripts.circuit import circuit_of, per_site
+from scripts.experiment import Experiment, TaskConfig, command, flag, where
+from scripts.mask_recipes import check_pairs
+from scripts.mask_scores import provenance
+from scripts.mask_training import MaskSettings, ablation_values
+from scripts.train_base import prepare
+from storage.atomic import write_tensors
+from storage.errors import UserError
+from storage.run_directory import RunDirectory
+from training.config import config_dict, run_script
+
+
+@dataclass(frozen=True)
+class ImportConfig(TaskConfig):
+    """Which file, and for which task and model."""
+
+    file: Path | None = flag(None, "the file of the other program's mask")
+    format: str = flag("mib", f"one of {', '.join(FORMATS)}")
+    n_kept: int | None = flag(
+        None, "the file holds scores: keep this many edges, the highest"
+    )
+    order: Literal["absolute", "signed"] | None = flag(
+        None,
+        "with --n_kept: the highest by size, or with their sign; default: absolute for "
+        "mib and auto_circuit, as there, else signed",
+    )
+    shared: Literal["refuse", "keep", "ablate"] = flag(
+        "refuse",
+        "an edge that is several in the file which differ (grouped queries): refuse, "
+        "or any of them keeps or ablates it; scores are summed",
+    )
+    embeddings: Embeddings = flag(
+        "auto", "edge_pruning's .json lists: embeddings are nodes, or always on"
+    )
+    ablation: Literal["zero", "mean", "counterfactual"] | None = flag(
+        None, "what replaces an ablated activation; default: what the program does"
+    )
+    mean_over: Literal["retain", "all"] = flag(
+        "retain", "positions over which means are taken"
+    )
+    name: Path | None = flag(None, "name of the run directory; default: generated")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.format not in FORMATS:
+            raise UserError(f"--format must be one of {FORMATS}, got {self.format!r}")
+        if self.n_kept is not None and self.n_kept < 0:
+            raise UserError(f"--n_kept must be >= 0, got {self.n_kept}")
+
+
+def main(config: ImportConfig) -> Path:
+    """Read the file, measure ablation values, save the mask as a run."""
+    if config.file is None or not config.file.is_file():
+        raise UserError(f"--file must be a file with a mask, got {config.file}")
+    check_pairs(config.task, _ablation(config))
+    RunDirectory.check(config.run_dir, config.name)
+    experiment = prepare(config, check=partial(_read, config))
+    found = _read(config, experiment.loaded)
+    mask, ranking = _frozen(config, experiment, found)
+    run = RunDirectory.create(
+        config.run_dir,
+        kind="import_mask",
+        task=config.task,
+        model=config.model_name,
+        config=config_dict(config),
+        name=config.name,
+    )
+    if not run.is_writer:  # one of several processes is enough
+        return run.path
+    mask.save(run.path)
+    if ranking is not None:
+        write_tensors(
+            run.path / "ranking.safetensors", ranking, {"polarity": "high keeps"}
+        )
+    again = command("evaluate", {"mask": run.path, **where(config)})
+    run.write_results(_results(config, mask, ranking) | {"next": again})
+    print(f"{mask.n_ablated:,} of {mask.n_units:,} edges ablated: {_switches(found)}")
+    print(f"run: {run.path}\nnext: {again}")
+    return run.path
+
+
+def _results(
+    config: ImportConfig, mask: FrozenMask, ranking: dict[str, Tensor] | None
+) -> dict[str, Any]:
+    return {
+        "kind": "import_mask",
+        "task": config.task,
+        "model": config.model_name,
+        "file": config.file,
+        "format": config.format,
+        "ablation": mask.ablated.kind,
+        "n_ablated": mask.n_ablated,
+        "n_units": mask.n_units,
+        "per_site": per_site(mask),
+        "circuit": circuit_of(mask, ranking),
+    }
+
+
+def _ablation(config: ImportConfig) -> AblationKind:
+    """What was asked for, or what the program itself puts there."""
+    convention = CONVENTIONS.get(config.format)
+    usual: AblationKind = convention.ablation if convention else "zero"
+    return config.ablation or usual
+
+
+def _read(config: ImportConfig, loaded: LoadedModel) -> Found:
+    assert config.file is not None
+    found = read_edges(
+        config.file,
+        config.format,
+        loaded.model,
+        scored=config.n_kept is not None,
+        shared=config.shared,
+        embeddings=config.embeddings,
+    )
+    n_edges = found.graph.n_edges
+    if config.n_kept is not None and config.n_kept > n_edges:
+        raise UserError(
+            f"--n_kept must be at most the {n_edges} edges of {config.model_name}, got "
+            f"{config.n_kept}"
+        )
+    return found
+
+
+def _frozen(
+    config: ImportConfig, experiment: Experiment, found: Found
+) -> tuple[FrozenMask, dict[str, Tensor] | None]:
+    """The mask, and the ranking that it was chosen by."""
+    sites = edge_sites(experiment.loaded.model, found.graph)
+    settings = MaskSettings(
+        gate="none",
+        direction=_direction(config, found),
+        ablation=_ablation(config),
+        mean_over=config.mean_over,
+        positions="all",
+        seed=config.seed,
+    )
+    source = {"file": str(config.file), "format": config.format}
+    extra: dict[str, Any] = {
+        "provenance": provenance(config, experiment, settings) | source
+    }
+    ablated = ablation_values(experiment, sites, settings)
+    if found.kept is not None:
+        keep = by_site(sites, found.kept)
+        return FrozenMask(keep, sites, ablated, **extra), None
+    assert found.scores is not None
+    assert config.n_kept is not None
+    usual = "absolute" if config.format in ("mib", "auto_circuit") else "signed"
+    is_absolute = (config.order or usual) == "absolute"
+    scores = found.scores.abs() if is_absolute else found.scores
+    ranking = by_site(sites, scores)
+    n_ablated = found.graph.n_edges - config.n_kept
+    mask = FrozenMask.exactly_k(ranking, sites, ablated, n_ablated=n_ablated, **extra)
+    return mask, ranking
+
+
+def _direction(config: ImportConfig, found: Found) -> Direction:
+    """A file that keeps the fewer edges is a circuit, else it is a cut."""
+    n_kept = config.n_kept if found.kept is None else int(found.kept.sum())
+    assert n_kept is not None
+    return "isolate" if n_kept <= found.graph.n_edges / 2 else "break"
+
+
+def _switches(found: Found) -> str:
+    graph = found.graph
+    return (
+        f"position embedding {graph.position}, attention bias {graph.attention_bias}, "
+        f"queries, keys and values {'apart' if graph.apart else 'merged'}"
+    )
+
+
+if __name__ == "__main__":
+    run_script(main, ImportConfig)

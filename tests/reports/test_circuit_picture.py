@@ -1,0 +1,131 @@
+"""The picture of a circuit: well-formed, complete, and every line leads upwards."""
+
+import re
+from typing import Any
+from xml.etree import ElementTree
+
+import pytest
+
+from models.residual_graph import ResidualGraph
+from reports.circuit_picture import READERS, Layout, caption, circuit_svg
+
+SVG = "{http://www.w3.org/2000/svg}"
+GPT2 = ResidualGraph(12, 12, 12)
+
+
+def circuit(
+    graph: ResidualGraph, n: int, *, kept: bool = False, scored: bool = True
+) -> dict[str, Any]:
+    names = list(graph.edges())
+    chosen = names[:: max(1, len(names) // n)][:n]
+    return {
+        "kept": kept,
+        "n_edges": graph.n_edges,
+        "n_layers": graph.n_layers,
+        "n_heads": graph.n_heads,
+        "edges": chosen,
+        "scores": [i / 7 for i in range(len(chosen))] if scored else None,
+    }
+
+
+def edges_in(root: ElementTree.Element) -> list[ElementTree.Element]:
+    return [g for g in root.iter(f"{SVG}g") if g.get("class") == "edge"]
+
+
+GRAPHS = [
+    GPT2,
+    ResidualGraph(2, 8, 8),
+    ResidualGraph(3, 4, 2, apart=False, parallel=True),
+    ResidualGraph(2, 2, 2, position="own"),
+]
+
+
+@pytest.mark.parametrize("graph", GRAPHS)
+@pytest.mark.parametrize("n", [1, 12, 100, 1000])
+def test_every_edge_has_one_line_and_says_its_name_and_score(
+    graph: ResidualGraph, n: int
+):
+    drawn = circuit(graph, n)
+    root = ElementTree.fromstring(circuit_svg(drawn, standalone=True))
+    edges = edges_in(root)
+    titles = [edge.findall(f"{SVG}title") for edge in edges]
+    assert [len(found) for found in titles] == [1] * len(drawn["edges"])
+    for name, score, edge, (title,) in zip(
+        drawn["edges"], drawn["scores"], edges, titles, strict=True
+    ):
+        said, _, value = (title.text or "").partition(": ")
+        assert said == name
+        assert float(value.replace(",", "")) == pytest.approx(score, abs=1e-3)
+        (line,) = [p for p in edge.findall(f"{SVG}path") if p.get("class") == "line"]
+        reads = name.rstrip(">")[-1]
+        whole = {"logits": "logits", "m": "mlp", "a": "head"}
+        target = name.split("->")[1]
+        kind = reads if "<" in name else whole.get(target) or whole[target[0]]
+        assert line.get("stroke") == READERS[kind][1]
+    boxes = [g for g in root.iter(f"{SVG}g") if g.get("class") == "node"]
+    ends = {
+        node.partition("<")[0] for name in drawn["edges"] for node in name.split("->")
+    }
+    assert {box.findtext(f"{SVG}text") for box in boxes} == ends
+
+
+@pytest.mark.parametrize("graph", GRAPHS)
+def test_lines_lead_up_and_nodes_do_not_overlap(graph: ResidualGraph):
+    drawn = circuit(graph, 1000)
+    root = ElementTree.fromstring(circuit_svg(drawn, standalone=True))
+    for line in root.iter(f"{SVG}path"):
+        if line.get("class") == "line":
+            numbers = [float(x) for x in re.findall(r"-?[\d.]+", line.get("d") or "")]
+            assert numbers[1] > numbers[-1]
+    layout = Layout.of(graph.n_layers, graph.n_heads)
+    places = [layout.place(node) for node in layout.nodes()]
+    wide, high = layout.box
+    assert all(
+        abs(x - u) > wide or abs(y - v) > high
+        for i, (x, y) in enumerate(places)
+        for u, v in places[:i]
+    )
+    assert all(0 < x < layout.width and 0 < y < layout.height for x, y in places)
+
+
+def test_many_edges_are_thin_and_faint_and_keep_their_words_few():
+    few, many = (circuit_svg(circuit(GPT2, n)) for n in (12, 1000))
+
+    def looks(text: str, key: str) -> float:
+        return float(re.findall(rf'stroke-{key}="([\d.]+)"/>', text)[-1])
+
+    assert looks(few, "opacity") > 2 * looks(many, "opacity")
+    assert 'class="hit"' in few
+    assert 'class="hit"' not in many
+    assert len(many) < 400_000
+    words = [len(re.findall("<text", text)) for text in (few, many)]
+    assert words[1] <= 1 + len(READERS) + 12 + 158
+
+
+def test_nodes_without_edges_are_dots_where_there_are_few():
+    few = circuit_svg(circuit(ResidualGraph(2, 8, 8), 3))
+    assert few.count("<circle") + few.count('class="node"') >= 18
+    assert "<circle" not in circuit_svg(circuit(ResidualGraph(32, 32, 8), 12))
+
+
+def test_a_narrow_box_has_the_number_of_its_head_and_its_name_under_the_pointer():
+    graph = ResidualGraph(2, 32, 8)
+    drawn = circuit(graph, 1) | {"edges": ["a0.h17->m1"], "scores": None}
+    text = circuit_svg(drawn)
+    assert "<title>a0.h17: 1 edge</title>" in text
+    assert ">h17</text>" in text
+
+
+def test_the_caption_says_which_edges_are_drawn():
+    said = caption(circuit(GPT2, 12, kept=True, scored=False))
+    assert said.startswith("The 12 kept edges of 32,491; the other 32,479 are ablated.")
+    assert "score" not in said
+    cut = circuit(GPT2, 5)
+    assert caption(cut).startswith("The 5 ablated edges of 32,491; the other 32,486")
+    assert "5 ablated of 32,491 edges" in circuit_svg(cut)
+
+
+def test_a_page_needs_no_address_and_a_file_has_one():
+    drawn = circuit(GPT2, 12)
+    assert "http" not in circuit_svg(drawn)
+    assert 'xmlns="http://www.w3.org/2000/svg"' in circuit_svg(drawn, standalone=True)
