@@ -289,6 +289,46 @@ def import_results() -> dict[str, Any]:
     }
 
 
+def faithfulness_results() -> dict[str, Any]:
+    """Results of two rankings at three sizes, one of them by two seeds."""
+    shares = {("topk", 0): (0.4, 0.97, 1.0), ("random", 0): (0.0, 0.1, 1.0)}
+    shares["random", 1] = (0.2, None, 1.0)
+    curve = [
+        {
+            "method": method,
+            "order": "signed",
+            "seed": seed,
+            "fraction": fraction,
+            "n_kept": int(1000 * fraction),
+            "n_connected": int(900 * fraction),
+            "faithfulness": share,
+            "scores": _scores(0.7 * (share or 0.0), 0.5) | {"kl_concept": 0.2},
+            "without": {"faithfulness": 0.5, "scores": _scores(0.3, 0.5)},
+        }
+        for (method, seed), found in shares.items()
+        for fraction, share in zip((0.01, 0.1, 1.0), found, strict=True)
+    ]
+    areas = [
+        {"method": method, "order": "signed", "seed": seed, "cpr": cpr, "cmd": cmd}
+        for method, seed, cpr, cmd in (
+            ("topk", 0, 0.9, 0.05),
+            ("random", 0, 0.5, 0.4),
+            ("random", 1, None, None),
+        )
+    ]
+    return {
+        "kind": "faithfulness",
+        "task": "locations",
+        "model": "minilm",
+        "units": ["edges"],
+        "n_units": 1000,
+        "scores": {"uncut": _scores(0.7, 0.5), "nothing kept": _scores(0.0, 0.1)},
+        "curve": curve,
+        "areas": areas,
+        **METRICS,
+    }
+
+
 WriteRun = Callable[..., Path]
 
 

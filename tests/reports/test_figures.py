@@ -7,6 +7,7 @@ from matplotlib.container import ErrorbarContainer
 
 from reports.drawing import known_points, spread
 from reports.figures import (
+    faithfulness_curves,
     mask_by_layer,
     probe_by_layer,
     recovery_by_examples,
@@ -17,9 +18,15 @@ from reports.figures import (
     size_curve,
     training_curves,
 )
-from reports.findings import relearning_finding
+from reports.findings import faithfulness_finding, relearning_finding
 from reports.load import load_run
-from tests.reports.conftest import LIMITS, curve_results, mask_results, relearn_results
+from tests.reports.conftest import (
+    LIMITS,
+    curve_results,
+    faithfulness_results,
+    mask_results,
+    relearn_results,
+)
 
 
 @pytest.fixture
@@ -199,3 +206,18 @@ def test_controls_stand_beside_every_number_of_examples(write_run: Any):
     assert "a model that never learned the concept goes from 0.500 to 0.500" in said
     ticks = recovery_by_examples(run).axes[0].get_xticklabels()
     assert next(tick.get_text() for tick in ticks) == "0"
+
+
+def test_faithfulness_is_drawn_by_share_with_the_range_of_seeds(write_run: Any):
+    run = load_run(write_run(faithfulness_results()))
+    shares, without, score, kl = faithfulness_curves(run).axes
+    learned, random = shares.lines[:2]
+    assert list(learned.get_xdata()) == pytest.approx([1, 10, 100])
+    assert list(learned.get_ydata()) == pytest.approx([0.4, 0.97, 1.0])
+    assert list(random.get_ydata()) == pytest.approx([0.1, 0.1, 1.0])
+    assert list(without.lines[0].get_ydata()) == pytest.approx([0.5] * 3)
+    assert list(score.lines[0].get_ydata()) == pytest.approx([0.28, 0.679, 0.7])
+    assert list(kl.lines[1].get_ydata()) == pytest.approx([0.2] * 3)
+    said = faithfulness_finding(run)
+    assert said[0].startswith("topk: 10.0% of 1,000 edges keep at least 95%")
+    assert said[1].startswith("random: 100.0% of")

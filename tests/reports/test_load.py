@@ -12,6 +12,7 @@ from reports.load import KINDS, load_run
 from storage.errors import UserError
 from tests.reports.conftest import (
     curve_results,
+    faithfulness_results,
     import_results,
     mask_results,
     relearn_results,
@@ -22,6 +23,7 @@ RESULTS: dict[str, Callable[[], dict[str, Any]]] = {
     "relearn": relearn_results,
     "evaluate": lambda: curve_results("evaluate"),
     "attribute": lambda: curve_results("attribute"),
+    "faithfulness": faithfulness_results,
     "import_mask": import_results,
 }
 

@@ -5,7 +5,9 @@ import math
 import pytest
 
 from reports.tables import (
+    area_rows,
     curve_rows,
+    faithfulness_rows,
     format_cell,
     format_table,
     location_rows,
@@ -17,7 +19,12 @@ from reports.tables import (
     with_interval,
     word_rows,
 )
-from tests.reports.conftest import curve_results, mask_results, relearn_results
+from tests.reports.conftest import (
+    curve_results,
+    faithfulness_results,
+    mask_results,
+    relearn_results,
+)
 
 
 @pytest.mark.parametrize(
@@ -150,3 +157,17 @@ def test_words_are_those_of_the_cut_relearned_from_most_examples():
     assert both["at the top"] == "before the cut and after relearning"
     left_out = {"after": [entry | {"words": None} for entry in results["after"]]}
     assert word_rows(left_out) == []
+
+
+def test_faithfulness_means_are_over_known_seeds():
+    results = faithfulness_results()
+    rows = {(row["ranking"], row["kept"]): row for row in faithfulness_rows(results)}
+    assert rows["random", "1 %"]["faithfulness"] == pytest.approx(0.1)
+    assert rows["random", "10 %"]["faithfulness"] == pytest.approx(0.1)
+    assert rows["topk", "10 %"]["units"] == 100
+    assert rows["topk", "10 %"]["connected"] == 90
+    learned, random = area_rows(results)
+    assert learned["CPR (more is better)"] == "0.900"
+    assert learned["CMD (0 is best)"] == "0.050"
+    assert random["CPR (more is better)"] == "0.500"
+    assert (learned["seeds"], random["seeds"]) == (1, 2)
