@@ -31,9 +31,9 @@ from masks.edge_run import Buffers, EdgeRun, KeptBlock
 from masks.edge_sparse import SparsePlan, SparseRun
 from masks.edge_weights import trained_weights
 from masks.encoder_stack import EncoderStack
+from masks.encoder_trained import run_trained
 from models.carried_norms import CarriedNorms
 from models.residual_parts import FoldedLayer, ResidualModel
-from storage.errors import UserError
 
 
 @dataclass
@@ -132,15 +132,10 @@ class EdgeStack:
         """
         trained = None
         if torch.is_grad_enabled() and self.model.is_trained:
-            if self.carried is not None:
-                raise UserError(
-                    "the base weights of an encoder with norms on its stream cannot be "
-                    "trained under gates on edges; freeze them (requires_grad_(False)) "
-                    "or cut neurons or heads"
-                )
             trained = trained_weights(self.model)
-            self.layers = [layer.folded.detached() for layer in trained.layers]
-            self.versions = self.model.versions()
+            if self.carried is None:
+                self.layers = [layer.folded.detached() for layer in trained.layers]
+                self.versions = self.model.versions()
         elif self.versions != self.model.versions():  # in relearning
             self.fold()
         self.buffers.start(stream.shape[0] * stream.shape[1])
@@ -160,6 +155,9 @@ class EdgeStack:
         if plan is not None and plan.form != "all" and not torch.is_grad_enabled():
             return SparseRun(run, plan, keep)(stream, position)
         keep = keep.float() if keep.dtype == torch.bool else keep
+        if self.carried is not None and trained is not None:
+            run.layers = [layer.folded for layer in trained.layers]
+            return run_trained(run, stream, keep)
         if self.carried is not None:
             return EncoderStack.apply(stream, keep, run, *run.inside)
         weights = [] if trained is None else trained.tensors

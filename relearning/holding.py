@@ -8,14 +8,12 @@ themselves) get no gradient, no momentum and no decay. Weights elsewhere train.
 from collections.abc import Iterator, Set
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from masks.frozen_mask import FrozenMask
-from models.block_parts import PARTS
 from models.sites import Site
 from storage.errors import UserError
 
@@ -36,17 +34,16 @@ class Frozen:
             self.parameter[self.where] = self.values
 
 
-def check_holdable(mask: FrozenMask, model: nn.Module, holdings: Set[str]) -> None:
+def check_holdable(mask: FrozenMask, holdings: Set[str]) -> None:
     """Refuse a mask under which, or after which, weights cannot train.
 
     Args:
         mask: What is cut.
-        model: The model it is for.
         holdings: How it is to be held: `lasting`, `one_shot`.
 
     Raises:
         UserError: When it takes its values from paired inputs, or cuts edges and is to
-            be written into the weights or is for an encoder.
+            be written into the weights.
     """
     if mask.ablated.kind == "counterfactual":
         raise UserError(
@@ -60,13 +57,6 @@ def check_holdable(mask: FrozenMask, model: nn.Module, holdings: Set[str]) -> No
         raise UserError(
             "a mask on edges cannot be written into the weights: no weight lies behind "
             "an edge alone; use --holdings lasting"
-        )
-    config: Any = model.config
-    if PARTS[config.model_type].norms_on_stream is not None:
-        raise UserError(
-            f"the weights of a {config.model_type} cannot be trained under a "
-            "mask on edges, for its norms sit on the stream; evaluate and report take "
-            "it; for relearning train a mask on neurons or heads"
         )
 
 

@@ -258,7 +258,7 @@ def _check(
     settings: RelearnSettings,
 ) -> None:
     trained_parameters(loaded.model, settings.trained)
-    check_holdable(mask, loaded.model, {c.holding for c in wanted if c.holding})
+    check_holdable(mask, {c.holding for c in wanted if c.holding})
     for split in ("relearn", "heldout"):
         if not task.n_examples(split):
             raise UserError(

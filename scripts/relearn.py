@@ -139,7 +139,7 @@ def main(config: RelearnConfig) -> Path:
         config_hash=loaded.config_hash,
         allow_other_weights=config.allow_other_weights,
     )
-    check_holdable(mask, loaded.model, set(config.holdings))
+    check_holdable(mask, set(config.holdings))
     if cuts_edges(mask) and (config.probe or config.redistribute):
         logger.info("a mask on edges: no probes and no ranking of units afterwards")
         config = replace(config, probe=False, redistribute=False)

@@ -247,7 +247,7 @@ def main(config: TrainMaskConfig) -> Path:
     write_tensors(run.path / "ranking.safetensors", ranking, {"polarity": "high keeps"})
     results = _results(config, experiment, settings, masks, mask, ranking, ablated)
     try:
-        check_holdable(mask, experiment.loaded.model, {"lasting"})
+        check_holdable(mask, {"lasting"})
         results["next"] = command("relearn", {"mask": run.path, **where(config)})
     except UserError:  # what cannot be relearned from
         results["next"] = command("report", {"runs": run.path, **where(config)})

@@ -308,9 +308,8 @@ def test_weights_train_under_a_mask_on_edges_and_what_runs_is_what_they_became(
 
 
 def test_a_mask_on_edges_is_held_only_where_it_can_be():
-    decoder, encoder = MODELS["gpt2"](), MODELS["bert"]()
-    check_holdable(_edge_mask(decoder), decoder, {"lasting"})
-    with pytest.raises(UserError, match="cannot be written into the weights"):
-        check_holdable(_edge_mask(decoder), decoder, {"lasting", "one_shot"})
-    with pytest.raises(UserError, match="the weights of a bert cannot be trained"):
-        check_holdable(_edge_mask(encoder), encoder, {"lasting"})
+    for kind in ("gpt2", "bert"):
+        mask = _edge_mask(MODELS[kind]())
+        check_holdable(mask, {"lasting"})
+        with pytest.raises(UserError, match="cannot be written into the weights"):
+            check_holdable(mask, {"lasting", "one_shot"})
