@@ -20,7 +20,7 @@ from transformers.pytorch_utils import Conv1D
 
 from models.block_parts import graph_of, last_norm_of
 from models.mlp import MLP_TYPE
-from models.residual_graph import ResidualGraph
+from models.residual_graph import AttentionBias, Position, ResidualGraph
 from models.sites import UNIT_KINDS, Site, UnitKind
 from storage.errors import UserError
 
@@ -154,6 +154,8 @@ def sites_of(
     layers: Sequence[int] | None = None,
     *,
     merged_qkv: bool = False,
+    attention_bias: AttentionBias = "always",
+    position_node: Position = "merged",
 ) -> tuple[Site, ...]:
     """Every site of the asked-for kinds, by kind (as in `UNIT_KINDS`), then by layer.
 
@@ -165,6 +167,10 @@ def sites_of(
         layers: Block numbers from 0, -1 for the embedding level (`hidden` only), and
             the number of blocks for the logits (`edges` only); None means all of them.
         merged_qkv: A head's queries, keys and values read through one edge a writer.
+        attention_bias: The bias of attention's output projection is `always` on, or an
+            equal part of it goes with each of the `heads` (edges).
+        position_node: The position embedding is `merged` into the input, a writer of
+            its `own`, or `always` on (edges).
 
     Raises:
         UserError: For an unknown kind or architecture, a layer that the model does not
@@ -178,7 +184,13 @@ def sites_of(
             f"argument units must name some of {', '.join(UNIT_KINDS)}, "
             f"got {unknown if unknown else 'none'}"
         )
-    edges = _edge_sites(model, units, merged_qkv)
+    edges = _edge_sites(
+        model,
+        units,
+        apart=not merged_qkv,
+        attention_bias=attention_bias,
+        position=position_node,
+    )
     wanted = _checked_layers(model, architecture, units, layers)
     prefix = _prefix(model)
     kinds = [kind for kind in UNIT_KINDS if kind in units]
@@ -316,12 +328,24 @@ def _sites(
                 yield Site("weights", name, layer, module.weight.numel())
 
 
-def _edge_sites(model: nn.Module, units: Sequence[str], merged_qkv: bool) -> list[Site]:
+def _edge_sites(
+    model: nn.Module,
+    units: Sequence[str],
+    *,
+    apart: bool,
+    attention_bias: AttentionBias,
+    position: Position,
+) -> list[Site]:
     """One site a layer and one for the logits, in the order of the graph."""
     if "edges" not in units:
-        if merged_qkv:
+        switched = {
+            "merged_qkv": not apart,
+            "attention_bias": attention_bias != "always",
+            "position_node": position != "merged",
+        }
+        for name in (name for name, on in switched.items() if on):
             raise UserError(
-                f"merged_qkv is about edges, got units {' '.join(units)}; leave it out"
+                f"{name} is about edges, got units {' '.join(units)}; leave it out"
             )
         return []
     others = [kind for kind in ("hidden", "weights") if kind in units]
@@ -330,7 +354,10 @@ def _edge_sites(model: nn.Module, units: Sequence[str], merged_qkv: bool) -> lis
             "argument units can name edges beside neurons and heads only, got edges "
             f"and {' and '.join(others)}; train one mask for each"
         )
-    return list(edge_sites(model, graph_of(model, apart=not merged_qkv)))
+    graph = graph_of(
+        model, apart=apart, attention_bias=attention_bias, position=position
+    )
+    return list(edge_sites(model, graph))
 
 
 def edge_sites(model: nn.Module, graph: ResidualGraph) -> tuple[Site, ...]:

@@ -18,9 +18,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from attribution.registry import METHODS
 from masks.frozen_mask import FrozenMask
 from models.loading import LoadedModel
-from models.sites import UNIT_KINDS, Site
+from models.sites import Site
 from reports.tables import format_table
-from scripts.experiment import TaskConfig, command, flag
+from scripts.experiment import UnitsConfig, command, flag
 from scripts.mask_recipes import check_pairs, methods_of, sites_for, units_of
 from scripts.mask_scores import attribution_ranking, cut_by, provenance, score
 from scripts.mask_training import MaskSettings, ablation_values, special_ids
@@ -32,20 +32,13 @@ from training.config import config_dict, run_script
 
 
 @dataclass(frozen=True)
-class AttributeConfig(TaskConfig):
+class AttributeConfig(UnitsConfig):
     """Which rankings, over which units, cut at which sizes."""
 
     methods: list[str] = flag(
         [],
         f"rankings: {', '.join(sorted(METHODS))}, or all; default: random and "
         "gradient_margin, probeless; for edges eap, eap_ig",
-    )
-    units: list[str] = flag([], f"what is cut: {' '.join(UNIT_KINDS)}")
-    layers: list[int] = flag(
-        [], "only these layers (0 is the first block; edges: their number, the logits)"
-    )
-    merged_qkv: bool = flag(
-        False, "edges: a head reads queries, keys and values through one edge a writer"
     )
     sizes: list[int] = flag([8, 16, 32, 64], "numbers of units to ablate")
     ablation: Literal["zero", "mean", "counterfactual"] = flag(

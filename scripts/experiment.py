@@ -12,6 +12,7 @@ from accelerate import Accelerator
 
 from data.hub import HUB_PREFIX
 from models.loading import LoadedModel
+from models.sites import UNIT_KINDS
 from storage.errors import UserError
 from storage.run_directory import DEFAULT_PARENT
 from tasks.base import Corpus, Task, TaskOptions
@@ -109,6 +110,27 @@ class TaskConfig:
             label_piece=label_piece,
             split_seed=self.split_seed,
         )
+
+
+@dataclass(frozen=True)
+class UnitsConfig(TaskConfig):
+    """Flags that name what is cut; shared by the scripts that choose it."""
+
+    units: list[str] = flag([], f"what is cut: {' '.join(UNIT_KINDS)}")
+    layers: list[int] = flag(
+        [], "only these layers (0 is the first block; edges: their number, the logits)"
+    )
+    merged_qkv: bool = flag(
+        False, "edges: a head reads queries, keys and values through one edge a writer"
+    )
+    attention_bias: Literal["always", "heads"] = flag(
+        "always", "edges: the bias of attention's output is always on, or in the heads"
+    )
+    position_node: Literal["merged", "own", "always"] = flag(
+        "merged",
+        "edges: the position embedding goes with the input, is a writer of its own, or "
+        "is always on",
+    )
 
 
 _ONLY_FOR = {

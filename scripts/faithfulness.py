@@ -11,7 +11,7 @@ ranks every unit, so one training serves all sizes.
 
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -33,12 +33,11 @@ from masks.edge_sites import apart, flat_gates, graph_at
 from masks.frozen_mask import FrozenMask
 from masks.mask_files import check_model
 from models.loading import LoadedModel
-from models.sites import UNIT_KINDS
 from reports.figures import draw_all
 from reports.load import load_run
 from reports.tables import area_rows, faithfulness_rows, format_table
 from scripts.evaluate import from_run, mask_at
-from scripts.experiment import Experiment, TaskConfig, command, flag
+from scripts.experiment import Experiment, TaskConfig, UnitsConfig, command, flag
 from scripts.mask_recipes import (
     check_pairs,
     has_pairs,
@@ -60,7 +59,7 @@ Rankings = dict[tuple[str, int, str], Mapping[str, Tensor]]
 
 
 @dataclass(frozen=True)
-class FaithfulnessConfig(TaskConfig):
+class FaithfulnessConfig(UnitsConfig):
     """Which rankings, and how much of each is kept."""
 
     mask: list[Path] = flag(
@@ -71,11 +70,6 @@ class FaithfulnessConfig(TaskConfig):
         f"attribution rankings: {', '.join(sorted(METHODS))}, all, or none; default: "
         "random and gradient_margin, probeless; for edges eap, eap_ig",
     )
-    units: list[str] = flag(
-        [], f"without --mask, what circuits are made of: {' '.join(UNIT_KINDS)}"
-    )
-    layers: list[int] = flag([], "without --mask, only these layers")
-    merged_qkv: bool = flag(False, "without --mask: a head reads through one edge")
     ablation: Literal["zero", "mean", "counterfactual"] | None = flag(
         None,
         "without --mask, what replaces what is ablated; default: counterfactual, or "
@@ -109,9 +103,13 @@ class FaithfulnessConfig(TaskConfig):
                 "--n_batches must be positive and --n_random not negative, got "
                 f"{self.n_batches} and {self.n_random}"
             )
-        if self.mask and (self.units or self.layers or self.ablation):
+        of_mask = [f.name for f in fields(UnitsConfig)[len(fields(TaskConfig)) :]]
+        default = UnitsConfig()
+        given = [n for n in of_mask if getattr(self, n) != getattr(default, n)]
+        if self.mask and (given or self.ablation):
+            names = [f"--{name}" for name in given or ["ablation"]]
             raise UserError(
-                "--units, --layers and --ablation are those of --mask; leave them out"
+                f"{' and '.join(names)}: beside --mask they are its own; leave them out"
             )
 
 

@@ -12,6 +12,7 @@ from masks.frozen_mask import FrozenMask
 from masks.mask_set import MaskSet
 from models.architectures import sites_of
 from models.loading import LoadedModel
+from models.residual_graph import AttentionBias, Position
 from models.residual_parts import ResidualModel
 from models.sites import Site
 from scripts.mask_training import MaskSettings
@@ -96,6 +97,10 @@ class HasRecipe(Protocol):
     def layers(self) -> list[int]: ...
     @property
     def merged_qkv(self) -> bool: ...
+    @property
+    def attention_bias(self) -> AttentionBias: ...
+    @property
+    def position_node(self) -> Position: ...
 
 
 def units_of(config: HasRecipe) -> Sequence[str]:
@@ -111,7 +116,12 @@ def sites_for(config: HasRecipe, model: nn.Module) -> tuple[Site, ...]:
         UserError: When the model cannot be cut there.
     """
     sites = sites_of(
-        model, units_of(config), config.layers or None, merged_qkv=config.merged_qkv
+        model,
+        units_of(config),
+        config.layers or None,
+        merged_qkv=config.merged_qkv,
+        attention_bias=config.attention_bias,
+        position_node=config.position_node,
     )
     if any(site.kind == "edges" for site in sites):
         ResidualModel(model)  # refuses a model that lacks a module

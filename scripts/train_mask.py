@@ -31,7 +31,7 @@ from masks.unit_maps import unit_maps
 from models.sites import UNIT_KINDS, Site
 from relearning.holding import check_holdable
 from scripts.circuit import MOST_EDGES, circuit_of, per_site
-from scripts.experiment import Experiment, TaskConfig, command, flag, where
+from scripts.experiment import Experiment, UnitsConfig, command, flag, where
 from scripts.mask_recipes import methods_of, plan, units_of
 from scripts.mask_scores import (
     Scored,
@@ -63,16 +63,9 @@ logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class TrainMaskConfig(TaskConfig):
+class TrainMaskConfig(UnitsConfig):
     """Settings of one mask-training run; None takes the task's recipe."""
 
-    units: list[str] = flag([], f"what is cut: {' '.join(UNIT_KINDS)}")
-    layers: list[int] = flag(
-        [], "only these layers (0 is the first block; edges: their number, the logits)"
-    )
-    merged_qkv: bool = flag(
-        False, "edges: a head reads queries, keys and values through one edge a writer"
-    )
     gate: str | None = flag(None, f"gate: {', '.join(sorted(GATES))}")
     direction: Literal["break", "isolate"] = flag(
         "break",

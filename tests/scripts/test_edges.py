@@ -121,6 +121,10 @@ def test_attribution_ranks_edges_with_counterfactual_values(flags: list[str]):
         (["--units", "edges", "--attribution", "probeless"], "cannot rank edges"),
         (["--units", "edges", "--layers", "3"], "layers 0 to 2"),
         (["--units", "heads", "--merged_qkv", "true"], "merged_qkv is about edges"),
+        (
+            ["--units", "heads", "--position_node", "own"],
+            "position_node is about edges",
+        ),
     ],
 )
 def test_what_edges_cannot_do_is_refused_before_any_training(
@@ -194,6 +198,20 @@ def test_faithfulness_without_a_mask_and_of_heads(learned: list[str]):
     assert found["units"] == ["heads"]
     assert {row["n_connected"] for row in found["curve"]} == {8, 16}
     assert found["curve"][0]["faithfulness"] is not None
+
+
+def test_switches_of_the_graph_are_the_masks_own(flags: list[str]):
+    switches = ["--attention_bias", "heads", "--position_node", "own"]
+    usual = ["--units", "edges", "--attribution", "none", "--n_ablated", "4"]
+    run = trained([*flags, *QUICK, *usual, *switches])
+    graph = FrozenMask.load(run).sites[0].graph
+    assert graph is not None
+    assert (graph.attention_bias, graph.position) == ("heads", "own")
+    # a reader of position more for each of 2 x (24 + 1) readers and the logits
+    assert results(run)["n_units"] == graph.n_edges == 310 + 51
+    config = parse_config(evaluate.EvaluateConfig, ["--mask", str(run), *flags[-2:]])
+    scored = results(evaluate.main(config))["scores"]["cut"]
+    assert scored == pytest.approx(results(run)["scores"]["cut"])
 
 
 def test_a_mask_that_breaks_is_no_circuit(flags: list[str], tmp_path: Path):
