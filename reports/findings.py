@@ -31,7 +31,19 @@ def mask_finding(run: Run) -> list[str]:
     ]
     if baselines:
         said += [f"Attribution cuts of the same size: {', '.join(baselines)}."]
-    return said
+    return said + _published(results)
+
+
+def _published(results: Mapping[str, Any]) -> list[str]:
+    """Agreement with the circuit of Wang et al. (2022), where it was looked at."""
+    found = results.get("published_circuit")
+    if not found:
+        return []
+    return [
+        f"{found['n_shared']} of its {found['n_heads']} heads are among the "
+        f"{found['n_published']} of the published circuit (Wang et al. 2022); as many "
+        f"random heads would share {found['expected']:.1f}."
+    ]
 
 
 def _change(results: Mapping[str, Any], side: str) -> str:
@@ -118,6 +130,7 @@ def curve_finding(run: Run) -> list[str]:
     """An evaluate or attribute run: the scores, or every method at the largest size."""
     results = run.results
     metric, curve = results["concept_metric"]["name"], results["curve"]
+    published = _published(results)
     if curve:
         largest = max(entry["n_ablated"] for entry in curve)
         listed = ", ".join(
@@ -126,12 +139,13 @@ def curve_finding(run: Run) -> list[str]:
             for entry in curve
             if entry["n_ablated"] == largest
         )
-        return [f"With {largest:,} units ablated, concept ({metric}): {listed}."]
+        said = f"With {largest:,} units ablated, concept ({metric}): {listed}."
+        return [said, *published]
     listed = ", ".join(
         f"{name} {format_cell(values.get(metric))}"
         for name, values in results["scores"].items()
     )
-    return [f"Concept ({metric}): {listed}."]
+    return [f"Concept ({metric}): {listed}.", *published]
 
 
 def import_finding(run: Run) -> list[str]:

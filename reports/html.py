@@ -20,6 +20,7 @@ from reports.tables import (
     format_cell,
     location_rows,
     probe_rows,
+    published_rows,
     recovery_rows,
     relearning_rows,
     score_rows,
@@ -188,7 +189,11 @@ def _score_tables(results: Mapping[str, Any]) -> list[Table]:
                 score_rows(unseen),
             )
         )
-    return [*tables, ("Scores by number of units ablated", curve_rows(results))]
+    return [
+        *tables,
+        ("Scores by number of units ablated", curve_rows(results)),
+        ("The published circuit of indirect objects", published_rows(results)),
+    ]
 
 
 def _mask_tables(results: Mapping[str, Any]) -> list[Table]:

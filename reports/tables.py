@@ -156,6 +156,19 @@ def _mean_and_range(values: Sequence[float | None]) -> str:
     return with_interval(mean(known), ends) or "undefined"
 
 
+def published_rows(results: Mapping[str, Any]) -> list[Row]:
+    """One row a class of heads of the published circuit: which of them the mask has."""
+    found = results.get("published_circuit") or {"classes": []}
+    return [
+        {
+            "class of heads": entry["class"],
+            "published": ", ".join(entry["heads"]),
+            "in the mask": ", ".join(entry["found"]) or "none",
+        }
+        for entry in found["classes"]
+    ]
+
+
 def relearning_rows(results: Mapping[str, Any]) -> list[Row]:
     """One row a condition and number of examples: first and last scores of the run."""
     rows = []

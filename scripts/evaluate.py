@@ -29,6 +29,7 @@ from scripts.mask_scores import (
     ranking_of_run,
     score,
 )
+from scripts.published_circuit import published_overlap
 from scripts.train_base import prepare
 from storage.atomic import read_json
 from storage.errors import UserError
@@ -169,6 +170,11 @@ def main(config: EvaluateConfig) -> Path:
         "intervals": {key: value.intervals for key, value in scored.items()},
         "curve": curve,
         "circuit": circuit_of(mask) if mask else None,
+        "published_circuit": published_overlap(
+            config.task, config.model_name, experiment.loaded.model, mask
+        )
+        if mask
+        else None,
         "concept_metric": vars(task.concept_metric),
         "retain_metric": vars(task.retain_metric),
     }

@@ -49,6 +49,7 @@ from scripts.mask_training import (
     special_ids,
     train_gates,
 )
+from scripts.published_circuit import published_overlap
 from scripts.train_base import prepare
 from storage.atomic import write_tensors
 from storage.checkpoints import latest_step
@@ -405,6 +406,9 @@ def _results(
         "asked_ablated": config.n_ablated or settings.target_ablated or None,
         "per_site": per_site(mask),
         "circuit": circuit_of(mask, ranking),
+        "published_circuit": published_overlap(
+            config.task, config.model_name, model, mask
+        ),
         "edges": _edges(mask, kept=settings.direction == "isolate"),
         "scores": {key: value.scores for key, value in scored.items()}
         | {"random": [r.scores for r in randoms]}
