@@ -51,7 +51,9 @@ def plan_of(model: ResidualModel, keep: Bool[Tensor, "edge"]) -> SparsePlan:
     graph = model.graph
     plans = [_all_plan(model)]
     grouped = not graph.apart and graph.n_kv_heads != graph.n_heads
-    if not grouped and not model.is_post_norm:
+    if model.is_post_norm:
+        plans.append(_beside_plan(model, keep.cpu()))
+    elif not grouped:
         plans.append(_ablated_plan(model, keep.cpu()))
         if model.parts.norm_attention is None:  # which needs all heads of a layer
             plans.append(_kept_plan(model, keep.cpu()))
@@ -87,6 +89,18 @@ def _ablated_plan(model: ResidualModel, keep: Tensor) -> SparsePlan:
         "ablated", rows, tuple(readers), tuple(heads), frozenset(mlps),
         {"ablated": cost},
     )  # fmt: skip
+
+
+def _beside_plan(model: ResidualModel, keep: Tensor) -> SparsePlan:
+    """Of an encoder, which runs as it is (`masks/encoder_beside.py`)."""
+    graph, d_model = model.graph, model.d_model
+    cut, sources = ~keep, len(_sources(graph, ~keep))
+    cost = _plain_cost(model) + graph.n_layers * 2 * sources * d_model
+    for layer in range(graph.n_layers):
+        n_read = int(attention_gates(graph, layer, cut).any(1).sum())
+        cost += n_read * d_model * (sources + _width(graph, model.d_head))
+    cost += sources * model.d_head * d_model
+    return SparsePlan("ablated", {}, (), (), frozenset(), {"ablated": cost})
 
 
 def _kept_plan(model: ResidualModel, keep: Tensor) -> SparsePlan:

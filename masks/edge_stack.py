@@ -30,8 +30,8 @@ from masks.edge_reads import centred, projected_by, scale_of, tiles
 from masks.edge_run import Buffers, EdgeRun, KeptBlock
 from masks.edge_sparse import SparsePlan, SparseRun
 from masks.edge_weights import trained_weights
+from masks.encoder_beside import run_beside
 from masks.encoder_stack import EncoderStack
-from masks.encoder_trained import run_trained
 from models.carried_norms import CarriedNorms
 from models.residual_parts import FoldedLayer, ResidualModel
 
@@ -97,8 +97,8 @@ class EdgeStack:
             self.layers = [self.model.fold(layer) for layer in layers]
             self.carried = None
             if self.model.is_post_norm:
-                self.carried = CarriedNorms(self.model)
-                self.layers = [self.carried.fold(i, self.layers[i]) for i in layers]
+                self.carried = CarriedNorms(self.model, self.layers)
+                self.layers = [self.carried.fold(i) for i in layers]
 
     def __call__(
         self,
@@ -153,11 +153,14 @@ class EdgeStack:
             [tensor for tensor in inside if tensor.requires_grad],
         )
         if plan is not None and plan.form != "all" and not torch.is_grad_enabled():
-            return SparseRun(run, plan, keep)(stream, position)
+            if self.carried is None:
+                return SparseRun(run, plan, keep)(stream, position)
+            run.layers = self.carried.plain
+            return run_beside(run, stream, keep.to(stream))
         keep = keep.float() if keep.dtype == torch.bool else keep
         if self.carried is not None and trained is not None:
             run.layers = [layer.folded for layer in trained.layers]
-            return run_trained(run, stream, keep)
+            return run_beside(run, stream, keep)
         if self.carried is not None:
             return EncoderStack.apply(stream, keep, run, *run.inside)
         weights = [] if trained is None else trained.tensors

@@ -14,6 +14,7 @@ them are carried as well, and what a place sees of them is one linear map of its
 times s_q. Here s_p is left to the caller.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -39,11 +40,15 @@ class CarriedNorms:
 
     A place is the number of norms passed. Carried values have width d_model + n_norms.
 
+    Args:
+        plain: Weights of the blocks' attention that read and write the stream itself.
+
     Raises:
         UserError: When products of gains leave the range of the model's precision.
     """
 
-    def __init__(self, model: ResidualModel):
+    def __init__(self, model: ResidualModel, plain: Sequence[FoldedLayer]):
+        self.plain = plain
         norms = [
             model.norm(layer, name)
             for layer in range(model.graph.n_layers)
@@ -99,8 +104,9 @@ class CarriedNorms:
         """Gradient of carried values, of that of what `seen` gives."""
         return torch.cat([grad * self.gains[place], grad @ self.back[place].T], -1)
 
-    def fold(self, layer: int, folded: FoldedLayer) -> CarriedLayer:
+    def fold(self, layer: int) -> CarriedLayer:
         """Weights that read and write carried values, of those for the stream."""
+        folded = self.plain[layer]
         place, bias = 2 * layer, folded.write_bias
         return CarriedLayer(
             self.through_seen(place, folded.read.mT).mT.contiguous(),

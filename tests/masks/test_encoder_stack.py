@@ -220,7 +220,7 @@ def test_a_random_cut_of_bert_is_that_of_loops_over_edges(
 @pytest.mark.parametrize("with_bias", [False, True])
 def test_with_all_edges_closed_the_logits_read_what_is_always_on(with_bias: bool):
     model = double("bert")
-    *earlier, last = CarriedNorms(ResidualModel(model)).norms
+    *earlier, last = CarriedNorms(ResidualModel(model), []).norms
     if not with_bias:
         for norm in earlier:
             norm.bias.zero_()

@@ -1,12 +1,13 @@
-"""An encoder under held gates on its edges while its weights are trained, by autograd.
+"""An encoder run as it is, and beside it what closed edges take out of its stream.
 
-The model runs as it is, and each reader takes out of the stream what its closed edges
-carried: r_v = x - sum over u of (1 - z_uv) d_u, with d_u = h_u - a_u carried through
-every norm since it was written, by the norm's own statistics. Only writers with a
-closed edge are carried, so a mask that breaks something costs little more than the
-plain model; autograd keeps a copy of them for every norm.
+A reader sees r_v = x - sum over u of (1 - z_uv) d_u, with d_u = h_u - a_u carried
+through every norm since it was written, by the norm's own statistics. Only writers with
+a closed edge are carried, so a mask that breaks something costs little more than the
+plain model. Autograd goes through it, at a copy of what is carried for every norm: so
+weights are trained under a held mask.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -28,6 +29,13 @@ class _Lost:
     rows: list[Float[Tensor, "token d_model"]] = field(default_factory=list)
     """Of those that have written so far."""
 
+    def take(self, run: EdgeRun, written: Sequence[Tensor]) -> None:
+        """What the next of the writers wrote."""
+        for row in written:
+            ablated = run.ablated
+            number = self.numbers[len(self.rows)]
+            self.rows.append(row if ablated is None else row - ablated[number])
+
     def seen_by(
         self, closed: Float[Tensor, "reader writer"]
     ) -> Float[Tensor, "reader token d_model"] | None:
@@ -38,38 +46,39 @@ class _Lost:
         return torch.einsum("rw,wtd->rtd", closed[:, found], torch.stack(self.rows))
 
 
-def run_trained(
+def run_beside(
     run: EdgeRun,
     stream: Float[Tensor, "batch seq d_model"],
     keep: Float[Tensor, "edge"],
 ) -> Float[Tensor, "batch seq d_model"]:
-    """What the logits read. The run's layers are folded with a graph."""
+    """What the logits read; the run's layers read and write the stream itself."""
     model, graph = run.model, run.model.graph
     closed = 1 - keep.to(stream)
     live = stream.reshape(-1, model.d_model)
     lost = _Lost(_with_closed_edges(run, closed))
-    _take(run, lost, 0, live[None])
+    if 0 in lost.numbers:
+        lost.take(run, [live])
     assert model.parts.norms_on_stream is not None
     after_attention, after_mlp = model.parts.norms_on_stream
     for layer, folded in enumerate(run.layers):
         first = graph.n_before(layer)
-        missed = lost.seen_by(attention_gates(graph, layer, closed))
-        projected = _projected(folded, live, missed)
+        projected = _projected(
+            folded, live, lost, attention_gates(graph, layer, closed)
+        )
         found = attend(run, layer, projected).reshape(len(live), -1)
-        by_head = found.view(len(live), graph.n_heads, -1).transpose(0, 1)
-        written = torch.bmm(by_head, folded.write)
-        live = live + written.sum(0)
+        live = live + found @ folded.write.flatten(0, 1)
         if folded.write_bias is not None:
             live = live + folded.write_bias
-            if graph.attention_bias == "heads":
-                written = written + folded.write_bias / graph.n_heads
-        _take(run, lost, first, written)
+        by_head = found.view(len(live), graph.n_heads, -1)
+        own = [n - first for n in lost.numbers if first <= n < first + graph.n_heads]
+        lost.take(run, [_written(run, folded, by_head, head) for head in own])
         live = _through_norm(run, layer, after_attention, live, lost)
         missed = lost.seen_by(mlp_gates(graph, layer, closed)[None])
         seen = live if missed is None else live - missed[0]
         of_mlp = model.run_mlp(layer, seen.view_as(stream)).reshape(live.shape)
         live = live + of_mlp
-        _take(run, lost, first + graph.n_heads, of_mlp[None])
+        if first + graph.n_heads in lost.numbers:
+            lost.take(run, [of_mlp])
         live = _through_norm(run, layer, after_mlp, live, lost)
     missed = lost.seen_by(closed[None, -graph.n_writers :])
     return (live if missed is None else live - missed[0]).view_as(stream)
@@ -86,24 +95,32 @@ def _with_closed_edges(run: EdgeRun, closed: Tensor) -> list[int]:
     return found.nonzero()[:, 0].tolist()
 
 
-def _take(
-    run: EdgeRun,
+def _written(run: EdgeRun, folded: FoldedLayer, found: Tensor, head: int) -> Tensor:
+    """What one head writes, of what all heads found: (token, head, d_head)."""
+    written = found[:, head] @ folded.write[head]
+    if folded.write_bias is None or run.model.graph.attention_bias == "always":
+        return written
+    return written + folded.write_bias / run.model.graph.n_heads
+
+
+def _projected(
+    folded: FoldedLayer,
+    live: Tensor,
     lost: _Lost,
-    first: int,
-    written: Float[Tensor, "writer token d_model"],
-) -> None:
-    """Keep what those of the writers from `first` on wrote that have closed edges."""
-    for number in lost.numbers[len(lost.rows) :]:
-        if number >= first + len(written):
-            break
-        row = written[number - first]
-        lost.rows.append(row if run.ablated is None else row - run.ablated[number])
-
-
-def _projected(folded: FoldedLayer, live: Tensor, missed: Tensor | None) -> Tensor:
+    closed: Float[Tensor, "reader writer"],
+) -> Tensor:
     """Queries, keys and values of all readers: (reader, token, width)."""
-    plain = torch.einsum("td,rdw->rtw", live, folded.read) + folded.read_bias
-    return plain if missed is None else plain - torch.bmm(missed, folded.read)
+    n_readers, _, width = folded.read.shape
+    together = folded.read.transpose(0, 1).reshape(live.shape[1], -1)
+    plain = (live @ together).view(len(live), n_readers, width).transpose(0, 1)
+    plain = plain + folded.read_bias
+    readers = (closed != 0).any(1).nonzero()[:, 0]
+    missed = lost.seen_by(closed[readers]) if len(readers) else None
+    if missed is None:
+        return plain
+    return plain.index_add(
+        0, readers, torch.bmm(missed, folded.read[readers]), alpha=-1
+    )
 
 
 def _through_norm(

@@ -6,8 +6,11 @@ import pytest
 import torch
 from torch import Tensor
 
+from masks import edge_stack
 from masks.edge_gating import edge_gated
+from masks.edge_sparse import plan_of
 from masks.edge_stack import EdgeStack
+from masks.encoder_beside import run_beside
 from models.residual_parts import ResidualModel
 from tests.masks.test_encoder_stack import FAMILIES, random_gates, random_values
 from tests.models.tiny import tiny_inputs, tiny_model
@@ -56,6 +59,33 @@ def test_values_and_gates_gradient_are_those_of_the_stack(
         model.requires_grad_(True)
         torch.testing.assert_close(trained, frozen, atol=1e-10, rtol=0)
         torch.testing.assert_close(of_trained, of_frozen, atol=1e-9, rtol=1e-9)
+
+
+@pytest.mark.parametrize("kind", FAMILIES)
+@pytest.mark.parametrize("n_cut", [1, 5, 40])
+@pytest.mark.parametrize("attention_bias", ["always", "heads"])
+def test_a_finished_mask_runs_beside_the_model_to_the_same_logits(
+    kind: str, n_cut: int, attention_bias: Any, monkeypatch: pytest.MonkeyPatch
+):
+    model = trainable(kind).requires_grad_(False)
+    stack = EdgeStack(ResidualModel(model, attention_bias=attention_bias))
+    rng = torch.Generator().manual_seed(2)
+    keep = torch.ones(stack.model.graph.n_edges, dtype=torch.bool)
+    keep[torch.randperm(len(keep), generator=rng)[:n_cut]] = False
+    assert n_cut > 5 or plan_of(stack.model, keep).form == "ablated"
+    ran: list[int] = []
+    monkeypatch.setattr(
+        edge_stack, "run_beside", lambda *given: ran.append(1) or run_beside(*given)
+    )
+    for n_tokens in (None, 1, 12):
+        ablated = random_values(stack, rng, n_tokens) if n_tokens else None
+        ran.clear()
+        with edge_gated(stack, keep, ablated), torch.no_grad():
+            sparse = logits_of(model)
+        assert bool(ran) == (plan_of(stack.model, keep).form == "ablated")
+        with edge_gated(stack, keep.double(), ablated):
+            whole = logits_of(model)
+        torch.testing.assert_close(sparse, whole, atol=1e-10, rtol=0)
 
 
 @pytest.mark.parametrize("kind", FAMILIES)
