@@ -168,11 +168,11 @@ def faithfulness_finding(run: Run) -> list[str]:
             for entry in results["curve"]
             if entry["method"] == method and entry["order"] == "signed"
         ]
-        shares = sorted({entry["fraction"] for entry in rows})
+        shares = sorted({e["fraction"] for e in rows if e["fraction"] < 1})
         small = next((s for s in shares if _all_faithful(rows, s)), None)
         name = method.replace("_", " ")
         if small is None:
-            said.append(f"{name}: no measured share keeps {FAITHFUL:.0%}.")
+            said.append(f"{name}: no circuit measured keeps {FAITHFUL:.0%}.")
         else:
             said.append(
                 f"{name}: {small:.1%} of {results['n_units']:,} "

@@ -220,4 +220,11 @@ def test_faithfulness_is_drawn_by_share_with_the_range_of_seeds(write_run: Any):
     assert list(kl.lines[1].get_ydata()) == pytest.approx([0.2] * 3)
     said = faithfulness_finding(run)
     assert said[0].startswith("topk: 10.0% of 1,000 edges keep at least 95%")
-    assert said[1].startswith("random: 100.0% of")
+    assert said[1] == "random: no circuit measured keeps 95%."
+
+
+def test_a_number_that_does_not_move_gets_no_panel(mask_run: Any):
+    assert len(training_curves(mask_run).axes) == 2
+    for entry in mask_run.metrics:
+        entry["expected_ablated"] = 11.5
+    assert len(training_curves(mask_run).axes) == 1
