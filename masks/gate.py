@@ -23,6 +23,8 @@ class GateSettings:
     k_max: float = 64.0
     temperature_start: float = 1.0
     temperature_end: float = 0.25
+    power: float = 1.0
+    """Hard concrete: a sample is raised to it; see `masks/hard_concrete.py`."""
 
 
 class Gate(nn.Module, ABC):

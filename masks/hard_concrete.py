@@ -3,9 +3,10 @@
 Louizos, Welling & Kingma (2018), "Learning Sparse Neural Networks through L0
 Regularization", https://arxiv.org/abs/1712.01312. Symbols in comments are theirs.
 Departures: noise is drawn by `sample`, once per step and outside the forward pass,
-    which
-gradient checkpointing runs twice; every gate starts at the same location; the location
-is not clamped.
+which gradient checkpointing runs twice; every gate starts at the same location; the
+location is not clamped; a sample may be raised to a power, which moves neither P(z = 0)
+nor P(z = 1). A norm undoes what a gate does to the only thing it reads, so that the
+loss changes near z = 0 alone, where hardly a sample falls; those of z^5 do.
 """
 
 import math
@@ -30,10 +31,10 @@ class HardConcreteGate(Gate):
         n_units: Number of gates.
         settings: `keep_prob`, in (0, 1), is the initial probability that a gate is not
             exactly zero. At 0.982 and above the test-time gate is exactly 1 until
-            training moves it.
+            training moves it. Samples are raised to `power`, which is positive.
 
     Raises:
-        UserError: When `keep_prob` is outside (0, 1).
+        UserError: When `keep_prob` is outside (0, 1), or `power` not positive.
     """
 
     def __init__(self, n_units: int, settings: GateSettings):
@@ -44,7 +45,12 @@ class HardConcreteGate(Gate):
                 "argument keep_prob must lie strictly between 0 and 1, got "
                 f"{keep_prob}; 0.99 is a good start"
             )
+        if not settings.power > 0.0:
+            raise UserError(
+                f"argument power must be positive, got {settings.power}; 1 is plain"
+            )
         self.n_units = n_units
+        self.power = settings.power
         log_alpha = math.log(keep_prob / (1 - keep_prob)) + _ZERO_LOGIT
         self.log_alpha = nn.Parameter(torch.full((n_units,), log_alpha))
 
@@ -52,7 +58,7 @@ class HardConcreteGate(Gate):
         """One draw of the gates; `rng` is a CPU generator, so devices agree."""
         u = torch.rand(self.n_units, generator=rng).clamp(_EPS, 1 - _EPS)
         noise = u.logit().to(self.log_alpha)
-        return _stretch((noise + self.log_alpha) / TEMPERATURE)
+        return _stretch((noise + self.log_alpha) / TEMPERATURE) ** self.power
 
     def values(self) -> Float[Tensor, "unit"]:
         """The deterministic test-time gates (no temperature)."""

@@ -9,6 +9,7 @@ from torch import nn
 from attribution.registry import METHODS, able
 from masks.edge_sites import check_one_graph
 from masks.frozen_mask import FrozenMask
+from masks.gate import Direction
 from masks.mask_set import MaskSet
 from models.architectures import sites_of
 from models.loading import LoadedModel
@@ -82,6 +83,17 @@ EDGES: dict[str, MaskSettings] = {
 """Where edges are cut, if not by the task's own recipe."""
 ISOLATED_SHARES = 0.0125, 0.25
 """Smallest and largest k drawn in `isolate`, as shares of all edges."""
+
+ISOLATED_EDGES: dict[str, Any] = {
+    "price": 0.01,
+    "n_steps": 300,
+    # a norm undoes what a gate scales: only a gate near zero shows that it is needed
+    "power": 5.0,
+    "temperature_end": 0.05,
+    # what an edge has to say comes in a few steps and must not slow all later ones
+    "beta2": 0.98,
+}
+"""Planted circuits (benchmarks/planted_circuits.py) were missed without them."""
 
 
 class HasRecipe(Protocol):
@@ -159,16 +171,14 @@ def settings_of(config: Any, n_units: int) -> MaskSettings:
     edges = "edges" in units_of(config)
     if edges:
         recipe = EDGES.get(config.task, recipe)
-    if config.gate not in (None, "topk"):
-        recipe = replace(recipe, penalty="price", lr=0.15)
-    if config.direction == "isolate":
-        recipe = replace(recipe, concept_objective="kl", retain_weight=0.0)
-    if edges and config.direction == "isolate":
-        low, high = (share * n_units for share in ISOLATED_SHARES)
-        ablation = "counterfactual" if has_pairs(config.task) else recipe.ablation
-        recipe = replace(recipe, k_min=low, k_max=high, n_steps=300, ablation=ablation)
-    recipe = replace(recipe, k_max=min(recipe.k_max, n_units / 2))
-    recipe = replace(recipe, k_min=min(recipe.k_min, recipe.k_max / 4))
+    recipe = adapted(
+        recipe,
+        gate=config.gate,
+        direction=config.direction,
+        edges=edges,
+        paired=has_pairs(config.task),
+        n_units=n_units,
+    )
     given = {
         f.name: getattr(config, f.name)
         for f in fields(MaskSettings)
@@ -188,6 +198,42 @@ def settings_of(config: Any, n_units: int) -> MaskSettings:
             f"{settings.target_ablated:g}"
         )
     return settings
+
+
+def adapted(
+    recipe: MaskSettings,
+    *,
+    gate: str | None,
+    direction: Direction,
+    edges: bool,
+    paired: bool,
+    n_units: int,
+) -> MaskSettings:
+    """A task's recipe, moved to another gate or direction, or to edges.
+
+    Args:
+        recipe: For soft top-k and `break`.
+        gate: None stays with the recipe's.
+        paired: The task has counterfactual inputs.
+        n_units: All units; the range of k is made to fit.
+    """
+    if gate not in (None, "topk"):
+        recipe = replace(recipe, gate=gate, penalty="price", lr=0.15)
+    gate = recipe.gate
+    recipe = replace(recipe, direction=direction)
+    if direction == "isolate":
+        recipe = replace(recipe, concept_objective="kl", retain_weight=0.0)
+    if edges and direction == "isolate":
+        low, high = (share * n_units for share in ISOLATED_SHARES)
+        recipe = replace(recipe, **ISOLATED_EDGES, k_min=low, k_max=max(high, 16.0))
+        if gate != "topk":
+            # bounded: with KL, noise that breaks the circuit makes edges worth keeping
+            # that only make a broken circuit's answers less wrong
+            recipe = replace(recipe, concept_objective="js")
+        if paired:
+            recipe = replace(recipe, ablation="counterfactual")
+    recipe = replace(recipe, k_max=min(recipe.k_max, n_units / 2))
+    return replace(recipe, k_min=min(recipe.k_min, recipe.k_max / 4))
 
 
 def plan(

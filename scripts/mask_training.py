@@ -28,7 +28,7 @@ from training.objectives import (
 )
 
 AblationKind = Literal["zero", "mean", "counterfactual"]
-ConceptObjective = Literal["margin", "ascent", "uniform", "kl", "cross_entropy"]
+ConceptObjective = Literal["margin", "ascent", "uniform", "kl", "js", "cross_entropy"]
 RetainObjective = Literal["kl", "cross_entropy"]
 
 
@@ -57,12 +57,14 @@ class MaskSettings:
     k_max: float = 64.0
     temperature_start: float = 1.0
     temperature_end: float = 0.25
+    power: float = 1.0
     average: float = 0.05
     n_steps: int = 250
     batch_size: int = 16
     micro_batch: int | None = None
     """Examples that go through the model at once; None: what memory has room for."""
     lr: float = 0.1
+    beta2: float = 0.999
     lr_multipliers: float = 0.05
     checkpoint_every: int = 50
     seed: int = 0
@@ -76,6 +78,7 @@ class MaskSettings:
             k_max=self.k_max,
             temperature_start=self.temperature_start,
             temperature_end=self.temperature_end,
+            power=self.power,
         )
 
 
@@ -183,6 +186,7 @@ def train_gates(
         FitSettings(
             n_steps=settings.n_steps,
             lr=settings.lr,
+            beta2=settings.beta2,
             schedule="late",
             checkpoint_every=settings.checkpoint_every,
             seed=settings.seed,
@@ -274,7 +278,7 @@ def _reference(
     experiment: Experiment, settings: MaskSettings, batch: Batch
 ) -> Outputs | None:
     """What the uncut model says, where an objective compares with it."""
-    if "kl" not in (settings.retain_objective, settings.concept_objective):
+    if not {"kl", "js"} & {settings.retain_objective, settings.concept_objective}:
         return None
     with torch.no_grad():
         return experiment.task.outputs(experiment.loaded.model, batch)

@@ -19,6 +19,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from masks.frozen_mask import FrozenMask
 from masks.mask_files import check_model
 from relearning.conditions import CONDITIONS, HOLDINGS, Condition, conditions
 from relearning.holding import check_holdable, cuts_edges
@@ -126,6 +127,8 @@ def main(config: RelearnConfig) -> Path:
         lambda: RunDirectory.newest(config.run_dir, "train_mask").path
     )
     mask = mask_at(mask_path)
+    if config.fresh_mask:
+        _check_fresh_mask(mask)
     config = from_run(replace(config, mask=mask_path), mask_path)
     if run is None:
         RunDirectory.check(config.run_dir)
@@ -143,10 +146,6 @@ def main(config: RelearnConfig) -> Path:
     if cuts_edges(mask) and (config.probe or config.redistribute):
         logger.info("a mask on edges: no probes and no ranking of units afterwards")
         config = replace(config, probe=False, redistribute=False)
-    if config.fresh_mask and any(site.kind == "weights" for site in mask.sites):
-        raise UserError(
-            "--fresh_mask cannot gate weights that a held mask gates already"
-        )
     wanted = _possible(config, experiment)
     never_learned = None
     if "never_learned" in config.conditions:
@@ -222,6 +221,21 @@ def main(config: RelearnConfig) -> Path:
     run.write_results(results)
     _show(results, run.path)
     return run.path
+
+
+def _check_fresh_mask(mask: FrozenMask) -> None:
+    """Refuse a fresh mask where its gates cannot be put in beside the held one.
+
+    Raises:
+        UserError: When the mask is one of weights or edges.
+    """
+    for kind in ("weights", "edges"):
+        if any(site.kind == kind for site in mask.sites):
+            raise UserError(
+                f"--fresh_mask needs a mask of neurons, heads or hidden units, got one "
+                f"of {kind}: those cannot be gated again while the mask holds; leave "
+                "--fresh_mask out"
+            )
 
 
 def _possible(config: RelearnConfig, experiment: Experiment) -> list[Condition]:

@@ -11,7 +11,7 @@ results.json. A minute or two on two CPU cores; README.md has the numbers to exp
 import logging
 import math
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -32,6 +32,7 @@ from models.sites import UNIT_KINDS, Site
 from relearning.holding import check_holdable
 from scripts.circuit import MOST_EDGES, circuit_of, per_site
 from scripts.experiment import Experiment, UnitsConfig, command, flag, where
+from scripts.mask_freezing import freeze
 from scripts.mask_recipes import methods_of, plan, units_of
 from scripts.mask_scores import (
     Scored,
@@ -44,18 +45,17 @@ from scripts.mask_scores import (
 from scripts.mask_training import (
     MaskSettings,
     ablation_values,
-    cut_with,
     gate_histogram,
     special_ids,
     train_gates,
 )
+from scripts.mask_trials import can_be_tried, tried
 from scripts.published_circuit import published_overlap
 from scripts.train_base import prepare
 from storage.atomic import write_tensors
 from storage.checkpoints import latest_step
 from storage.errors import UserError
 from storage.run_directory import RunDirectory
-from tasks.base import Metric
 from tasks.evaluation import evaluate
 from training.config import config_dict, run_script
 from training.tracking import Tracker
@@ -83,10 +83,11 @@ class TrainMaskConfig(UnitsConfig):
     positions: Literal["words", "all"] = flag(
         "words", "cut at every position (edges always) or not at special tokens"
     )
-    concept_objective: Literal["margin", "ascent", "uniform", "kl"] | None = flag(
+    concept_objective: Literal["margin", "ascent", "uniform", "kl", "js"] | None = flag(
         None,
         "margin: the answer's logit below its rivals; ascent: bounded loss ascent per "
-        "token; uniform: the answer and its rivals equally likely; kl: stay (isolate)",
+        "token; uniform: the answer and its rivals equally likely; kl, js: stay as in "
+        "the uncut model, by a divergence without bound or by one (isolate)",
     )
     concept_weight: float | None = flag(None, "weight of the concept objective")
     retain_objective: Literal["kl", "cross_entropy"] | None = flag(
@@ -163,14 +164,16 @@ class TrainMaskConfig(UnitsConfig):
             raise UserError("--per_position needs --ablation mean")
         if self.penalty == "lagrangian" and not self.target_ablated:
             raise UserError("--penalty lagrangian needs --target_ablated")
-        if self.direction == "break" and self.concept_objective == "kl":
+        keeping = self.concept_objective in ("kl", "js")
+        if self.direction == "break" and keeping:
             raise UserError(
-                "--concept_objective kl keeps the concept: use --direction isolate"
+                f"--concept_objective {self.concept_objective} keeps the concept: use "
+                "--direction isolate"
             )
-        if self.direction == "isolate" and self.concept_objective not in (None, "kl"):
+        if self.direction == "isolate" and self.concept_objective and not keeping:
             raise UserError(
                 f"--concept_objective {self.concept_objective} removes the concept: "
-                "--direction isolate, which keeps it, needs kl"
+                "--direction isolate, which keeps it, needs kl or js"
             )
         if "weights" in self.units and self.ablation == "counterfactual":
             raise UserError(
@@ -228,7 +231,10 @@ def main(config: TrainMaskConfig) -> Path:
 
     # freeze, then measure the frozen mask
     ranking = masks.split(masks.ranking().detach().cpu())
-    mask = _freeze(config, experiment, masks, ranking, ablated, settings)
+    origin = provenance(config, experiment, settings)
+    mask = freeze(config, experiment, masks, ranking, ablated, settings, origin)
+    if can_be_tried(mask, settings):
+        mask, ranking = tried(experiment, settings, mask, ranking, config.n_ablated)
     if mask.n_ablated in (0, mask.n_units):
         what = "nothing" if mask.n_ablated == 0 else "everything"
         logger.warning(
@@ -274,88 +280,6 @@ def _show_maps(
 ) -> None:
     for kind, image in unit_maps(kept, sites).items():
         tracker.image(step, f"ablated_{kind}/{what}", image)
-
-
-def _freeze(
-    config: TrainMaskConfig,
-    experiment: Experiment,
-    masks: MaskSet,
-    ranking: Mapping[str, Tensor],
-    ablated: AblationValues,
-    settings: MaskSettings,
-) -> FrozenMask:
-    """Threshold or exactly-k; for topk, k is chosen on `tune`."""
-    extra: dict[str, Any] = {
-        "special_ids": special_ids(experiment, settings),
-        "provenance": provenance(config, experiment, settings),
-    }
-    if config.n_ablated is None and settings.gate != "topk":
-        return FrozenMask.from_threshold(masks, ablated, **extra)
-
-    def exactly(k: int) -> FrozenMask:
-        return FrozenMask.exactly_k(ranking, masks.sites, ablated, n_ablated=k, **extra)
-
-    if config.n_ablated is not None:
-        return exactly(config.n_ablated)
-    return exactly(_chosen_k(config, experiment, settings, masks.n_units, exactly))
-
-
-def _chosen_k(
-    config: TrainMaskConfig,
-    experiment: Experiment,
-    settings: MaskSettings,
-    n_units: int,
-    exactly: Callable[[int], FrozenMask],
-) -> int:
-    """Units to ablate, from a grid over the trained range, by scores on `tune`.
-
-    The fewest that bring the concept to its target (`isolate`: the most that keep it);
-    where the concept's score is a loss, which has no floor to reach, the most that cost
-    the retained text no more than `--retain_cost`.
-    """
-    task, model = experiment.task, experiment.loaded.model
-    concept, retain = task.concept_metric, task.retain_metric
-    base = evaluate(task, model, "tune").scores
-    breaking = settings.direction == "break"
-    low, high = math.log(settings.k_min), math.log(settings.k_max)
-    grid = sorted({round(math.exp(low + i * (high - low) / 11)) for i in range(12)})
-    sizes = grid if breaking else [n_units - k for k in grid]
-
-    def score_at(size: int, name: str) -> float:
-        cut = cut_with(experiment, exactly(size))
-        return evaluate(task, model, "tune", cut=cut).scores[name]
-
-    if breaking and not concept.higher_is_better:
-        limit = (1 + config.retain_cost) * base[retain.name]
-        return _most_within(limit, sizes, lambda size: score_at(size, retain.name))
-    uncut, target = base[concept.name], config.concept_target
-    for size in sizes:
-        if _reached(concept, score_at(size, concept.name), uncut, target, breaking):
-            return size
-    return sizes[-1]
-
-
-def _most_within(
-    limit: float, sizes: Sequence[int], loss: Callable[[int], float]
-) -> int:
-    """The size before the first whose loss is above `limit`; at least the first."""
-    affordable = sizes[0]
-    for size in sizes:
-        if loss(size) > limit:
-            break
-        affordable = size
-    return affordable
-
-
-def _reached(
-    metric: Metric, cut: float, base: float, target: float, breaking: bool
-) -> bool:
-    """Whether the concept's score has come down to its target; isolate: is still up."""
-    if not metric.higher_is_better:
-        return cut <= (1 + target) * base
-    ability = base - metric.chance
-    share = (cut - metric.chance) / ability if ability else 0.0
-    return share <= target if breaking else share >= 1 - target
 
 
 def _results(

@@ -26,6 +26,8 @@ class FitSettings:
     """Coupled (L2) for adam and sgd, decoupled for adamw."""
     momentum: float = 0.0
     """Of sgd."""
+    beta2: float = 0.999
+    """Of adam and adamw: how much of the squares' running mean stays in a step."""
     schedule: Schedule = "constant"
     warmup: int = 0
     """Steps over which the learning rate rises."""
@@ -45,6 +47,8 @@ class FitSettings:
                 raise UserError(f"{name} must be >= 0, got {getattr(self, name)}")
         if not (self.lr > 0 and math.isfinite(self.lr)):
             raise UserError(f"lr must be positive and finite, got {self.lr}")
+        if not 0 <= self.beta2 < 1:
+            raise UserError(f"beta2 must lie in [0, 1), got {self.beta2}")
         if self.clip_norm is not None and not self.clip_norm > 0:
             raise UserError(f"clip_norm must be positive, got {self.clip_norm}")
         learning_rate_factor(self.schedule, 0, self.n_steps, self.warmup)

@@ -126,11 +126,12 @@ def _make_optimiser(
     groups: list[dict[str, Any]] = [{"params": minimised, "weight_decay": decay}]
     if maximised:
         groups.append({"params": maximised, "weight_decay": 0.0, "maximize": True})
+    betas = 0.9, settings.beta2
     match settings.optimiser:
         case "adam":
-            return torch.optim.Adam(groups, lr=rate)
+            return torch.optim.Adam(groups, lr=rate, betas=betas)
         case "adamw":
-            return torch.optim.AdamW(groups, lr=rate)
+            return torch.optim.AdamW(groups, lr=rate, betas=betas)
         case "sgd":
             return torch.optim.SGD(groups, lr=rate, momentum=settings.momentum)
 

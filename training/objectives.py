@@ -7,6 +7,7 @@ Behaviors with Targeted Ablation", https://arxiv.org/abs/2309.05973. Departures:
 loss of each position is capped, and a hinge on the margin stands beside it.
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
@@ -100,6 +101,25 @@ def kl_to_reference(
     return _mean(divergence.sum(1), weights)
 
 
+def jensen_shannon(
+    logits: Logits, reference_logits: Logits, weights: PerPosition
+) -> Scalar:
+    """Mean Jensen-Shannon divergence from the reference, which gets no gradient.
+
+    (KL(r || m) + KL(p || m)) / 2 with m = (r + p) / 2: at most ln 2 nats a position
+    (Lin 1991, "Divergence measures based on the Shannon entropy"). A position that is
+    lost costs no more however wrong it is, so nothing is kept to make it less wrong.
+    """
+    log_p = logits.log_softmax(1)
+    log_reference = reference_logits.detach().log_softmax(1)
+    log_mean = torch.logaddexp(log_p, log_reference) - math.log(2)
+    both = torch.stack([log_p, log_reference])
+    divergences = functional.kl_div(
+        log_mean.expand_as(both), both, reduction="none", log_target=True
+    )
+    return _mean(divergences.sum(2).mean(0), weights)
+
+
 def cross_entropy(
     logits: Logits, targets: Int[Tensor, "position"], weights: PerPosition
 ) -> Scalar:
@@ -145,6 +165,14 @@ def _kl(
     return kl_to_reference(answers.logits, reference, answers.weights)
 
 
+def _js(
+    answers: Answers, reference: Tensor | None, settings: ObjectiveSettings
+) -> Tensor:
+    if reference is None:
+        raise UserError("objective 'js' needs the uncut model's logits, got none")
+    return jensen_shannon(answers.logits, reference, answers.weights)
+
+
 CONCEPT_OBJECTIVES: dict[str, Objective] = {
     "margin": lambda a, _, s: margin_hinge(
         a.logits, a.concept_classes, a.rivals, a.weights, s.floor
@@ -154,6 +182,7 @@ CONCEPT_OBJECTIVES: dict[str, Objective] = {
         a.logits, a.concept_classes, a.rivals, a.weights
     ),
     "kl": _kl,
+    "js": _js,
     "cross_entropy": lambda a, _, s: cross_entropy(a.logits, a.targets, a.weights),
 }
 """The first three drive the concept out (break), the others keep it (isolate)."""

@@ -32,6 +32,22 @@ def test_the_sampled_frequency_is_the_closed_form(keep_prob: float, seed: int):
     assert abs((sample > 0).float().mean().item() - keep_prob) < 5 * standard_error
 
 
+def test_a_power_bends_the_samples_between_0_and_1_and_nothing_else():
+    plain = _gate(torch.linspace(-3, 3, 400))
+    bent = HardConcreteGate(400, GateSettings(power=5.0))
+    bent.load_state_dict(plain.state_dict())
+    first, second = (
+        gate.sample(torch.Generator().manual_seed(3)) for gate in (plain, bent)
+    )
+    torch.testing.assert_close(second, first**5)
+    assert torch.equal(second == 0, first == 0)
+    assert torch.equal(second == 1, first == 1)
+    assert torch.equal(bent.values(), plain.values())
+    assert torch.equal(bent.keep_probs(), plain.keep_probs())
+    with pytest.raises(UserError, match="power must be positive"):
+        HardConcreteGate(2, GateSettings(power=0.0))
+
+
 @pytest.mark.parametrize("location", [-3.0, 0.0, 1.609, 2.398, 3.0, 5.0])
 def test_the_share_of_saturated_gates_is_the_frequency_of_exact_zeros_and_ones(
     location: float,

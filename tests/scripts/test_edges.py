@@ -50,7 +50,10 @@ def results(run: Path) -> dict[str, Any]:
 
 
 def test_a_mask_on_edges_is_trained_evaluated_and_reported(
-    flags: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    flags: list[str],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ):
     run = trained([*flags, *QUICK, "--units", "edges", "--n_ablated", "5"])
     found = results(run)
@@ -76,6 +79,11 @@ def test_a_mask_on_edges_is_trained_evaluated_and_reported(
         relearn.main(
             parse_config(relearn.RelearnConfig, [*quick, "--holdings", "one_shot"])
         )
+    config = parse_config(relearn.RelearnConfig, [*quick, "--fresh_mask", "true"])
+    with monkeypatch.context() as patch:
+        patch.setattr(relearn, "prepare", None)  # refused before anything is loaded
+        with pytest.raises(UserError, match="got one of edges"):
+            relearn.main(config)
     rows = results(relearn.main(parse_config(relearn.RelearnConfig, quick)))["rows"]
     first = next(r for r in rows if r["condition"] == "cut" and r["step"] == 0)
     assert first["scores"] == pytest.approx(

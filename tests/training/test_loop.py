@@ -21,7 +21,9 @@ from training.loop import FitSettings, fit, mixed_seed
 Numbers = dict[str, float]
 ORACLES = {
     "adam": lambda p: torch.optim.Adam(p, lr=0.1, weight_decay=0.01),
-    "adamw": lambda p: torch.optim.AdamW(p, lr=0.1, weight_decay=0.01),
+    "adamw": lambda p: torch.optim.AdamW(
+        p, lr=0.1, weight_decay=0.01, betas=(0.9, 0.98)
+    ),
     "sgd": lambda p: torch.optim.SGD(p, lr=0.1, weight_decay=0.01, momentum=0.9),
 }
 
@@ -114,6 +116,7 @@ def test_the_steps_are_those_of_torch_bit_for_bit(optimiser):
         return (x - targets[step]).square().sum()
 
     decay = {"weight_decay": 0.01, "momentum": 0.9 if optimiser == "sgd" else 0.0}
+    decay["beta2"] = 0.98 if optimiser == "adamw" else 0.999
     chosen = FitSettings(30, 0.1, optimiser, **decay)
     fit({"x": ours}, lambda step, rng: (loss(ours, step), {}), chosen)
     oracle = ORACLES[optimiser]([theirs])
@@ -240,6 +243,7 @@ def test_what_is_not_finite_stops_the_run_before_the_optimiser(
         ({"lr": float("nan")}, "lr must be positive and finite, got nan"),
         ({"weight_decay": -0.1}, "weight_decay must be >= 0"),
         ({"clip_norm": 0.0}, "clip_norm must be positive"),
+        ({"beta2": 1.0}, r"beta2 must lie in \[0, 1\), got 1.0"),
         ({"warmup": 10}, r"warmup must lie in 0\.\.9"),
     ],
 )

@@ -16,6 +16,7 @@ from training.objectives import (
     ObjectiveSettings,
     bounded_ascent,
     cross_entropy,
+    jensen_shannon,
     kl_to_reference,
     margin,
     margin_hinge,
@@ -196,10 +197,28 @@ def test_descending_a_removal_objective_lowers_the_answer(name: str):
     assert (answers.logits.grad.gather(1, answers.concept_classes) > 0).all()
 
 
+@given(seed=SEEDS)
+def test_jensen_shannon_is_the_mean_kl_to_the_middle_and_bounded(seed: int):
+    ours, theirs = _logits(seed), _logits(seed + 7)
+    p, r = Categorical(logits=ours), Categorical(logits=theirs)
+    middle = Categorical(probs=(p.probs + r.probs) / 2)
+    expected = (kl_divergence(p, middle) + kl_divergence(r, middle)) / 2
+    weights = torch.arange(1.0, 6.0, dtype=torch.float64)
+    torch.testing.assert_close(
+        jensen_shannon(ours, theirs, weights),
+        (expected * weights).sum() / weights.sum(),
+    )
+    apart = jensen_shannon(1e3 * ours, -1e3 * ours, weights)
+    assert apart.item() == pytest.approx(math.log(2))
+    assert jensen_shannon(ours, ours, weights).item() == pytest.approx(0.0, abs=1e-12)
+
+
 def test_missing_references_and_missing_rivals_are_told():
     answers = _answers()
     with pytest.raises(UserError, match="needs the uncut model's logits"):
         RETAIN_OBJECTIVES["kl"](answers, None, ObjectiveSettings())
+    with pytest.raises(UserError, match="'js' needs the uncut model's logits"):
+        CONCEPT_OBJECTIVES["js"](answers, None, ObjectiveSettings())
     every = torch.arange(6).repeat(4, 1)
     with pytest.raises(UserError, match="got 6 of 6 classes"):
         margin(answers.logits, every, None)

@@ -1,0 +1,184 @@
+"""How often training finds the edges of circuits that were built by hand.
+
+    python benchmarks/planted_circuits.py
+    python benchmarks/planted_circuits.py --seeds 20 --gates hard_concrete topk
+
+Each seed is another model: other places of the planted heads and MLPs among random
+ones, other random weights. Masks are trained, frozen and tried as
+`train_mask.py --units edges --direction isolate` does with its defaults. The table
+gives, for every circuit and gate, on how many seeds the mask keeps exactly the true
+edges, before the last step (`trained`: the threshold, and for topk as many as there
+are) and after it (`found`).
+"""
+
+import sys
+import time
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import torch
+from accelerate import Accelerator
+
+from benchmarks.planted_edges import CIRCUITS, VARIATIONS, PlantedCircuit
+from benchmarks.planted_task import PlantedTask
+from masks.frozen_mask import FrozenMask
+from masks.registry import GATES
+from models.architectures import sites_of
+from models.loaded import LoadedModel, config_hash_of
+from reports.tables import format_table
+from scripts.experiment import Experiment, flag
+from scripts.mask_freezing import freeze
+from scripts.mask_recipes import adapted
+from scripts.mask_training import MaskSettings, ablation_values, train_gates
+from scripts.mask_trials import can_be_tried, tried
+from scripts.train_mask import TrainMaskConfig
+from storage.errors import UserError
+from training.config import run_script
+
+ALL = CIRCUITS | VARIATIONS
+
+
+@dataclass(frozen=True)
+class PlantedConfig:
+    """What is tried how often."""
+
+    circuits: list[str] = flag(list(CIRCUITS), f"any of {', '.join(ALL)}")
+    gates: list[str] = flag(sorted(GATES), "gates to train")
+    seeds: int = flag(20, "models of each circuit")
+    first_seed: int = flag(0, "seed of the first of them")
+
+    def __post_init__(self) -> None:
+        for name, given, known in (
+            ("circuits", self.circuits, ALL),
+            ("gates", self.gates, GATES),
+        ):
+            if wrong := [each for each in given if each not in known]:
+                raise UserError(f"--{name} must be among {list(known)}, got {wrong}")
+        if self.seeds < 1:
+            raise UserError(f"--seeds must be positive, got {self.seeds}")
+
+
+@dataclass(frozen=True)
+class Found:
+    """Kept edges of one trained mask."""
+
+    trained: frozenset[str]
+    """Before the last step."""
+    kept: frozenset[str]
+    n_steps: int
+    seconds: float
+
+
+def search(
+    circuit: PlantedCircuit, gate: str, seed: int, *, n_steps: int | None = None
+) -> Found:
+    """Train, freeze and try a mask on the edges of `circuit`, with the defaults.
+
+    Args:
+        n_steps: Instead of as many as are usual.
+    """
+    start = time.perf_counter()
+    experiment = experiment_on(circuit)
+    sites = sites_of(circuit.model, ["edges"])
+    n_units = sum(site.n_units for site in sites)
+    settings = _settings(circuit, gate, seed, n_units)
+    if n_steps is not None:
+        settings = replace(settings, n_steps=n_steps)
+    ablated = ablation_values(experiment, sites, settings)
+    masks = train_gates(experiment, sites, ablated, settings, progress=None)
+    ranking = masks.split(masks.ranking().detach())
+    config = TrainMaskConfig()
+    mask = freeze(config, experiment, masks, ranking, ablated, settings, {})
+    raw = mask
+    if gate == "topk":
+        size = n_units - len(circuit.truth)
+        raw = FrozenMask.exactly_k(ranking, sites, ablated, n_ablated=size)
+    if can_be_tried(mask, settings):
+        mask, _ = tried(experiment, settings, mask, ranking)
+    return Found(
+        frozenset(raw.edges(kept=True)),
+        frozenset(mask.edges(kept=True)),
+        settings.n_steps,
+        time.perf_counter() - start,
+    )
+
+
+def _settings(
+    circuit: PlantedCircuit, gate: str, seed: int, n_units: int
+) -> MaskSettings:
+    """The defaults of an unknown task."""
+    recipe = adapted(
+        MaskSettings(),
+        gate=gate,
+        direction="isolate",
+        edges=True,
+        paired=circuit.ablation == "counterfactual",
+        n_units=n_units,
+    )
+    return replace(recipe, positions="all", ablation=circuit.ablation, seed=seed)
+
+
+def experiment_on(circuit: PlantedCircuit) -> Experiment:
+    """What scripts work on: the circuit's task and model, on the CPU."""
+    loaded = LoadedModel(
+        model=circuit.model,
+        tokenizer=None,
+        name="planted",
+        revision=None,
+        config_hash=config_hash_of(circuit.model.config),
+        head_is_new=False,
+        is_decoder=True,
+        special_ids=(),
+    )
+    task = PlantedTask(circuit.draw)
+    corpus: Any = None  # the task draws its own examples
+    return Experiment(task, corpus, loaded, Accelerator(cpu=True), {})
+
+
+def precision_and_recall(
+    kept: frozenset[str], truth: frozenset[str]
+) -> tuple[float, float]:
+    """Fractions of the kept edges that are true, and of the true ones kept."""
+    hits = len(kept & truth)
+    return hits / len(kept) if kept else 0.0, hits / len(truth)
+
+
+def main(config: PlantedConfig) -> None:
+    """Print the table."""
+    torch.set_num_threads(1)
+    rows = []
+    for name in config.circuits:
+        for gate in config.gates:
+            rows.append(_row(name, gate, config))
+            print(f"{name}, {gate}: found {rows[-1]['found']}", flush=True)
+    print(format_table(rows, list(rows[0])))
+
+
+def _row(name: str, gate: str, config: PlantedConfig) -> dict[str, str]:
+    found, truths = [], []
+    for seed in range(config.first_seed, config.first_seed + config.seeds):
+        circuit = ALL[name](seed)
+        truths.append(circuit.truth)
+        found.append(search(circuit, gate, seed))
+    pairs = [
+        precision_and_recall(f.kept, truth)
+        for f, truth in zip(found, truths, strict=True)
+    ]
+    n, both = len(found), list(zip(found, truths, strict=True))
+    return {
+        "circuit": name,
+        "gate": gate,
+        "trained": f"{sum(f.trained == truth for f, truth in both)}/{n}",
+        "found": f"{sum(f.kept == truth for f, truth in both)}/{n}",
+        "precision": f"{sum(p for p, _ in pairs) / n:.3f}",
+        "recall": f"{sum(r for _, r in pairs) / n:.3f}",
+        "steps": str(found[0].n_steps),
+        "seconds": f"{sum(f.seconds for f in found) / n:.1f}",
+    }
+
+
+if __name__ == "__main__":
+    run_script(main, PlantedConfig)

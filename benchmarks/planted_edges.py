@@ -1,0 +1,197 @@
+"""Planted circuits: a model, what it was built to do and the edges that do it."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from benchmarks.planted_models import Workbench
+from benchmarks.planted_task import Draw
+from masks.ablation import AblationKind
+
+
+@dataclass(frozen=True)
+class PlantedCircuit:
+    """A model built by hand, with what it does and why."""
+
+    model: Any
+    truth: frozenset[str]
+    """Names of the edges each of which is needed, and which together are enough."""
+    draw: Draw
+    ablation: AblationKind = "zero"
+    """What `truth` is about: with other values other edges are needed."""
+
+
+N_KINDS, N_VALUES = 3, 6
+
+
+def copying(seed: int, family: str = "gpt2", **sizes: int) -> PlantedCircuit:
+    """The last token names a kind; one head finds the token of it, copies its value."""
+    bench = Workbench(
+        family,
+        n_tokens=N_KINDS * N_VALUES + N_KINDS,
+        spaces={"asked": N_KINDS, "kind": N_KINDS, "value": N_VALUES, "ans": N_VALUES},
+        seed=seed,
+        **sizes,
+    )
+    layer = _drawn(bench, bench.n_layers)
+    number = _drawn(bench, bench.n_heads // bench.group) * bench.group
+    _embed_kinds(bench)
+    bench.plant(
+        layer,
+        number,
+        match=(bench.codes("asked"), bench.codes("kind")),
+        move=(bench.codes("value"), bench.codes("ans")),
+    )
+    bench.answer_with("ans", range(N_VALUES))
+    own = f"a{layer}.h{number}"
+    group = f"a{layer}.h{number // bench.group}"
+    truth = {f"input->{own}<q>", f"input->{group}<k>", f"input->{group}<v>"}
+    return PlantedCircuit(
+        bench.model, frozenset(truth | {f"{own}->logits"}), _draw_kinds
+    )
+
+
+N_TOKENS, SEQ = 10, 8
+
+
+def induction(seed: int, family: str = "gpt2", **sizes: int) -> PlantedCircuit:
+    """... A B ... A is followed by B: a head that writes the token before, and one that
+    looks for the current token there and copies what stands at that place.
+    """
+    bench = Workbench(
+        family,
+        n_tokens=N_TOKENS,
+        spaces={"token": N_TOKENS, "pos": SEQ, "before": N_TOKENS, "ans": N_TOKENS},
+        seed=seed,
+        **sizes,
+    )
+    bench.embed("token", torch.arange(N_TOKENS))
+    bench.embed_positions("pos")
+    first, second = (_drawn(bench, bench.n_heads) for _ in range(2))
+    positions, tokens = bench.codes("pos"), bench.codes("token")
+    bench.plant(
+        0,
+        first,
+        match=(positions[1:], positions[:-1]),
+        move=(tokens, bench.codes("before")),
+        strength=0.5,
+    )
+    bench.plant(
+        1,
+        second,
+        match=(tokens, bench.codes("before")),
+        move=(tokens, bench.codes("ans")),
+    )
+    bench.answer_with("ans", range(N_TOKENS))
+    early, late = f"a0.h{first}", f"a1.h{second}"
+    truth = {f"input->{early}<{part}>" for part in "qkv"}
+    truth |= {f"input->{late}<q>", f"{early}->{late}<k>", f"input->{late}<v>"}
+    return PlantedCircuit(
+        bench.model, frozenset(truth | {f"{late}->logits"}), _draw_repeated
+    )
+
+
+def mlp_edge(seed: int, family: str = "gpt2", **sizes: int) -> PlantedCircuit:
+    """As `copying`, but an MLP turns what the head copies into the answer."""
+    bench = Workbench(
+        family,
+        n_tokens=N_KINDS * N_VALUES + N_KINDS,
+        spaces={
+            "asked": N_KINDS,
+            "kind": N_KINDS,
+            "value": N_VALUES,
+            "found": N_VALUES,
+            "ans": N_VALUES,
+        },
+        seed=seed,
+        **sizes,
+    )
+    _embed_kinds(bench)
+    number = _drawn(bench, bench.n_heads // bench.group) * bench.group
+    layer = 1 if family == "gpt_neox" else _drawn(bench, bench.n_layers)
+    bench.plant(
+        0,
+        number,
+        match=(bench.codes("asked"), bench.codes("kind")),
+        move=(bench.codes("value"), bench.codes("found")),
+        strength=1.0,
+    )
+    bench.plant_mlp(layer, bench.codes("found"), bench.codes("ans").roll(1, 0))
+    bench.answer_with("ans", range(N_VALUES))
+    head, group = f"a0.h{number}", f"a0.h{number // bench.group}"
+    truth = {f"input->{head}<q>", f"input->{group}<k>", f"input->{group}<v>"}
+    truth |= {f"{head}->m{layer}", f"m{layer}->logits"}
+    return PlantedCircuit(bench.model, frozenset(truth), _draw_next_kinds)
+
+
+def _drawn(bench: Workbench, n: int) -> int:
+    return int(torch.randint(n, (), generator=bench.rng))
+
+
+def _embed_kinds(bench: Workbench) -> None:
+    """Token kind * N_VALUES + value; the last N_KINDS tokens ask for a kind."""
+    for token in range(N_KINDS * N_VALUES):
+        kind, value = divmod(token, N_VALUES)
+        bench.embed("kind", torch.tensor([token]), kind)
+        bench.embed("value", torch.tensor([token]), value)
+    for kind in range(N_KINDS):
+        bench.embed("asked", torch.tensor([N_KINDS * N_VALUES + kind]), kind)
+
+
+def _draw_kinds(size: int, rng: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Seven tokens, one of them of the kind that the eighth asks for."""
+    seq = 8
+    asked = torch.randint(N_KINDS, (size,), generator=rng)
+    others = torch.randint(1, N_KINDS, (size, seq), generator=rng)
+    kinds = (asked[:, None] + others) % N_KINDS
+    place = torch.randint(seq - 1, (size,), generator=rng)
+    rows = torch.arange(size)
+    kinds[rows, place] = asked
+    values = torch.randint(N_VALUES, (size, seq), generator=rng)
+    ids = kinds * N_VALUES + values
+    ids[:, -1] = N_KINDS * N_VALUES + asked
+    return ids, values[rows, place]
+
+
+def _draw_next_kinds(size: int, rng: torch.Generator) -> tuple[Tensor, Tensor]:
+    """As `_draw_kinds`; the answer is the value after the one found."""
+    ids, values = _draw_kinds(size, rng)
+    return ids, (values - 1) % N_VALUES
+
+
+def _draw_repeated(size: int, rng: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Seven different tokens; the eighth repeats one that is neither first nor last."""
+    ids = torch.rand(size, N_TOKENS, generator=rng).argsort(1)[:, :SEQ]
+    place = torch.randint(1, SEQ - 2, (size,), generator=rng)
+    rows = torch.arange(size)
+    ids[:, -1] = ids[rows, place]
+    return ids, ids[rows, place + 1]
+
+
+def _ablated_by(
+    ablation: AblationKind, build: Callable[[int], PlantedCircuit], seed: int
+) -> PlantedCircuit:
+    return replace(build(seed), ablation=ablation)
+
+
+CIRCUITS: dict[str, Callable[[int], PlantedCircuit]] = {
+    "copying head": copying,
+    "induction head": induction,
+    "MLP edge": mlp_edge,
+    "post-norm encoder": partial(copying, family="bert"),
+}
+_grouped = partial(copying, family="llama", n_groups=2, n_layers=3)
+_parallel = partial(mlp_edge, family="gpt_neox")
+VARIATIONS: dict[str, Callable[[int], PlantedCircuit]] = {
+    "copying, Llama, grouped queries, mean": partial(_ablated_by, "mean", _grouped),
+    "MLP edge, NeoX, counterfactual": partial(_ablated_by, "counterfactual", _parallel),
+    "MLP edge, Llama": partial(mlp_edge, family="llama"),
+    "induction, 3 layers of 5 heads": partial(
+        induction, n_layers=3, n_heads=5, d_head=16
+    ),
+}
+"""On which no default was chosen."""

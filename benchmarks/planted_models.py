@@ -1,0 +1,292 @@
+"""Transformers built by hand, whose true edges are known.
+
+Unmodified `transformers` models. The residual stream is divided into named spaces: what
+the planted circuit reads and writes has dimensions of its own, in which a token or a
+position is a one-hot code. All other heads and MLPs are random: they read everything
+and write into the space that is left, which the planted circuit does not read, so that
+they disturb it through the norms alone.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForTokenClassification,
+)
+
+CODE = 2.0
+"""Length of a one-hot code in an embedding."""
+NOISE = 0.2
+"""Standard deviation of the other weights."""
+WRITTEN = 0.25
+"""About the standard deviation of what one of the others writes in a dimension."""
+SHARPNESS = 5.0
+"""Of planted queries and keys."""
+
+
+@dataclass(frozen=True)
+class Head:
+    """Views of one attention head's weights, (d_head, d_model), in any family."""
+
+    query: Tensor
+    key: Tensor
+    value: Tensor
+    out: Tensor
+    """(d_head, d_model) too."""
+
+
+class Workbench:
+    """A random model with named spaces in its stream, ready for a circuit.
+
+    Args:
+        family: `gpt2`, `gpt_neox`, `llama` or `bert`.
+        n_tokens: Size of the vocabulary; also the classes of an encoder.
+        spaces: Dimensions of every space by name, in their order; the rest is noise.
+        seed: Of all random weights.
+    """
+
+    def __init__(
+        self,
+        family: str,
+        *,
+        n_tokens: int,
+        spaces: Mapping[str, int],
+        seed: int,
+        n_layers: int = 2,
+        n_heads: int = 4,
+        d_head: int = 16,
+        n_groups: int | None = None,
+        seq: int = 8,
+    ):
+        self.family, self.n_heads, self.d_head = family, n_heads, d_head
+        self.n_layers = n_layers
+        self.d_model = n_heads * d_head
+        self.rng = torch.Generator().manual_seed(seed)
+        self.model: Any = _untrained(
+            family,
+            hidden_size=self.d_model,
+            num_attention_heads=n_heads,
+            num_key_value_heads=n_groups or n_heads,
+            num_hidden_layers=n_layers,
+            intermediate_size=2 * self.d_model,
+            vocab_size=n_tokens,
+            max_position_embeddings=seq,
+        )
+        self.group = n_heads // (n_groups or n_heads)
+        self.spaces, start = {}, 0
+        for name, size in spaces.items():
+            self.spaces[name] = slice(start, start + size)
+            start += size
+        self.noise = slice(start, self.d_model)
+        self._randomise_()
+
+    def normal(self, *shape: int) -> Tensor:
+        return torch.randn(shape, generator=self.rng)
+
+    def codes(self, space: str) -> Tensor:
+        """(size of the space, d_model), a one-hot code a row."""
+        return torch.eye(self.d_model)[self.spaces[space]]
+
+    def head(self, layer: int, number: int) -> Head:
+        """The weights of a head; grouped heads share key and value."""
+        return _HEADS[self.family](self, layer, number)
+
+    def slots(self) -> list[int]:
+        """Rows of a head's queries and keys that hardly depend on the position."""
+        if self.family == "llama":  # slowly rotating pairs
+            half = self.d_head // 2
+            slow = range(half // 2, half)
+            return [*slow, *(half + i for i in slow)]
+        return list(range(4 if self.family == "gpt_neox" else 0, self.d_head))
+
+    def plant(
+        self,
+        layer: int,
+        number: int,
+        *,
+        match: tuple[Tensor, Tensor],
+        move: tuple[Tensor, Tensor],
+        strength: float = 4.0,
+    ) -> None:
+        """Let a head attend where query code i meets key code i, and move codes.
+
+        Args:
+            match: Directions that the query and the key read, (code, d_model) each.
+            move: Directions that are read as value and written, (code, d_model) each.
+        """
+        head = self.head(layer, number)
+        rows = self.slots()[: len(match[0])]
+        for view in (head.query, head.key, head.value, head.out):
+            view.zero_()
+        head.query[rows] = SHARPNESS * match[0]
+        head.key[rows] = SHARPNESS * match[1]
+        head.value[: len(move[0])] = move[0]
+        head.out[: len(move[1])] = strength * move[1]
+
+    def plant_mlp(self, layer: int, read: Tensor, written: Tensor) -> None:
+        """Let one neuron for each code write another code where it meets its own."""
+        rows = slice(0, len(read))
+        reads, bias, writes = _MLPS[self.family](self, layer)
+        for view in reads:
+            view[rows] = 2.0 * read
+        if bias is not None:
+            bias[rows] = -4.0
+        writes[rows] = written
+
+    def answer_with(self, space: str, tokens: range, gain: float = 2.0) -> None:
+        """Let code i of `space` speak for the i-th of `tokens` in the logits."""
+        read = self._unembedding()
+        read[:, : self.noise.start] = 0.0
+        read *= 0.1
+        read[tokens.start : tokens.stop] += gain * self.codes(space)
+
+    def _unembedding(self) -> Tensor:
+        if self.family == "bert":
+            return self.model.classifier.weight
+        return self.model.lm_head.weight
+
+    def embed(self, space: str, tokens: Tensor, first: int = 0) -> None:
+        """Give the i-th of `tokens` code first + i of `space`, beside what it has."""
+        table = self.model.get_input_embeddings().weight
+        table[tokens] += CODE * self.codes(space)[first : first + len(tokens)]
+
+    def embed_positions(self, space: str) -> None:
+        """Give position i code i of `space`."""
+        table = (
+            self.model.bert.embeddings.position_embeddings
+            if self.family == "bert"
+            else self.model.transformer.wpe
+        ).weight
+        table += CODE * self.codes(space)[: len(table)]
+
+    def _randomise_(self) -> None:
+        """Noise that reads everything and is written into the space that is left."""
+        for name, parameter in self.model.named_parameters():
+            if "norm" in name.lower() or ".ln_" in name:
+                continue
+            scale = NOISE if parameter.dim() == 2 else NOISE / 2
+            parameter.copy_(scale * self.normal(*parameter.shape))
+            if any(part in name for part in _TABLES):
+                parameter[:, : self.noise.start] = 0.0
+            elif any(part in name for part in _WRITERS):
+                is_conv = parameter.dim() == 2 and self.family == "gpt2"
+                rows = parameter.T if is_conv else parameter
+                if rows.dim() == 2:
+                    is_head = rows.shape[1] == self.d_model
+                    fan_in = self.d_head if is_head else rows.shape[1]
+                    rows *= WRITTEN / NOISE / fan_in**0.5
+                rows[: self.noise.start] = 0.0
+        if self.family == "bert":
+            self.model.classifier.bias.zero_()
+
+
+_TABLES = ("embed", "wte", "wpe")
+_WRITERS = (
+    *("c_proj.", "attention.dense.", "dense_4h_to_h.", "o_proj.", "down_proj."),
+    "output.dense.",
+)
+
+
+def _untrained(family: str, **sizes: Any) -> Any:
+    own: dict[str, Any] = {}
+    if family == "llama":
+        own = {"rope_parameters": {"rope_type": "default", "rope_theta": 1e6}}
+    classes = sizes["vocab_size"]
+    if family == "bert":
+        own = {"num_labels": classes}
+    config = AutoConfig.for_model(
+        family,
+        **sizes,
+        **own,
+        tie_word_embeddings=False,
+        bos_token_id=0,
+        eos_token_id=0,
+        pad_token_id=None if family != "bert" else 0,
+    )
+    is_encoder = family == "bert"
+    auto = AutoModelForTokenClassification if is_encoder else AutoModelForCausalLM
+    return auto.from_config(config).eval().requires_grad_(False)
+
+
+def _gpt2_head(bench: Workbench, layer: int, number: int) -> Head:
+    attention = bench.model.transformer.h[layer].attn
+    read = attention.c_attn.weight.T.view(3, bench.n_heads, bench.d_head, -1)
+    attention.c_attn.bias.view(3, bench.n_heads, bench.d_head)[:, number] = 0.0
+    out = attention.c_proj.weight.view(bench.n_heads, bench.d_head, -1)
+    query, key, value = read[:, number]
+    return Head(query, key, value, out[number])
+
+
+def _neox_head(bench: Workbench, layer: int, number: int) -> Head:
+    attention = bench.model.gpt_neox.layers[layer].attention
+    read = attention.query_key_value.weight.view(bench.n_heads, 3, bench.d_head, -1)
+    attention.query_key_value.bias.view(bench.n_heads, -1)[number] = 0.0
+    out = attention.dense.weight.T.view(bench.n_heads, bench.d_head, -1)
+    query, key, value = read[number]
+    return Head(query, key, value, out[number])
+
+
+def _llama_head(bench: Workbench, layer: int, number: int) -> Head:
+    attention = bench.model.model.layers[layer].self_attn
+    own = number // bench.group
+    query = attention.q_proj.weight.view(bench.n_heads, bench.d_head, -1)[number]
+    key = attention.k_proj.weight.view(-1, bench.d_head, bench.d_model)[own]
+    value = attention.v_proj.weight.view(-1, bench.d_head, bench.d_model)[own]
+    out = attention.o_proj.weight.T.view(bench.n_heads, bench.d_head, -1)[number]
+    return Head(query, key, value, out)
+
+
+def _bert_head(bench: Workbench, layer: int, number: int) -> Head:
+    attention = bench.model.bert.encoder.layer[layer].attention
+    own = slice(number * bench.d_head, (number + 1) * bench.d_head)
+    reads = attention.self.query, attention.self.key, attention.self.value
+    for module in reads:
+        module.bias[own] = 0.0
+    query, key, value = (module.weight[own] for module in reads)
+    return Head(query, key, value, attention.output.dense.weight.T[own])
+
+
+_HEADS = {
+    "gpt2": _gpt2_head,
+    "gpt_neox": _neox_head,
+    "llama": _llama_head,
+    "bert": _bert_head,
+}
+
+_Mlp = tuple[tuple[Tensor, ...], Tensor | None, Tensor]
+"""Views of what reads, (neuron, d_model), of its bias, and of what writes."""
+
+
+def _gpt2_mlp(bench: Workbench, layer: int) -> _Mlp:
+    mlp = bench.model.transformer.h[layer].mlp
+    return (mlp.c_fc.weight.T,), mlp.c_fc.bias, mlp.c_proj.weight
+
+
+def _neox_mlp(bench: Workbench, layer: int) -> _Mlp:
+    mlp = bench.model.gpt_neox.layers[layer].mlp
+    read = mlp.dense_h_to_4h
+    return (read.weight,), read.bias, mlp.dense_4h_to_h.weight.T
+
+
+def _llama_mlp(bench: Workbench, layer: int) -> _Mlp:
+    mlp = bench.model.model.layers[layer].mlp
+    return (mlp.gate_proj.weight, mlp.up_proj.weight), None, mlp.down_proj.weight.T
+
+
+def _bert_mlp(bench: Workbench, layer: int) -> _Mlp:
+    block = bench.model.bert.encoder.layer[layer]
+    read = block.intermediate.dense
+    return (read.weight,), read.bias, block.output.dense.weight.T
+
+
+_MLPS = {
+    "gpt2": _gpt2_mlp,
+    "gpt_neox": _neox_mlp,
+    "llama": _llama_mlp,
+    "bert": _bert_mlp,
+}

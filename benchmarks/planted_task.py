@@ -1,0 +1,82 @@
+"""The task of a planted circuit: the answer at the last place of random sequences."""
+
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from tasks.base import Batch, Metric, Split, Task, TaskOptions
+
+Draw = Callable[[int, torch.Generator], tuple[Tensor, Tensor]]
+"""(examples, generator) -> token ids, (example, seq), and answers, (example,)."""
+
+_EXAMPLES = 64
+_PAIRED = 500_000_000
+_SPLITS = {"base": 0, "mask": 1, "tune": 2, "relearn": 3, "heldout": 4}
+
+
+class PlantedTask(Task):
+    """The answer is the concept; nothing is retained."""
+
+    name = "planted"
+    head = "causal_lm"
+    concept_metric = Metric("accuracy", True, "fraction")
+    retain_metric = Metric("retained", True, "fraction")
+
+    def __init__(self, corpus: Draw, tokenizer: Any = None, options: Any = None):
+        del tokenizer, options
+        self.draw = corpus
+
+    @classmethod
+    def read(cls, options: TaskOptions) -> Any:
+        raise NotImplementedError("a planted task is made from its circuit")
+
+    def batch(self, split: Split, step: int, *, size: int, seed: int) -> Batch:
+        return self._drawn(size, (seed * 5 + _SPLITS[split]) * 20_011 + step)
+
+    def _drawn(self, size: int, number: int) -> Batch:
+        ids, answers = self.draw(size, torch.Generator().manual_seed(number))
+        other, _ = self.draw(size, torch.Generator().manual_seed(number + _PAIRED))
+        targets = torch.full_like(ids, -100)
+        targets[:, -1] = answers
+        everywhere = torch.ones_like(ids, dtype=torch.bool)
+        return {
+            "input_ids": ids,
+            "paired_ids": other,
+            "targets": targets,
+            "concept": targets >= 0,
+            "retain": ~everywhere,
+            "weights": everywhere.float(),
+            "real": everywhere,
+            "cluster": torch.arange(size),
+            "unseen": everywhere[:, 0],
+        }
+
+    def counterfactual(self, batch: Batch) -> Batch:
+        return batch | {"input_ids": batch["paired_ids"]}
+
+    def evaluation_batches(self, split: Split, *, size: int) -> Iterator[Batch]:
+        for start in range(0, _EXAMPLES, size):
+            yield self._drawn(
+                min(size, _EXAMPLES - start),
+                400_000_000 + 1000 * _SPLITS[split] + start,
+            )
+
+    def finetune_batch(
+        self, split: Split, step: int, *, size: int, seed: int, limit: int | None = None
+    ) -> Batch:
+        del limit
+        return self.batch(split, step, size=size, seed=seed)
+
+    def counts(self, model: nn.Module, batch: Batch) -> dict[str, Tensor]:
+        said = model(input_ids=batch["input_ids"]).logits[:, -1].argmax(-1)
+        right = (said == batch["targets"][:, -1]).float()
+        return {"right": right, "n": torch.ones_like(right)}
+
+    def summarise(self, counts: Mapping[str, Tensor]) -> dict[str, float]:
+        accuracy = float(counts["right"] / counts["n"])
+        return {"accuracy": accuracy, "retained": float("nan")}
+
+    def n_examples(self, split: Split) -> int:
+        return _EXAMPLES

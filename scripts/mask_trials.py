@@ -1,0 +1,141 @@
+"""The last step of `isolate` on few edges: each kept one is tried without, exactly.
+
+Gates in training lie between 0 and 1 and hide what a finished mask needs: a norm undoes
+the scale of a read, so an edge that is all but closed still works. Here KL from the
+uncut model plus a price for every kept edge is descended on the finished mask: from the
+lowest edge of the ranking upwards, one goes where that costs less than the price. Conmy
+et al. (2023), "Towards Automated Circuit Discovery for Mechanistic Interpretability",
+https://arxiv.org/abs/2304.14997, do so from all edges of a model, from the last reader
+to the first; here the order and the start are learned.
+"""
+
+import logging
+from collections.abc import Callable, Mapping
+
+import torch
+from torch import Tensor
+
+from masks.ablation import AblationValues
+from masks.frozen_mask import FrozenMask
+from masks.gating import gated
+from scripts.experiment import Experiment
+from scripts.mask_training import MaskSettings, counterfactual_values
+from tasks.base import to_device
+from training.objectives import kl_to_reference
+
+logger = logging.getLogger(__name__)
+MOST_TRIED = 128
+"""Edges, each of which costs a forward pass at least."""
+_EXAMPLES = 64
+_WORKS = 0.05
+"""Share of the loss without any edge, up to which a mask is said to work."""
+
+Loss = Callable[[Tensor], float]
+
+
+def can_be_tried(mask: FrozenMask, settings: MaskSettings) -> bool:
+    """Whether the mask keeps edges alone, for the concept's sake, and few enough."""
+    n_kept = mask.n_units - mask.n_ablated
+    only_edges = all(site.kind == "edges" for site in mask.sites)
+    isolates = settings.direction == "isolate"
+    return isolates and only_edges and n_kept <= MOST_TRIED
+
+
+def tried(
+    experiment: Experiment,
+    settings: MaskSettings,
+    mask: FrozenMask,
+    ranking: Mapping[str, Tensor],
+    n_ablated: int | None = None,
+) -> tuple[FrozenMask, dict[str, Tensor]]:
+    """The mask without the edges that it can spare, and the ranking that gives it.
+
+    Where the mask does not do what the model does, edges are first added by their rank.
+
+    Args:
+        mask: A frozen mask for which `can_be_tried`.
+        ranking: Scores by site, (n_units,) each, high keeps.
+        n_ablated: Ablate exactly so many in the end; a mask of that size that works
+            stays as it is.
+    """
+    n_kept = mask.n_units - mask.n_ablated
+    logger.info("trying the mask without each of the %d edges it keeps", n_kept)
+    loss = _loss(experiment, settings, mask)
+    scores = torch.cat([ranking[site.name] for site in mask.sites])
+    order = scores.sort(descending=True, stable=True).indices
+    keep = torch.cat([mask.keep[site.name] for site in mask.sites])
+    least = 0 if n_ablated is None else mask.n_units - n_ablated
+    keep = _spared(_working(keep, order, loss), order, loss, settings.price, least)
+    # kept edges before all others, both in the order they had
+    place = torch.empty_like(scores)
+    place[order] = torch.arange(len(order), 0, -1, dtype=scores.dtype)
+    sizes = [site.n_units for site in mask.sites]
+    pieces = (place + len(order) * keep).split(sizes)
+    found = {s.name: piece for s, piece in zip(mask.sites, pieces, strict=True)}
+    frozen = FrozenMask.exactly_k(
+        found,
+        mask.sites,
+        mask.ablated,
+        n_ablated=int((~keep).sum()) if n_ablated is None else n_ablated,
+        special_ids=mask.special_ids,
+        provenance=mask.provenance,
+    )
+    return frozen, found
+
+
+def _working(keep: Tensor, order: Tensor, loss: Loss) -> Tensor:
+    """The kept edges and, where they do not work, as many of the next as it takes."""
+    limit = _WORKS * loss(torch.zeros_like(keep))
+    n_kept, wider = int(keep.sum()), keep
+    while loss(wider) > limit:
+        n_kept = max(1, 2 * n_kept)
+        if n_kept > 2 * MOST_TRIED:
+            return keep
+        wider = keep.clone()
+        wider[order[:n_kept]] = True
+    return wider
+
+
+def _spared(
+    keep: Tensor, order: Tensor, loss: Loss, price: float, least: int
+) -> Tensor:
+    """Less every edge that costs less than its price, until none does or few are left.
+
+    Args:
+        least: Edges that are kept whatever they cost.
+    """
+    keep, now, n_kept, before = keep.clone(), loss(keep), int(keep.sum()), -1
+    while before != n_kept:
+        before = n_kept
+        for edge in order[keep[order]].flip(0).tolist():
+            if n_kept <= least:
+                return keep
+            keep[edge] = False
+            without = loss(keep)
+            if without - now < price:
+                now, n_kept = without, n_kept - 1
+            else:
+                keep[edge] = True
+    return keep
+
+
+def _loss(experiment: Experiment, settings: MaskSettings, mask: FrozenMask) -> Loss:
+    """KL from the uncut model where the concept is, on `tune`, of all edges' gates."""
+    task, model = experiment.task, experiment.loaded.model
+    batch = task.batch("tune", 0, size=_EXAMPLES, seed=settings.seed)
+    ablated: AblationValues = mask.ablated
+    if ablated.kind == "counterfactual":
+        ablated = counterfactual_values(experiment, mask.sites, batch)
+    moved = to_device(batch, experiment.accelerator.device)
+    with torch.no_grad():
+        uncut = task.outputs(model, moved).concept.logits
+    sizes = [site.n_units for site in mask.sites]
+
+    def loss(keep: Tensor) -> float:
+        pieces = keep.split(sizes)
+        named = {s.name: piece for s, piece in zip(mask.sites, pieces, strict=True)}
+        with torch.no_grad(), gated(model, mask.sites, named, ablated):
+            concept = task.outputs(model, moved).concept
+        return kl_to_reference(concept.logits, uncut, concept.weights).item()
+
+    return loss

@@ -1,0 +1,91 @@
+"""Trials of kept edges on a planted circuit: what is spared, added, asked for."""
+
+import pytest
+import torch
+from torch import Tensor
+
+from benchmarks.planted_circuits import experiment_on
+from benchmarks.planted_edges import CIRCUITS, PlantedCircuit
+from masks.ablation import zero_values
+from masks.frozen_mask import FrozenMask
+from models.architectures import sites_of
+from models.block_parts import graph_of
+from scripts.mask_training import MaskSettings
+from scripts.mask_trials import MOST_TRIED, can_be_tried, tried
+
+SETTINGS = MaskSettings(direction="isolate", concept_objective="kl", price=0.01)
+
+
+@pytest.fixture(scope="module")
+def circuit() -> PlantedCircuit:
+    return CIRCUITS["copying head"](0)
+
+
+def start(circuit: PlantedCircuit, scores: Tensor, n_kept: int) -> FrozenMask:
+    sites = sites_of(circuit.model, ["edges"])
+    ranking = by_site(circuit, scores)
+    n_ablated = len(scores) - n_kept
+    return FrozenMask.exactly_k(
+        ranking, sites, zero_values(sites), n_ablated=n_ablated, special_ids=(7,)
+    )
+
+
+def by_site(circuit: PlantedCircuit, scores: Tensor) -> dict[str, Tensor]:
+    sites = sites_of(circuit.model, ["edges"])
+    pieces = scores.split([site.n_units for site in sites])
+    return {site.name: part for site, part in zip(sites, pieces, strict=True)}
+
+
+def scores_of(circuit: PlantedCircuit, seed: int) -> tuple[Tensor, Tensor]:
+    """A random ranking, and which edges are true."""
+    names = list(graph_of(circuit.model).edges())
+    rng = torch.Generator().manual_seed(seed)
+    true = torch.tensor([name in circuit.truth for name in names])
+    return torch.rand(len(names), generator=rng), true
+
+
+@pytest.mark.parametrize("n_kept", [0, 1, 60, 110])
+def test_from_any_ranking_the_true_edges_are_left(circuit: PlantedCircuit, n_kept: int):
+    scores, true = scores_of(circuit, n_kept)
+    mask = start(circuit, scores, n_kept)
+    left, ranking = tried(
+        experiment_on(circuit), SETTINGS, mask, by_site(circuit, scores)
+    )
+    assert set(left.edges(kept=True)) == circuit.truth
+    assert left.special_ids == (7,)
+    joined = torch.cat([ranking[site.name] for site in mask.sites])
+    assert torch.equal(joined.topk(4).indices.sort().values, true.nonzero().flatten())
+    # the others keep their order
+    assert torch.equal(joined[~true].argsort(), scores[~true].argsort())
+
+
+def test_an_asked_number_is_met_and_a_mask_that_works_stays(circuit: PlantedCircuit):
+    scores, true = scores_of(circuit, 0)
+    experiment = experiment_on(circuit)
+    working = start(circuit, scores + true, 9)
+    same, _ = tried(
+        experiment, SETTINGS, working, by_site(circuit, scores + true), n_ablated=101
+    )
+    assert same.edges(kept=True) == working.edges(kept=True)
+    broken = start(circuit, scores - 1.0 * true, 9)
+    mended, _ = tried(
+        experiment,
+        SETTINGS,
+        broken,
+        by_site(circuit, scores - 1.0 * true),
+        n_ablated=101,
+    )
+    assert len(mended.edges(kept=True)) == 9
+    assert circuit.truth < set(mended.edges(kept=True))
+
+
+def test_only_few_kept_edges_that_isolate_are_tried(circuit: PlantedCircuit):
+    scores, _ = scores_of(circuit, 0)
+    mask = start(circuit, scores, 9)
+    assert can_be_tried(mask, SETTINGS)
+    assert not can_be_tried(mask, MaskSettings(direction="break"))
+    sites = sites_of(circuit.model, ["neurons"])
+    keep = {site.name: torch.ones(site.n_units, dtype=torch.bool) for site in sites}
+    neurons = FrozenMask(keep, sites, zero_values(sites))
+    assert neurons.n_units > MOST_TRIED
+    assert not can_be_tried(neurons, SETTINGS)
