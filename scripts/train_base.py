@@ -302,22 +302,25 @@ def _train(
             loss = task.finetune_loss(model, to_device(batch, accelerator.device))
         return weight * loss, {}
 
-    unfinished = folder.with_name(f"{folder.name}.unfinished")
+    settings = FitSettings(
+        n_steps=n_steps,
+        lr=recipe.lr,
+        optimiser="adamw",
+        weight_decay=recipe.weight_decay,
+        schedule=recipe.schedule,
+        warmup=recipe.warmup,
+        clip_norm=1.0,
+        checkpoint_every=100,
+        seed=config.base_seed,
+    )
+    # another version's checkpoint may have other settings, and is left alone
+    tag = content_hash(canonical_json(asdict(settings)))[:8]
+    unfinished = folder.with_name(f"{folder.name}.{tag}.unfinished")
     start = time.perf_counter()
     fit(
         dict(model.named_parameters()),
         step_loss,
-        FitSettings(
-            n_steps=n_steps,
-            lr=recipe.lr,
-            optimiser="adamw",
-            weight_decay=recipe.weight_decay,
-            schedule=recipe.schedule,
-            warmup=recipe.warmup,
-            clip_norm=1.0,
-            checkpoint_every=100,
-            seed=config.base_seed,
-        ),
+        settings,
         accelerator=accelerator,
         checkpoints=unfinished,
         resume=True,
@@ -345,7 +348,8 @@ def _train(
     write_json(scratch / "base.json", record)
     with told_to_the_user(folder):
         scratch.rename(folder)
-    shutil.rmtree(unfinished, ignore_errors=True)
+    for left in folder.parent.glob(f"{folder.name}.*unfinished"):
+        shutil.rmtree(left, ignore_errors=True)
 
 
 def main(config: TrainBaseConfig) -> dict[str, Any]:
