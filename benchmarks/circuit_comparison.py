@@ -6,9 +6,9 @@ The built-in deep decoder does indirect objects, copies names, repeats words (in
 and ends spans of years later than they began; each behaviour's own score is printed.
 On every seed of base model, batches and gates the circuit of the indirect object is
 ranked once by soft top-k and by hard-concrete gates (300 steps each), by EAP and EAP-IG
-on the same graph, and at random; counterfactual ablation, held-out names. Tables are
-means and ranges over seeds. A killed run goes on where it stopped. About fifteen
-minutes on one core for three seeds.
+on the same graph, with and without the signs of their scores, and at random;
+counterfactual ablation, held-out names. Tables are means and ranges over seeds. A
+killed run goes on where it stopped. About fifteen minutes on one core for three seeds.
 """
 
 import random
@@ -30,7 +30,7 @@ from data.behaviours_generated import (
     WORDS,
     years_prompt,
 )
-from reports.tables import format_table, mean, with_interval
+from reports.tables import format_table, mean, ranking_name, with_interval
 from scripts import faithfulness, train_mask
 from scripts.experiment import Experiment, TaskConfig, flag
 from scripts.train_base import prepare
@@ -55,7 +55,7 @@ def main(config: ComparisonConfig) -> None:
     """Train and measure what is missing, then print the tables."""
     results = [_one_seed(config, seed) for seed in config.seeds]
     shares = sorted({row["fraction"] for row in results[0]["curve"]})
-    methods = list(dict.fromkeys(row["method"] for row in results[0]["curve"]))
+    methods = list(dict.fromkeys(map(ranking_name, results[0]["curve"])))
     for title, value in (
         ("faithfulness", lambda row: row["faithfulness"]),
         ("faithfulness without the circuit", _without),
@@ -69,12 +69,11 @@ def main(config: ComparisonConfig) -> None:
             for share in shares
         ]
         print(format_table(rows, list(rows[0])))
-    rows = []
-    for method in methods:
-        row: dict[str, Any] = {"ranking": method}
-        for key, order in (("cpr", "signed"), ("cmd", "absolute")):
-            row[key.upper()] = _area(results, method, key, order)
-        rows.append(row)
+    rows = [
+        {"ranking": method}
+        | {key.upper(): _area(results, method, key) for key in ("cpr", "cmd")}
+        for method in methods
+    ]
     print(f"\nareas\n{format_table(rows, list(rows[0]))}")
 
 
@@ -160,8 +159,7 @@ def _over_seeds(
             [
                 value(row)
                 for row in result["curve"]
-                if (row["method"], row["order"], row["fraction"])
-                == (method, "signed", share)
+                if (ranking_name(row), row["fraction"]) == (method, share)
             ]
         )
         for result in results
@@ -169,16 +167,13 @@ def _over_seeds(
     return _shown(of_seed)
 
 
-def _area(
-    results: Sequence[Mapping[str, Any]], method: str, key: str, order: str
-) -> str:
-    """Of absolute scores where the ranking has them."""
-    of_seed = []
-    for result in results:
-        own = [row for row in result["areas"] if row["method"] == method]
-        asked = [row[key] for row in own if row["order"] == order]
-        of_seed.append(mean(asked or [row[key] for row in own]))
-    return _shown(of_seed)
+def _area(results: Sequence[Mapping[str, Any]], method: str, key: str) -> str:
+    return _shown(
+        [
+            mean([row[key] for row in result["areas"] if ranking_name(row) == method])
+            for result in results
+        ]
+    )
 
 
 def _shown(of_seed: Sequence[float | None]) -> str:

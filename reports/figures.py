@@ -31,7 +31,12 @@ from reports.drawing import (
     size_axis,
 )
 from reports.load import Run
-from reports.tables import condition_name, limit_name, named_scores
+from reports.tables import (
+    condition_name,
+    limit_name,
+    named_scores,
+    ranking_name,
+)
 from storage.atomic import write_bytes
 
 Results = Mapping[str, Any]
@@ -167,8 +172,7 @@ def score_by_size(run: Run) -> Figure | None:
 def faithfulness_curves(run: Run) -> Figure:
     """Faithfulness, score and KL of circuits, with and without them, by size."""
     results = run.results
-    curve = [entry for entry in results["curve"] if entry["order"] == "signed"]
-    metric = results["concept_metric"]
+    curve, metric = results["curve"], results["concept_metric"]
     shown: list[tuple[str, Callable[[Results], float | None]]] = [
         ("faithfulness of the circuit", lambda e: e["faithfulness"]),
         ("faithfulness without it", lambda e: e["without"]["faithfulness"]),
@@ -179,10 +183,12 @@ def faithfulness_curves(run: Run) -> Figure:
     grid = list(figure.subplots(2, 2).flat)
     methods = list(dict.fromkeys(entry["method"] for entry in curve))
     for axes, (label, value) in zip(grid, shown, strict=True):
-        for k, method in enumerate(methods):
-            own = [entry for entry in curve if entry["method"] == method]
-            points = _share_points(own, value)
-            line(axes, points, method.replace("_", " "), look(k))
+        for name in dict.fromkeys(map(ranking_name, curve)):
+            own = [entry for entry in curve if ranking_name(entry) == name]
+            style = look(
+                methods.index(own[0]["method"]), dashed=own[0]["order"] == "absolute"
+            )
+            line(axes, _share_points(own, value), name, style)
         axes.set_xscale("log")
         axes.set_xlabel(f"{' and '.join(results['units'])} in the circuit (%)")
         axes.xaxis.set_major_formatter("{x:g}")

@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from reports.load import Run
-from reports.tables import condition_name, format_cell, limit_name
+from reports.tables import condition_name, format_cell, limit_name, ranking_name
 
 FAITHFUL = 0.95
 """Share of the concept's margin from which a circuit counts as faithful."""
@@ -162,15 +162,10 @@ def faithfulness_finding(run: Run) -> list[str]:
     """The smallest circuit of each ranking that keeps nearly all of the concept."""
     results = run.results
     said = []
-    for method in dict.fromkeys(entry["method"] for entry in results["curve"]):
-        rows = [
-            entry
-            for entry in results["curve"]
-            if entry["method"] == method and entry["order"] == "signed"
-        ]
+    for name in dict.fromkeys(map(ranking_name, results["curve"])):
+        rows = [entry for entry in results["curve"] if ranking_name(entry) == name]
         shares = sorted({e["fraction"] for e in rows if e["fraction"] < 1})
         small = next((s for s in shares if _all_faithful(rows, s)), None)
-        name = method.replace("_", " ")
         if small is None:
             said.append(f"{name}: no circuit measured keeps {FAITHFUL:.0%}.")
         else:

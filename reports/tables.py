@@ -98,19 +98,15 @@ def curve_rows(results: Mapping[str, Any]) -> list[Row]:
 
 
 def faithfulness_rows(results: Mapping[str, Any]) -> list[Row]:
-    """One row a ranking and share kept: with the circuit and without, over seeds.
-
-    The order of absolute scores is left out: `area_rows` has it.
-    """
+    """One row a ranking and share kept: with the circuit and without, over seeds."""
     groups: dict[tuple[str, float], list[Mapping[str, Any]]] = {}
     for entry in results["curve"]:
-        if entry["order"] == "signed":
-            key = entry["method"], entry["fraction"]
-            groups.setdefault(key, []).append(entry)
+        key = ranking_name(entry), entry["fraction"]
+        groups.setdefault(key, []).append(entry)
     name = results["concept_metric"]["name"]
     return [
         {
-            "ranking": method.replace("_", " "),
+            "ranking": method,
             "kept": f"{100 * fraction:g} %",
             "units": same[0]["n_kept"],
             "connected": round(mean([entry["n_connected"] for entry in same]) or 0),
@@ -127,21 +123,28 @@ def faithfulness_rows(results: Mapping[str, Any]) -> list[Row]:
 
 
 def area_rows(results: Mapping[str, Any]) -> list[Row]:
-    """One row a ranking: CPR by signed scores and CMD by absolute ones, over seeds."""
-    found: dict[str, Row] = {}
-    for method in dict.fromkeys(entry["method"] for entry in results["areas"]):
-        own = [entry for entry in results["areas"] if entry["method"] == method]
-        orders = {entry["order"] for entry in own}
-        last = "absolute" if "absolute" in orders else "signed"
-        row = found.setdefault(method, {"ranking": method.replace("_", " ")})
-        for column, key, order in (
-            ("CPR (more is better)", "cpr", "signed"),
-            ("CMD (0 is best)", "cmd", last),
-        ):
-            values = [entry[key] for entry in own if entry["order"] == order]
-            row[column] = _mean_and_range(values)
-        row["seeds"] = len({entry["seed"] for entry in own})
-    return list(found.values())
+    """One row a ranking: areas under its faithfulness, over seeds.
+
+    The MIB benchmark takes CPR from signed scores and CMD from absolute ones.
+    """
+    rows = []
+    for name in dict.fromkeys(map(ranking_name, results["areas"])):
+        own = [entry for entry in results["areas"] if ranking_name(entry) == name]
+        rows.append(
+            {
+                "ranking": name,
+                "CPR (more is better)": _mean_and_range([e["cpr"] for e in own]),
+                "CMD (0 is best)": _mean_and_range([e["cmd"] for e in own]),
+                "seeds": len({entry["seed"] for entry in own}),
+            }
+        )
+    return rows
+
+
+def ranking_name(entry: Mapping[str, Any]) -> str:
+    """`eap`, or `eap, absolute` where its scores' signs were left out."""
+    name = entry["method"].replace("_", " ")
+    return f"{name}, absolute" if entry["order"] == "absolute" else name
 
 
 def mean(values: Sequence[float | None]) -> float | None:

@@ -45,7 +45,7 @@ from scripts.mask_recipes import (
     sites_for,
     units_of,
 )
-from scripts.mask_scores import attribution_ranking, cut_by, provenance, ranking_of_run
+from scripts.mask_scores import cut_by, provenance, ranking_of_run, responsibility
 from scripts.mask_training import MaskSettings, ablation_values, cut_with, special_ids
 from scripts.train_base import prepare
 from storage.errors import UserError
@@ -229,7 +229,7 @@ def _rankings(
     for method in methods:
         seeds = config.n_random if method == "random" else 1
         for number in range(seeds):
-            ranking = attribution_ranking(
+            ranking = responsibility(
                 experiment,
                 empty,
                 method,

@@ -124,10 +124,21 @@ def attribution_ranking(
 ) -> dict[str, Tensor]:
     """Ranking of the mask's units by an attribution method; the highest are kept.
 
-    A mask that breaks the concept ablates the most responsible units first; one that
-    isolates it keeps them.
+    A mask that breaks the concept ablates the most responsible units first. One that
+    isolates it keeps what matters to it either way, by absolute scores: a circuit
+    without what holds the concept back is another one.
     """
-    responsible = METHODS[method](
+    found = responsibility(experiment, mask, method, seed=seed, n_batches=n_batches)
+    if mask.provenance.get("direction") == "isolate":
+        return {name: values.abs() for name, values in found.items()}
+    return {name: -values for name, values in found.items()}
+
+
+def responsibility(
+    experiment: Experiment, mask: FrozenMask, method: str, *, seed: int, n_batches: int
+) -> dict[str, Tensor]:
+    """Scores of the mask's units by an attribution method, with their signs."""
+    return METHODS[method](
         experiment.task,
         experiment.loaded.model,
         mask.sites,
@@ -137,8 +148,6 @@ def attribution_ranking(
         seed=seed,
         special_ids=mask.special_ids,
     )
-    sign = 1 if mask.provenance.get("direction") == "isolate" else -1
-    return {name: sign * values for name, values in responsible.items()}
 
 
 def cut_by(

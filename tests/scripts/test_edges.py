@@ -249,4 +249,4 @@ def test_baselines_of_a_circuit_keep_what_they_find_responsible():
         task, model, [site], zero_values([site]), n_batches=2
     )[site.name]
     assert torch.equal(rankings["break"], -responsible)
-    assert torch.equal(rankings["isolate"], responsible)
+    assert torch.equal(rankings["isolate"], responsible.abs())
