@@ -118,7 +118,8 @@ def _settings(
         paired=circuit.ablation == "counterfactual",
         n_units=n_units,
     )
-    return replace(recipe, positions="all", ablation=circuit.ablation, seed=seed)
+    recipe = replace(recipe, positions="all", mean_over="all")
+    return replace(recipe, ablation=circuit.ablation, seed=seed)
 
 
 def experiment_on(circuit: PlantedCircuit) -> Experiment:

@@ -1,10 +1,12 @@
 """The last step of `isolate` on few edges: each kept one is tried without, exactly.
 
 Gates in training lie between 0 and 1 and hide what a finished mask needs: a norm undoes
-the scale of a read, so an edge that is all but closed still works. Here KL from the
-uncut model plus a price for every kept edge is descended on the finished mask: from the
-lowest edge of the ranking upwards, one goes where that costs less than the price. Conmy
-et al. (2023), "Towards Automated Circuit Discovery for Mechanistic Interpretability",
+the scale of a read, so an edge that is all but closed still works. Here the divergence
+from the uncut model plus a price for every kept edge is descended on the finished mask:
+from the lowest edge of the ranking upwards, one goes where that costs less than the
+price. The divergence is Jensen and Shannon's, of at most ln 2 nats: KL would keep edges
+that do nothing but make the circuit as unsure as the model is. Conmy et al. (2023),
+"Towards Automated Circuit Discovery for Mechanistic Interpretability",
 https://arxiv.org/abs/2304.14997, do so from all edges of a model, from the last reader
 to the first; here the order and the start are learned.
 """
@@ -21,7 +23,7 @@ from masks.gating import gated
 from scripts.experiment import Experiment
 from scripts.mask_training import MaskSettings, counterfactual_values
 from tasks.base import to_device
-from training.objectives import kl_to_reference
+from training.objectives import jensen_shannon
 
 logger = logging.getLogger(__name__)
 MOST_TRIED = 128
@@ -120,7 +122,7 @@ def _spared(
 
 
 def _loss(experiment: Experiment, settings: MaskSettings, mask: FrozenMask) -> Loss:
-    """KL from the uncut model where the concept is, on `tune`, of all edges' gates."""
+    """Divergence where the concept is, on `tune`, as a function of all edges' gates."""
     task, model = experiment.task, experiment.loaded.model
     batch = task.batch("tune", 0, size=_EXAMPLES, seed=settings.seed)
     ablated: AblationValues = mask.ablated
@@ -136,6 +138,6 @@ def _loss(experiment: Experiment, settings: MaskSettings, mask: FrozenMask) -> L
         named = {s.name: piece for s, piece in zip(mask.sites, pieces, strict=True)}
         with torch.no_grad(), gated(model, mask.sites, named, ablated):
             concept = task.outputs(model, moved).concept
-        return kl_to_reference(concept.logits, uncut, concept.weights).item()
+        return jensen_shannon(concept.logits, uncut, concept.weights).item()
 
     return loss
