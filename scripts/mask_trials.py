@@ -12,11 +12,14 @@ to the first; here the order and the start are learned.
 """
 
 import logging
+import math
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from attribution.faithfulness import position_margin
 from masks.ablation import AblationValues
 from masks.frozen_mask import FrozenMask
 from masks.gating import gated
@@ -31,8 +34,22 @@ MOST_TRIED = 128
 _EXAMPLES = 64
 _WORKS = 0.05
 """Share of the loss without any edge, up to which a mask is said to work."""
+_MARGIN_COST = 0.05
+"""Share of the uncut model's margin that may be lost, unless a flag says otherwise."""
 
-Loss = Callable[[Tensor], float]
+
+@dataclass(frozen=True)
+class _Tried:
+    """What a mask does on the examples."""
+
+    loss: float
+    """Divergence from the uncut model, at most ln 2."""
+    margin: float
+    """Mean nats by which the answer leads its rivals."""
+
+
+Try = Callable[[Tensor], _Tried]
+"""Gates of all edges -> what they do."""
 
 
 def can_be_tried(mask: FrozenMask, settings: MaskSettings) -> bool:
@@ -49,6 +66,7 @@ def tried(
     mask: FrozenMask,
     ranking: Mapping[str, Tensor],
     n_ablated: int | None = None,
+    margin_cost: float = _MARGIN_COST,
 ) -> tuple[FrozenMask, dict[str, Tensor]]:
     """The mask without the edges that it can spare, and the ranking that gives it.
 
@@ -59,15 +77,20 @@ def tried(
         ranking: Scores by site, (n_units,) each, high keeps.
         n_ablated: Ablate exactly so many in the end; a mask of that size that works
             stays as it is.
+        margin_cost: Share of the uncut model's margin that may be lost: each edge may
+            cost little, and all together too much.
     """
     n_kept = mask.n_units - mask.n_ablated
     logger.info("trying the mask without each of the %d edges it keeps", n_kept)
-    loss = _loss(experiment, settings, mask)
+    attempt = _attempts(experiment, settings, mask)
+    whole = attempt(torch.ones(mask.n_units, dtype=torch.bool)).margin
+    floor = (1 - margin_cost) * whole if whole > 0 else -math.inf
     scores = torch.cat([ranking[site.name] for site in mask.sites])
     order = scores.sort(descending=True, stable=True).indices
     keep = torch.cat([mask.keep[site.name] for site in mask.sites])
     least = 0 if n_ablated is None else mask.n_units - n_ablated
-    keep = _spared(_working(keep, order, loss), order, loss, settings.price, least)
+    keep = _working(keep, order, attempt, floor)
+    keep = _spared(keep, order, attempt, settings.price, floor, least)
     # kept edges before all others, both in the order they had
     place = torch.empty_like(scores)
     place[order] = torch.arange(len(order), 0, -1, dtype=scores.dtype)
@@ -85,11 +108,11 @@ def tried(
     return frozen, found
 
 
-def _working(keep: Tensor, order: Tensor, loss: Loss) -> Tensor:
+def _working(keep: Tensor, order: Tensor, attempt: Try, floor: float) -> Tensor:
     """The kept edges and, where they do not work, as many of the next as it takes."""
-    limit = _WORKS * loss(torch.zeros_like(keep))
+    limit = _WORKS * attempt(torch.zeros_like(keep)).loss
     n_kept, wider = int(keep.sum()), keep
-    while loss(wider) > limit:
+    while (found := attempt(wider)).loss > limit or found.margin < floor:
         n_kept = max(1, 2 * n_kept)
         if n_kept > 2 * MOST_TRIED:
             return keep
@@ -99,30 +122,32 @@ def _working(keep: Tensor, order: Tensor, loss: Loss) -> Tensor:
 
 
 def _spared(
-    keep: Tensor, order: Tensor, loss: Loss, price: float, least: int
+    keep: Tensor, order: Tensor, attempt: Try, price: float, floor: float, least: int
 ) -> Tensor:
     """Less every edge that costs less than its price, until none does or few are left.
 
     Args:
+        floor: A margin below which none may go that lowers it.
         least: Edges that are kept whatever they cost.
     """
-    keep, now, n_kept, before = keep.clone(), loss(keep), int(keep.sum()), -1
+    keep, now, n_kept, before = keep.clone(), attempt(keep), int(keep.sum()), -1
     while before != n_kept:
         before = n_kept
         for edge in order[keep[order]].flip(0).tolist():
             if n_kept <= least:
                 return keep
             keep[edge] = False
-            without = loss(keep)
-            if without - now < price:
+            without = attempt(keep)
+            bears = without.margin >= min(floor, now.margin)
+            if bears and without.loss - now.loss < price:
                 now, n_kept = without, n_kept - 1
             else:
                 keep[edge] = True
     return keep
 
 
-def _loss(experiment: Experiment, settings: MaskSettings, mask: FrozenMask) -> Loss:
-    """Divergence where the concept is, on `tune`, as a function of all edges' gates."""
+def _attempts(experiment: Experiment, settings: MaskSettings, mask: FrozenMask) -> Try:
+    """What masks do where the concept is, on examples of `tune`."""
     task, model = experiment.task, experiment.loaded.model
     batch = task.batch("tune", 0, size=_EXAMPLES, seed=settings.seed)
     ablated: AblationValues = mask.ablated
@@ -133,11 +158,12 @@ def _loss(experiment: Experiment, settings: MaskSettings, mask: FrozenMask) -> L
         uncut = task.outputs(model, moved).concept.logits
     sizes = [site.n_units for site in mask.sites]
 
-    def loss(keep: Tensor) -> float:
+    def attempt(keep: Tensor) -> _Tried:
         pieces = keep.split(sizes)
         named = {s.name: piece for s, piece in zip(mask.sites, pieces, strict=True)}
         with torch.no_grad(), gated(model, mask.sites, named, ablated):
             concept = task.outputs(model, moved).concept
-        return jensen_shannon(concept.logits, uncut, concept.weights).item()
+        loss = jensen_shannon(concept.logits, uncut, concept.weights)
+        return _Tried(loss.item(), position_margin(concept).mean().item())
 
-    return loss
+    return attempt

@@ -234,7 +234,14 @@ def main(config: TrainMaskConfig) -> Path:
     origin = provenance(config, experiment, settings)
     mask = freeze(config, experiment, masks, ranking, ablated, settings, origin)
     if can_be_tried(mask, settings):
-        mask, ranking = tried(experiment, settings, mask, ranking, config.n_ablated)
+        mask, ranking = tried(
+            experiment,
+            settings,
+            mask,
+            ranking,
+            config.n_ablated,
+            margin_cost=config.concept_target,
+        )
     if mask.n_ablated in (0, mask.n_units):
         what = "nothing" if mask.n_ablated == 0 else "everything"
         logger.warning(
