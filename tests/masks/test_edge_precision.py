@@ -1,0 +1,31 @@
+"""Edges of a model in bfloat16: as near to single precision as the model itself is."""
+
+import pytest
+import torch
+
+from masks.edge_gating import edge_gated
+from masks.edge_stack import EdgeStack
+from models.block_parts import PARTS
+from models.residual_parts import ResidualModel
+from tests.models.tiny import heads_of, tiny_inputs, tiny_model
+
+
+@pytest.mark.parametrize("kind", PARTS)
+def test_bfloat16_costs_the_gates_no_more_than_the_model(kind: str):
+    exact = tiny_model(kind, heads_of(kind)[0]).requires_grad_(False)
+    rough = tiny_model(kind, heads_of(kind)[0]).requires_grad_(False).bfloat16()
+    inputs = tiny_inputs(exact)
+    real = inputs["attention_mask"].bool()
+    expected = exact(**inputs).logits[real]
+    allowed = (rough(**inputs).logits[real].float() - expected).abs().max()
+    gradients = []
+    for model in (exact, rough):
+        stack = EdgeStack(ResidualModel(model))
+        keep = torch.ones(stack.model.graph.n_edges, requires_grad=True)
+        with edge_gated(stack, keep):
+            logits = model(**inputs).logits[real].float()
+            gradients += torch.autograd.grad(logits.sin().sum(), keep)
+        if model is rough:
+            assert (logits - expected).abs().max() < 3 * allowed
+    assert gradients[1].dtype == torch.float32
+    assert torch.cosine_similarity(*gradients, dim=0) > 0.999
