@@ -74,6 +74,14 @@ UNITS_OF_MODEL: dict[tuple[str, str], list[str]] = {
 EDGES: dict[str, MaskSettings] = {
     # a real encoder has thousands, and a concept is carried by dozens of them
     "locations": replace(REAL_ENCODER, k_min=4.0, k_max=400.0),
+    "toxicity": replace(
+        RECIPES["toxicity"],
+        ablation="mean",
+        retain_weight=2.0,
+        k_min=2.0,
+        k_max=64.0,
+        n_steps=300,
+    ),
     "ioi": MaskSettings(
         ablation="mean",
         concept_objective="uniform",
