@@ -70,7 +70,8 @@ def tried(
 ) -> tuple[FrozenMask, dict[str, Tensor]]:
     """The mask without the edges that it can spare, and the ranking that gives it.
 
-    Where the mask does not do what the model does, edges are first added by their rank.
+    Where the mask does not do what the model does, edges are first added by their rank;
+    where too many would be needed it stays as it is, with a warning.
 
     Args:
         mask: A frozen mask for which `can_be_tried`.
@@ -89,8 +90,15 @@ def tried(
     order = scores.sort(descending=True, stable=True).indices
     keep = torch.cat([mask.keep[site.name] for site in mask.sites])
     least = 0 if n_ablated is None else mask.n_units - n_ablated
-    keep = _working(keep, order, attempt, floor)
-    keep = _spared(keep, order, attempt, settings.price, floor, least)
+    working = _working(keep, order, attempt, floor)
+    if working is None:
+        logger.warning(
+            "the mask does not do what the model does, nor do the first %d of its "
+            "ranking, so it stays as it was trained: try more --n_steps or --k_max",
+            2 * MOST_TRIED,
+        )
+        return mask, dict(ranking)
+    keep = _spared(working, order, attempt, settings.price, floor, least)
     # kept edges before all others, both in the order they had
     place = torch.empty_like(scores)
     place[order] = torch.arange(len(order), 0, -1, dtype=scores.dtype)
@@ -108,17 +116,25 @@ def tried(
     return frozen, found
 
 
-def _working(keep: Tensor, order: Tensor, attempt: Try, floor: float) -> Tensor:
-    """The kept edges and, where they do not work, as many of the next as it takes."""
+def _working(keep: Tensor, order: Tensor, attempt: Try, floor: float) -> Tensor | None:
+    """The kept edges and, where they do not work, as many of the next as it takes.
+
+    Where the margin stays below its floor (other edges may hold the answer back), the
+    first that do not diverge much; None where too many would be needed.
+    """
     limit = _WORKS * attempt(torch.zeros_like(keep)).loss
-    n_kept, wider = int(keep.sum()), keep
-    while (found := attempt(wider)).loss > limit or found.margin < floor:
+    n_kept, wider, near = int(keep.sum()), keep, None
+    while True:
+        found = attempt(wider)
+        if found.loss <= limit:
+            if found.margin >= floor:
+                return wider
+            near = wider if near is None else near
         n_kept = max(1, 2 * n_kept)
         if n_kept > 2 * MOST_TRIED:
-            return keep
+            return near
         wider = keep.clone()
         wider[order[:n_kept]] = True
-    return wider
 
 
 def _spared(

@@ -10,6 +10,7 @@ from masks.ablation import zero_values
 from masks.frozen_mask import FrozenMask
 from models.architectures import sites_of
 from models.block_parts import graph_of
+from scripts import mask_trials
 from scripts.mask_training import MaskSettings
 from scripts.mask_trials import MOST_TRIED, can_be_tried, tried
 
@@ -89,3 +90,18 @@ def test_only_few_kept_edges_that_isolate_are_tried(circuit: PlantedCircuit):
     neurons = FrozenMask(keep, sites, zero_values(sites))
     assert neurons.n_units > MOST_TRIED
     assert not can_be_tried(neurons, SETTINGS)
+
+
+def test_a_mask_that_cannot_be_made_to_work_stays_as_it_was(
+    circuit: PlantedCircuit,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+):
+    monkeypatch.setattr(mask_trials, "MOST_TRIED", 4)
+    scores, true = scores_of(circuit, 0)
+    ranking = by_site(circuit, scores - 1.0 * true)  # the true edges come last
+    mask = start(circuit, scores - 1.0 * true, 2)
+    found, order = tried(experiment_on(circuit), SETTINGS, mask, ranking)
+    assert found is mask
+    assert order == ranking
+    assert "it stays as it was trained" in caplog.text
