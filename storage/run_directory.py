@@ -27,7 +27,7 @@ from storage.errors import UserError
 from storage.processes import by_first, is_first, n_processes
 
 DEFAULT_PARENT = Path("runs")
-_PACKAGES = ("torch", "transformers", "accelerate", "numpy")
+_PACKAGES = ("transformers", "accelerate", "numpy")
 _CONFIG, _ENVIRONMENT = "config.json", "environment.json"
 _METRICS, _RESULTS = "metrics.jsonl", "results.json"
 
@@ -282,6 +282,7 @@ def _environment() -> dict[str, Any]:
         "started": datetime.now(UTC).isoformat(),
         "command": sys.argv,
         "python": platform.python_version(),
+        "torch": str(torch.__version__),  # with its build: 2.13.0+cu130
         **{name: _version(name) for name in _PACKAGES},
         "commit": _commit(),
         "device": "cpu" if device is None else str(device),
