@@ -25,7 +25,6 @@ from masks.edge_gating import edge_gated
 from masks.edge_sites import apart, graph_at, stack_of, writer_values
 from masks.edge_stack import EdgeStack
 from masks.edge_writers import record_writers
-from storage.errors import UserError
 from storage.modes import evaluating
 from tasks.base import Batch
 
@@ -59,11 +58,7 @@ def eap_ig(subject: Subject, n_steps: int = N_STEPS) -> Scores:
                     value, weight = concept_margin(outputs)
                     sums += gradients_of(value, {"all": keep})["all"]
             total_weight += weight.item()
-    if total_weight == 0:
-        raise UserError(
-            f"split {subject.split!r} gave no position of the concept in "
-            f"{subject.n_batches} batches of {subject.size}; raise n_batches"
-        )
+    subject.check_weight(total_weight, "position of the concept")
     levels = [graph.n_edges_at(layer) for layer in range(graph.n_layers + 1)]
     scores = (sums / (n_steps * total_weight)).split(levels)
     return {site.name: scores[site.layer] for site in sites}

@@ -14,25 +14,29 @@ heads.
 from collections.abc import Callable, Mapping
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional
 
 from attribution.subject import Scores, Subject
 from masks.gating import gated
-from storage.errors import UserError
 from storage.modes import evaluating
-from tasks.base import Outputs
+from tasks.base import Outputs, Predictions
 from training.objectives import margin
 
 Behaviour = Callable[[Outputs], tuple[Tensor, Tensor]]
 """Outputs of a batch -> (weighted sum over its positions, sum of the weights)."""
 
 
+def position_margin(found: Predictions) -> Float[Tensor, "position"]:
+    """Nats by which the answer leads its rivals."""
+    return margin(found.logits, found.concept_classes, found.rivals)
+
+
 def concept_margin(outputs: Outputs) -> tuple[Tensor, Tensor]:
-    """Nats by which the answer leads its rivals, at the concept's positions."""
+    """The concept's margins, each by its weight."""
     found = outputs.concept
-    margins = margin(found.logits, found.concept_classes, found.rivals)
-    return (found.weights * margins).sum(), found.weights.sum()
+    return (found.weights * position_margin(found)).sum(), found.weights.sum()
 
 
 def concept_likelihood(outputs: Outputs) -> tuple[Tensor, Tensor]:
@@ -82,11 +86,7 @@ def gate_gradients(
             for name, gradient in gradients.items():
                 sums[name] += gradient
             total_weight += weight.item()
-    if total_weight == 0:
-        raise UserError(
-            f"split {subject.split!r} gave no position of the behaviour in "
-            f"{subject.n_batches} batches of {subject.size}; raise n_batches"
-        )
+    subject.check_weight(total_weight, "position of the behaviour")
     return {name: total / total_weight for name, total in sums.items()}
 
 

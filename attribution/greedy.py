@@ -3,7 +3,8 @@
 import torch
 
 from attribution.gate_gradients import concept_margin, gate_gradients
-from attribution.subject import Scores, Subject, split_by_site
+from attribution.subject import Scores, Subject
+from models.sites import split_by_site
 
 FIRST_CHUNK = 4
 GROWTH = 0.5  # a chunk, as a share of the units already cut

@@ -2,7 +2,8 @@
 
 import torch
 
-from attribution.subject import Scores, Subject, split_by_site
+from attribution.subject import Scores, Subject
+from models.sites import split_by_site
 
 
 def random_scores(subject: Subject) -> Scores:

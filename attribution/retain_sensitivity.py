@@ -16,7 +16,6 @@ from torch.nn import functional
 from attribution.gate_gradients import gradients_of, open_gates
 from attribution.subject import Scores, Subject
 from masks.gating import gated
-from storage.errors import UserError
 from storage.modes import evaluating
 from tasks.base import Predictions
 
@@ -57,11 +56,7 @@ def retain_sensitivity(subject: Subject) -> Scores:
                     for name, gradient in gradients.items():
                         squares[name] += gradient.square() / N_DRAWS
             total_weight += retained.weights.sum().item()
-    if total_weight == 0:
-        raise UserError(
-            f"split {subject.split!r} gave no retained position in "
-            f"{subject.n_batches} batches of {subject.size}; raise n_batches"
-        )
+    subject.check_weight(total_weight, "retained position")
     roots = {name: (sums / total_weight).sqrt() for name, sums in squares.items()}
     largest = max(root.max().item() for root in roots.values())
     least = largest * _LEAST_SHARE or 1.0

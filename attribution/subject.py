@@ -1,6 +1,6 @@
 """What every ranking looks at: a task, a model, its sites, and a number of batches."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -74,6 +74,18 @@ class Subject:
         paired = self.task.inputs(self.task.counterfactual(batch))
         return record_values(self.model, self.sites, paired)
 
+    def check_weight(self, total: float, what: str) -> None:
+        """Refuse an average over nothing.
+
+        Raises:
+            UserError: When the batches held no `what`.
+        """
+        if total == 0:
+            raise UserError(
+                f"split {self.split!r} gave no {what} in {self.n_batches} batches of "
+                f"{self.size}; raise n_batches"
+            )
+
     def cuttable(self, batch: Batch) -> Bool[Tensor, "*position"]:
         """Positions of a batch that a mask changes."""
         cuttable = torch.ones_like(batch["retain"])
@@ -81,9 +93,3 @@ class Subject:
             special = torch.tensor(self.special_ids, device=cuttable.device)
             cuttable &= ~torch.isin(batch["input_ids"], special)
         return cuttable
-
-
-def split_by_site(vector: Tensor, sites: Sequence[Site]) -> Scores:
-    """A vector over the units of all sites, cut into one piece per site name."""
-    pieces = vector.split([site.n_units for site in sites])
-    return {site.name: piece for site, piece in zip(sites, pieces, strict=True)}

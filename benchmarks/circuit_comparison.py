@@ -38,7 +38,7 @@ from storage.run_directory import RunDirectory
 from tasks.evaluation import evaluate
 from training.config import parse_config, run_script
 
-GATES: dict[str, list[str]] = {"topk": [], "hard_concrete": []}
+GATES = ("topk", "hard_concrete")
 N_PROMPTS = 200
 
 
@@ -84,7 +84,7 @@ def _one_seed(config: ComparisonConfig, seed: int) -> Mapping[str, Any]:
     where = ["--run_dir", str(config.out)]
     _show_behaviours(prepare(parse_config(TaskConfig, shared)), seed)
     masks = []
-    for gate, own in GATES.items():
+    for gate in GATES:
         path = config.out / f"{gate}-{seed}"
         masks.append(str(path))
         if not (path / "results.json").exists():
@@ -92,9 +92,7 @@ def _one_seed(config: ComparisonConfig, seed: int) -> Mapping[str, Any]:
             flags += ["--gate", gate, "--n_random", "0", "--attribution", "none"]
             # a resumed run has its own flags; all others start anew
             begun = ["--resume", str(path)] if path.exists() else ["--name", path.name]
-            train_mask.main(
-                parse_config(train_mask.TrainMaskConfig, [*flags, *own, *begun])
-            )
+            train_mask.main(parse_config(train_mask.TrainMaskConfig, [*flags, *begun]))
     found = config.out / f"faithfulness-{seed}.txt"
     if not found.exists():
         flags = [*where, "--mask", *masks, "--n_random", str(config.n_random)]

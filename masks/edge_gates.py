@@ -38,3 +38,12 @@ def inner(left: Tensor, right: Tensor) -> Tensor:
         products = torch.bmm(left.transpose(0, 1), right.permute(1, 2, 0))
         return products.sum(0)
     return left.flatten(1) @ right.flatten(1).T
+
+
+def writers_of(graph: ResidualGraph, marked: Tensor) -> list[int]:
+    """Writers of the marked edges."""
+    found = marked[-graph.n_writers :].clone()
+    for layer in range(graph.n_layers):
+        found[: graph.n_before(layer)] |= attention_gates(graph, layer, marked).any(0)
+        found[: graph.n_seen_by_mlp(layer)] |= mlp_gates(graph, layer, marked)
+    return found.nonzero()[:, 0].tolist()

@@ -9,7 +9,8 @@
 
 import json
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
+from itertools import compress
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from masks.edge_paths import connected
 from models.residual_graph import ResidualGraph
 from storage.atomic import read_json, write_text
 from storage.errors import UserError
@@ -58,25 +60,8 @@ def graph_json(
 
 def live_nodes(graph: ResidualGraph, kept: Bool[Tensor, "edge"]) -> set[str]:
     """Nodes through which a path of kept edges leads from an input to the logits."""
-    pairs = [
-        split_edge(name)
-        for name, is_kept in zip(graph.edges(), kept.tolist(), strict=True)
-        if is_kept
-    ]
-    inputs = set(graph.writers()[: graph.n_inputs])
-    forward = [(source, target) for source, target, _ in pairs]  # by reader: in order
-    reached = _reach(inputs, forward)
-    backward = [(target, source) for source, target in reversed(forward)]
-    return (reached & _reach({"logits"}, backward)) | {"logits"}
-
-
-def _reach(start: set[str], pairs: Iterable[tuple[str, str]]) -> set[str]:
-    """What can be reached by edges that come in the order of the graph."""
-    reached = set(start)
-    for source, target in pairs:
-        if source in reached:
-            reached.add(target)
-    return reached
+    names = compress(graph.edges(), connected(graph, kept).tolist())
+    return {"logits"} | {node for name in names for node in split_edge(name)[:2]}
 
 
 def write_json_line(path: Path, found: Any) -> None:

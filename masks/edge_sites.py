@@ -23,7 +23,7 @@ from models.block_parts import graph_of
 from models.carried_norms import CarriedNorms
 from models.residual_graph import ResidualGraph
 from models.residual_parts import FoldedLayer, ResidualModel
-from models.sites import Site
+from models.sites import Site, split_by_site
 from storage.errors import UserError
 
 
@@ -110,9 +110,7 @@ def by_site(
 
     Inverse of `flat_gates`.
     """
-    pieces = edges.split([site.n_units for site in sites])
-    named = zip(sites, pieces, strict=True)
-    return {site.name: piece.clone() for site, piece in named}
+    return {name: p.clone() for name, p in split_by_site(edges, sites).items()}
 
 
 def writer_values(

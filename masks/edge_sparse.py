@@ -15,7 +15,7 @@ from jaxtyping import Bool
 from torch import Tensor
 
 from masks.edge_attention import attend, attend_given
-from masks.edge_gates import attention_gates, mlp_gates
+from masks.edge_gates import attention_gates, mlp_gates, writers_of
 from masks.edge_reads import centred, projected_by, scale_of
 from masks.edge_run import EdgeRun
 from models.architectures import architecture_of
@@ -70,7 +70,7 @@ def _all_plan(model: ResidualModel) -> SparsePlan:
 def _ablated_plan(model: ResidualModel, keep: Tensor) -> SparsePlan:
     graph, d_model = model.graph, model.d_model
     cut = ~keep
-    sources = _sources(graph, cut)
+    sources = writers_of(graph, cut)
     rows = {writer: place for place, writer in enumerate(sources)}
     readers, heads, mlps = [], [], set()
     for layer in range(graph.n_layers):
@@ -94,7 +94,7 @@ def _ablated_plan(model: ResidualModel, keep: Tensor) -> SparsePlan:
 def _beside_plan(model: ResidualModel, keep: Tensor) -> SparsePlan:
     """Of an encoder, which runs as it is (`masks/encoder_beside.py`)."""
     graph, d_model = model.graph, model.d_model
-    cut, sources = ~keep, len(_sources(graph, ~keep))
+    cut, sources = ~keep, len(writers_of(graph, ~keep))
     cost = _plain_cost(model) + graph.n_layers * 2 * sources * d_model
     for layer in range(graph.n_layers):
         n_read = int(attention_gates(graph, layer, cut).any(1).sum())
@@ -144,15 +144,6 @@ def _plain_cost(model: ResidualModel) -> int:
 
 def _width(graph: ResidualGraph, d_head: int) -> int:
     return d_head if graph.apart else 3 * d_head
-
-
-def _sources(graph: ResidualGraph, cut: Tensor) -> list[int]:
-    """Writers of the marked edges."""
-    found = cut[-graph.n_writers :].clone()
-    for layer in range(graph.n_layers):
-        found[: graph.n_before(layer)] |= attention_gates(graph, layer, cut).any(0)
-        found[: graph.n_seen_by_mlp(layer)] |= mlp_gates(graph, layer, cut)
-    return found.nonzero()[:, 0].tolist()
 
 
 def _readers_of(graph: ResidualGraph, head: int) -> list[int]:

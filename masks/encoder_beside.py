@@ -15,7 +15,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from masks.edge_attention import attend
-from masks.edge_gates import attention_gates, mlp_gates
+from masks.edge_gates import attention_gates, mlp_gates, writers_of
 from masks.edge_run import EdgeRun
 from models.residual_parts import FoldedLayer
 
@@ -55,7 +55,7 @@ def run_beside(
     model, graph = run.model, run.model.graph
     closed = 1 - keep.to(stream)
     live = stream.reshape(-1, model.d_model)
-    lost = _Lost(_with_closed_edges(run, closed))
+    lost = _Lost(writers_of(graph, closed != 0))
     if 0 in lost.numbers:
         lost.take(run, [live])
     assert model.parts.norms_on_stream is not None
@@ -82,17 +82,6 @@ def run_beside(
         live = _through_norm(run, layer, after_mlp, live, lost)
     missed = lost.seen_by(closed[None, -graph.n_writers :])
     return (live if missed is None else live - missed[0]).view_as(stream)
-
-
-def _with_closed_edges(run: EdgeRun, closed: Tensor) -> list[int]:
-    graph = run.model.graph
-    found = closed[-graph.n_writers :] != 0
-    for layer in range(graph.n_layers):
-        found[: graph.n_before(layer)] |= (
-            attention_gates(graph, layer, closed) != 0
-        ).any(0)
-        found[: graph.n_seen_by_mlp(layer)] |= mlp_gates(graph, layer, closed) != 0
-    return found.nonzero()[:, 0].tolist()
 
 
 def _written(run: EdgeRun, folded: FoldedLayer, found: Tensor, head: int) -> Tensor:

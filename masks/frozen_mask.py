@@ -21,7 +21,7 @@ from masks.mask_files import (
     site_dict,
     write_mask_files,
 )
-from models.sites import Site
+from models.sites import Site, split_by_site
 from storage.errors import UserError
 
 
@@ -262,8 +262,7 @@ class FrozenMask:
 def _without(index: Tensor, sites: Sequence[Site]) -> dict[str, Tensor]:
     kept = torch.ones(sum(site.n_units for site in sites), dtype=torch.bool)
     kept[index] = False
-    pieces = kept.split([site.n_units for site in sites])
-    return {site.name: piece.clone() for site, piece in zip(sites, pieces, strict=True)}
+    return {name: p.clone() for name, p in split_by_site(kept, sites).items()}
 
 
 def _check_count(n_ablated: int, n_units: int) -> None:

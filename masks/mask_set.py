@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from masks.frozen_mask import FrozenMask
 from masks.gate import GateSettings
 from masks.registry import GATES
-from models.sites import Site
+from models.sites import Site, split_by_site
 from storage.errors import UserError
 
 
@@ -71,11 +71,7 @@ class MaskSet(nn.Module):
 
     def split(self, vector: Float[Tensor, "all_units"]) -> dict[str, Tensor]:
         """A vector over all units, cut into one piece per site name."""
-        sizes = [site.n_units for site in self.sites]
-        pieces = vector.split(sizes)
-        return {
-            site.name: piece for site, piece in zip(self.sites, pieces, strict=True)
-        }
+        return split_by_site(vector, self.sites)
 
     def expected_ablated(self) -> Float[Tensor, ""]:
         """Expected number of ablated units, in closed form."""

@@ -1,7 +1,10 @@
 """A site is a place where a model can be cut: a module path, an axis and its units."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
+
+from torch import Tensor
 
 from models.residual_graph import ResidualGraph
 
@@ -47,3 +50,9 @@ class Site:
     def width(self) -> int:
         """Size of the gated axis."""
         return self.n_units * self.unit_size
+
+
+def split_by_site(vector: Tensor, sites: Sequence[Site]) -> dict[str, Tensor]:
+    """A vector over the units of all sites, cut into one piece per site name."""
+    pieces = vector.split([site.n_units for site in sites])
+    return {site.name: piece for site, piece in zip(sites, pieces, strict=True)}

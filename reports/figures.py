@@ -188,7 +188,8 @@ def faithfulness_curves(run: Run) -> Figure:
             style = look(
                 methods.index(own[0]["method"]), dashed=own[0]["order"] == "absolute"
             )
-            line(axes, _share_points(own, value), name, style)
+            points = _seed_points(own, lambda e: 100 * e["fraction"], value)
+            line(axes, points, name, style)
         axes.set_xscale("log")
         axes.set_xlabel(f"{' and '.join(results['units'])} in the circuit (%)")
         axes.xaxis.set_major_formatter("{x:g}")
@@ -198,20 +199,6 @@ def faithfulness_curves(run: Run) -> Figure:
         axes.axhline(0, color=BLACK, linestyle="-", linewidth=0.8)
     legend_beside(grid[1])
     return figure
-
-
-def _share_points(
-    entries: Sequence[Results], value: Callable[[Results], float | None]
-) -> list[Known]:
-    """Mean over seeds at each share in per cent, from lowest to highest seed."""
-    points = []
-    for fraction in sorted({entry["fraction"] for entry in entries}):
-        found = [value(entry) for entry in entries if entry["fraction"] == fraction]
-        known = [each for each in found if each is not None]
-        if known:
-            ends = [min(known), max(known)]
-            points.append((100 * fraction, sum(known) / len(known), ends))
-    return known_points(points)
 
 
 def relearning_curves(run: Run) -> Figure:
@@ -396,19 +383,30 @@ def _condition_look(entry: Results) -> dict[str, Any]:
 
 
 def _size_points(curve: Sequence[Results], method: str, metric: str) -> list[Known]:
-    """Mean over seeds at each size; its interval, or from lowest to highest seed."""
+    """Scores at each size; their interval, or from lowest to highest seed."""
+    return _seed_points(
+        [entry for entry in curve if entry["method"] == method],
+        lambda entry: entry["n_ablated"],
+        lambda entry: entry["scores"].get(metric),
+        lambda entry: entry.get("intervals", {}).get(metric),
+    )
+
+
+def _seed_points(
+    entries: Sequence[Results],
+    place: Callable[[Results], float],
+    value: Callable[[Results], float | None],
+    interval: Callable[[Results], Any] = lambda entry: None,
+) -> list[Known]:
+    """Mean over seeds at each place, from lowest to highest; of one, its interval."""
     points = []
-    of_method = [entry for entry in curve if entry["method"] == method]
-    for size in sorted({entry["n_ablated"] for entry in of_method}):
-        same = [entry for entry in of_method if entry["n_ablated"] == size]
-        found = [entry["scores"].get(metric) for entry in same]
-        values = [value for value in found if value is not None]
-        if not values:
-            continue
-        interval = same[0].get("intervals", {}).get(metric)
-        if len(values) > 1:
-            interval = [min(values), max(values)]
-        points.append((size, sum(values) / len(values), interval))
+    for x in sorted({place(entry) for entry in entries}):
+        same = [entry for entry in entries if place(entry) == x]
+        known = [each for entry in same if (each := value(entry)) is not None]
+        if known:
+            several = [min(known), max(known)]
+            ends = several if len(known) > 1 else interval(same[0])
+            points.append((x, sum(known) / len(known), ends))
     return known_points(points)
 
 

@@ -24,12 +24,12 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from attribution.faithfulness import (
     FRACTIONS,
     areas,
-    connected,
     faithfulness,
-    position_margin,
 )
+from attribution.gate_gradients import position_margin
 from attribution.registry import METHODS
-from masks.edge_sites import apart, flat_gates, graph_at
+from masks.edge_paths import connected
+from masks.edge_sites import apart, by_site, flat_gates, graph_at
 from masks.frozen_mask import FrozenMask
 from masks.mask_files import check_model
 from models.loading import LoadedModel
@@ -140,10 +140,11 @@ def main(config: FaithfulnessConfig) -> Path:
     if not run.is_writer:  # one of several processes is enough
         return run.path
     empty = _nothing_kept(config, experiment, masks)
-    results = _measured(config, experiment, empty, _rankings(config, experiment, empty))
+    rankings = _rankings(config, experiment, empty, masks)
+    results = _measured(config, experiment, empty, rankings)
     run.write_results(results)
-    print(format_table(faithfulness_rows(results), list(faithfulness_rows(results)[0])))
-    print(f"\n{format_table(area_rows(results), list(area_rows(results)[0]))}")
+    for rows in (faithfulness_rows(results), area_rows(results)):
+        print(f"{format_table(rows, list(rows[0]))}\n")
     for figure in draw_all(load_run(run.path)).values():
         print(f"figure: {figure}")
     print(f"run: {run.path}\nnext: {command('report', {'runs': run.path})}")
@@ -214,11 +215,13 @@ def _nothing_kept(
 
 
 def _rankings(
-    config: FaithfulnessConfig, experiment: Experiment, empty: FrozenMask
+    config: FaithfulnessConfig,
+    experiment: Experiment,
+    empty: FrozenMask,
+    masks: Sequence[FrozenMask],
 ) -> Rankings:
     rankings: Rankings = {}
-    for path in config.mask:
-        mask = mask_at(path)
+    for path, mask in zip(config.mask, masks, strict=True):
         gate = str(mask.provenance["gate"])
         number = sum(method == gate for method, *_ in rankings)
         rankings[gate, number, "signed"] = ranking_of_run(path, mask)
@@ -256,7 +259,8 @@ def _measured(
     curve = []
     for (method, seed, order), ranking in rankings.items():
         for fraction in config.fractions:
-            circuit = _circuit(empty, ranking, int(fraction * empty.n_units))
+            n_kept = int(fraction * empty.n_units)
+            circuit = _circuit(empty, ranking, n_kept)
             kept, cut = measure(circuit), measure(_complement(circuit))
             curve.append(
                 {
@@ -264,7 +268,7 @@ def _measured(
                     "order": order,
                     "seed": seed,
                     "fraction": fraction,
-                    "n_kept": int(fraction * empty.n_units),
+                    "n_kept": n_kept,
                     "n_connected": circuit.n_units - circuit.n_ablated,
                     "faithfulness": faithfulness(kept["margin"], *ends),
                     "scores": kept,
@@ -326,9 +330,7 @@ def _circuit(
         return mask  # what is in no site stays on, and may connect anything
     graph = graph_at(edges)
     flat = connected(graph, flat_gates(edges, mask.keep))
-    pieces = flat.split([site.n_units for site in edges])
-    keep = {site.name: piece for site, piece in zip(edges, pieces, strict=True)}
-    return replace(mask, keep=keep)
+    return replace(mask, keep=by_site(edges, flat))
 
 
 def _complement(mask: FrozenMask) -> FrozenMask:

@@ -19,10 +19,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from attribution.faithfulness import position_margin
+from attribution.gate_gradients import position_margin
 from masks.ablation import AblationValues
 from masks.frozen_mask import FrozenMask
 from masks.gating import gated
+from models.sites import split_by_site
 from scripts.experiment import Experiment
 from scripts.mask_training import MaskSettings, counterfactual_values
 from tasks.base import to_device
@@ -102,9 +103,7 @@ def tried(
     # kept edges before all others, both in the order they had
     place = torch.empty_like(scores)
     place[order] = torch.arange(len(order), 0, -1, dtype=scores.dtype)
-    sizes = [site.n_units for site in mask.sites]
-    pieces = (place + len(order) * keep).split(sizes)
-    found = {s.name: piece for s, piece in zip(mask.sites, pieces, strict=True)}
+    found = split_by_site(place + len(order) * keep, mask.sites)
     frozen = FrozenMask.exactly_k(
         found,
         mask.sites,
@@ -172,11 +171,9 @@ def _attempts(experiment: Experiment, settings: MaskSettings, mask: FrozenMask) 
     moved = to_device(batch, experiment.accelerator.device)
     with torch.no_grad():
         uncut = task.outputs(model, moved).concept.logits
-    sizes = [site.n_units for site in mask.sites]
 
     def attempt(keep: Tensor) -> _Tried:
-        pieces = keep.split(sizes)
-        named = {s.name: piece for s, piece in zip(mask.sites, pieces, strict=True)}
+        named = split_by_site(keep, mask.sites)
         with torch.no_grad(), gated(model, mask.sites, named, ablated):
             concept = task.outputs(model, moved).concept
         loss = jensen_shannon(concept.logits, uncut, concept.weights)

@@ -5,13 +5,14 @@ Identification in GPT-2 small", https://arxiv.org/abs/2211.00593: 26 of 144 head
 seven classes.
 """
 
+from itertools import compress
 from typing import Any
 
 from torch import nn
 
-from attribution.faithfulness import connected
 from masks.edge_lists import split_edge
-from masks.edge_sites import apart, edge_names, flat_gates, graph_at
+from masks.edge_paths import connected
+from masks.edge_sites import apart, flat_gates, graph_at
 from masks.frozen_mask import FrozenMask
 
 Head = tuple[int, int]
@@ -102,13 +103,9 @@ def _heads_of(mask: FrozenMask) -> set[Head] | None:
 def _heads_on_edges(mask: FrozenMask) -> set[Head]:
     _, edges = apart(mask.sites)
     graph, keep = graph_at(edges), flat_gates(edges, mask.keep).bool()
-    if int(keep.sum()) <= graph.n_edges / 2:
-        on = connected(graph, keep)
-        names = [
-            name for name, kept in zip(graph.edges(), on.tolist(), strict=True) if kept
-        ]
-    else:
-        names = edge_names(mask.sites, mask.keep, kept=False)
+    is_circuit = int(keep.sum()) <= graph.n_edges / 2
+    chosen = connected(graph, keep) if is_circuit else ~keep
+    names = compress(graph.edges(), chosen.tolist())
     nodes = {node for name in names for node in split_edge(name)[:2]}
     return {
         (int(layer), int(head))

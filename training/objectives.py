@@ -157,21 +157,23 @@ Objective = Callable[[Answers, Tensor | None, ObjectiveSettings], Tensor]
 """(answers, the uncut model's logits at the same positions, settings) -> scalar."""
 
 
-def _kl(
-    answers: Answers, reference: Tensor | None, settings: ObjectiveSettings
-) -> Tensor:
-    if reference is None:
-        raise UserError("objective 'kl' needs the uncut model's logits, got none")
-    return kl_to_reference(answers.logits, reference, answers.weights)
+def _from_uncut(name: str, divergence: Callable[..., Tensor]) -> Objective:
+    """A divergence from the uncut model, which has to be at hand."""
+
+    def objective(
+        answers: Answers, reference: Tensor | None, settings: ObjectiveSettings
+    ) -> Tensor:
+        if reference is None:
+            raise UserError(
+                f"objective {name!r} needs the uncut model's logits, got none"
+            )
+        return divergence(answers.logits, reference, answers.weights)
+
+    return objective
 
 
-def _js(
-    answers: Answers, reference: Tensor | None, settings: ObjectiveSettings
-) -> Tensor:
-    if reference is None:
-        raise UserError("objective 'js' needs the uncut model's logits, got none")
-    return jensen_shannon(answers.logits, reference, answers.weights)
-
+_kl = _from_uncut("kl", kl_to_reference)
+_js = _from_uncut("js", jensen_shannon)
 
 CONCEPT_OBJECTIVES: dict[str, Objective] = {
     "margin": lambda a, _, s: margin_hinge(

@@ -5,7 +5,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from attribution.faithfulness import FRACTIONS, areas, connected, faithfulness
+from attribution.faithfulness import FRACTIONS, areas, faithfulness
+from masks.edge_paths import connected
 from models.residual_graph import ResidualGraph
 from storage.errors import UserError
 
