@@ -1,14 +1,14 @@
 """Where one layer's gates lie in the flat vector of edges, and their gradient."""
 
+import math
+
 import torch
 from torch import Tensor
 
 from models.residual_graph import ResidualGraph
 
-FEW_READERS = 16
-FEW_WRITERS = 60
-"""Up to here the gradient of the gates is summed token by token, which is faster than
-one product with a very long inner dimension."""
+AT_ONCE = 8
+"""Tokens whose inner products are one matrix product."""
 
 
 def attention_gates(graph: ResidualGraph, layer: int, gates: Tensor) -> Tensor:
@@ -24,6 +24,11 @@ def mlp_gates(graph: ResidualGraph, layer: int, gates: Tensor) -> Tensor:
     return gates[stop - graph.n_seen_by_mlp(layer) : stop]
 
 
+def output_gates(graph: ResidualGraph, gates: Tensor) -> Tensor:
+    """Gates of the logits: (writer,)."""
+    return gates[-graph.n_writers :]
+
+
 def layer_gates(graph: ResidualGraph, layer: int, gates: Tensor) -> Tensor:
     """(reader and MLP, always on and writer before the layer)."""
     attention = attention_gates(graph, layer, gates)
@@ -33,11 +38,17 @@ def layer_gates(graph: ResidualGraph, layer: int, gates: Tensor) -> Tensor:
 
 
 def inner(left: Tensor, right: Tensor) -> Tensor:
-    """Inner products over tokens and d_model: (a, t, d), (b, t, d) -> (a, b)."""
-    if len(left) <= FEW_READERS or len(right) < FEW_WRITERS:
-        products = torch.bmm(left.transpose(0, 1), right.permute(1, 2, 0))
-        return products.sum(0)
-    return left.flatten(1) @ right.flatten(1).T
+    """Inner products over tokens and d_model: (a, t, d), (b, t, d) -> (a, b).
+
+    Summed piece by piece: faster than one product with a very long inner dimension.
+    """
+    n_tokens, width = left.shape[1:]
+    at_once = math.gcd(n_tokens, AT_ONCE)
+    pieces = [
+        values.view(len(values), n_tokens // at_once, at_once * width)
+        for values in (left, right)
+    ]
+    return torch.bmm(pieces[0].transpose(0, 1), pieces[1].permute(1, 2, 0)).sum(0)
 
 
 def writers_of(graph: ResidualGraph, marked: Tensor) -> list[int]:

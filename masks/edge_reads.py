@@ -5,11 +5,13 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
+from masks.edge_gates import AT_ONCE
 from models.residual_parts import FoldedLayer, ResidualModel
 
-TILE = 2**21
-"""Numbers in the reads of one piece of the tokens: on a CPU about what its cache holds,
-so that reads are projected, and their gradient is handed on, before they leave it."""
+TILE = 2**22
+"""Numbers in the reads of one piece of the tokens: on a CPU a part of what its last
+cache holds, so that reads are projected, and their gradient is handed on, before they
+leave it. Smaller pieces, and none at all, are slower (LOG.md)."""
 
 
 def tiles(tokens: Tensor, n_reads: int) -> Iterator[slice]:
@@ -18,7 +20,7 @@ def tiles(tokens: Tensor, n_reads: int) -> Iterator[slice]:
     step = n_tokens
     if tokens.device.type == "cpu":
         n_pieces = max(1, round(n_tokens * n_reads * width / TILE))
-        step = -(-n_tokens // n_pieces)
+        step = -(-n_tokens // n_pieces // AT_ONCE) * AT_ONCE
     for start in range(0, n_tokens, step):
         yield slice(start, min(start + step, n_tokens))
 

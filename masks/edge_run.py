@@ -1,5 +1,6 @@
 """One pass through all blocks under gates on edges: what it is given and keeps."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -11,6 +12,26 @@ from torch import Tensor
 from masks.edge_weights import TrainedWeights
 from models.carried_norms import CarriedNorms
 from models.residual_parts import FoldedLayer, ResidualModel
+
+CACHE_LINE = 64
+"""Bytes."""
+PAGE_LINES = 64
+"""Cache lines whose sets repeat: 4 KiB, one way of a first-level cache."""
+LINES_APART = 9
+"""By how many sets a row begins after the one before: measured (LOG.md)."""
+
+
+def spread_rows(like: Tensor, *shape: int) -> Tensor:
+    """An empty tensor whose rows do not all begin in the same set of a CPU's cache.
+
+    Rows of token x d_model numbers are mostly whole pages long. A product that goes
+    down a column of such rows then uses one set of the cache for all of them.
+    """
+    n_rows, *row = shape
+    length, line = math.prod(row), CACHE_LINE // like.element_size()
+    lines = -(-length // line)
+    stride = (lines + (LINES_APART - lines) % PAGE_LINES) * line
+    return like.new_empty(n_rows, stride)[:, :length].view(n_rows, *row)
 
 
 @dataclass
@@ -29,11 +50,19 @@ class Buffers:
             self.clear()
         self._n_tokens = n_tokens
 
-    def borrow(self, like: Tensor, *shape: int) -> Tensor:
-        """A buffer of that shape, of an earlier pass where one is free."""
+    def borrow(self, like: Tensor, *shape: int, spread: bool = False) -> Tensor:
+        """A buffer of that shape, of an earlier pass where one is free.
+
+        Args:
+            like: Has the precision and the device.
+            shape: Sizes.
+            spread: Rows as `spread_rows` lays them out.
+        """
         for place, buffer in enumerate(self._free):
             if buffer.shape == shape and buffer.dtype == like.dtype:
                 return self._free.pop(place)
+        if spread and like.device.type == "cpu":
+            return spread_rows(like, *shape)
         return like.new_empty(shape)
 
     @property

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from masks.edge_attention import attend, attend_given
 from masks.edge_gates import attention_gates, mlp_gates, writers_of
-from masks.edge_reads import centred, projected_by, scale_of
+from masks.edge_reads import centred, projected_by, scale_of, tiles
 from masks.edge_run import EdgeRun
 from models.architectures import architecture_of
 from models.residual_graph import ResidualGraph
@@ -156,7 +156,10 @@ def _readers_of(graph: ResidualGraph, head: int) -> list[int]:
 
 
 class SparseRun:
-    """One pass under a finished mask; no gradients."""
+    """One pass under a finished mask; no gradients.
+
+    Row 0 of the buffer is always on, as in the whole stack.
+    """
 
     def __init__(self, run: EdgeRun, plan: SparsePlan, keep: Tensor):
         self.run, self.plan, self.keep = run, plan, keep
@@ -165,10 +168,11 @@ class SparseRun:
     def __call__(self, stream: Tensor, position: Tensor | None) -> Tensor:
         """What the logits read, (batch, seq, d_model)."""
         shape = stream.shape[0] * stream.shape[1], self.model.d_model
-        self.rows = stream.new_empty(len(self.plan.rows), *shape)
+        buffers, n_rows = self.run.buffers, 1 + len(self.plan.rows)
+        self.rows = buffers.borrow(stream, n_rows, *shape, spread=True)
+        self.rows[0].zero_()
         self.dtype, self.shape = stream.dtype, stream.shape
         whole = stream.reshape(shape)
-        always = whole.new_zeros(1, self.model.d_model)
         inputs = [whole]
         if position is not None:
             apart = position.expand_as(stream).reshape(shape)
@@ -176,14 +180,18 @@ class SparseRun:
             if self.graph.position == "own":
                 inputs.append(apart)
             else:
-                always = always + centred(self.model, apart)
+                self.rows[0] += centred(self.model, apart)
         for writer, value in enumerate(inputs):
             self._store(writer, centred(self.model, value))
-        always = self._with_ablated(always, slice(0, len(inputs)))
-        run = self._beside_the_model if self.plan.form == "ablated" else self._alone
-        return run(whole, always).view(self.shape)
+        self._add_ablated(slice(0, len(inputs)))
+        if self.plan.form == "ablated":
+            found = self._beside_the_model(whole)
+        else:
+            found = self._alone()
+        buffers.give_back(self.rows)
+        return found.view(self.shape)
 
-    def _beside_the_model(self, stream: Tensor, always: Tensor) -> Tensor:
+    def _beside_the_model(self, stream: Tensor) -> Tensor:
         model, graph = self.model, self.graph
         cut = ~self.keep
         for layer in range(graph.n_layers):
@@ -221,51 +229,72 @@ class SparseRun:
         taken = cut[-graph.n_writers :][None]
         return stream - self._sum(taken)[0] if bool(taken.any()) else stream
 
-    def _alone(self, stream: Tensor, always: Tensor) -> Tensor:
+    def _alone(self) -> Tensor:
         model, graph = self.model, self.graph
         for layer in range(graph.n_layers):
             first = graph.n_before(layer)
-            readers = list(self.plan.readers[layer])
-            before = always
-            if readers:
-                kept = attention_gates(graph, layer, self.keep)[readers]
-                projected = self._projected(layer, readers, always + self._sum(kept))
-                every = stream.new_zeros(
-                    graph.n_attention_readers, len(stream), projected.shape[-1]
-                )
-                every[readers] = projected
-                found = attend(self.run, layer, every)
+            seen = self._seen_by_mlp(layer) if graph.parallel else None
+            if self.plan.readers[layer]:
+                found = attend(self.run, layer, self._read(layer))
                 self._store_heads(layer, found, None)
             bias = self.run.layers[layer].write_bias
             if bias is not None and graph.attention_bias == "always":
-                always = always + bias
-            always = self._with_ablated(always, slice(first, first + graph.n_heads))
+                self.rows[0] += bias
+            self._add_ablated(slice(first, first + graph.n_heads))
             place = first + graph.n_heads
             if layer in self.plan.mlps:
-                kept = mlp_gates(graph, layer, self.keep)[None]
-                seen = (before if graph.parallel else always) + self._sum(kept)[0]
-                seen = seen.expand_as(stream).reshape(self.shape)
-                written = model.run_mlp(layer, seen).reshape(stream.shape)
+                if seen is None:
+                    seen = self._seen_by_mlp(layer)
+                written = model.run_mlp(layer, seen.view(self.shape))
+                written = written.reshape(seen.shape)
                 self._store(place, centred(model, written))
-            always = self._with_ablated(always, slice(place, place + 1))
-        read = always + self._sum(self.keep[-graph.n_writers :][None])[0]
-        return read.expand_as(stream).contiguous()
+            self._add_ablated(slice(place, place + 1))
+        return self._with_always(self.keep[-graph.n_writers :])
+
+    def _read(self, layer: int) -> Tensor:
+        """Queries, keys and values of all readers; zero where nothing needs them."""
+        readers = list(self.plan.readers[layer])
+        gates = attention_gates(self.graph, layer, self.keep)[readers]
+        given = torch.cat([gates[:, :1] | True, gates[:, self._stored(gates)]], 1)
+        given = given.to(self.dtype)
+        projected = []
+        for tokens in tiles(self.rows[0], len(given)):
+            reads = self.run.tile(self.rows, len(given), tokens)
+            seen = self.rows[: given.shape[1], tokens].flatten(1)
+            torch.mm(given, seen, out=reads.flatten(1))
+            projected.append(self._projected(layer, readers, reads))
+            self.run.buffers.give_back(reads)
+        found = torch.cat(projected, 1)
+        if len(readers) == self.graph.n_attention_readers:
+            return found
+        every = found.new_zeros(self.graph.n_attention_readers, *found.shape[1:])
+        every[readers] = found
+        return every
+
+    def _seen_by_mlp(self, layer: int) -> Tensor:
+        return self._with_always(mlp_gates(self.graph, layer, self.keep))
+
+    def _with_always(self, marked: Bool[Tensor, "writer"]) -> Tensor:
+        return self._sum(marked[None])[0].add_(self.rows[0])
+
+    def _stored(self, marked: Bool[Tensor, "reader writer"]) -> list[int]:
+        """Writers that are stored, of those that the readers may read."""
+        # rows are stored in the order of their writers: a prefix
+        return [writer for writer in self.plan.rows if writer < marked.shape[1]]
 
     def _sum(self, marked: Bool[Tensor, "reader writer"]) -> Tensor:
         """Of every reader, the stored rows of the writers it marks."""
-        stored = [w for w in self.plan.rows if w < marked.shape[1]]
-        places = [self.plan.rows[writer] for writer in stored]
-        gates = marked[:, stored].to(self.dtype)
-        # rows are stored in the order of their writers: a prefix
-        rows = self.rows[: len(places)].flatten(1)
+        gates = marked[:, self._stored(marked)].to(self.dtype)
+        rows = self.rows[1 : 1 + gates.shape[1]].flatten(1)
         return (gates @ rows).view(len(marked), *self.rows.shape[1:])
 
     def _projected(self, layer: int, readers: Sequence[int], reads: Tensor) -> Tensor:
         folded = self.run.layers[layer]
-        chosen = FoldedLayer(
-            folded.read[readers], folded.read_bias[readers], folded.write, None
-        )
-        return projected_by(chosen, reads, scale_of(self.model, layer, reads))
+        if len(readers) < len(folded.read):
+            folded = FoldedLayer(
+                folded.read[readers], folded.read_bias[readers], folded.write, None
+            )
+        return projected_by(folded, reads, scale_of(self.model, layer, reads))
 
     def _give(
         self, layer: int, readers: Sequence[int], reads: Tensor, given: list[Tensor]
@@ -299,25 +328,30 @@ class SparseRun:
         heads = list(self.plan.heads[layer])
         if not heads:
             return
-        folded = self.run.layers[layer]
-        found = found.reshape(-1, self.graph.n_heads, self.model.d_head)
-        written = torch.bmm(found[:, heads].transpose(0, 1), folded.write[heads])
+        folded, first = self.run.layers[layer], self.graph.n_before(layer)
+        found = found.reshape(-1, self.graph.n_heads, self.model.d_head).transpose(0, 1)
+        weights = folded.write
+        if len(heads) < len(weights):
+            found, weights = found[heads], weights[heads]
+        place = 1 + self.plan.rows[first + heads[0]]
+        own = self.rows[place : place + len(heads)]
+        torch.bmm(found, weights, out=own)
         if scale is not None:
-            written = written * scale
+            own *= scale
         if folded.write_bias is not None and self.graph.attention_bias == "heads":
-            written = written + folded.write_bias / self.graph.n_heads
-        first = self.graph.n_before(layer)
-        for head, value in zip(heads, written, strict=True):
-            self._store(first + head, value)
+            own += folded.write_bias / self.graph.n_heads
+        if self.run.ablated is not None:
+            writers = [first + head for head in heads]
+            own -= centred(self.model, self.run.ablated[writers])
 
     def _store(self, writer: int, value: Tensor) -> None:
         place = self.plan.rows.get(writer)
         if place is not None:
             if self.run.ablated is not None:
                 value = value - centred(self.model, self.run.ablated[writer])
-            self.rows[place] = value
+            self.rows[1 + place] = value
 
-    def _with_ablated(self, always: Tensor, writers: slice) -> Tensor:
-        if self.run.ablated is None:
-            return always
-        return always + centred(self.model, self.run.ablated[writers]).sum(0)
+    def _add_ablated(self, writers: slice) -> None:
+        """Put the writers' ablation values into row 0."""
+        if self.run.ablated is not None:
+            self.rows[0] += centred(self.model, self.run.ablated[writers]).sum(0)

@@ -24,7 +24,13 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from masks.edge_attention import attend
-from masks.edge_gates import attention_gates, inner, layer_gates, mlp_gates
+from masks.edge_gates import (
+    attention_gates,
+    inner,
+    layer_gates,
+    mlp_gates,
+    output_gates,
+)
 from masks.edge_memory import free_bytes, token_bytes
 from masks.edge_reads import centred, projected_by, scale_of, tiles
 from masks.edge_run import Buffers, EdgeRun, KeptBlock
@@ -33,6 +39,7 @@ from masks.edge_weights import trained_weights
 from masks.encoder_beside import run_beside
 from masks.encoder_stack import EncoderStack
 from models.carried_norms import CarriedNorms
+from models.residual_graph import ResidualGraph
 from models.residual_parts import FoldedLayer, ResidualModel
 
 
@@ -182,17 +189,14 @@ class _Stack(torch.autograd.Function):
         del others  # gates inside the blocks and weights: the run has them
         needs_grad = any(ctx.needs_input_grad)
         gates = keep.detach().to(stream.dtype)
-        writers = _run_forward(run, stream, gates, position, needs_grad)
+        rows, read = _run_forward(run, stream, gates, position, needs_grad)
         ctx.run, ctx.dtype = run, keep.dtype
         ctx.n_positions = None if position is None else len(position)
         if needs_grad:
-            ctx.save_for_backward(gates, writers)
-        n_writers = run.model.graph.n_writers
-        row = torch.cat([gates.new_ones(1), gates[-n_writers:]])
-        read = (row @ writers.flatten(1)).view_as(stream)
-        if not needs_grad:
-            run.buffers.give_back(writers)
-        return read
+            ctx.save_for_backward(gates, rows)
+        else:
+            run.buffers.give_back(rows)
+        return read.view_as(stream)
 
     @staticmethod
     @once_differentiable
@@ -221,25 +225,28 @@ def _run_forward(
     gates: Tensor,
     position: Tensor | None,
     needs_grad: bool,
-) -> Tensor:
-    """Rows of all writers; what the backward pass needs goes into `run.kept`."""
+) -> tuple[Tensor, Tensor]:
+    """Rows of all writers, and what the logits read, (token, d_model).
+
+    What the backward pass needs goes into `run.kept`.
+    """
     model, buffers = run.model, run.buffers
     graph, n_tokens = model.graph, stream.shape[0] * stream.shape[1]
-    rows = buffers.borrow(stream, 1 + graph.n_writers, n_tokens, model.d_model)
+    shape = 1 + graph.n_writers, n_tokens, model.d_model
+    rows = buffers.borrow(stream, *shape, spread=True)
     _write_inputs(run, rows, stream, position)
     for layer in range(graph.n_layers):
         always = rows[0].clone()
-        projected, scale, seen, stored = _read(run, layer, gates, rows, needs_grad)
+        first = graph.n_before(layer)
+        projected, scale, later, stored = _read(run, layer, gates, rows, needs_grad)
+        seen = later[0]
         with torch.set_grad_enabled(needs_grad):
             projected.requires_grad_(needs_grad)
             attended = attend(run, layer, projected)
         head_scale = _write_heads(run, layer, rows, attended.detach())
         if not graph.parallel:
-            first = graph.n_before(layer)
             own = mlp_gates(graph, layer, gates)[first:]
-            seen.add_(rows[0]).sub_(always)
-            new = rows[1 + first : 1 + first + graph.n_heads]
-            seen.view(-1).addmv_(new.flatten(1).T, own)
+            _add_new(seen, rows, always, first, own)
         seen = seen.view_as(stream)
         with torch.set_grad_enabled(needs_grad):
             seen.requires_grad_(needs_grad)
@@ -252,7 +259,19 @@ def _run_forward(
                     stored,
                 )
             )  # fmt: skip
-    return rows
+    # the last layer's reads have one more row, of what was written before that layer
+    read = later[1]
+    _add_new(read, rows, always, first, output_gates(graph, gates)[first:])
+    return rows, read
+
+
+def _add_new(
+    read: Tensor, rows: Tensor, always: Tensor, first: int, own: Tensor
+) -> None:
+    """Complete a read by what a layer itself has written: row 0 has grown too."""
+    read.add_(rows[0]).sub_(always)
+    new = rows[1 + first : 1 + first + len(own)]
+    read.view(-1).addmv_(new.flatten(1).T, own)
 
 
 class _Backward:
@@ -270,20 +289,25 @@ class _Backward:
         self, run: EdgeRun, gates: Tensor, rows: Tensor, grad: Tensor, of_gates: bool
     ):
         self.run, self.gates, self.rows = run, gates, rows
-        n_writers = run.model.graph.n_writers
-        arriving = grad.reshape(-1)
+        graph = run.model.graph
+        n_writers = graph.n_writers
+        self.arriving = grad.reshape(-1)
         # of every writer what its gates weigh
         self.weighed = rows[1:]
         if run.differences is not None:
             self.weighed = centred(run.model, run.differences)
         # of every writer's row
-        self.grads = run.buffers.borrow(rows, n_writers, *rows.shape[1:])
-        torch.mul(gates[-n_writers:, None], arriving, out=self.grads.flatten(1))
+        self.grads = run.buffers.borrow(rows, n_writers, *rows.shape[1:], spread=True)
         self.d_keep = torch.empty_like(gates) if of_gates else None
+        # what the last layer wrote; what is older is read by one more row of its reads
+        last = slice(graph.n_before(graph.n_layers - 1), n_writers)
+        own = output_gates(graph, gates)[last, None]
+        torch.mul(own, self.arriving, out=self.grads[last].flatten(1))
         if self.d_keep is not None:
-            torch.mv(self.weighed.flatten(1), arriving, out=self.d_keep[-n_writers:])
+            d_own = output_gates(graph, self.d_keep)[last]
+            torch.mv(self.weighed[last].flatten(1), self.arriving, out=d_own)
         # of row 0, which only weights and positions have a use for
-        self.d_always = arriving.clone()
+        self.d_always = self.arriving.clone()
 
     def through_layer(self, layer: int, kept: _Kept) -> None:
         """From what the writers of a layer wrote to what its readers saw."""
@@ -310,7 +334,8 @@ class _Backward:
         """Through the reads of a layer, tile by tile: to gates and earlier writers."""
         run, graph = self.run, self.run.model.graph
         first = graph.n_before(layer)
-        given = layer_gates(graph, layer, self.gates)
+        given = _gates_of_reads(graph, layer, self.gates)
+        n_readers, is_last = graph.n_attention_readers, layer + 1 == graph.n_layers
         d_gates = torch.zeros_like(given[:, 1:])
         repeated = not kept.reads and (kept.scale is not None or run.trained)
         if repeated:
@@ -323,20 +348,26 @@ class _Backward:
             if repeated:
                 seen = self.rows[: 1 + first, tokens].flatten(1)
                 torch.mm(given, seen, out=reads.flatten(1))
+            of_heads = reads[:n_readers]
             if run.trained is not None:
-                self._take_projections(layer, kept, d_projected, reads[:-1], tokens)
-            _through_projection(run, layer, kept, d_projected, reads[:-1], tokens)
+                self._take_projections(layer, kept, d_projected, of_heads, tokens)
+            _through_projection(run, layer, kept, d_projected, of_heads, tokens)
             if run.trained is not None:
-                self.d_always.view_as(d_seen)[tokens] += reads[:-1].sum(0)
-            reads[-1].copy_(d_seen[tokens])
+                self.d_always.view_as(d_seen)[tokens] += of_heads.sum(0)
+            reads[n_readers].copy_(d_seen[tokens])
+            if is_last:
+                reads[-1].copy_(self.arriving.view_as(d_seen)[tokens])
             if self.d_keep is not None:
                 d_gates += inner(reads, self.weighed[:first, tokens])
             own = self.grads[:first, tokens].flatten(1)
-            own.addmm_(given[:, 1:].T, reads.flatten(1))
+            # the first to reach these writers is the last layer
+            own.addmm_(given[:, 1:].T, reads.flatten(1), beta=0 if is_last else 1)
             run.buffers.give_back(reads)
         if self.d_keep is not None:
-            attention_gates(graph, layer, self.d_keep).copy_(d_gates[:-1])
-            mlp_gates(graph, layer, self.d_keep)[:first] = d_gates[-1]
+            attention_gates(graph, layer, self.d_keep).copy_(d_gates[:n_readers])
+            mlp_gates(graph, layer, self.d_keep)[:first] = d_gates[n_readers]
+            if is_last:
+                output_gates(graph, self.d_keep)[:first] = d_gates[-1]
 
     def of_inputs(self, like: Tensor) -> tuple[Tensor, Tensor]:
         """Gradients of the input's stream and, where it is apart, of the positions."""
@@ -415,31 +446,44 @@ class _Backward:
 
 def _read(
     run: EdgeRun, layer: int, gates: Tensor, rows: Tensor, needs_grad: bool
-) -> tuple[Tensor, Tensor | None, Tensor, list[Tensor]]:
-    """Queries, keys and values, the reads' scales, and what the MLP sees so far.
+) -> tuple[Tensor, Tensor | None, list[Tensor], list[Tensor]]:
+    """Queries, keys and values, the reads' scales, and what is completed later.
 
-    Last come the reads themselves, tile by tile, where they are to be stored.
+    That is what the MLP sees, and in the last layer the logits, so far. Last come the
+    reads themselves, tile by tile, where they are to be stored.
     """
     model, folded = run.model, run.layers[layer]
-    given = layer_gates(model.graph, layer, gates)
-    n_tokens, n_readers = rows.shape[1], len(given) - 1
+    given = _gates_of_reads(model.graph, layer, gates)
+    n_tokens, n_readers = rows.shape[1], model.graph.n_attention_readers
     projected = rows.new_empty(n_readers, n_tokens, folded.read.shape[-1])
-    seen = rows.new_empty(rows.shape[1:])
+    # apart, for autograd keeps the first and the second is still added to
+    later = [torch.empty_like(rows[0]) for _ in given[n_readers:]]
     scales, stored = [], []
-    for tokens in tiles(seen, len(given)):
+    for tokens in tiles(rows[0], len(given)):
         reads = run.tile(rows, len(given), tokens)
         before = rows[: given.shape[1], tokens].flatten(1)
         torch.mm(given, before, out=reads.flatten(1))
-        scale = scale_of(model, layer, reads[:-1])
-        projected[:, tokens] = projected_by(folded, reads[:-1], scale)
-        seen[tokens] = reads[-1]
+        of_heads = reads[:n_readers]
+        scale = scale_of(model, layer, of_heads)
+        projected[:, tokens] = projected_by(folded, of_heads, scale)
+        for read, found in zip(later, reads[n_readers:], strict=True):
+            read[tokens] = found
         if scale is not None:
             scales.append(scale)
         if needs_grad and run.store_reads:
             stored.append(reads)
         else:
             run.buffers.give_back(reads)
-    return projected, torch.cat(scales, 1) if scales else None, seen, stored
+    return projected, torch.cat(scales, 1) if scales else None, later, stored
+
+
+def _gates_of_reads(graph: ResidualGraph, layer: int, gates: Tensor) -> Tensor:
+    """Of a layer's readers, in the last layer of the logits too: writers before it."""
+    given = layer_gates(graph, layer, gates)
+    if layer + 1 < graph.n_layers:
+        return given
+    seen = output_gates(graph, gates)[: graph.n_before(layer)]
+    return torch.cat([given, torch.cat([seen.new_ones(1), seen])[None]])
 
 
 def _write_inputs(
@@ -471,7 +515,8 @@ def _write_heads(
     first = graph.n_before(layer)
     own = rows[1 + first : 1 + first + graph.n_heads]
     found = attended.reshape(-1, graph.n_heads, model.d_head).transpose(0, 1)
-    torch.bmm(found, folded.write, out=own)
+    # a product of many matrices wants its result in one piece
+    own.copy_(torch.bmm(found, folded.write))
     head_scale = None
     norm = model.norm(layer, model.parts.norm_attention)
     if norm is not None:

@@ -109,7 +109,8 @@ def _run_forward(
     graph = model.graph
     live = stream.reshape(-1, model.d_model)
     scales = [torch.ones_like(live[:, :1])]
-    rows = run.buffers.borrow(live, 1 + graph.n_writers, len(live), carried.width)
+    shape = 1 + graph.n_writers, len(live), carried.width
+    rows = run.buffers.borrow(live, *shape, spread=True)
     rows[0].zero_()
     rows[1].copy_(carried.carried(0, live))
     _add_always(rows, slice(1, 2), _constants(run, 0, slice(0, 1)), scales[0])
@@ -249,7 +250,7 @@ class _Backward:
 
     def __post_init__(self) -> None:
         self.model, self.carried = self.run.model, _carried(self.run)
-        self.grads = self.run.buffers.borrow(self.rows, *self.rows.shape)
+        self.grads = self.run.buffers.borrow(self.rows, *self.rows.shape, spread=True)
         """Of the rows; of row 0 what reads it later than the current place."""
         self.d_keep = torch.empty_like(self.gates)
         self.live = self.rows.new_zeros(self.rows.shape[1], self.model.d_model)

@@ -109,7 +109,7 @@ class CarriedNorms:
         folded = self.plain[layer]
         place, bias = 2 * layer, folded.write_bias
         return CarriedLayer(
-            self.through_seen(place, folded.read.mT).mT.contiguous(),
+            self.through_seen(place, folded.read.mT).mT,
             folded.read_bias,
             self.carried(place, folded.write),
             None if bias is None else self.carried(place, bias),
