@@ -74,7 +74,7 @@ def _lost(
     if ablated.kind == "zero":
         return written
     values = writer_values(sites[-1], ablated.values[sites[-1].name])
-    return written - values.to(written)[:, :, : written.shape[2]]
+    return written.sub_(values.to(written)[:, :, : written.shape[2]])
 
 
 @contextmanager

@@ -8,7 +8,7 @@ from torch import Tensor
 from masks.edge_gates import AT_ONCE
 from models.residual_parts import FoldedLayer, ResidualModel
 
-TILE = 2**22
+TILE = 3 * 2**20
 """Numbers in the reads of one piece of the tokens: on a CPU a part of what its last
 cache holds, so that reads are projected, and their gradient is handed on, before they
 leave it. Smaller pieces, and none at all, are slower (LOG.md)."""

@@ -31,32 +31,37 @@ class LayerWeights:
 
 
 @dataclass
+class GradientSums:
+    """Gradients of some tensors, added up as they come in."""
+
+    _found: dict[int, Tensor] = field(default_factory=dict)
+
+    def add(self, tensor: Tensor | None, gradient: Tensor | None) -> None:
+        """Take a gradient; None stands for a tensor, or a gradient, there is not."""
+        if tensor is None or gradient is None:
+            return
+        earlier = self._found.get(id(tensor))
+        gradient = gradient.view_as(tensor)
+        self._found[id(tensor)] = gradient if earlier is None else earlier + gradient
+
+    def take(self, tensors: Sequence[Tensor]) -> tuple[Tensor | None, ...]:
+        """Those of all tensors that there are; none is kept."""
+        found = tuple(self._found.get(id(tensor)) for tensor in tensors)
+        self._found.clear()
+        return found
+
+
+@dataclass
 class TrainedWeights:
-    """The trained weights of all blocks, and their gradients as they come in."""
+    """The trained weights of all blocks, and their gradients."""
 
     layers: list[LayerWeights]
     tensors: list[Tensor] = field(init=False)
-    _gradients: dict[int, Tensor] = field(init=False, default_factory=dict)
+    sums: GradientSums = field(init=False, default_factory=GradientSums)
 
     def __post_init__(self) -> None:
         found = {id(t): t for layer in self.layers for t in layer.tensors()}
         self.tensors = [t for t in found.values() if t.requires_grad]
-
-    def add(self, tensor: Tensor | None, gradient: Tensor) -> None:
-        """Take a gradient; None stands for a weight that the model does not have."""
-        if tensor is None:
-            return
-        earlier = self._gradients.get(id(tensor))
-        gradient = gradient.view_as(tensor)
-        self._gradients[id(tensor)] = (
-            gradient if earlier is None else earlier + gradient
-        )
-
-    def gradients(self) -> tuple[Tensor | None, ...]:
-        """Those of `tensors`; each is handed out once."""
-        found = tuple(self._gradients.pop(id(t), None) for t in self.tensors)
-        self._gradients.clear()
-        return found
 
 
 def trained_weights(model: ResidualModel) -> TrainedWeights:

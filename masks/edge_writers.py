@@ -13,6 +13,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from masks.edge_buffers import spread_rows
 from models.residual_parts import ResidualModel
 
 
@@ -69,7 +70,7 @@ class _Recorder:
 
     def on_stream(self, _: Any, args: Any, kwargs: Mapping[str, Any]) -> None:
         stream: Tensor = args[0] if args else kwargs["hidden_states"]
-        self.rows = stream.new_empty(self.model.graph.n_writers, *stream.shape)
+        self.rows = spread_rows(stream, self.model.graph.n_writers, *stream.shape)
         self.rows[0] = stream
         if self.position is not None:
             self.rows[0] -= self.position

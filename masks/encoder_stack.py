@@ -92,7 +92,7 @@ class EncoderStack(torch.autograd.Function):
             d_logits, seen
         )
         ctx.run.kept.clear()
-        d_inside = ctx.run.inside_gradients()
+        d_inside = ctx.run.d_inside.take(ctx.run.inside)
         return d_stream.view_as(grad), d_keep.to(ctx.dtype), None, *d_inside
 
 

@@ -24,9 +24,10 @@ class FoldedLayer:
     """Weights of one block's attention, as the residual graph uses them."""
 
     read: Float[Tensor, "reader d_model width"]
-    """Of every reader, times the gain of the norm before; width is d_head, or three
-    times that where queries, keys and values are merged. In memory d_model is last,
-    which the backward pass multiplies faster by (LOG.md)."""
+    """Of every reader, times the gain of the norm before; centred where the model's
+    norms centre. Width is d_head, or three times that where queries, keys and values
+    are merged. In memory d_model is last, which the backward pass multiplies faster by
+    (LOG.md)."""
     read_bias: Float[Tensor, "reader 1 width"]
     write: Float[Tensor, "head d_head d_model"]
     """Of every head; centred where the model's norms centre."""
@@ -139,6 +140,8 @@ class ResidualModel:
             if getattr(norm, "bias", None) is not None:
                 bias = bias + torch.einsum("d,rdh->rh", norm.bias, weight)
             weight = weight * self.gain(norm)[:, None]
+            if self.centred:  # reads are, so this changes their gradient alone
+                weight = weight - weight.mean(1, keepdim=True)
         if not graph.apart:
             weight, bias = self._merged(weight), self._merged(bias)
         write, write_bias = self.write(layer), self.output(layer).bias

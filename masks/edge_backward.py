@@ -1,0 +1,221 @@
+"""The backward pass through all blocks of a model under gates on its edges."""
+
+import torch
+from torch import Tensor
+
+from masks.edge_forward import KeptLayer, gates_of_reads
+from masks.edge_gates import attention_gates, inner, mlp_gates, output_gates
+from masks.edge_reads import centred, tiles
+from masks.edge_run import EdgeRun
+
+
+class Backward:
+    """The backward pass, from the last layer down.
+
+    Args:
+        run: The forward pass, with what every layer kept.
+        gates: Gates of all edges.
+        rows: What the writers wrote, row 0 the part that is always on.
+        grad: Gradient of what the logits read.
+        of_gates: Whether the gates' own gradient is asked for.
+    """
+
+    def __init__(
+        self, run: EdgeRun, gates: Tensor, rows: Tensor, grad: Tensor, of_gates: bool
+    ):
+        self.run, self.gates, self.rows = run, gates, rows
+        graph = run.model.graph
+        n_writers = graph.n_writers
+        self.arriving = centred(run.model, grad).reshape(-1)
+        # of every writer what its gates weigh; what it is multiplied by is centred
+        self.weighed = rows[1:] if run.differences is None else run.differences
+        # of every writer's row
+        self.grads = run.buffers.borrow(rows, n_writers, *rows.shape[1:], spread=True)
+        self.d_keep = torch.empty_like(gates) if of_gates else None
+        # what the last layer wrote; what is older is read by one more row of its reads
+        last = slice(graph.n_before(graph.n_layers - 1), n_writers)
+        own = output_gates(graph, gates)[last, None]
+        torch.mul(own, self.arriving, out=self.grads[last].flatten(1))
+        if self.d_keep is not None:
+            d_own = output_gates(graph, self.d_keep)[last]
+            torch.mv(self.weighed[last].flatten(1), self.arriving, out=d_own)
+        # of row 0, which only weights and positions have a use for
+        self.d_always = self.arriving.clone()
+
+    def through_layer(self, layer: int, kept: KeptLayer) -> None:
+        """From what the writers of a layer wrote to what its readers saw."""
+        gates, graph = self.gates, self.run.model.graph
+        first = graph.n_before(layer)
+        own = slice(first, first + graph.n_heads)
+        d_seen = self._through_mlp(layer, kept)
+        if not graph.parallel:
+            self.d_always.add_(d_seen)
+            if self.d_keep is not None:
+                d_own = mlp_gates(graph, layer, self.d_keep)[first:]
+                torch.mv(self.weighed[own].flatten(1), d_seen, out=d_own)
+            own_gates = mlp_gates(graph, layer, gates)[first:]
+            self.grads[own].flatten(1).addr_(own_gates, d_seen)
+        self._take_output_bias(layer)
+        if graph.parallel:
+            self.d_always.add_(d_seen)
+        d_projected = self._through_heads(layer, kept)
+        self._to_writers_before(layer, kept, d_projected, d_seen.view_as(self.rows[0]))
+
+    def _to_writers_before(
+        self, layer: int, kept: KeptLayer, d_projected: Tensor, d_seen: Tensor
+    ) -> None:
+        """Through the reads of a layer, tile by tile: to gates and earlier writers."""
+        run, graph = self.run, self.run.model.graph
+        first = graph.n_before(layer)
+        given = gates_of_reads(graph, layer, self.gates)
+        n_readers, is_last = graph.n_attention_readers, layer + 1 == graph.n_layers
+        d_gates = torch.zeros_like(given[:, 1:])
+        repeated = not kept.reads and (kept.scale is not None or run.trained)
+        if repeated:
+            self.rows[0].copy_(kept.always)
+        for place, tokens in enumerate(tiles(self.rows[0], len(given))):
+            if kept.reads:
+                reads = kept.reads[place]
+            else:
+                reads = run.tile(self.rows, len(given), tokens)
+            if repeated:
+                seen = self.rows[: 1 + first, tokens].flatten(1)
+                torch.mm(given, seen, out=reads.flatten(1))
+            of_heads = reads[:n_readers]
+            if run.trained is not None:
+                self._take_projections(layer, kept, d_projected, of_heads, tokens)
+            _through_projection(run, layer, kept, d_projected, of_heads, tokens)
+            if run.trained is not None:
+                self.d_always.view_as(d_seen)[tokens] += of_heads.sum(0)
+            reads[n_readers].copy_(d_seen[tokens])
+            if is_last:
+                reads[-1].copy_(self.arriving.view_as(d_seen)[tokens])
+            if self.d_keep is not None:
+                d_gates += inner(reads, self.weighed[:first, tokens])
+            own = self.grads[:first, tokens].flatten(1)
+            # the first to reach these writers is the last layer
+            own.addmm_(given[:, 1:].T, reads.flatten(1), beta=0 if is_last else 1)
+            run.buffers.give_back(reads)
+        if self.d_keep is not None:
+            attention_gates(graph, layer, self.d_keep).copy_(d_gates[:n_readers])
+            mlp_gates(graph, layer, self.d_keep)[:first] = d_gates[n_readers]
+            if is_last:
+                output_gates(graph, self.d_keep)[:first] = d_gates[-1]
+
+    def of_inputs(self, like: Tensor) -> tuple[Tensor, Tensor]:
+        """Gradients of the input's stream and, where it is apart, of the positions."""
+        model = self.run.model
+        d_stream = centred(model, self.grads[0]).reshape(like.shape).clone()
+        if model.graph.position == "own":
+            d_position = centred(model, self.grads[1]).reshape(like.shape) - d_stream
+        else:
+            always = self.d_always.view(self.rows[0].shape)
+            d_position = centred(model, always).reshape(like.shape) - d_stream
+        self.run.buffers.give_back(self.rows, self.grads)
+        return d_stream, d_position
+
+    def _through_mlp(self, layer: int, kept: KeptLayer) -> Tensor:
+        """Gradient of what the MLP saw, flat."""
+        run, graph = self.run, self.run.model.graph
+        written = self.grads[graph.n_before(layer) + graph.n_heads]
+        grad = centred(run.model, written).view_as(kept.written)
+        weights = () if run.trained is None else run.trained.layers[layer].mlp
+        return run.through(kept.written, kept.seen, grad, weights).reshape(-1)
+
+    def _through_heads(self, layer: int, kept: KeptLayer) -> Tensor:
+        """Gradient of queries, keys and values, of that of what the heads write."""
+        run, graph = self.run, self.run.model.graph
+        folded, trained = run.layers[layer], run.trained
+        first = graph.n_before(layer)
+        own = slice(first, first + graph.n_heads)
+        grad = self.grads[own]
+        found = kept.attended.detach().reshape(-1, graph.n_heads, run.model.d_head)
+        if kept.head_scale is not None:
+            if trained is not None:
+                plain = torch.bmm(found.transpose(0, 1), folded.write)
+                d_gain = (grad * plain * kept.head_scale[0]).sum((0, 1))
+                trained.sums.add(trained.layers[layer].head_gain, d_gain)
+            grad = _through_head_norm(
+                run, layer, kept.head_scale, grad, self.rows[1:][own]
+            )
+        if trained is not None:
+            # centred weights: the gradient's own mean over d_model is taken by autograd
+            d_write = torch.bmm(found.permute(1, 2, 0), grad)
+            trained.sums.add(trained.layers[layer].folded.write, d_write)
+        d_found = torch.bmm(grad, folded.write.transpose(1, 2)).transpose(0, 1)
+        d_found = d_found.reshape(kept.attended.shape)
+        weights = () if trained is None else trained.layers[layer].attention
+        return run.through(kept.attended, kept.projected, d_found, weights)
+
+    def _take_output_bias(self, layer: int) -> None:
+        """Gradient of the bias of attention's output projection."""
+        run, graph = self.run, self.run.model.graph
+        if run.trained is None or run.layers[layer].write_bias is None:
+            return
+        first = graph.n_before(layer)
+        if graph.attention_bias == "heads":
+            d_bias = self.grads[first : first + graph.n_heads].sum((0, 1))
+            d_bias = d_bias / graph.n_heads
+        else:
+            d_bias = self.d_always.view(self.rows[0].shape).sum(0)
+        run.trained.sums.add(run.trained.layers[layer].folded.write_bias, d_bias)
+
+    def _take_projections(
+        self,
+        layer: int,
+        kept: KeptLayer,
+        d_projected: Tensor,
+        reads: Tensor,
+        tokens: slice,
+    ) -> None:
+        """Gradients of queries', keys' and values' weights and biases."""
+        trained, grad = self.run.trained, d_projected[:, tokens]
+        assert trained is not None
+        folded = trained.layers[layer].folded
+        trained.sums.add(folded.read_bias, grad.sum(1, keepdim=True))
+        scaled = grad if kept.scale is None else grad * kept.scale[:, tokens]
+        trained.sums.add(folded.read, torch.bmm(reads.transpose(1, 2), scaled))
+
+
+def _through_head_norm(
+    run: EdgeRun,
+    layer: int,
+    head_scale: tuple[Tensor, Tensor],
+    grad: Tensor,
+    written: Tensor,
+) -> Tensor:
+    """Through h_i = o_i * gain * s, s = 1 / root(mean square of the sum of o + eps)."""
+    model = run.model
+    graph = model.graph
+    first = graph.n_before(layer)
+    scale, total = head_scale
+    values = written
+    if run.ablated is not None:
+        values = values + run.ablated[first : first + graph.n_heads]
+    gain = model.gain(model.norm(layer, model.parts.norm_attention))
+    d_scale = (grad * values).sum((0, 2))[:, None] / scale
+    d_total = d_scale * (-(scale**3) / model.d_model) * total
+    return grad * (gain * scale) + d_total
+
+
+def _through_projection(
+    run: EdgeRun,
+    layer: int,
+    kept: KeptLayer,
+    d_projected: Tensor,
+    reads: Tensor,
+    tokens: slice,
+) -> None:
+    """Turn a tile of the reads into their gradient, in place.
+
+    With R a read, s its scale and p = s R W + b: dR = s dp W^T - s^2 / d <p - b, dp> R.
+    """
+    folded, grad = run.layers[layer], d_projected[:, tokens]
+    if kept.scale is None:
+        torch.bmm(grad, folded.read.transpose(1, 2), out=reads)
+        return
+    scale = kept.scale[:, tokens]
+    plain = kept.projected.detach()[:, tokens] - folded.read_bias
+    along = (plain * grad).sum(-1, keepdim=True)
+    reads.mul_(along * scale.square() * (-1 / run.model.d_model))
+    reads.baddbmm_(grad * scale, folded.read.transpose(1, 2))
