@@ -98,10 +98,7 @@ METHODS: dict[str, Method] = {
     "probeless": Method(probeless, ranks_edges=False),
     "gradient_concept_loss": Method(gradient_concept_loss),
     "gradient_margin": Method(gradient_margin),
-    # it goes back through one forward pass several times, the stack only once
-    "gradient_margin_over_retain": Method(
-        gradient_margin_over_retain, ranks_edges=False
-    ),
+    "gradient_margin_over_retain": Method(gradient_margin_over_retain),
     # on edges the gradient of the gates is edge attribution patching
     "eap": Method(gradient_margin, ranks_others=False),
     "eap_ig": Method(eap_ig, ranks_others=False),

@@ -9,6 +9,8 @@ over a whole batch has the sum of the squares for its expectation, and one backw
 per draw serves all examples.
 """
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor
 from torch.nn import functional
@@ -17,7 +19,7 @@ from attribution.gate_gradients import gradients_of, open_gates
 from attribution.subject import Scores, Subject
 from masks.gating import gated
 from storage.modes import evaluating
-from tasks.base import Predictions
+from tasks.base import Batch, Predictions
 
 N_DRAWS = 4
 _LEAST_SHARE = 1e-4  # of the largest sensitivity: units without one divide by that
@@ -39,18 +41,14 @@ def retain_sensitivity(subject: Subject) -> Scores:
         for site in subject.sites
     }
     total_weight = 0.0
+    # gated edges go back through a forward pass once, other units as often as asked
+    n_forward = N_DRAWS if any(site.kind == "edges" for site in subject.sites) else 1
     with evaluating(subject.model):
         for batch in subject.batches():
-            gates = open_gates(subject)
-            with gated(
-                subject.model,
-                subject.sites,
-                gates,
-                subject.ablated_at(batch),
-                special_ids=subject.special_ids,
-            ):
-                retained = subject.task.outputs(subject.model, batch).retain
-                for _ in range(N_DRAWS):
+            for _ in range(n_forward):
+                gates = open_gates(subject)
+                retained = _retained(subject, batch, gates)
+                for _ in range(N_DRAWS // n_forward):
                     score = _drawn_log_likelihood(retained, rng)
                     gradients = gradients_of(score, gates, retain_graph=True)
                     for name, gradient in gradients.items():
@@ -61,6 +59,19 @@ def retain_sensitivity(subject: Subject) -> Scores:
     largest = max(root.max().item() for root in roots.values())
     least = largest * _LEAST_SHARE or 1.0
     return {name: root.clamp_min(least) for name, root in roots.items()}
+
+
+def _retained(
+    subject: Subject, batch: Batch, gates: Mapping[str, Tensor]
+) -> Predictions:
+    with gated(
+        subject.model,
+        subject.sites,
+        gates,
+        subject.ablated_at(batch),
+        special_ids=subject.special_ids,
+    ):
+        return subject.task.outputs(subject.model, batch).retain
 
 
 def _drawn_log_likelihood(retained: Predictions, rng: torch.Generator) -> Tensor:

@@ -110,9 +110,10 @@ def scores_by_method(run: Run) -> Figure | None:
 
 
 def _moves(run: Run, name: str) -> bool:
-    """Whether a number differs between steps by more than rounding."""
+    """Whether a number is known and differs between steps by more than rounding."""
     found = [entry[name] for entry in run.metrics if entry.get(name) is not None]
-    return max(found) - min(found) > 1e-4 * max(map(abs, found))
+    largest = max(map(abs, found), default=0.0)
+    return bool(found) and max(found) - min(found) > 1e-4 * largest
 
 
 def training_curves(run: Run) -> Figure | None:

@@ -28,6 +28,7 @@ from tests.attribution.toy import (
     ablation,
     mean_margin,
 )
+from tests.models.tiny import tiny_model
 
 KINDS = ("zero", "mean", "counterfactual")
 
@@ -161,17 +162,38 @@ def test_the_drawn_sensitivity_is_the_fisher_information_summed_over_answers():
     torch.testing.assert_close(drawn, exact.sqrt(), rtol=0.2, atol=1e-3)
 
 
-def fisher_information(task, model, site: Site, batch) -> torch.Tensor:
+@pytest.mark.parametrize("kind", ["gpt2", "bert"])
+def test_the_drawn_sensitivity_of_edges_is_their_fisher_information(kind: str):
+    task = ToyTask()
+    model = tiny_model(kind, "token_classification").double().requires_grad_(False)
+    sites = sites_of(model, ["edges"])
+    ablated = zero_values(sites)
+    subject = Subject(task, model, sites, ablated, "mask", 20, 16, 0, ())
+    drawn = retain_sensitivity(subject)
+    into_logits, others = sites[-1], sites[:-1]
+    exact = fisher_information(
+        task, model, into_logits, task.rows(0, 320), beside=others, special_ids=()
+    ).sqrt()
+    found = drawn[into_logits.name]
+    large = exact > 0.1 * exact.max()
+    assert int(large.sum()) >= 3
+    torch.testing.assert_close(found[large], exact[large], rtol=0.2, atol=0.0)
+
+
+def fisher_information(
+    task, model, site: Site, batch, *, beside=(), special_ids=SPECIAL_IDS
+) -> torch.Tensor:
     """Sum over answers of p (d log p / d gate)^2, slopes by finite differences."""
     where, step = batch["retain"], 1e-4
     weights = batch["weights"][where]
+    sites = [*beside, site]
 
     def log_p(unit: int, value: float) -> torch.Tensor:
-        keep = torch.ones(site.n_units, dtype=torch.float64)
-        keep[unit] = value
-        nothing = zero_values([site])
-        with gated(model, [site], {site.name: keep}, nothing, special_ids=SPECIAL_IDS):
-            return model(batch["input_ids"]).logits[where].log_softmax(-1)
+        keep = {s.name: torch.ones(s.n_units, dtype=torch.float64) for s in sites}
+        keep[site.name][unit] = value
+        with gated(model, sites, keep, zero_values(sites), special_ids=special_ids):
+            logits = model(**task.inputs(batch)).logits
+            return logits[where].log_softmax(-1).detach()
 
     found = []
     for unit in range(site.n_units):

@@ -228,3 +228,6 @@ def test_a_number_that_does_not_move_gets_no_panel(mask_run: Any):
     for entry in mask_run.metrics:
         entry["expected_ablated"] = 11.5
     assert len(training_curves(mask_run).axes) == 1
+    for entry in mask_run.metrics:
+        entry["expected_ablated"] = None
+    assert len(training_curves(mask_run).axes) == 1
