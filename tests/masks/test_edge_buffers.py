@@ -10,9 +10,11 @@ from masks.edge_buffers import CACHE_LINE, PAGE_LINES, Buffers, spread_rows
 @pytest.mark.parametrize("shape", [(5, 128, 768), (3, 2, 7), (4, 1, 1), (2, 64, 16)])
 def test_rows_begin_in_different_sets_of_the_cache(dtype, shape):
     rows = spread_rows(torch.empty(0, dtype=dtype), *shape)
-    assert rows.shape == shape and rows.dtype == dtype
+    assert rows.shape == shape
+    assert rows.dtype == dtype
     apart = rows.stride(0) * rows.element_size()
-    assert apart % CACHE_LINE == 0 and apart // CACHE_LINE % PAGE_LINES != 0
+    assert apart % CACHE_LINE == 0
+    assert apart // CACHE_LINE % PAGE_LINES != 0
     # a way of the cache more at most, and every row in one piece
     in_row = shape[1] * shape[2]
     assert 0 <= rows.stride(0) - in_row < 2 * CACHE_LINE * PAGE_LINES
