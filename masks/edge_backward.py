@@ -29,13 +29,18 @@ class Backward:
         self.arriving = centred(run.model, grad).reshape(-1)
         # of every writer what its gates weigh; what it is multiplied by is centred
         self.weighed = rows[1:] if run.differences is None else run.differences
-        # of every writer's row
-        self.grads = run.buffers.borrow(rows, n_writers, *rows.shape[1:], spread=True)
-        self.d_keep = torch.empty_like(gates) if of_gates else None
         # what the last layer wrote; what is older is read by one more row of its reads
         last = slice(graph.n_before(graph.n_layers - 1), n_writers)
-        own = output_gates(graph, gates)[last, None]
-        torch.mul(own, self.arriving, out=self.grads[last].flatten(1))
+        # of every writer's row; with all gates open that of one row is that of all
+        self.total = self.arriving.view(rows.shape[1:]).clone()
+        if run.is_open:
+            self.grads = self.total.expand(n_writers, -1, -1)
+        else:
+            shape = n_writers, *rows.shape[1:]
+            self.grads = run.buffers.borrow(rows, *shape, spread=True)
+            own = output_gates(graph, gates)[last, None]
+            torch.mul(own, self.arriving, out=self.grads[last].flatten(1))
+        self.d_keep = torch.empty_like(gates) if of_gates else None
         if self.d_keep is not None:
             d_own = output_gates(graph, self.d_keep)[last]
             torch.mv(self.weighed[last].flatten(1), self.arriving, out=d_own)
@@ -53,8 +58,11 @@ class Backward:
             if self.d_keep is not None:
                 d_own = mlp_gates(graph, layer, self.d_keep)[first:]
                 torch.mv(self.weighed[own].flatten(1), d_seen, out=d_own)
-            own_gates = mlp_gates(graph, layer, gates)[first:]
-            self.grads[own].flatten(1).addr_(own_gates, d_seen)
+            if self.run.is_open:
+                self.total.view(-1).add_(d_seen)
+            else:
+                own_gates = mlp_gates(graph, layer, gates)[first:]
+                self.grads[own].flatten(1).addr_(own_gates, d_seen)
         self._take_output_bias(layer)
         if graph.parallel:
             self.d_always.add_(d_seen)
@@ -70,7 +78,8 @@ class Backward:
         given = gates_of_reads(graph, layer, self.gates)
         n_readers, is_last = graph.n_attention_readers, layer + 1 == graph.n_layers
         d_gates = torch.zeros_like(given[:, 1:])
-        repeated = not kept.reads and (kept.scale is not None or run.trained)
+        needed = kept.scale is not None or run.trained is not None
+        repeated = needed and not kept.reads and kept.live is None
         if repeated:
             self.rows[0].copy_(kept.always)
         for place, tokens in enumerate(tiles(self.rows[0], len(given))):
@@ -82,6 +91,8 @@ class Backward:
                 seen = self.rows[: 1 + first, tokens].flatten(1)
                 torch.mm(given, seen, out=reads.flatten(1))
             of_heads = reads[:n_readers]
+            if kept.live is not None:
+                of_heads.copy_(kept.live[tokens])
             if run.trained is not None:
                 self._take_projections(layer, kept, d_projected, of_heads, tokens)
             _through_projection(run, layer, kept, d_projected, of_heads, tokens)
@@ -92,9 +103,14 @@ class Backward:
                 reads[-1].copy_(self.arriving.view_as(d_seen)[tokens])
             if self.d_keep is not None:
                 d_gates += inner(reads, self.weighed[:first, tokens])
-            own = self.grads[:first, tokens].flatten(1)
-            # the first to reach these writers is the last layer
-            own.addmm_(given[:, 1:].T, reads.flatten(1), beta=0 if is_last else 1)
+            if run.is_open:
+                # the MLP's own was added before its layer's heads, where they are seen
+                n_new = n_readers + graph.parallel
+                self.total[tokens] += reads[:n_new].sum(0)
+            else:
+                own = self.grads[:first, tokens].flatten(1)
+                # the first to reach these writers is the last layer
+                own.addmm_(given[:, 1:].T, reads.flatten(1), beta=0 if is_last else 1)
             run.buffers.give_back(reads)
         if self.d_keep is not None:
             attention_gates(graph, layer, self.d_keep).copy_(d_gates[:n_readers])
@@ -111,7 +127,9 @@ class Backward:
         else:
             always = self.d_always.view(self.rows[0].shape)
             d_position = centred(model, always).reshape(like.shape) - d_stream
-        self.run.buffers.give_back(self.rows, self.grads)
+        self.run.buffers.give_back(self.rows)
+        if not self.run.is_open:
+            self.run.buffers.give_back(self.grads)
         return d_stream, d_position
 
     def _through_mlp(self, layer: int, kept: KeptLayer) -> Tensor:

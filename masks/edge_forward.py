@@ -24,6 +24,8 @@ class KeptLayer(KeptBlock):
     """Row 0 as this layer's attention read it."""
     reads: list[Tensor]
     """The reads themselves, a tile each, where they are stored and not repeated."""
+    live: Tensor | None
+    """The read of all readers, (token, d_model), where all gates are open."""
 
 
 def run_forward(
@@ -42,10 +44,15 @@ def run_forward(
     shape = 1 + graph.n_writers, n_tokens, model.d_model
     rows = buffers.borrow(stream, *shape, spread=True)
     _write_inputs(run, rows, stream, position)
+    live = rows[: 1 + graph.n_inputs].sum(0) if run.is_open else None
     for layer in range(graph.n_layers):
         always = rows[0].clone()
         first = graph.n_before(layer)
-        projected, scale, later, stored = _read(run, layer, gates, rows, needs_grad)
+        if live is None:
+            projected, scale, later, stored = _read(run, layer, gates, rows, needs_grad)
+        else:
+            projected, scale, later = _read_alike(run, layer, live)
+            stored = []
         seen = later[0]
         with torch.set_grad_enabled(needs_grad):
             projected.requires_grad_(needs_grad)
@@ -63,9 +70,12 @@ def run_forward(
             run.kept.append(
                 KeptLayer(
                     projected, attended, seen, written, scale, head_scale, always,
-                    stored,
+                    stored, live,
                 )
             )  # fmt: skip
+        if live is not None:
+            live = live.clone()
+            _add_new(live, rows, always, first, gates.new_ones(graph.n_heads + 1))
     # the last layer's reads have one more row, of what was written before that layer
     read = later[1]
     _add_new(read, rows, always, first, output_gates(graph, gates)[first:])
@@ -112,6 +122,22 @@ def _read(
         else:
             run.buffers.give_back(reads)
     return projected, torch.cat(scales, 1) if scales else None, later, stored
+
+
+def _read_alike(
+    run: EdgeRun, layer: int, live: Tensor
+) -> tuple[Tensor, Tensor | None, list[Tensor]]:
+    """The same of readers that all see the same, in one product."""
+    folded = run.layers[layer]
+    scale = scale_of(run.model, layer, live[None])
+    n_readers, width = folded.read.shape[0], folded.read.shape[-1]
+    together = live @ folded.read.mT.flatten(0, 1).T
+    projected = together.view(len(live), n_readers, width).transpose(0, 1).contiguous()
+    if scale is not None:
+        projected.mul_(scale)
+    is_last = layer + 1 == run.model.graph.n_layers
+    later = [live.clone() for _ in range(2 if is_last else 1)]
+    return projected.add_(folded.read_bias), scale, later
 
 
 def gates_of_reads(graph: ResidualGraph, layer: int, gates: Tensor) -> Tensor:

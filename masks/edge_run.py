@@ -48,6 +48,9 @@ class EdgeRun:
     """What the gates' gradient takes for h_u - a_u; None: the run's own."""
     inside: Sequence[Tensor] = ()
     """Tensors that hooks inside the blocks use and that take a gradient."""
+    is_open: bool = False
+    """All gates are 1: every reader sees the same, and every writer's gradient is the
+    same, so that one sum stands for all of them (attribution)."""
     kept: list[Any] = field(default_factory=list)
     """Of every layer, the last one on top."""
     d_inside: GradientSums = field(default_factory=GradientSums)

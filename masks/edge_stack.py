@@ -137,6 +137,7 @@ class EdgeStack:
             trained,
             differences,
             [tensor for tensor in inside if tensor.requires_grad],
+            is_open=trained is None and bool((keep == 1).all()),
         )
         if plan is not None and plan.form != "all" and not torch.is_grad_enabled():
             if self.carried is None:

@@ -11,7 +11,8 @@ from tests.models.tiny import heads_of, tiny_inputs, tiny_model
 
 
 @pytest.mark.parametrize("kind", PARTS)
-def test_bfloat16_costs_the_gates_no_more_than_the_model(kind: str):
+@pytest.mark.parametrize("value", [1.0, 1 - 2**-24])
+def test_bfloat16_costs_the_gates_no_more_than_the_model(kind: str, value: float):
     exact = tiny_model(kind, heads_of(kind)[0]).requires_grad_(False)
     rough = tiny_model(kind, heads_of(kind)[0]).requires_grad_(False).bfloat16()
     inputs = tiny_inputs(exact)
@@ -21,7 +22,7 @@ def test_bfloat16_costs_the_gates_no_more_than_the_model(kind: str):
     gradients = []
     for model in (exact, rough):
         stack = EdgeStack(ResidualModel(model))
-        keep = torch.ones(stack.model.graph.n_edges, requires_grad=True)
+        keep = torch.full((stack.model.graph.n_edges,), value, requires_grad=True)
         with edge_gated(stack, keep):
             logits = model(**inputs).logits[real].float()
             gradients += torch.autograd.grad(logits.sin().sum(), keep)

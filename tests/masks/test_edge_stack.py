@@ -20,6 +20,10 @@ SINGLE_SOFTMAX = ("gemma2",)
 MERGED = [kind for kind in FAMILIES if kind != "olmo2"]
 
 
+BELOW_ONE = 1 - 2**-53
+"""No number of double precision lies between: gates that are not taken for open."""
+
+
 def double(kind: str) -> Any:
     return tiny_model(kind, "causal_lm").double().requires_grad_(False)
 
@@ -32,7 +36,8 @@ def run(model: Any, stack: EdgeStack, keep: Tensor, ablated: Tensor | None = Non
 
 @pytest.mark.parametrize("kind", FAMILIES)
 @pytest.mark.parametrize("apart", [True, False])
-def test_open_gates_give_the_plain_logits(kind: str, apart: bool):
+@pytest.mark.parametrize("value", [1.0, BELOW_ONE])
+def test_open_gates_give_the_plain_logits(kind: str, apart: bool, value: float):
     model, inputs = double(kind), None
     if not apart and kind not in MERGED:
         with pytest.raises(UserError, match="normalises all keys together"):
@@ -42,7 +47,8 @@ def test_open_gates_give_the_plain_logits(kind: str, apart: bool):
     with exact_norms(model):
         plain = model(**inputs).logits[inputs["attention_mask"].bool()]
         stack = EdgeStack(ResidualModel(model, apart=apart))
-        open_gates = torch.ones(stack.model.graph.n_edges, dtype=torch.float64)
+        n_edges = stack.model.graph.n_edges
+        open_gates = torch.full((n_edges,), value, dtype=torch.float64)
         torch.testing.assert_close(
             run(model, stack, open_gates), plain, atol=1e-10, rtol=0
         )
@@ -56,13 +62,50 @@ def test_open_gates_give_the_plain_logits(kind: str, apart: bool):
 
 
 @pytest.mark.parametrize("kind", FAMILIES)
-def test_open_gates_in_single_precision(kind: str):
+@pytest.mark.parametrize("value", [1.0, 1 - 2**-24])
+def test_open_gates_in_single_precision(kind: str, value: float):
     model = tiny_model(kind, "causal_lm").requires_grad_(False)
     inputs = tiny_inputs(model)
     plain = model(**inputs).logits[inputs["attention_mask"].bool()]
     stack = EdgeStack(ResidualModel(model))
-    found = run(model, stack, torch.ones(stack.model.graph.n_edges))
+    found = run(model, stack, torch.full((stack.model.graph.n_edges,), value))
     torch.testing.assert_close(found, plain, atol=5e-5, rtol=0)
+
+
+@pytest.mark.parametrize(
+    ("kind", "apart", "position"),
+    [
+        *((kind, True, "merged") for kind in FAMILIES),
+        *((kind, False, "merged") for kind in MERGED),
+        ("gpt2", True, "own"),
+        ("gpt2", False, "always"),
+    ],
+)
+def test_open_gates_have_the_gradient_of_gates_just_below(
+    kind: str, apart: bool, position: Any
+):
+    model, rng = double(kind), torch.Generator().manual_seed(0)
+    inputs = tiny_inputs(model)
+    n_batch, n_seq = inputs["input_ids"].shape
+    with exact_norms(model):
+        stack = EdgeStack(ResidualModel(model, apart=apart, position=position))
+        graph = stack.model.graph
+        shape = graph.n_writers, n_batch, n_seq, 32
+        ablated = torch.randn(shape, generator=rng).double()
+        differences = torch.randn(shape, generator=rng).double()
+        for how in ({"ablated": ablated}, {"differences": differences}):
+            grads = []
+            for value in (1.0, BELOW_ONE):
+                keep = torch.full((graph.n_edges,), value, dtype=torch.float64)
+                embedded = model.get_input_embeddings()(inputs["input_ids"])
+                leaves = keep.requires_grad_(), embedded.detach().requires_grad_()
+                given = {**inputs, "input_ids": None, "inputs_embeds": leaves[1]}
+                with edge_gated(stack, keep, **how):
+                    logits = model(**given).logits[inputs["attention_mask"].bool()]
+                grads.append(torch.autograd.grad(logits.sin().sum(), leaves))
+            for one, other in zip(*grads, strict=True):
+                assert float(one.abs().max()) > 1e-3
+                torch.testing.assert_close(one, other, atol=1e-9, rtol=1e-9)
 
 
 @pytest.mark.parametrize("kind", FAMILIES)
@@ -253,8 +296,10 @@ def test_position_may_be_a_writer_of_its_own_or_always_on():
     for position in ("own", "always"):
         stack = EdgeStack(ResidualModel(model, position=position))
         graph = stack.model.graph
-        found = run(model, stack, torch.ones(graph.n_edges, dtype=torch.float64))
-        torch.testing.assert_close(found, plain, atol=1e-10, rtol=0)
+        for value in (1.0, BELOW_ONE):
+            keep = torch.full((graph.n_edges,), value, dtype=torch.float64)
+            found = run(model, stack, keep)
+            torch.testing.assert_close(found, plain, atol=1e-10, rtol=0)
     own = EdgeStack(ResidualModel(model, position="own"))
     always = EdgeStack(ResidualModel(model, position="always"))
     numbers = {name: n for n, name in enumerate(own.model.graph.edges())}
@@ -275,7 +320,9 @@ def test_the_attention_bias_may_belong_to_the_heads():
     plain = model(**tiny_inputs(model)).logits
     real = tiny_inputs(model)["attention_mask"].bool()
     ones = torch.ones(graph.n_edges, dtype=torch.float64)
-    torch.testing.assert_close(run(model, stack, ones), plain[real], atol=1e-10, rtol=0)
+    for gates in (ones, BELOW_ONE * ones):
+        found = run(model, stack, gates)
+        torch.testing.assert_close(found, plain[real], atol=1e-10, rtol=0)
     # all edges cut: the logits read nothing, so they are the same at every position
     nothing = run(model, stack, torch.zeros_like(ones))
     torch.testing.assert_close(nothing, nothing[:1].expand_as(nothing))
