@@ -30,7 +30,7 @@ from reports.drawing import (
     png,
     size_axis,
 )
-from reports.load import Run
+from reports.load import SIDES, Run
 from reports.tables import (
     condition_name,
     limit_name,
@@ -40,7 +40,6 @@ from reports.tables import (
 from storage.atomic import write_bytes
 
 Results = Mapping[str, Any]
-SIDES = ("concept", "retain")
 
 
 def draw_all(run: Run) -> dict[str, Path]:

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from reports.load import Run
+from reports.load import SIDES, Run
 from reports.tables import condition_name, format_cell, limit_name, ranking_name
 
 FAITHFUL = 0.95
@@ -19,19 +19,32 @@ def mask_finding(run: Run) -> list[str]:
         f"the concept {_change(results, 'concept')}, the rest "
         f"{_change(results, 'retain')}, on held-out data."
     ]
-    concept = results["concept_metric"]["name"]
-    controls = [entry.get(concept) for entry in scores.get("random") or []]
-    known = [value for value in controls if value is not None]
-    if known:
-        mean = format_cell(sum(known) / len(known))
-        said += [f"Random cuts of the same counts leave the concept at {mean}."]
+    concept, retain = (results[f"{side}_metric"]["name"] for side in SIDES)
+    controls = scores.get("random") or []
+    left = [
+        _mean([entry.get(name) for entry in controls]) for name in (concept, retain)
+    ]
+    if left[0] is not None:
+        said += [
+            f"Random cuts of the same counts leave the concept at "
+            f"{format_cell(left[0])} and the rest at {format_cell(left[1])}."
+        ]
     baselines = [
-        f"{method.replace('_', ' ')} {format_cell(values.get(concept))}"
+        f"{method.replace('_', ' ')} {format_cell(values.get(concept))} and "
+        f"{format_cell(values.get(retain))}"
         for method, values in (scores.get("attribution") or {}).items()
     ]
     if baselines:
-        said += [f"Attribution cuts of the same size: {', '.join(baselines)}."]
+        said += [
+            "Attribution cuts of the same size leave the concept and the rest at: "
+            f"{'; '.join(baselines)}."
+        ]
     return said + _published(results)
+
+
+def _mean(values: Sequence[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return sum(known) / len(known) if known else None
 
 
 def _published(results: Mapping[str, Any]) -> list[str]:

@@ -25,6 +25,8 @@ KINDS: dict[str, tuple[str, ...]] = {
     "faithfulness": ("task", "model", "curve", "areas", "scores"),
 }
 """Kind of run -> keys its results.json must have (docs/results.md)."""
+SIDES = ("concept", "retain")
+"""Both scores of a task; a run names their metrics."""
 
 
 @dataclass(frozen=True)

@@ -132,8 +132,14 @@ def test_findings_are_made_of_the_numbers(text: str):
         "0.733 to 0.012, the rest (retain f1) goes from 0.566 to 0.520, on held-out "
         "data."
     ) in text
-    assert "Random cuts of the same counts leave the concept at 0.726." in text
-    assert "gradient margin 0.017, probeless 0.293" in text
+    assert (
+        "Random cuts of the same counts leave the concept at 0.726 and the rest at "
+        "0.563."
+    ) in text
+    assert (
+        "Attribution cuts of the same size leave the concept and the rest at: gradient "
+        "margin 0.017 and 0.514; probeless 0.293 and 0.552."
+    ) in text
     assert "1 example, 60 steps, cut, lasting: the concept is back at 73%" in text
     assert "the rest is at 0.411, in the uncut model at 0.411." in text
     assert "With 200 units ablated, concept (concept_f1): learned 1.6e-10" in text
