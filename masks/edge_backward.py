@@ -18,10 +18,18 @@ class Backward:
         rows: What the writers wrote, row 0 the part that is always on.
         grad: Gradient of what the logits read.
         of_gates: Whether the gates' own gradient is asked for.
+        of_positions: Whether that of a position embedding apart is.
     """
 
     def __init__(
-        self, run: EdgeRun, gates: Tensor, rows: Tensor, grad: Tensor, of_gates: bool
+        self,
+        run: EdgeRun,
+        gates: Tensor,
+        rows: Tensor,
+        grad: Tensor,
+        *,
+        of_gates: bool,
+        of_positions: bool,
     ):
         self.run, self.gates, self.rows = run, gates, rows
         graph = run.model.graph
@@ -45,6 +53,7 @@ class Backward:
             d_own = output_gates(graph, self.d_keep)[last]
             torch.mv(self.weighed[last].flatten(1), self.arriving, out=d_own)
         # of row 0, which only weights and positions have a use for
+        self.of_always = of_positions or run.trained is not None
         self.d_always = self.arriving.clone()
 
     def through_layer(self, layer: int, kept: KeptLayer) -> None:
@@ -96,7 +105,7 @@ class Backward:
             if run.trained is not None:
                 self._take_projections(layer, kept, d_projected, of_heads, tokens)
             _through_projection(run, layer, kept, d_projected, of_heads, tokens)
-            if run.trained is not None:
+            if self.of_always:
                 self.d_always.view_as(d_seen)[tokens] += of_heads.sum(0)
             reads[n_readers].copy_(d_seen[tokens])
             if is_last:

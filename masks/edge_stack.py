@@ -183,7 +183,14 @@ class _Stack(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         gates, writers = ctx.saved_tensors
         run: EdgeRun = ctx.run
-        backward = Backward(run, gates, writers, grad, ctx.needs_input_grad[1])
+        backward = Backward(
+            run,
+            gates,
+            writers,
+            grad,
+            of_gates=ctx.needs_input_grad[1],
+            of_positions=ctx.needs_input_grad[2],
+        )
         for layer in reversed(range(run.model.graph.n_layers)):
             backward.through_layer(layer, run.kept.pop())
         d_stream, every_position = backward.of_inputs(grad)

@@ -313,6 +313,31 @@ def test_position_may_be_a_writer_of_its_own_or_always_on():
     )
 
 
+@pytest.mark.parametrize("position", ["merged", "own", "always"])
+@pytest.mark.parametrize("is_open", [False, True])
+def test_the_position_embedding_takes_its_gradient_alone(position: Any, is_open: bool):
+    model, rng = double("gpt2"), torch.Generator().manual_seed(0)
+    weight = model.transformer.wpe.weight.requires_grad_()
+    stack = EdgeStack(ResidualModel(model, position=position))
+    keep = torch.rand(stack.model.graph.n_edges, generator=rng, dtype=torch.float64)
+    if is_open:
+        keep = torch.ones_like(keep)
+
+    def loss() -> Tensor:
+        return run(model, stack, keep).sin().sum()
+
+    (found,) = torch.autograd.grad(loss(), weight)
+    with torch.no_grad():
+        for row, column in ((0, 3), (1, 0), (2, 17)):
+            ends = []
+            for step in (1e-6, -2e-6):
+                weight[row, column] += step
+                ends.append(float(loss()))
+            weight[row, column] += 1e-6
+            slope = (ends[0] - ends[1]) / 2e-6
+            assert float(found[row, column]) == pytest.approx(slope, abs=1e-6, rel=1e-6)
+
+
 def test_the_attention_bias_may_belong_to_the_heads():
     model = double("gpt2")
     stack = EdgeStack(ResidualModel(model, attention_bias="heads"))
