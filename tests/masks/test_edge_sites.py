@@ -151,11 +151,18 @@ def test_a_closed_unit_beside_open_edges_is_that_unit_closed_alone(
 
 
 @pytest.mark.parametrize("kind", ["gpt2", "llama", "bert"])
-def test_gradients_of_units_beside_edges_are_those_of_finite_differences(kind: str):
+@pytest.mark.parametrize("edges_open", [False, True])
+def test_gradients_of_units_beside_edges_are_those_of_finite_differences(
+    kind: str, edges_open: bool
+):
     model = double(kind)
     sites = sites_of(model, ["neurons", "heads", "edges"])
     values = record_values(model, sites, other_inputs(model))
-    gates = {name: gate.requires_grad_() for name, gate in soft(sites).items()}
+    gates = soft(sites)
+    if edges_open:
+        open_ones = [site.name for site in sites if site.kind == "edges"]
+        gates |= {name: torch.ones_like(gates[name]) for name in open_ones}
+    gates = {name: gate.requires_grad_() for name, gate in gates.items()}
 
     def loss(keep: dict[str, Tensor]) -> Tensor:
         with exact_norms(model), gated(model, sites, keep, values):
