@@ -12,20 +12,24 @@ the other inputs included. All are interleaved in one process; times are medians
 medians of the ratio within a round. Memory is what torch's allocator holds at most
 during a step beyond what it held before, the buffers of writers and gradients among it;
 the folded copy of the attention weights (a stack's own, kept between steps) stands
-apart. The floor counts multiplications. About five minutes on two cores.
+apart. The floor counts multiplications. About fifteen minutes on two cores.
+
+`--encoder true` measures a BERT of MiniLM's shape instead (6 layers, 12 heads, d_model
+384), whose norms sit on the stream: half a minute.
 """
 
 import math
 import statistics
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import torch
 from torch import Tensor
-from transformers import GPT2Config, GPT2LMHeadModel
+from transformers import BertConfig, BertModel, GPT2Config, GPT2LMHeadModel
 from transformers.utils import logging as transformers_logging
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -58,6 +62,9 @@ class EdgeStepConfig:
     )
     rounds: int = field(default=5, metadata={"help": "interleaved rounds"})
     threads: int = field(default=2, metadata={"help": "torch threads"})
+    encoder: bool = field(
+        default=False, metadata={"help": "a BERT of MiniLM's shape instead, 8x64"}
+    )
     seed: int = 0
 
 
@@ -65,6 +72,10 @@ def main(config: EdgeStepConfig) -> None:
     """Print a table a size and depth."""
     transformers_logging.set_verbosity_error()
     torch.set_num_threads(config.threads)
+    if config.encoder:
+        torch.manual_seed(config.seed)
+        _table("BERT of MiniLM's shape, 8 x 64 tokens", *_encoder_steps(), config)
+        return
     for n_layers in config.layers:
         torch.manual_seed(config.seed)
         model = GPT2LMHeadModel(GPT2Config(n_layer=n_layers))
@@ -81,7 +92,22 @@ def _measure(
     model: GPT2LMHeadModel, batch: int, length: int, config: EdgeStepConfig
 ) -> None:
     ids = torch.randint(VOCAB, (batch, length))
-    steps, stacks = _steps(model, ids)
+    n_layers = model.config.n_layer
+    _table(
+        f"{n_layers} layers, {batch} x {length} tokens",
+        *_steps(model, ids),
+        config,
+        partial(_floor, n_layers, length),
+    )
+
+
+def _table(
+    title: str,
+    steps: dict[str, Step],
+    stacks: Sequence[EdgeStack],
+    config: EdgeStepConfig,
+    floor: Callable[[str], float] = lambda _: math.nan,
+) -> None:
     seconds: dict[str, list[float]] = {name: [] for name in steps}
     for step in steps.values():
         step()
@@ -91,26 +117,21 @@ def _measure(
             start = time.perf_counter()
             steps[name]()
             seconds[name].append(time.perf_counter() - start)
-    n_layers = model.config.n_layer
 
     def forget() -> None:
         for stack in stacks:
             stack.forget_buffers()
 
-    print(
-        f"\n{n_layers} layers, {batch} x {length} tokens, {config.threads} threads, "
-        f"medians of {config.rounds} rounds"
-    )
+    print(f"\n{title}, {config.threads} threads, medians of {config.rounds} rounds")
     print(f"{'step':<24}{'ms':>8}{'time':>8}{'floor':>8}{'MB':>8}")
     for name, step in steps.items():
         base = "plain forward" if "forward" in name else "plain"
         ratio = statistics.median(
             own / plain for own, plain in zip(seconds[name], seconds[base], strict=True)
         )
-        floor = _floor(n_layers, length, name)
         print(
             f"{name:<24}{1e3 * statistics.median(seconds[name]):>8.0f}{ratio:>8.2f}"
-            f"{floor:>8.2f}{peak_bytes(step, forget) / 1e6:>8.0f}"
+            f"{floor(name):>8.2f}{peak_bytes(step, forget) / 1e6:>8.0f}"
         )
     folded = sum(
         weight.numel() * weight.element_size()
@@ -195,6 +216,61 @@ def _steps(
         "forward, 988 kept": forward(again, circuit(apart.graph, 988)),
     }
     return steps, [stored, again, shared]
+
+
+def _encoder_steps() -> tuple[dict[str, Step], list[EdgeStack]]:
+    config = BertConfig(
+        hidden_size=384,
+        num_hidden_layers=6,
+        num_attention_heads=12,
+        intermediate_size=1536,
+    )
+    model = BertModel(config)
+    model.eval().requires_grad_(False)
+    embedded = torch.randn(8, 64, 384).requires_grad_()
+    stacks = [EdgeStack(ResidualModel(model, apart=apart)) for apart in (True, False)]
+
+    def loss() -> Tensor:
+        embedded.grad = None
+        return model(inputs_embeds=embedded).last_hidden_state.square().mean()
+
+    def plain() -> None:
+        loss().backward()
+
+    def plain_forward() -> None:
+        with torch.no_grad():
+            loss()
+
+    def edges(stack: EdgeStack) -> Step:
+        keep = torch.rand(stack.model.graph.n_edges).requires_grad_()
+
+        def step() -> None:
+            keep.grad = None
+            with edge_gated(stack, keep):
+                masked = loss()
+            masked.backward()
+
+        return step
+
+    def forward(keep: Tensor) -> Step:
+        def step() -> None:
+            with torch.no_grad(), edge_gated(stacks[0], keep):
+                loss()
+
+        return step
+
+    n_edges = stacks[0].model.graph.n_edges
+    cut = torch.ones(n_edges, dtype=torch.bool)
+    cut[torch.randperm(n_edges)[:12]] = False
+    steps = {
+        "plain": plain,
+        f"edges ({n_edges:,})": edges(stacks[0]),
+        "merged": edges(stacks[1]),
+        "plain forward": plain_forward,
+        "forward, all edges": forward(torch.arange(n_edges) % 2 == 0),
+        "forward, 12 cut": forward(cut),
+    }
+    return steps, stacks
 
 
 def circuit(graph: ResidualGraph, n_edges: int) -> Tensor:
