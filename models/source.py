@@ -1,6 +1,7 @@
 """Where a model's files are, and whether they can be what they should be."""
 
 import json
+import logging
 import re
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,6 +19,7 @@ from models.mlp import MLP_TYPE
 from storage.atomic import read_json
 from storage.errors import UserError
 
+logger = logging.getLogger(__name__)
 WEIGHTS_FILE = "model.safetensors"
 _INDEX_FILE = "model.safetensors.index.json"
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
@@ -105,6 +107,7 @@ def read_config(source: Source) -> tuple[Source, dict[str, Any]]:
 
 
 def _download_config(source: Source) -> Path:
+    logger.info("looking for model %s on the hub", source.name)
     try:
         file = hf_hub_download(source.path, "config.json", revision=source.revision)
     except (OSError, ValueError, HfHubHTTPError) as error:

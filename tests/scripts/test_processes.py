@@ -2,6 +2,7 @@
 
 import json
 import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -43,6 +44,7 @@ def _launch(folder: Path, jobs: list[tuple[str, str, list[str]]]) -> str:
     program = folder / "program.py"
     program.write_text(PROGRAM)
     launch = "-m accelerate.commands.launch --multi_gpu --num_processes 2"
+    launch += f" --main_process_port {_free_port()}"
     own = {"ACCELERATE_USE_CPU": "1", "OMP_NUM_THREADS": "1"}
     own["CIRCUITCUT_CACHE"] = str(folder / "cache")
     done = subprocess.run(
@@ -55,6 +57,14 @@ def _launch(folder: Path, jobs: list[tuple[str, str, list[str]]]) -> str:
     )
     assert done.returncode == 0, done.stderr
     return done.stdout
+
+
+def _free_port() -> int:
+    """For the processes to meet at: several launches may run at once."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+    return port
 
 
 def _only_run(parent: Path) -> RunDirectory:
