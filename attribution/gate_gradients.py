@@ -21,7 +21,7 @@ from torch.nn import functional
 from attribution.subject import Scores, Subject
 from masks.gating import gated
 from storage.modes import evaluating
-from tasks.base import Outputs, Predictions
+from tasks.base import Batch, Outputs, Predictions
 from training.objectives import margin
 
 Behaviour = Callable[[Outputs], tuple[Tensor, Tensor]]
@@ -73,21 +73,26 @@ def gate_gradients(
     with evaluating(subject.model):
         for batch in subject.concept_batches():
             gates = open_gates(subject, keep)
-            with gated(
-                subject.model,
-                subject.sites,
-                gates,
-                subject.ablated_at(batch),
-                special_ids=subject.special_ids,
-            ):
-                outputs = subject.task.outputs(subject.model, batch)
-                value, weight = behaviour(outputs)
-                gradients = gradients_of(value, gates)
-            for name, gradient in gradients.items():
+            value, weight = behaviour(gated_outputs(subject, batch, gates))
+            for name, gradient in gradients_of(value, gates).items():
                 sums[name] += gradient
             total_weight += weight.item()
     subject.check_weight(total_weight, "position of the behaviour")
     return {name: total / total_weight for name, total in sums.items()}
+
+
+def gated_outputs(
+    subject: Subject, batch: Batch, gates: Mapping[str, Tensor]
+) -> Outputs:
+    """What the task predicts on a batch of the model under gates."""
+    with gated(
+        subject.model,
+        subject.sites,
+        gates,
+        subject.ablated_at(batch),
+        special_ids=subject.special_ids,
+    ):
+        return subject.task.outputs(subject.model, batch)
 
 
 def open_gates(subject: Subject, keep: Mapping[str, Tensor] | None = None) -> Scores:

@@ -9,17 +9,14 @@ over a whole batch has the sum of the squares for its expectation, and one backw
 per draw serves all examples.
 """
 
-from collections.abc import Mapping
-
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-from attribution.gate_gradients import gradients_of, open_gates
+from attribution.gate_gradients import gated_outputs, gradients_of, open_gates
 from attribution.subject import Scores, Subject
-from masks.gating import gated
 from storage.modes import evaluating
-from tasks.base import Batch, Predictions
+from tasks.base import Predictions
 
 N_DRAWS = 4
 _LEAST_SHARE = 1e-4  # of the largest sensitivity: units without one divide by that
@@ -47,7 +44,7 @@ def retain_sensitivity(subject: Subject) -> Scores:
         for batch in subject.batches():
             for _ in range(n_forward):
                 gates = open_gates(subject)
-                retained = _retained(subject, batch, gates)
+                retained = gated_outputs(subject, batch, gates).retain
                 for _ in range(N_DRAWS // n_forward):
                     score = _drawn_log_likelihood(retained, rng)
                     gradients = gradients_of(score, gates, retain_graph=True)
@@ -59,19 +56,6 @@ def retain_sensitivity(subject: Subject) -> Scores:
     largest = max(root.max().item() for root in roots.values())
     least = largest * _LEAST_SHARE or 1.0
     return {name: root.clamp_min(least) for name, root in roots.items()}
-
-
-def _retained(
-    subject: Subject, batch: Batch, gates: Mapping[str, Tensor]
-) -> Predictions:
-    with gated(
-        subject.model,
-        subject.sites,
-        gates,
-        subject.ablated_at(batch),
-        special_ids=subject.special_ids,
-    ):
-        return subject.task.outputs(subject.model, batch).retain
 
 
 def _drawn_log_likelihood(retained: Predictions, rng: torch.Generator) -> Tensor:

@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from reports.load import SIDES, Run
-from reports.tables import condition_name, format_cell, limit_name, ranking_name
+from reports.tables import condition_name, format_cell, limit_name, mean, ranking_name
 
 FAITHFUL = 0.95
 """Share of the concept's margin from which a circuit counts as faithful."""
@@ -21,9 +21,7 @@ def mask_finding(run: Run) -> list[str]:
     ]
     concept, retain = (results[f"{side}_metric"]["name"] for side in SIDES)
     controls = scores.get("random") or []
-    left = [
-        _mean([entry.get(name) for entry in controls]) for name in (concept, retain)
-    ]
+    left = [mean([entry.get(name) for entry in controls]) for name in (concept, retain)]
     if left[0] is not None:
         said += [
             f"Random cuts of the same counts leave the concept at "
@@ -40,11 +38,6 @@ def mask_finding(run: Run) -> list[str]:
             f"{'; '.join(baselines)}."
         ]
     return said + _published(results)
-
-
-def _mean(values: Sequence[float | None]) -> float | None:
-    known = [value for value in values if value is not None]
-    return sum(known) / len(known) if known else None
 
 
 def _published(results: Mapping[str, Any]) -> list[str]:
