@@ -94,11 +94,10 @@ class Backward:
         for place, tokens in enumerate(tiles(self.rows[0], len(given))):
             if kept.reads:
                 reads = kept.reads[place]
+            elif repeated:
+                reads = run.read(self.rows, given, tokens)
             else:
                 reads = run.tile(self.rows, len(given), tokens)
-            if repeated:
-                seen = self.rows[: 1 + first, tokens].flatten(1)
-                torch.mm(given, seen, out=reads.flatten(1))
             of_heads = reads[:n_readers]
             if kept.live is not None:
                 of_heads.copy_(kept.live[tokens])

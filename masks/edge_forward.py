@@ -6,8 +6,9 @@ import torch
 from torch import Tensor
 
 from masks.edge_attention import attend
+from masks.edge_buffers import products_into
 from masks.edge_gates import layer_gates, mlp_gates, output_gates
-from masks.edge_reads import centred, projected_by, scale_of, tiles
+from masks.edge_reads import centred, complete, projected_by, scale_of, tiles
 from masks.edge_run import EdgeRun, KeptBlock
 from models.residual_graph import ResidualGraph
 
@@ -60,7 +61,7 @@ def run_forward(
         head_scale = _write_heads(run, layer, rows, attended.detach())
         if not graph.parallel:
             own = mlp_gates(graph, layer, gates)[first:]
-            _add_new(seen, rows, always, first, own)
+            complete(seen, rows, always, first, own)
         seen = seen.view_as(stream)
         with torch.set_grad_enabled(needs_grad):
             seen.requires_grad_(needs_grad)
@@ -75,20 +76,11 @@ def run_forward(
             )  # fmt: skip
         if live is not None:
             live = live.clone()
-            _add_new(live, rows, always, first, gates.new_ones(graph.n_heads + 1))
+            complete(live, rows, always, first, gates.new_ones(graph.n_heads + 1))
     # the last layer's reads have one more row, of what was written before that layer
     read = later[1]
-    _add_new(read, rows, always, first, output_gates(graph, gates)[first:])
+    complete(read, rows, always, first, output_gates(graph, gates)[first:])
     return rows, read
-
-
-def _add_new(
-    read: Tensor, rows: Tensor, always: Tensor, first: int, own: Tensor
-) -> None:
-    """Complete a read by what a layer itself has written: row 0 has grown too."""
-    read.add_(rows[0]).sub_(always)
-    new = rows[1 + first : 1 + first + len(own)]
-    read.view(-1).addmv_(new.flatten(1).T, own)
 
 
 def _read(
@@ -107,9 +99,7 @@ def _read(
     later = [torch.empty_like(rows[0]) for _ in given[n_readers:]]
     scales, stored = [], []
     for tokens in tiles(rows[0], len(given)):
-        reads = run.tile(rows, len(given), tokens)
-        before = rows[: given.shape[1], tokens].flatten(1)
-        torch.mm(given, before, out=reads.flatten(1))
+        reads = run.read(rows, given, tokens)
         of_heads = reads[:n_readers]
         scale = scale_of(model, layer, of_heads)
         projected[:, tokens] = projected_by(folded, of_heads, scale)
@@ -142,11 +132,8 @@ def _read_alike(
 
 def gates_of_reads(graph: ResidualGraph, layer: int, gates: Tensor) -> Tensor:
     """Of a layer's readers, in the last layer of the logits too: writers before it."""
-    given = layer_gates(graph, layer, gates)
-    if layer + 1 < graph.n_layers:
-        return given
-    seen = output_gates(graph, gates)[: graph.n_before(layer)]
-    return torch.cat([given, torch.cat([seen.new_ones(1), seen])[None]])
+    is_last = layer + 1 == graph.n_layers
+    return layer_gates(graph, layer, gates, with_output=is_last)
 
 
 def _write_inputs(
@@ -178,8 +165,7 @@ def _write_heads(
     first = graph.n_before(layer)
     own = rows[1 + first : 1 + first + graph.n_heads]
     found = attended.reshape(-1, graph.n_heads, model.d_head).transpose(0, 1)
-    # a product of many matrices wants its result in one piece
-    own.copy_(torch.bmm(found, folded.write))
+    products_into(own, found, folded.write)
     head_scale = None
     norm = model.norm(layer, model.parts.norm_attention)
     if norm is not None:

@@ -4,6 +4,7 @@ import math
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from models.residual_graph import ResidualGraph
 
@@ -29,12 +30,24 @@ def output_gates(graph: ResidualGraph, gates: Tensor) -> Tensor:
     return gates[-graph.n_writers :]
 
 
-def layer_gates(graph: ResidualGraph, layer: int, gates: Tensor) -> Tensor:
-    """(reader and MLP, always on and writer before the layer)."""
-    attention = attention_gates(graph, layer, gates)
-    mlp = mlp_gates(graph, layer, gates)[: graph.n_before(layer)]
-    together = torch.cat([attention, mlp[None]])
-    return torch.cat([together.new_ones(len(together), 1), together], 1)
+def layer_gates(
+    graph: ResidualGraph, layer: int, gates: Tensor, *, with_output: bool = False
+) -> Tensor:
+    """(reader and MLP, always on and writer before the layer).
+
+    Args:
+        with_output: Add a row, last: what the logits read of the same writers.
+    """
+    alone = [mlp_gates(graph, layer, gates)]
+    if with_output:
+        alone.append(output_gates(graph, gates))
+    others = [row[None, : graph.n_before(layer)] for row in alone]
+    return with_always(torch.cat([attention_gates(graph, layer, gates), *others]))
+
+
+def with_always(gates: Tensor) -> Tensor:
+    """(reader, writer) to (reader, always on and writer)."""
+    return functional.pad(gates, (1, 0), value=1.0)
 
 
 def inner(left: Tensor, right: Tensor) -> Tensor:
@@ -53,7 +66,7 @@ def inner(left: Tensor, right: Tensor) -> Tensor:
 
 def writers_of(graph: ResidualGraph, marked: Tensor) -> list[int]:
     """Writers of the marked edges."""
-    found = marked[-graph.n_writers :].clone()
+    found = output_gates(graph, marked).clone()
     for layer in range(graph.n_layers):
         found[: graph.n_before(layer)] |= attention_gates(graph, layer, marked).any(0)
         found[: graph.n_seen_by_mlp(layer)] |= mlp_gates(graph, layer, marked)

@@ -4,7 +4,7 @@ import torch
 from jaxtyping import Bool
 from torch import Tensor
 
-from masks.edge_gates import attention_gates, mlp_gates
+from masks.edge_gates import attention_gates, mlp_gates, output_gates
 from models.residual_graph import ResidualGraph
 
 
@@ -18,7 +18,7 @@ def connected(graph: ResidualGraph, keep: Bool[Tensor, "edge"]) -> Bool[Tensor, 
     reached = _reached(graph, keep)
     useful = torch.zeros_like(reached)
     found = keep.clone()
-    of_logits = found[-graph.n_writers :]
+    of_logits = output_gates(graph, found)
     of_logits &= reached
     useful |= of_logits
     for layer in reversed(range(graph.n_layers)):

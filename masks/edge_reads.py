@@ -46,6 +46,23 @@ def projected_by(folded: FoldedLayer, reads: Tensor, scale: Tensor | None) -> Te
     return projected.requires_grad_(torch.is_grad_enabled())
 
 
+def complete(
+    read: Tensor, rows: Tensor, always: Tensor, first: int, own: Tensor
+) -> None:
+    """Add what was written since to a read of older writers: row 0 has grown too.
+
+    Args:
+        read: (token, width), in place.
+        rows: Of the writers.
+        always: Row 0 as the read saw it.
+        first: Number of the first writer that it did not see.
+        own: Gates of that one and of those after it.
+    """
+    read.add_(rows[0]).sub_(always)
+    new = rows[1 + first : 1 + first + len(own)]
+    read.view(-1).addmv_(new.flatten(1).T, own)
+
+
 def centred(model: ResidualModel, values: Tensor) -> Tensor:
     """Values without their mean over d_model, where the model's norms take it away."""
     return values - values.mean(-1, keepdim=True) if model.centred else values

@@ -60,6 +60,19 @@ class EdgeRun:
         n_tokens = tokens.stop - tokens.start
         return self.buffers.borrow(rows, n_reads, n_tokens, rows.shape[-1])
 
+    def read(self, rows: Tensor, given: Tensor, tokens: slice) -> Tensor:
+        """The reads of some tokens, in a buffer: (reader, token, width).
+
+        Args:
+            rows: Of the writers, row 0 the part that is always on.
+            given: Gates of the first of them, (reader, always on and writer).
+            tokens: Which.
+        """
+        reads = self.tile(rows, len(given), tokens)
+        seen = rows[: given.shape[1], tokens].flatten(1)
+        torch.mm(given, seen, out=reads.flatten(1))
+        return reads
+
     def through(
         self,
         output: Tensor,

@@ -15,7 +15,14 @@ from jaxtyping import Bool
 from torch import Tensor
 
 from masks.edge_attention import attend, attend_given
-from masks.edge_gates import attention_gates, mlp_gates, writers_of
+from masks.edge_buffers import products_into
+from masks.edge_gates import (
+    attention_gates,
+    mlp_gates,
+    output_gates,
+    with_always,
+    writers_of,
+)
 from masks.edge_reads import centred, projected_by, scale_of, tiles
 from masks.edge_run import EdgeRun
 from models.architectures import architecture_of
@@ -105,7 +112,7 @@ def _beside_plan(model: ResidualModel, keep: Tensor) -> SparsePlan:
 
 def _kept_plan(model: ResidualModel, keep: Tensor) -> SparsePlan:
     graph, d_model = model.graph, model.d_model
-    needed = set(keep[-graph.n_writers :].nonzero()[:, 0].tolist())
+    needed = set(output_gates(graph, keep).nonzero()[:, 0].tolist())
     readers: list[tuple[int, ...]] = []
     heads: list[tuple[int, ...]] = []
     mlps = set()
@@ -226,7 +233,7 @@ class SparseRun:
             written = written.reshape(stream.shape)
             self._store(first + graph.n_heads, centred(model, written))
             stream = stream + written
-        taken = cut[-graph.n_writers :][None]
+        taken = output_gates(graph, cut)[None]
         return stream - self._sum(taken)[0] if bool(taken.any()) else stream
 
     def _alone(self) -> Tensor:
@@ -249,19 +256,16 @@ class SparseRun:
                 written = written.reshape(seen.shape)
                 self._store(place, centred(model, written))
             self._add_ablated(slice(place, place + 1))
-        return self._with_always(self.keep[-graph.n_writers :])
+        return self._with_always(output_gates(graph, self.keep))
 
     def _read(self, layer: int) -> Tensor:
         """Queries, keys and values of all readers; zero where nothing needs them."""
         readers = list(self.plan.readers[layer])
         gates = attention_gates(self.graph, layer, self.keep)[readers]
-        given = torch.cat([gates[:, :1] | True, gates[:, self._stored(gates)]], 1)
-        given = given.to(self.dtype)
+        given = with_always(gates[:, self._stored(gates)].to(self.dtype))
         projected = []
         for tokens in tiles(self.rows[0], len(given)):
-            reads = self.run.tile(self.rows, len(given), tokens)
-            seen = self.rows[: given.shape[1], tokens].flatten(1)
-            torch.mm(given, seen, out=reads.flatten(1))
+            reads = self.run.read(self.rows, given, tokens)
             projected.append(self._projected(layer, readers, reads))
             self.run.buffers.give_back(reads)
         found = torch.cat(projected, 1)
@@ -335,7 +339,7 @@ class SparseRun:
             found, weights = found[heads], weights[heads]
         place = 1 + self.plan.rows[first + heads[0]]
         own = self.rows[place : place + len(heads)]
-        torch.bmm(found, weights, out=own)
+        products_into(own, found, weights)
         if scale is not None:
             own *= scale
         if folded.write_bias is not None and self.graph.attention_bias == "heads":

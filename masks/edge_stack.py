@@ -137,7 +137,6 @@ class EdgeStack:
             trained,
             differences,
             [tensor for tensor in inside if tensor.requires_grad],
-            is_open=trained is None and bool((keep == 1).all()),
         )
         if plan is not None and plan.form != "all" and not torch.is_grad_enabled():
             if self.carried is None:
@@ -150,6 +149,7 @@ class EdgeStack:
             return run_beside(run, stream, keep)
         if self.carried is not None:
             return EncoderStack.apply(stream, keep, run, *run.inside)
+        run.is_open = trained is None and bool((keep == 1).all())
         weights = [] if trained is None else trained.tensors
         return _Stack.apply(stream, keep, position, run, *run.inside, *weights)
 

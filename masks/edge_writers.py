@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from masks.edge_buffers import spread_rows
+from masks.edge_buffers import products_into, spread_rows
 from models.residual_parts import ResidualModel
 
 
@@ -82,7 +82,7 @@ class _Recorder:
         first = graph.n_before(layer)
         own = self.rows[first : first + graph.n_heads].flatten(1, 2)
         found = args[0].flatten(0, 1).unflatten(1, (graph.n_heads, model.d_head))
-        torch.bmm(found.transpose(0, 1), model.write(layer), out=own)
+        products_into(own, found.transpose(0, 1), model.write(layer))
         norm = model.norm(layer, model.parts.norm_attention)
         if norm is not None:
             scale = model.inverse_deviation(norm, own.sum(0))

@@ -15,7 +15,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from masks.edge_attention import attend
-from masks.edge_gates import attention_gates, mlp_gates, writers_of
+from masks.edge_gates import attention_gates, mlp_gates, output_gates, writers_of
 from masks.edge_run import EdgeRun
 from models.residual_parts import FoldedLayer
 
@@ -80,7 +80,7 @@ def run_beside(
         if first + graph.n_heads in lost.numbers:
             lost.take(run, [of_mlp])
         live = _through_norm(run, layer, after_mlp, live, lost)
-    missed = lost.seen_by(closed[None, -graph.n_writers :])
+    missed = lost.seen_by(output_gates(graph, closed)[None])
     return (live if missed is None else live - missed[0]).view_as(stream)
 
 

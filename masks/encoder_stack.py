@@ -28,8 +28,16 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from masks.edge_attention import attend
-from masks.edge_gates import attention_gates, inner, layer_gates, mlp_gates
-from masks.edge_reads import tiles
+from masks.edge_buffers import products_into
+from masks.edge_gates import (
+    attention_gates,
+    inner,
+    layer_gates,
+    mlp_gates,
+    output_gates,
+    with_always,
+)
+from masks.edge_reads import complete, tiles
 from masks.edge_run import EdgeRun, KeptBlock
 from models.carried_norms import CarriedLayer, CarriedNorms
 from models.residual_graph import ResidualGraph
@@ -72,7 +80,7 @@ class EncoderStack(torch.autograd.Function):
         needs_grad = any(ctx.needs_input_grad)
         gates = keep.detach().to(stream.dtype)
         rows, scales = _run_forward(run, stream.detach(), gates, needs_grad)
-        row = torch.cat([gates.new_ones(1), gates[-run.model.graph.n_writers :]])
+        row = with_always(output_gates(run.model.graph, gates)[None])
         read = (row @ rows.flatten(1)).view(rows.shape[1:])
         carried = _carried(run)
         seen = carried.seen(carried.n_norms, read).mul_(scales[-1])
@@ -124,9 +132,7 @@ def _run_forward(
         live = live + _write_heads(run, layer, rows, found, scales[-1])
         live, norm_attention = _through_norm(run, 2 * layer, live, rows, scales)
 
-        new = rows[1 + first : 1 + first + graph.n_heads]
-        read.add_(rows[0]).sub_(always)
-        read.view(-1).addmv_(new.flatten(1).T, mlp_gates(graph, layer, gates)[first:])
+        complete(read, rows, always, first, mlp_gates(graph, layer, gates)[first:])
         seen = carried.seen(2 * layer + 1, read).mul_(scales[-1]).view_as(stream)
         with torch.set_grad_enabled(needs_grad):
             seen.requires_grad_(needs_grad)
@@ -146,10 +152,8 @@ def _read(
     folded, given = run.layers[layer], layer_gates(run.model.graph, layer, gates)
     projected = rows.new_empty(len(given) - 1, rows.shape[1], folded.read.shape[-1])
     of_mlp = rows.new_empty(rows.shape[1:])
-    before = rows[: given.shape[1]]
     for tokens in tiles(rows[0], len(given)):
-        reads = run.tile(rows, len(given), tokens)
-        torch.mm(given, before[:, tokens].flatten(1), out=reads.flatten(1))
+        reads = run.read(rows, given, tokens)
         projected[:, tokens] = torch.bmm(reads[:-1], folded.read)
         of_mlp[tokens] = reads[-1]
         run.buffers.give_back(reads)
@@ -164,7 +168,7 @@ def _write_heads(
     first = graph.n_before(layer)
     own = slice(1 + first, 1 + first + graph.n_heads)
     by_head = (found / scale).view(len(found), graph.n_heads, -1).transpose(0, 1)
-    torch.bmm(by_head, folded.write, out=rows[own])
+    products_into(rows[own], by_head, folded.write)
     _add_always(rows, own, _head_constants(run, layer), scale)
     total = found @ folded.plain_write
     return total if folded.plain_bias is None else total.add_(folded.plain_bias)
@@ -263,10 +267,11 @@ class _Backward:
         """Gradients of the input's stream and of the gates."""
         graph = self.model.graph
         arriving = self._read_at(self.carried.n_norms, grad, seen).view(-1)
-        row = self.gates[-graph.n_writers :]
+        row = output_gates(graph, self.gates)
         torch.mul(row[:, None], arriving, out=self.grads[1:].flatten(1))
         self.grads[0].view(-1).copy_(arriving)
-        torch.mv(self.weighed.flatten(1), arriving, out=self.d_keep[-graph.n_writers :])
+        d_row = output_gates(graph, self.d_keep)
+        torch.mv(self.weighed.flatten(1), arriving, out=d_row)
         for layer in reversed(range(graph.n_layers)):
             kept: _Kept = self.run.kept.pop()
             self._through_norm(2 * layer + 1, kept.norms[1])
