@@ -7,6 +7,67 @@ from masks.edge_forward import KeptLayer, gates_of_reads
 from masks.edge_gates import attention_gates, inner, mlp_gates, output_gates
 from masks.edge_reads import centred, tiles
 from masks.edge_run import EdgeRun
+from models.residual_parts import FoldedLayer
+
+
+class _ByWriter:
+    """What arrives at every writer, a row each, as gates let it through."""
+
+    def __init__(self, run: EdgeRun, gates: Tensor, arriving: Tensor):
+        self.run, self.gates = run, gates
+        graph = run.model.graph
+        shape = graph.n_writers, *arriving.shape
+        self.rows = run.buffers.borrow(arriving, *shape, spread=True)
+        # the last layer's; older writers are reached through one more of its reads
+        last = graph.n_before(graph.n_layers - 1)
+        own = output_gates(graph, gates)[last:, None]
+        torch.mul(own, arriving.view(-1), out=self.rows[last:].flatten(1))
+
+    def add_seen(self, layer: int, d_seen: Tensor) -> None:
+        """At a layer's heads, of the gradient of what its MLP saw, flat."""
+        graph = self.run.model.graph
+        first = graph.n_before(layer)
+        own_gates = mlp_gates(graph, layer, self.gates)[first:]
+        own = self.rows[first : first + graph.n_heads]
+        own.flatten(1).addr_(own_gates, d_seen)
+
+    def add_reads(
+        self, layer: int, given: Tensor, reads: Tensor, tokens: slice
+    ) -> None:
+        """At the writers before a layer, of the gradient of a tile of its reads."""
+        graph = self.run.model.graph
+        own = self.rows[: graph.n_before(layer), tokens].flatten(1)
+        is_first = layer + 1 == graph.n_layers
+        own.addmm_(given[:, 1:].T, reads.flatten(1), beta=0 if is_first else 1)
+
+    def release(self) -> None:
+        """Nothing reads it any more."""
+        self.run.buffers.give_back(self.rows)
+
+
+class _Alike:
+    """The same with all gates open: the same arrives everywhere, so one row does."""
+
+    def __init__(self, run: EdgeRun, arriving: Tensor):
+        self.graph = run.model.graph
+        self.total = arriving.clone()
+        self.rows = self.total.expand(self.graph.n_writers, -1, -1)
+
+    def add_seen(self, layer: int, d_seen: Tensor) -> None:
+        """Here earlier writers get it too."""
+        del layer
+        self.total.view(-1).add_(d_seen)
+
+    def add_reads(
+        self, layer: int, given: Tensor, reads: Tensor, tokens: slice
+    ) -> None:
+        """All but what `add_seen` has added, and what was there from the start."""
+        del layer, given
+        n_new = self.graph.n_attention_readers + self.graph.parallel
+        self.total[tokens] += reads[:n_new].sum(0)
+
+    def release(self) -> None:
+        """No buffer to give back."""
 
 
 class Backward:
@@ -33,32 +94,28 @@ class Backward:
     ):
         self.run, self.gates, self.rows = run, gates, rows
         graph = run.model.graph
-        n_writers = graph.n_writers
         self.arriving = centred(run.model, grad).reshape(-1)
         # of every writer what its gates weigh; what it is multiplied by is centred
         self.weighed = rows[1:] if run.differences is None else run.differences
-        # what the last layer wrote; what is older is read by one more row of its reads
-        last = slice(graph.n_before(graph.n_layers - 1), n_writers)
-        # of every writer's row; with all gates open that of one row is that of all
-        self.total = self.arriving.view(rows.shape[1:]).clone()
+        arriving = self.arriving.view(rows.shape[1:])
+        self.arrived: _ByWriter | _Alike
         if run.is_open:
-            self.grads = self.total.expand(n_writers, -1, -1)
+            self.arrived = _Alike(run, arriving)
         else:
-            shape = n_writers, *rows.shape[1:]
-            self.grads = run.buffers.borrow(rows, *shape, spread=True)
-            own = output_gates(graph, gates)[last, None]
-            torch.mul(own, self.arriving, out=self.grads[last].flatten(1))
+            self.arrived = _ByWriter(run, gates, arriving)
+        self.grads = self.arrived.rows
         self.d_keep = torch.empty_like(gates) if of_gates else None
         if self.d_keep is not None:
-            d_own = output_gates(graph, self.d_keep)[last]
-            torch.mv(self.weighed[last].flatten(1), self.arriving, out=d_own)
+            last = graph.n_before(graph.n_layers - 1)
+            d_own = output_gates(graph, self.d_keep)[last:]
+            torch.mv(self.weighed[last:].flatten(1), self.arriving, out=d_own)
         # of row 0, which only weights and positions have a use for
         self.of_always = of_positions or run.trained is not None
         self.d_always = self.arriving.clone()
 
     def through_layer(self, layer: int, kept: KeptLayer) -> None:
         """From what the writers of a layer wrote to what its readers saw."""
-        gates, graph = self.gates, self.run.model.graph
+        graph = self.run.model.graph
         first = graph.n_before(layer)
         own = slice(first, first + graph.n_heads)
         d_seen = self._through_mlp(layer, kept)
@@ -67,11 +124,7 @@ class Backward:
             if self.d_keep is not None:
                 d_own = mlp_gates(graph, layer, self.d_keep)[first:]
                 torch.mv(self.weighed[own].flatten(1), d_seen, out=d_own)
-            if self.run.is_open:
-                self.total.view(-1).add_(d_seen)
-            else:
-                own_gates = mlp_gates(graph, layer, gates)[first:]
-                self.grads[own].flatten(1).addr_(own_gates, d_seen)
+            self.arrived.add_seen(layer, d_seen)
         self._take_output_bias(layer)
         if graph.parallel:
             self.d_always.add_(d_seen)
@@ -86,24 +139,16 @@ class Backward:
         first = graph.n_before(layer)
         given = gates_of_reads(graph, layer, self.gates)
         n_readers, is_last = graph.n_attention_readers, layer + 1 == graph.n_layers
+        folded = run.layers[layer]
         d_gates = torch.zeros_like(given[:, 1:])
-        needed = kept.scale is not None or run.trained is not None
-        repeated = needed and not kept.reads and kept.live is None
-        if repeated:
-            self.rows[0].copy_(kept.always)
         for place, tokens in enumerate(tiles(self.rows[0], len(given))):
-            if kept.reads:
-                reads = kept.reads[place]
-            elif repeated:
-                reads = run.read(self.rows, given, tokens)
-            else:
-                reads = run.tile(self.rows, len(given), tokens)
-            of_heads = reads[:n_readers]
-            if kept.live is not None:
-                of_heads.copy_(kept.live[tokens])
+            reads = self._reads(kept, given, place, tokens)
+            of_heads, grad = reads[:n_readers], d_projected[:, tokens]
+            scale = None if kept.scale is None else kept.scale[:, tokens]
             if run.trained is not None:
-                self._take_projections(layer, kept, d_projected, of_heads, tokens)
-            _through_projection(run, layer, kept, d_projected, of_heads, tokens)
+                self._take_projections(layer, of_heads, grad, scale)
+            projected = kept.projected.detach()[:, tokens]
+            _through_projection(folded, of_heads, projected, grad, scale)
             if self.of_always:
                 self.d_always.view_as(d_seen)[tokens] += of_heads.sum(0)
             reads[n_readers].copy_(d_seen[tokens])
@@ -111,20 +156,27 @@ class Backward:
                 reads[-1].copy_(self.arriving.view_as(d_seen)[tokens])
             if self.d_keep is not None:
                 d_gates += inner(reads, self.weighed[:first, tokens])
-            if run.is_open:
-                # the MLP's own was added before its layer's heads, where they are seen
-                n_new = n_readers + graph.parallel
-                self.total[tokens] += reads[:n_new].sum(0)
-            else:
-                own = self.grads[:first, tokens].flatten(1)
-                # the first to reach these writers is the last layer
-                own.addmm_(given[:, 1:].T, reads.flatten(1), beta=0 if is_last else 1)
+            self.arrived.add_reads(layer, given, reads, tokens)
             run.buffers.give_back(reads)
         if self.d_keep is not None:
             attention_gates(graph, layer, self.d_keep).copy_(d_gates[:n_readers])
             mlp_gates(graph, layer, self.d_keep)[:first] = d_gates[n_readers]
             if is_last:
                 output_gates(graph, self.d_keep)[:first] = d_gates[-1]
+
+    def _reads(
+        self, kept: KeptLayer, given: Tensor, place: int, tokens: slice
+    ) -> Tensor:
+        """A tile of a layer's reads, to be turned into its gradient."""
+        if kept.reads:
+            return kept.reads[place]
+        if kept.live is not None:
+            reads = self.run.tile(self.rows, len(given), tokens)
+            return reads.copy_(kept.live[tokens])
+        if kept.scale is None and self.run.trained is None:  # nothing looks at them
+            return self.run.tile(self.rows, len(given), tokens)
+        self.rows[0, tokens] = kept.always[tokens]
+        return self.run.read(self.rows, given, tokens)
 
     def of_inputs(self, like: Tensor) -> tuple[Tensor, Tensor]:
         """Gradients of the input's stream and, where it is apart, of the positions."""
@@ -136,8 +188,7 @@ class Backward:
             always = self.d_always.view(self.rows[0].shape)
             d_position = centred(model, always).reshape(like.shape) - d_stream
         self.run.buffers.give_back(self.rows)
-        if not self.run.is_open:
-            self.run.buffers.give_back(self.grads)
+        self.arrived.release()
         return d_stream, d_position
 
     def _through_mlp(self, layer: int, kept: KeptLayer) -> Tensor:
@@ -187,19 +238,14 @@ class Backward:
         run.trained.sums.add(run.trained.layers[layer].folded.write_bias, d_bias)
 
     def _take_projections(
-        self,
-        layer: int,
-        kept: KeptLayer,
-        d_projected: Tensor,
-        reads: Tensor,
-        tokens: slice,
+        self, layer: int, reads: Tensor, grad: Tensor, scale: Tensor | None
     ) -> None:
         """Gradients of queries', keys' and values' weights and biases."""
-        trained, grad = self.run.trained, d_projected[:, tokens]
+        trained = self.run.trained
         assert trained is not None
         folded = trained.layers[layer].folded
         trained.sums.add(folded.read_bias, grad.sum(1, keepdim=True))
-        scaled = grad if kept.scale is None else grad * kept.scale[:, tokens]
+        scaled = grad if scale is None else grad * scale
         trained.sums.add(folded.read, torch.bmm(reads.transpose(1, 2), scaled))
 
 
@@ -225,23 +271,25 @@ def _through_head_norm(
 
 
 def _through_projection(
-    run: EdgeRun,
-    layer: int,
-    kept: KeptLayer,
-    d_projected: Tensor,
+    folded: FoldedLayer,
     reads: Tensor,
-    tokens: slice,
+    projected: Tensor,
+    grad: Tensor,
+    scale: Tensor | None,
 ) -> None:
     """Turn a tile of the reads into their gradient, in place.
 
     With R a read, s its scale and p = s R W + b: dR = s dp W^T - s^2 / d <p - b, dp> R.
+
+    Args:
+        reads: R, (reader, token, d_model).
+        projected: p, (reader, token, width).
+        grad: dp.
+        scale: s, (#reader, token, 1); None where there is no norm.
     """
-    folded, grad = run.layers[layer], d_projected[:, tokens]
-    if kept.scale is None:
-        torch.bmm(grad, folded.read.transpose(1, 2), out=reads)
+    if scale is None:
+        torch.bmm(grad, folded.read.mT, out=reads)
         return
-    scale = kept.scale[:, tokens]
-    plain = kept.projected.detach()[:, tokens] - folded.read_bias
-    along = (plain * grad).sum(-1, keepdim=True)
-    reads.mul_(along * scale.square() * (-1 / run.model.d_model))
-    reads.baddbmm_(grad * scale, folded.read.transpose(1, 2))
+    along = ((projected - folded.read_bias) * grad).sum(-1, keepdim=True)
+    reads.mul_(along * scale.square() * (-1 / reads.shape[-1]))
+    reads.baddbmm_(grad * scale, folded.read.mT)
