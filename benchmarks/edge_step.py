@@ -22,7 +22,7 @@ import math
 import statistics
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -148,27 +148,18 @@ def _steps(
         embedded = model.transformer.wte(ids).requires_grad_()
         model(inputs_embeds=embedded, labels=ids).loss.backward()
 
-    def plain_forward() -> None:
-        with torch.no_grad():
-            model(input_ids=ids)
-
     apart, merged = ResidualModel(model), ResidualModel(model, apart=False)
     stored = EdgeStack(apart, store_reads=True)
     again = EdgeStack(apart, store_reads=False)
     shared = EdgeStack(merged, store_reads=False)
     n_parts = max(1, ids.numel() // PART)
 
-    def edges(stack: EdgeStack, n_parts: int = 1) -> Step:
-        keep = torch.rand(stack.model.graph.n_edges).requires_grad_()
+    def losses(n_parts: int = 1) -> Iterator[Tensor]:
+        for part in ids.chunk(n_parts):
+            yield model(input_ids=part, labels=part).loss * len(part) / len(ids)
 
-        def step() -> None:
-            keep.grad = None
-            with edge_gated(stack, keep):
-                for part in ids.chunk(n_parts):
-                    loss = model(input_ids=part, labels=part).loss
-                    (loss * len(part) / len(ids)).backward()
-
-        return step
+    def run() -> None:
+        model(input_ids=ids)
 
     other = ids.flip(0)
 
@@ -188,32 +179,22 @@ def _steps(
             ):
                 torch.autograd.grad(model(input_ids=ids, labels=ids).loss, keep)
 
-    def forward(stack: EdgeStack, keep: Tensor) -> Step:
-        def step() -> None:
-            with torch.no_grad(), edge_gated(stack, keep):
-                model(input_ids=ids)
-
-        return step
-
-    n_edges = apart.graph.n_edges
-    half = torch.arange(n_edges) % 2 == 0
-    cut = torch.ones(n_edges, dtype=torch.bool)
-    cut[torch.randperm(n_edges)[:12]] = False
+    half = _every_other(apart.graph)
 
     steps = {
         "plain": plain,
         "plain again": plain,
-        "edges, stored": edges(stored),
-        "edges, again": edges(again),
-        "edges, in parts": edges(again, n_parts),
-        "merged, again": edges(shared),
+        "edges, stored": _gated_step(stored, losses),
+        "edges, again": _gated_step(again, losses),
+        "edges, in parts": _gated_step(again, partial(losses, n_parts)),
+        "merged, again": _gated_step(shared, losses),
         "EAP": eap,
         "EAP-IG, 5 steps": eap_ig,
-        "plain forward": plain_forward,
-        "forward, all edges": forward(again, half),
-        "forward, merged": forward(shared, half[: merged.graph.n_edges]),
-        "forward, 12 cut": forward(again, cut),
-        "forward, 988 kept": forward(again, circuit(apart.graph, 988)),
+        "plain forward": torch.no_grad()(run),
+        "forward, all edges": _gated_forward(again, half, run),
+        "forward, merged": _gated_forward(shared, half[: merged.graph.n_edges], run),
+        "forward, 12 cut": _gated_forward(again, _without_12(apart.graph), run),
+        "forward, 988 kept": _gated_forward(again, circuit(apart.graph, 988), run),
     }
     return steps, [stored, again, shared]
 
@@ -234,43 +215,57 @@ def _encoder_steps() -> tuple[dict[str, Step], list[EdgeStack]]:
         embedded.grad = None
         return model(inputs_embeds=embedded).last_hidden_state.square().mean()
 
+    def losses() -> Iterator[Tensor]:
+        yield loss()
+
+    def run() -> None:
+        loss()
+
     def plain() -> None:
         loss().backward()
 
-    def plain_forward() -> None:
-        with torch.no_grad():
-            loss()
-
-    def edges(stack: EdgeStack) -> Step:
-        keep = torch.rand(stack.model.graph.n_edges).requires_grad_()
-
-        def step() -> None:
-            keep.grad = None
-            with edge_gated(stack, keep):
-                masked = loss()
-            masked.backward()
-
-        return step
-
-    def forward(keep: Tensor) -> Step:
-        def step() -> None:
-            with torch.no_grad(), edge_gated(stacks[0], keep):
-                loss()
-
-        return step
-
-    n_edges = stacks[0].model.graph.n_edges
-    cut = torch.ones(n_edges, dtype=torch.bool)
-    cut[torch.randperm(n_edges)[:12]] = False
+    apart, merged = stacks
+    graph = apart.model.graph
     steps = {
         "plain": plain,
-        f"edges ({n_edges:,})": edges(stacks[0]),
-        "merged": edges(stacks[1]),
-        "plain forward": plain_forward,
-        "forward, all edges": forward(torch.arange(n_edges) % 2 == 0),
-        "forward, 12 cut": forward(cut),
+        f"edges ({graph.n_edges:,})": _gated_step(apart, losses),
+        "merged": _gated_step(merged, losses),
+        "plain forward": torch.no_grad()(run),
+        "forward, all edges": _gated_forward(apart, _every_other(graph), run),
+        "forward, 12 cut": _gated_forward(apart, _without_12(graph), run),
     }
     return steps, stacks
+
+
+def _gated_step(stack: EdgeStack, losses: Callable[[], Iterator[Tensor]]) -> Step:
+    """Forward and back for every part's loss, under the same random gates."""
+    keep = torch.rand(stack.model.graph.n_edges).requires_grad_()
+
+    def step() -> None:
+        keep.grad = None
+        with edge_gated(stack, keep):
+            for loss in losses():
+                loss.backward()
+
+    return step
+
+
+def _gated_forward(stack: EdgeStack, keep: Tensor, run: Step) -> Step:
+    def step() -> None:
+        with torch.no_grad(), edge_gated(stack, keep):
+            run()
+
+    return step
+
+
+def _every_other(graph: ResidualGraph) -> Tensor:
+    return torch.arange(graph.n_edges) % 2 == 0
+
+
+def _without_12(graph: ResidualGraph) -> Tensor:
+    keep = torch.ones(graph.n_edges, dtype=torch.bool)
+    keep[torch.randperm(graph.n_edges)[:12]] = False
+    return keep
 
 
 def circuit(graph: ResidualGraph, n_edges: int) -> Tensor:
