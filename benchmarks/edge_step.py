@@ -37,6 +37,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from attribution.edge_integrated import input_moved
 from benchmarks.peak import peak_bytes
 from masks.edge_gating import edge_gated
+from masks.edge_memory import token_bytes
 from masks.edge_stack import EdgeStack
 from masks.edge_writers import record_writers
 from models.residual_graph import ResidualGraph
@@ -98,6 +99,14 @@ def _measure(
         *_steps(model, ids),
         config,
         partial(_floor, n_layers, length),
+    )
+    needed = [
+        ids.numel() * token_bytes(ResidualModel(model), stored=stored, n_classes=VOCAB)
+        for stored in (True, False)
+    ]
+    print(
+        f"counted before a run: {needed[0] / 1e6:.0f} MB with reads stored, "
+        f"{needed[1] / 1e6:.0f} MB with reads repeated"
     )
 
 
