@@ -4,7 +4,8 @@ import torch
 from torch import Tensor
 
 from masks.edge_forward import KeptLayer, gates_of_reads
-from masks.edge_gates import attention_gates, inner, mlp_gates, output_gates
+from masks.edge_gates import attention_gates, mlp_gates, output_gates
+from masks.edge_products import mix, products_into, through_reads
 from masks.edge_reads import centred, tiles
 from masks.edge_run import EdgeRun
 from models.residual_parts import FoldedLayer
@@ -32,13 +33,21 @@ class _ByWriter:
         own.flatten(1).addr_(own_gates, d_seen)
 
     def add_reads(
-        self, layer: int, given: Tensor, reads: Tensor, tokens: slice
-    ) -> None:
-        """At the writers before a layer, of the gradient of a tile of its reads."""
+        self,
+        layer: int,
+        given: Tensor,
+        reads: Tensor,
+        tokens: slice,
+        weighed: Tensor | None,
+    ) -> Tensor | None:
+        """At the writers before a layer, of the gradient of a tile of its reads.
+
+        Returns the gradient of the reads' gates, if given what they weigh.
+        """
         graph = self.run.model.graph
-        own = self.rows[: graph.n_before(layer), tokens].flatten(1)
+        own = self.rows[: graph.n_before(layer), tokens]
         is_first = layer + 1 == graph.n_layers
-        own.addmm_(given[:, 1:].T, reads.flatten(1), beta=0 if is_first else 1)
+        return through_reads(reads, given[:, 1:], weighed, own, add=not is_first)
 
     def release(self) -> None:
         """Nothing reads it any more."""
@@ -59,12 +68,18 @@ class _Alike:
         self.total.view(-1).add_(d_seen)
 
     def add_reads(
-        self, layer: int, given: Tensor, reads: Tensor, tokens: slice
-    ) -> None:
+        self,
+        layer: int,
+        given: Tensor,
+        reads: Tensor,
+        tokens: slice,
+        weighed: Tensor | None,
+    ) -> Tensor | None:
         """All but what `add_seen` has added, and what was there from the start."""
-        del layer, given
+        del layer
         n_new = self.graph.n_attention_readers + self.graph.parallel
         self.total[tokens] += reads[:n_new].sum(0)
+        return through_reads(reads, given[:, 1:], weighed, None)
 
     def release(self) -> None:
         """No buffer to give back."""
@@ -154,9 +169,10 @@ class Backward:
             reads[n_readers].copy_(d_seen[tokens])
             if is_last:
                 reads[-1].copy_(self.arriving.view_as(d_seen)[tokens])
-            if self.d_keep is not None:
-                d_gates += inner(reads, self.weighed[:first, tokens])
-            self.arrived.add_reads(layer, given, reads, tokens)
+            weighed = None if self.d_keep is None else self.weighed[:first, tokens]
+            found = self.arrived.add_reads(layer, given, reads, tokens, weighed)
+            if found is not None:
+                d_gates += found
             run.buffers.give_back(reads)
         if self.d_keep is not None:
             attention_gates(graph, layer, self.d_keep).copy_(d_gates[:n_readers])
@@ -176,7 +192,10 @@ class Backward:
         if kept.scale is None and self.run.trained is None:  # nothing looks at them
             return self.run.tile(self.rows, len(given), tokens)
         self.rows[0, tokens] = kept.always[tokens]
-        return self.run.read(self.rows, given, tokens)
+        reads = self.run.tile(self.rows, len(given), tokens)
+        n_needed = self.run.model.graph.n_attention_readers
+        mix(reads[:n_needed], given[:n_needed], self.rows[: given.shape[1], tokens])
+        return reads
 
     def of_inputs(self, like: Tensor) -> tuple[Tensor, Tensor]:
         """Gradients of the input's stream and, where it is apart, of the positions."""
@@ -290,6 +309,6 @@ def _through_projection(
     if scale is None:
         torch.bmm(grad, folded.read.mT, out=reads)
         return
-    along = ((projected - folded.read_bias) * grad).sum(-1, keepdim=True)
-    reads.mul_(along * scale.square() * (-1 / reads.shape[-1]))
-    reads.baddbmm_(grad * scale, folded.read.mT)
+    along = ((projected - folded.read_bias) * grad).sum(-1)
+    factors = along.mul_(scale[..., 0].square()).mul_(-1 / reads.shape[-1])
+    products_into(reads, grad * scale, folded.read.mT, factors)

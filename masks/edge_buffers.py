@@ -3,8 +3,6 @@
 import math
 from dataclasses import dataclass, field
 
-import torch
-from jaxtyping import Float
 from torch import Tensor
 
 CACHE_LINE = 64
@@ -28,18 +26,6 @@ def spread_rows(like: Tensor, *shape: int) -> Tensor:
     if like.device.type != "cpu":
         stride = length
     return like.new_empty(n_rows, stride)[:, :length].view(n_rows, *row)
-
-
-def products_into(
-    rows: Float[Tensor, "row token width"],
-    left: Float[Tensor, "row token inner"],
-    right: Float[Tensor, "row inner width"],
-) -> None:
-    """One matrix product a row. torch makes many at once only in one piece of memory.
-
-    Into rows that lie apart it would make them one by one.
-    """
-    rows.copy_(torch.bmm(left, right))
 
 
 @dataclass

@@ -6,9 +6,9 @@ import torch
 from torch import Tensor
 
 from masks.edge_attention import attend
-from masks.edge_buffers import products_into
 from masks.edge_gates import layer_gates, mlp_gates, output_gates
-from masks.edge_reads import centred, complete, projected_by, scale_of, tiles
+from masks.edge_products import products_into, squares_of
+from masks.edge_reads import centred, complete, project_into, scale_of, tiles
 from masks.edge_run import EdgeRun, KeptBlock
 from models.residual_graph import ResidualGraph
 
@@ -98,11 +98,14 @@ def _read(
     # apart, for autograd keeps the first and the second is still added to
     later = [torch.empty_like(rows[0]) for _ in given[n_readers:]]
     scales, stored = [], []
+    wide = torch.promote_types(rows.dtype, torch.float32)
     for tokens in tiles(rows[0], len(given)):
-        reads = run.read(rows, given, tokens)
+        n_own = tokens.stop - tokens.start
+        squares = rows.new_empty(len(given), n_own, dtype=wide)
+        reads = run.read(rows, given, tokens, squares)
         of_heads = reads[:n_readers]
-        scale = scale_of(model, layer, of_heads)
-        projected[:, tokens] = projected_by(folded, of_heads, scale)
+        scale = scale_of(model, layer, squares[:n_readers], rows.dtype)
+        project_into(projected[:, tokens], folded, of_heads, scale)
         for read, found in zip(later, reads[n_readers:], strict=True):
             read[tokens] = found
         if scale is not None:
@@ -119,7 +122,7 @@ def _read_alike(
 ) -> tuple[Tensor, Tensor | None, list[Tensor]]:
     """The same of readers that all see the same, in one product."""
     folded = run.layers[layer]
-    scale = scale_of(run.model, layer, live[None])
+    scale = scale_of(run.model, layer, squares_of(live[None]), live.dtype)
     n_readers, width = folded.read.shape[0], folded.read.shape[-1]
     together = live @ folded.read.mT.flatten(0, 1).T
     projected = together.view(len(live), n_readers, width).transpose(0, 1).contiguous()

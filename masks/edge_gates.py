@@ -1,15 +1,10 @@
 """Where one layer's gates lie in the flat vector of edges, and their gradient."""
 
-import math
-
 import torch
 from torch import Tensor
 from torch.nn import functional
 
 from models.residual_graph import ResidualGraph
-
-AT_ONCE = 8
-"""Tokens whose inner products are one matrix product."""
 
 
 def attention_gates(graph: ResidualGraph, layer: int, gates: Tensor) -> Tensor:
@@ -48,20 +43,6 @@ def layer_gates(
 def with_always(gates: Tensor) -> Tensor:
     """(reader, writer) to (reader, always on and writer)."""
     return functional.pad(gates, (1, 0), value=1.0)
-
-
-def inner(left: Tensor, right: Tensor) -> Tensor:
-    """Inner products over tokens and d_model: (a, t, d), (b, t, d) -> (a, b).
-
-    Summed piece by piece: faster than one product with a very long inner dimension.
-    """
-    n_tokens, width = left.shape[1:]
-    at_once = math.gcd(n_tokens, AT_ONCE)
-    pieces = [
-        values.view(len(values), n_tokens // at_once, at_once * width)
-        for values in (left, right)
-    ]
-    return torch.bmm(pieces[0].transpose(0, 1), pieces[1].permute(1, 2, 0)).sum(0)
 
 
 def writers_of(graph: ResidualGraph, marked: Tensor) -> list[int]:

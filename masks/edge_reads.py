@@ -5,10 +5,10 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from masks.edge_gates import AT_ONCE
+from masks.edge_products import AT_ONCE
 from models.residual_parts import FoldedLayer, ResidualModel
 
-TILE = 3 * 2**20
+TILE = 2**22
 """Numbers in the reads of one piece of the tokens: on a CPU a part of what its last
 cache holds, so that reads are projected, and their gradient is handed on, before they
 leave it. Smaller pieces, and none at all, are slower (LOG.md)."""
@@ -25,25 +25,31 @@ def tiles(tokens: Tensor, n_reads: int) -> Iterator[slice]:
         yield slice(start, min(start + step, n_tokens))
 
 
-def scale_of(model: ResidualModel, layer: int, reads: Tensor) -> Tensor | None:
-    """1 / root of (mean square + eps) of every read; None where there is no norm."""
+def scale_of(
+    model: ResidualModel, layer: int, squares: Tensor, dtype: torch.dtype
+) -> Tensor | None:
+    """1 / root of (mean square + eps) of every read; None where there is no norm.
+
+    Args:
+        squares: Sums of squares, (reader, token).
+        dtype: Of the reads.
+    """
     norm = model.norm(layer, model.parts.norm_in)
     if norm is None:
         return None
-    wide = torch.promote_types(reads.dtype, torch.float32)
-    length = torch.linalg.vector_norm(reads, dim=-1, keepdim=True, dtype=wide)
-    scale = (length.square() / model.d_model + model.eps(norm)).rsqrt()
-    return scale.to(reads.dtype)
+    scale = (squares[..., None] / model.d_model + model.eps(norm)).rsqrt()
+    return scale.to(dtype)
 
 
-def projected_by(folded: FoldedLayer, reads: Tensor, scale: Tensor | None) -> Tensor:
-    """Queries, keys and values of the reads, a leaf."""
-    with torch.no_grad():
-        projected = torch.bmm(reads, folded.read)
-        if scale is not None:
-            projected.mul_(scale)
-        projected.add_(folded.read_bias)
-    return projected.requires_grad_(torch.is_grad_enabled())
+def project_into(
+    projected: Tensor, folded: FoldedLayer, reads: Tensor, scale: Tensor | None
+) -> None:
+    """Queries, keys and values of the reads, (reader, token, width)."""
+    found = torch.bmm(reads, folded.read)
+    if scale is None:
+        torch.add(found, folded.read_bias, out=projected)
+    else:
+        torch.addcmul(folded.read_bias, found, scale, out=projected)
 
 
 def complete(

@@ -9,6 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from masks.edge_buffers import Buffers
+from masks.edge_products import mix
 from masks.edge_weights import GradientSums, TrainedWeights
 from models.carried_norms import CarriedNorms
 from models.residual_parts import FoldedLayer, ResidualModel
@@ -60,17 +61,23 @@ class EdgeRun:
         n_tokens = tokens.stop - tokens.start
         return self.buffers.borrow(rows, n_reads, n_tokens, rows.shape[-1])
 
-    def read(self, rows: Tensor, given: Tensor, tokens: slice) -> Tensor:
+    def read(
+        self,
+        rows: Tensor,
+        given: Tensor,
+        tokens: slice,
+        squares: Tensor | None = None,
+    ) -> Tensor:
         """The reads of some tokens, in a buffer: (reader, token, width).
 
         Args:
             rows: Of the writers, row 0 the part that is always on.
             given: Gates of the first of them, (reader, always on and writer).
             tokens: Which.
+            squares: Gets every read's sum of squares, (reader, token).
         """
         reads = self.tile(rows, len(given), tokens)
-        seen = rows[: given.shape[1], tokens].flatten(1)
-        torch.mm(given, seen, out=reads.flatten(1))
+        mix(reads, given, rows[: given.shape[1], tokens], squares)
         return reads
 
     def through(

@@ -15,7 +15,6 @@ from jaxtyping import Bool
 from torch import Tensor
 
 from masks.edge_attention import attend, attend_given
-from masks.edge_buffers import products_into
 from masks.edge_gates import (
     attention_gates,
     mlp_gates,
@@ -23,7 +22,8 @@ from masks.edge_gates import (
     with_always,
     writers_of,
 )
-from masks.edge_reads import centred, projected_by, scale_of, tiles
+from masks.edge_products import mix, products_into, squares_of
+from masks.edge_reads import centred, project_into, scale_of, tiles
 from masks.edge_run import EdgeRun
 from models.architectures import architecture_of
 from models.residual_graph import ResidualGraph
@@ -289,8 +289,9 @@ class SparseRun:
     def _sum(self, marked: Bool[Tensor, "reader writer"]) -> Tensor:
         """Of every reader, the stored rows of the writers it marks."""
         gates = marked[:, self._stored(marked)].to(self.dtype)
-        rows = self.rows[1 : 1 + gates.shape[1]].flatten(1)
-        return (gates @ rows).view(len(marked), *self.rows.shape[1:])
+        found = self.rows.new_empty(len(marked), *self.rows.shape[1:])
+        mix(found, gates, self.rows[1 : 1 + gates.shape[1]])
+        return found
 
     def _projected(self, layer: int, readers: Sequence[int], reads: Tensor) -> Tensor:
         folded = self.run.layers[layer]
@@ -298,7 +299,10 @@ class SparseRun:
             folded = FoldedLayer(
                 folded.read[readers], folded.read_bias[readers], folded.write, None
             )
-        return projected_by(folded, reads, scale_of(self.model, layer, reads))
+        scale = scale_of(self.model, layer, squares_of(reads), reads.dtype)
+        projected = reads.new_empty(*reads.shape[:2], folded.read.shape[-1])
+        project_into(projected, folded, reads, scale)
+        return projected
 
     def _give(
         self, layer: int, readers: Sequence[int], reads: Tensor, given: list[Tensor]

@@ -13,7 +13,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from masks.edge_buffers import products_into, spread_rows
+from masks.edge_buffers import spread_rows
+from masks.edge_products import products_into
 from models.residual_parts import ResidualModel
 
 

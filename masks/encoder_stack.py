@@ -28,15 +28,14 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from masks.edge_attention import attend
-from masks.edge_buffers import products_into
 from masks.edge_gates import (
     attention_gates,
-    inner,
     layer_gates,
     mlp_gates,
     output_gates,
     with_always,
 )
+from masks.edge_products import products_into, through_reads
 from masks.edge_reads import complete, tiles
 from masks.edge_run import EdgeRun, KeptBlock
 from models.carried_norms import CarriedLayer, CarriedNorms
@@ -271,7 +270,7 @@ class _Backward:
         torch.mul(row[:, None], arriving, out=self.grads[1:].flatten(1))
         self.grads[0].view(-1).copy_(arriving)
         d_row = output_gates(graph, self.d_keep)
-        torch.mv(self.weighed.flatten(1), arriving, out=d_row)
+        torch.mv(self.weighed[1:].flatten(1), arriving, out=d_row)
         for layer in reversed(range(graph.n_layers)):
             kept: _Kept = self.run.kept.pop()
             self._through_norm(2 * layer + 1, kept.norms[1])
@@ -317,7 +316,8 @@ class _Backward:
         own = slice(1 + first, 1 + writer)
         gates = mlp_gates(graph, layer, self.gates)[first:]
         d_gates = mlp_gates(graph, layer, self.d_keep)[first:]
-        torch.mv(self.weighed[first:writer].flatten(1), read.view(-1), out=d_gates)
+        own_weighed = self.weighed[own].flatten(1)
+        torch.mv(own_weighed, read.view(-1), out=d_gates)
         self.grads[own].flatten(1).addr_(gates, read.view(-1))
         return read
 
@@ -344,33 +344,37 @@ class _Backward:
 
     def _to_writers_before(self, layer: int, projected: Tensor, of_mlp: Tensor) -> None:
         """To gates and rows of a layer's reads; row 0 has that of the MLP already."""
-        graph, width = self.model.graph, self.rows.shape[-1]
+        graph = self.model.graph
         first, weights = graph.n_before(layer), self.run.layers[layer].read.mT
         gates = layer_gates(graph, layer, self.gates)
         gates[-1, 0] = 0
         d_gates = torch.zeros_like(gates[:, 1:])
-        grads = self.grads[: 1 + first].flatten(1)
         for tokens in tiles(self.rows[0], len(gates)):
             reads = self.run.tile(self.rows, len(gates), tokens)
             torch.bmm(projected[:, tokens], weights, out=reads[:-1])
             reads[-1] = of_mlp[tokens]
-            d_gates += inner(reads, self.weighed[:first, tokens])
-            own = slice(tokens.start * width, tokens.stop * width)
-            grads[:, own].addmm_(gates.T, reads.flatten(1))
+            found = through_reads(
+                reads,
+                gates,
+                self.weighed[: 1 + first, tokens],
+                self.grads[: 1 + first, tokens],
+            )
+            assert found is not None
+            d_gates += found[:, 1:]
             self.run.buffers.give_back(reads)
         attention_gates(graph, layer, self.d_keep).copy_(d_gates[:-1])
         mlp_gates(graph, layer, self.d_keep)[:first] = d_gates[-1]
 
 
 def _weighed(run: EdgeRun, rows: Tensor, scales: list[Tensor]) -> Tensor:
-    """Of every writer what its gates weigh: (writer, token, width)."""
+    """Of row 0 and every writer what its gates weigh; row 0 has no gate."""
     if run.differences is None:
-        return rows[1:]
+        return rows
     graph, carried = run.model.graph, _carried(run)
-    weighed = torch.empty_like(rows[1:])
+    weighed = torch.zeros_like(rows)
     for first, last, place in _places(graph):
         own = run.differences[first:last] / scales[place]
-        weighed[first:last] = carried.carried(place, own)
+        weighed[1 + first : 1 + last] = carried.carried(place, own)
     return weighed
 
 
