@@ -14,7 +14,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from storage.atomic import write_bytes
+from storage.atomic import write_bytes, write_text
 from storage.cache import cache_folder, content_hash
 from storage.errors import UserError
 
@@ -55,14 +55,19 @@ def _built(source: Path, compiler: str) -> Path:
     version = _run([compiler, "--version"])
     key = content_hash(text, version, " ".join((*FLAGS, OPENMP)), _processor())
     path = cache_folder() / "compiled" / f"{source.stem}-{key[:16]}.so"
-    if path.exists():
-        return path
+    digest = path.with_suffix(".sha256")
+    if path.exists():  # a file that is not whole would end the process
+        if digest.exists() and digest.read_text() == content_hash(path.read_bytes()):
+            return path
+        _log.warning("%s is damaged: compiling it again", path)
     start = time.perf_counter()
     with tempfile.TemporaryDirectory() as folder:
         pieces, whole = Path(folder) / "pieces.o", Path(folder) / "whole.so"
         _run([compiler, *FLAGS, OPENMP, "-c", str(source), "-o", str(pieces)])
         _run([compiler, "-shared", str(pieces), "-o", str(whole)])
-        write_bytes(path, whole.read_bytes())
+        data = whole.read_bytes()
+        write_text(digest, content_hash(data))
+        write_bytes(path, data)
     seconds = time.perf_counter() - start
     _log.info("Compiled %s in %.1f s; kept in %s", source.name, seconds, path.parent)
     return path
