@@ -28,7 +28,7 @@ class PlantedCircuit:
 N_KINDS, N_VALUES = 3, 6
 
 
-def copying(seed: int, family: str = "gpt2", **sizes: int) -> PlantedCircuit:
+def copying(seed: int, family: str = "gpt2", **sizes: Any) -> PlantedCircuit:
     """The last token names a kind; one head finds the token of it, copies its value."""
     bench = Workbench(
         family,
@@ -58,7 +58,7 @@ def copying(seed: int, family: str = "gpt2", **sizes: int) -> PlantedCircuit:
 N_TOKENS, SEQ = 10, 8
 
 
-def induction(seed: int, family: str = "gpt2", **sizes: int) -> PlantedCircuit:
+def induction(seed: int, family: str = "gpt2", **sizes: Any) -> PlantedCircuit:
     """... A B ... A is followed by B: a head that writes the token before, and one that
     looks for the current token there and copies what stands at that place.
     """
@@ -95,7 +95,7 @@ def induction(seed: int, family: str = "gpt2", **sizes: int) -> PlantedCircuit:
     )
 
 
-def mlp_edge(seed: int, family: str = "gpt2", **sizes: int) -> PlantedCircuit:
+def mlp_edge(seed: int, family: str = "gpt2", **sizes: Any) -> PlantedCircuit:
     """As `copying`, but an MLP turns what the head copies into the answer."""
     bench = Workbench(
         family,
@@ -128,6 +128,93 @@ def mlp_edge(seed: int, family: str = "gpt2", **sizes: int) -> PlantedCircuit:
     return PlantedCircuit(bench.model, frozenset(truth), _draw_next_kinds)
 
 
+def chain(
+    seed: int, family: str = "gpt2", *, n_layers: int = 3, **sizes: Any
+) -> PlantedCircuit:
+    """As `mlp_edge`, but two MLPs one after the other turn what the head copies."""
+    bench = Workbench(
+        family,
+        n_tokens=N_KINDS * N_VALUES + N_KINDS,
+        spaces={
+            "asked": N_KINDS,
+            "kind": N_KINDS,
+            "value": N_VALUES,
+            "found": N_VALUES,
+            "next": N_VALUES,
+            "ans": N_VALUES,
+        },
+        seed=seed,
+        n_layers=n_layers,
+        **sizes,
+    )
+    _embed_kinds(bench)
+    number = _drawn(bench, bench.n_heads)
+    bench.plant(
+        0,
+        number,
+        match=(bench.codes("asked"), bench.codes("kind")),
+        move=(bench.codes("value"), bench.codes("found")),
+        strength=1.0,
+    )
+    first = _drawn(bench, n_layers - 1)
+    second = first + 1 + _drawn(bench, n_layers - 1 - first)
+    bench.plant_mlp(first, bench.codes("found"), bench.codes("next").roll(1, 0))
+    bench.plant_mlp(second, bench.codes("next"), bench.codes("ans").roll(1, 0))
+    bench.answer_with("ans", range(N_VALUES))
+    head = f"a0.h{number}"
+    truth = {f"input->{head}<{part}>" for part in "qkv"}
+    truth |= {f"{head}->m{first}", f"m{first}->m{second}", f"m{second}->logits"}
+    return PlantedCircuit(
+        bench.model, frozenset(truth), partial(_draw_next_kinds, by=2)
+    )
+
+
+def value_before(seed: int, family: str = "gpt2", **sizes: Any) -> PlantedCircuit:
+    """As `copying`, but of the token before the one found: a head's values are another
+    head's output.
+    """
+    bench = Workbench(
+        family,
+        n_tokens=N_KINDS * N_VALUES + N_KINDS,
+        spaces={
+            "asked": N_KINDS,
+            "kind": N_KINDS,
+            "value": N_VALUES,
+            "pos": SEQ,
+            "before": N_VALUES,
+            "ans": N_VALUES,
+        },
+        seed=seed,
+        **sizes,
+    )
+    _embed_kinds(bench)
+    bench.embed_positions("pos")
+    first, second = (_drawn(bench, bench.n_heads) for _ in range(2))
+    positions = bench.codes("pos")
+    bench.plant(
+        0,
+        first,
+        match=(positions[1:], positions[:-1]),
+        move=(bench.codes("value"), bench.codes("before")),
+        strength=1.0,
+    )
+    bench.plant(
+        1,
+        second,
+        match=(bench.codes("asked"), bench.codes("kind")),
+        move=(bench.codes("before"), bench.codes("ans")),
+    )
+    bench.answer_with("ans", range(N_VALUES))
+    early, late = f"a0.h{first}", f"a1.h{second}"
+    truth = {f"input->{early}<{part}>" for part in "qkv"}
+    truth |= {f"input->{late}<q>", f"input->{late}<k>", f"{early}->{late}<v>"}
+    return PlantedCircuit(
+        bench.model,
+        frozenset(truth | {f"{late}->logits"}),
+        partial(_draw_kinds, back=1),
+    )
+
+
 def _drawn(bench: Workbench, n: int) -> int:
     return int(torch.randint(n, (), generator=bench.rng))
 
@@ -142,25 +229,32 @@ def _embed_kinds(bench: Workbench) -> None:
         bench.embed("asked", torch.tensor([N_KINDS * N_VALUES + kind]), kind)
 
 
-def _draw_kinds(size: int, rng: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Seven tokens, one of them of the kind that the eighth asks for."""
+def _draw_kinds(
+    size: int, rng: torch.Generator, back: int = 0
+) -> tuple[Tensor, Tensor]:
+    """Seven tokens, one of them of the kind that the eighth asks for.
+
+    The answer is the value that stands `back` places before it.
+    """
     seq = 8
     asked = torch.randint(N_KINDS, (size,), generator=rng)
     others = torch.randint(1, N_KINDS, (size, seq), generator=rng)
     kinds = (asked[:, None] + others) % N_KINDS
-    place = torch.randint(seq - 1, (size,), generator=rng)
+    place = torch.randint(back, seq - 1, (size,), generator=rng)
     rows = torch.arange(size)
     kinds[rows, place] = asked
     values = torch.randint(N_VALUES, (size, seq), generator=rng)
     ids = kinds * N_VALUES + values
     ids[:, -1] = N_KINDS * N_VALUES + asked
-    return ids, values[rows, place]
+    return ids, values[rows, place - back]
 
 
-def _draw_next_kinds(size: int, rng: torch.Generator) -> tuple[Tensor, Tensor]:
-    """As `_draw_kinds`; the answer is the value after the one found."""
+def _draw_next_kinds(
+    size: int, rng: torch.Generator, by: int = 1
+) -> tuple[Tensor, Tensor]:
+    """As `_draw_kinds`; the answer is the value `by` steps after the one found."""
     ids, values = _draw_kinds(size, rng)
-    return ids, (values - 1) % N_VALUES
+    return ids, (values - by) % N_VALUES
 
 
 def _draw_repeated(size: int, rng: torch.Generator) -> tuple[Tensor, Tensor]:
@@ -184,6 +278,7 @@ CIRCUITS: dict[str, Callable[[int], PlantedCircuit]] = {
     "MLP edge": mlp_edge,
     "post-norm encoder": partial(copying, family="bert"),
 }
+_LARGE: dict[str, Any] = {"n_layers": 4, "n_heads": 8, "d_head": 16, "written": 0.06}
 _grouped = partial(copying, family="llama", n_groups=2, n_layers=3)
 _parallel = partial(mlp_edge, family="gpt_neox")
 VARIATIONS: dict[str, Callable[[int], PlantedCircuit]] = {
@@ -193,5 +288,18 @@ VARIATIONS: dict[str, Callable[[int], PlantedCircuit]] = {
     "induction, 3 layers of 5 heads": partial(
         induction, n_layers=3, n_heads=5, d_head=16
     ),
+    "two MLPs, 3 layers": partial(chain, written=0.1),
+    "two MLPs, Llama": partial(chain, family="llama", written=0.1),
+    "values of values, 8 heads": partial(value_before, n_heads=8, d_head=16),
+    **{
+        f"{name}, 1,519 edges": partial(build, **_LARGE)
+        for name, build in (
+            ("copying head", copying),
+            ("induction head", induction),
+            ("MLP edge", mlp_edge),
+            ("two MLPs", chain),
+            ("values of values", value_before),
+        )
+    },
 }
 """On which no default was chosen."""

@@ -24,7 +24,7 @@ CODE = 2.0
 NOISE = 0.2
 """Standard deviation of the other weights."""
 WRITTEN = 0.25
-"""About the standard deviation of what one of the others writes in a dimension."""
+"""Of what one of the others writes, where there are a dozen of them."""
 SHARPNESS = 5.0
 """Of planted queries and keys."""
 
@@ -48,6 +48,8 @@ class Workbench:
         n_tokens: Size of the vocabulary; also the classes of an encoder.
         spaces: Dimensions of every space by name, in their order; the rest is noise.
         seed: Of all random weights.
+        written: About the standard deviation of what one of the others writes in a
+            dimension: many of them together would drown the circuit.
     """
 
     def __init__(
@@ -62,9 +64,10 @@ class Workbench:
         d_head: int = 16,
         n_groups: int | None = None,
         seq: int = 8,
+        written: float = WRITTEN,
     ):
         self.family, self.n_heads, self.d_head = family, n_heads, d_head
-        self.n_layers = n_layers
+        self.n_layers, self.written = n_layers, written
         self.d_model = n_heads * d_head
         self.rng = torch.Generator().manual_seed(seed)
         self.model: Any = _untrained(
@@ -179,7 +182,7 @@ class Workbench:
                 if rows.dim() == 2:
                     is_head = rows.shape[1] == self.d_model
                     fan_in = self.d_head if is_head else rows.shape[1]
-                    rows *= WRITTEN / NOISE / fan_in**0.5
+                    rows *= self.written / NOISE / fan_in**0.5
                 rows[: self.noise.start] = 0.0
         if self.family == "bert":
             self.model.classifier.bias.zero_()

@@ -8,7 +8,12 @@ price. The divergence is Jensen and Shannon's, of at most ln 2 nats: KL would ke
 that do nothing but make the circuit as unsure as the model is. Conmy et al. (2023),
 "Towards Automated Circuit Discovery for Mechanistic Interpretability",
 https://arxiv.org/abs/2304.14997, do so from all edges of a model, from the last reader
-to the first; here the order and the start are learned.
+to the first; here the order and the start are learned. Where training keeps more than
+can be tried one by one, or nothing that works, edges go in pieces (in the second case
+of the whole graph): half of them, a quarter ..., down to single edges where a piece is
+needed, as
+Zeller and Hildebrandt (2002), "Simplifying and Isolating Failure-Inducing Input", do
+with the input of a program.
 """
 
 import logging
@@ -53,12 +58,17 @@ Try = Callable[[Tensor], _Tried]
 """Gates of all edges -> what they do."""
 
 
-def can_be_tried(mask: FrozenMask, settings: MaskSettings) -> bool:
-    """Whether the mask keeps edges alone, for the concept's sake, and few enough."""
+def can_be_tried(
+    mask: FrozenMask, settings: MaskSettings, n_ablated: int | None = None
+) -> bool:
+    """Whether the mask keeps edges alone, for the concept's sake.
+
+    And not many, where their number was asked for.
+    """
     n_kept = mask.n_units - mask.n_ablated
     only_edges = all(site.kind == "edges" for site in mask.sites)
     isolates = settings.direction == "isolate"
-    return isolates and only_edges and n_kept <= MOST_TRIED
+    return isolates and only_edges and (n_ablated is None or n_kept <= MOST_TRIED)
 
 
 def tried(
@@ -72,7 +82,9 @@ def tried(
     """The mask without the edges that it can spare, and the ranking that gives it.
 
     Where the mask does not do what the model does, edges are first added by their rank;
-    where too many would be needed it stays as it is, with a warning.
+    where too many would be needed, they are searched among all, with as many tries as
+    there were training steps; where that is too few the mask stays as it is, with a
+    warning.
 
     Args:
         mask: A frozen mask for which `can_be_tried`.
@@ -83,7 +95,7 @@ def tried(
             cost little, and all together too much.
     """
     n_kept = mask.n_units - mask.n_ablated
-    logger.info("trying the mask without each of the %d edges it keeps", n_kept)
+    logger.info("trying the mask without edges of the %d it keeps", n_kept)
     attempt = _attempts(experiment, settings, mask)
     whole = attempt(torch.ones(mask.n_units, dtype=torch.bool)).margin
     floor = (1 - margin_cost) * whole if whole > 0 else -math.inf
@@ -95,7 +107,17 @@ def tried(
     if working is None:
         logger.warning(
             "the mask does not do what the model does, nor do the first %d of its "
-            "ranking, so it stays as it was trained: try more --n_steps or --k_max",
+            "ranking: searching among all edges",
+            2 * MOST_TRIED,
+        )
+        working = torch.ones_like(keep)
+    if int(working.sum()) > 2 * MOST_TRIED:
+        most = settings.n_steps
+        working = _searched(working, order, attempt, settings.price, floor, most)
+    if int(working.sum()) > 2 * MOST_TRIED:
+        logger.warning(
+            "no %d edges were found that do what the model does, so the mask stays as "
+            "it was trained: try more --n_steps or --k_max",
             2 * MOST_TRIED,
         )
         return mask, dict(ranking)
@@ -129,9 +151,9 @@ def _working(keep: Tensor, order: Tensor, attempt: Try, floor: float) -> Tensor 
             if found.margin >= floor:
                 return wider
             near = wider if near is None else near
-        n_kept = max(1, 2 * n_kept)
-        if n_kept > 2 * MOST_TRIED:
+        if n_kept >= 2 * MOST_TRIED:
             return near
+        n_kept = min(max(1, 2 * n_kept), 2 * MOST_TRIED)
         wider = keep.clone()
         wider[order[:n_kept]] = True
 
@@ -153,11 +175,41 @@ def _spared(
                 return keep
             keep[edge] = False
             without = attempt(keep)
-            bears = without.margin >= min(floor, now.margin)
-            if bears and without.loss - now.loss < price:
+            if _is_spared(without, now, price, floor):
                 now, n_kept = without, n_kept - 1
             else:
                 keep[edge] = True
+    return keep
+
+
+def _is_spared(without: _Tried, now: _Tried, price: float, floor: float) -> bool:
+    """Whether what was taken away costs less than one edge, and margin to spare."""
+    bears = without.margin >= min(floor, now.margin)
+    return bears and without.loss - now.loss < price
+
+
+def _searched(
+    keep: Tensor, order: Tensor, attempt: Try, price: float, floor: float, most: int
+) -> Tensor:
+    """Less the edges that go in pieces, the lowest ranked first.
+
+    Args:
+        most: Tries.
+    """
+    keep, now = keep.clone(), attempt(keep)
+    limit = _WORKS * attempt(torch.zeros_like(keep)).loss
+    pieces = [order[keep[order]].flip(0)]
+    while pieces and most > 0:
+        piece = pieces.pop()
+        keep[piece] = False
+        without, most = attempt(keep), most - 1
+        if without.loss <= limit and _is_spared(without, now, price, floor):
+            now = without
+            continue
+        keep[piece] = True
+        if len(piece) > 1:
+            low, high = piece.tensor_split(2)
+            pieces += [high, low]
     return keep
 
 

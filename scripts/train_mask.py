@@ -233,7 +233,7 @@ def main(config: TrainMaskConfig) -> Path:
     ranking = masks.split(masks.ranking().detach().cpu())
     origin = provenance(config, experiment, settings)
     mask = freeze(config, experiment, masks, ranking, ablated, settings, origin)
-    if can_be_tried(mask, settings):
+    if can_be_tried(mask, settings, config.n_ablated):
         mask, ranking = tried(
             experiment,
             settings,

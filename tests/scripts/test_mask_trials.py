@@ -1,5 +1,7 @@
 """Trials of kept edges on a planted circuit: what is spared, added, asked for."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import Tensor
@@ -92,16 +94,53 @@ def test_only_few_kept_edges_that_isolate_are_tried(circuit: PlantedCircuit):
     assert not can_be_tried(neurons, SETTINGS)
 
 
-def test_a_mask_that_cannot_be_made_to_work_stays_as_it_was(
+def reversed_mask(
+    circuit: PlantedCircuit, n_kept: int
+) -> tuple[FrozenMask, dict[str, Tensor]]:
+    """A mask that keeps no true edge, and a ranking that has them last."""
+    scores, true = scores_of(circuit, 0)
+    mask = start(circuit, scores - 1.0 * true, n_kept)
+    return mask, by_site(circuit, scores - 1.0 * true)
+
+
+@pytest.mark.parametrize("n_kept", [2, 20])
+def test_where_no_first_edges_work_all_are_searched(
+    circuit: PlantedCircuit,
+    n_kept: int,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+):
+    monkeypatch.setattr(mask_trials, "MOST_TRIED", 4)
+    mask, ranking = reversed_mask(circuit, n_kept)
+    found, _ = tried(experiment_on(circuit), SETTINGS, mask, ranking)
+    assert set(found.edges(kept=True)) == circuit.truth
+    assert "searching among all edges" in caplog.text
+
+
+def test_more_kept_edges_than_can_be_tried_go_in_pieces(
     circuit: PlantedCircuit,
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ):
     monkeypatch.setattr(mask_trials, "MOST_TRIED", 4)
     scores, true = scores_of(circuit, 0)
-    ranking = by_site(circuit, scores - 1.0 * true)  # the true edges come last
-    mask = start(circuit, scores - 1.0 * true, 2)
-    found, order = tried(experiment_on(circuit), SETTINGS, mask, ranking)
+    mask = start(circuit, scores + 1.0 * true, 70)
+    assert can_be_tried(mask, SETTINGS)
+    assert not can_be_tried(mask, SETTINGS, n_ablated=40)
+    found, _ = tried(experiment_on(circuit), SETTINGS, mask, by_site(circuit, scores))
+    assert set(found.edges(kept=True)) == circuit.truth
+    assert caplog.text == ""
+
+
+def test_a_mask_that_cannot_be_made_to_work_stays_as_it_was(
+    circuit: PlantedCircuit,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+):
+    monkeypatch.setattr(mask_trials, "MOST_TRIED", 4)
+    mask, ranking = reversed_mask(circuit, 2)
+    few = replace(SETTINGS, n_steps=3)
+    found, order = tried(experiment_on(circuit), few, mask, ranking)
     assert found is mask
     assert order == ranking
-    assert "it stays as it was trained" in caplog.text
+    assert "the mask stays as it was trained" in caplog.text
