@@ -9,6 +9,12 @@ ones, other random weights. Masks are trained, frozen and tried as
 gives, for every circuit and gate, on how many seeds the mask keeps exactly the true
 edges, before the last step (`trained`: the threshold, and for topk as many as there
 are) and after it (`found`).
+
+    python benchmarks/planted_circuits.py --direction break
+
+trains cuts instead, of models with a second behaviour that is retained, and gives how
+many edges are cut, on how many seeds only true ones, and what the cut leaves of both
+behaviours on new examples (means; a guess is right once in six).
 """
 
 import sys
@@ -22,20 +28,32 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import torch
 from accelerate import Accelerator
 
-from benchmarks.planted_edges import CIRCUITS, VARIATIONS, PlantedCircuit
-from benchmarks.planted_task import PlantedTask
+from benchmarks.planted_edges import (
+    CIRCUITS,
+    VARIATIONS,
+    PlantedCircuit,
+    two_behaviours,
+)
 from masks.frozen_mask import FrozenMask
 from masks.registry import GATES
 from models.architectures import sites_of
 from models.loaded import LoadedModel, config_hash_of
 from reports.tables import format_table
+from scripts.cut_trials import can_be_put_back, put_back
 from scripts.experiment import Experiment, flag
 from scripts.mask_freezing import freeze
 from scripts.mask_recipes import adapted
-from scripts.mask_training import MaskSettings, ablation_values, train_gates
+from scripts.mask_training import (
+    Direction,
+    MaskSettings,
+    ablation_values,
+    cut_with,
+    train_gates,
+)
 from scripts.mask_trials import can_be_tried, tried
 from scripts.train_mask import TrainMaskConfig
 from storage.errors import UserError
+from tasks.evaluation import evaluate
 from training.config import run_script
 
 ALL = CIRCUITS | VARIATIONS
@@ -49,6 +67,7 @@ class PlantedConfig:
     gates: list[str] = flag(sorted(GATES), "gates to train")
     seeds: int = flag(20, "models of each circuit")
     first_seed: int = flag(0, "seed of the first of them")
+    direction: Direction = flag("isolate", "isolate a circuit, or break one of two")
 
     def __post_init__(self) -> None:
         for name, given, known in (
@@ -106,14 +125,47 @@ def search(
     )
 
 
+@dataclass(frozen=True)
+class Broken:
+    """A cut, and what it leaves on new examples."""
+
+    cut: frozenset[str]
+    accuracy: float
+    retained: float
+
+
+def break_one(circuit: PlantedCircuit, gate: str, seed: int) -> Broken:
+    """Train, freeze and try a cut of `circuit`, with the defaults."""
+    experiment = experiment_on(circuit)
+    sites = sites_of(circuit.model, ["edges"])
+    n_units = sum(site.n_units for site in sites)
+    settings = _settings(circuit, gate, seed, n_units, "break")
+    ablated = ablation_values(experiment, sites, settings)
+    masks = train_gates(experiment, sites, ablated, settings, progress=None)
+    ranking = masks.split(masks.ranking().detach())
+    config = TrainMaskConfig()
+    mask = freeze(config, experiment, masks, ranking, ablated, settings, {})
+    if can_be_put_back(mask, settings, experiment.task.concept_metric, None):
+        target = config.concept_target
+        mask, _ = put_back(experiment, settings, mask, ranking, target)
+    cut = cut_with(experiment, mask)
+    scores = evaluate(experiment.task, circuit.model, "heldout", cut=cut).scores
+    cut_edges = frozenset(mask.edges(kept=False))
+    return Broken(cut_edges, scores["accuracy"], scores["retained"])
+
+
 def _settings(
-    circuit: PlantedCircuit, gate: str, seed: int, n_units: int
+    circuit: PlantedCircuit,
+    gate: str,
+    seed: int,
+    n_units: int,
+    direction: Direction = "isolate",
 ) -> MaskSettings:
     """The defaults of an unknown task."""
     recipe = adapted(
         MaskSettings(),
         gate=gate,
-        direction="isolate",
+        direction=direction,
         edges=True,
         paired=circuit.ablation == "counterfactual",
         n_units=n_units,
@@ -134,7 +186,7 @@ def experiment_on(circuit: PlantedCircuit) -> Experiment:
         is_decoder=True,
         special_ids=(),
     )
-    task = PlantedTask(circuit.draw)
+    task = circuit.task(circuit.draw)
     corpus: Any = None  # the task draws its own examples
     return Experiment(task, corpus, loaded, Accelerator(cpu=True), {})
 
@@ -151,11 +203,35 @@ def main(config: PlantedConfig) -> None:
     """Print the table."""
     torch.set_num_threads(1)
     rows = []
+    if config.direction == "break":
+        rows = [_break_row(gate, config) for gate in config.gates]
+        print(format_table(rows, list(rows[0])))
+        return
     for name in config.circuits:
         for gate in config.gates:
             rows.append(_row(name, gate, config))
             print(f"{name}, {gate}: found {rows[-1]['found']}", flush=True)
     print(format_table(rows, list(rows[0])))
+
+
+def _break_row(gate: str, config: PlantedConfig) -> dict[str, str]:
+    seeds = range(config.first_seed, config.first_seed + config.seeds)
+    circuits = [two_behaviours(seed) for seed in seeds]
+    found = [
+        break_one(circuit, gate, seed)
+        for circuit, seed in zip(circuits, seeds, strict=True)
+    ]
+    only_true = sum(
+        f.cut <= circuit.truth for f, circuit in zip(found, circuits, strict=True)
+    )
+    n = len(found)
+    return {
+        "gate": gate,
+        "edges cut": f"{sum(len(f.cut) for f in found) / n:.1f}",
+        "only true": f"{only_true}/{n}",
+        "accuracy": f"{sum(f.accuracy for f in found) / n:.3f}",
+        "retained": f"{sum(f.retained for f in found) / n:.3f}",
+    }
 
 
 def _row(name: str, gate: str, config: PlantedConfig) -> dict[str, str]:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.planted_models import Workbench
-from benchmarks.planted_task import Draw
+from benchmarks.planted_task import Draw, GuessedTask, PlantedTask
 from masks.ablation import AblationKind
 
 
@@ -23,6 +23,7 @@ class PlantedCircuit:
     draw: Draw
     ablation: AblationKind = "zero"
     """What `truth` is about: with other values other edges are needed."""
+    task: type[PlantedTask] = PlantedTask
 
 
 N_KINDS, N_VALUES = 3, 6
@@ -213,6 +214,67 @@ def value_before(seed: int, family: str = "gpt2", **sizes: Any) -> PlantedCircui
         frozenset(truth | {f"{late}->logits"}),
         partial(_draw_kinds, back=1),
     )
+
+
+def two_behaviours(seed: int, family: str = "gpt2") -> PlantedCircuit:
+    """`copying` beside `induction`, of tokens of its own and to be retained."""
+    n_kinds = N_KINDS * N_VALUES + N_KINDS
+    bench = Workbench(
+        family,
+        n_tokens=n_kinds + N_TOKENS,
+        spaces={
+            "asked": N_KINDS,
+            "kind": N_KINDS,
+            "value": N_VALUES,
+            "ans": N_VALUES,
+            "token": N_TOKENS,
+            "pos": SEQ,
+            "before": N_TOKENS,
+            "next": N_TOKENS,
+        },
+        seed=seed,
+        n_heads=8,
+    )
+    _embed_kinds(bench)
+    bench.embed("token", torch.arange(n_kinds, n_kinds + N_TOKENS))
+    bench.embed_positions("pos")
+    layer = _drawn(bench, bench.n_layers)
+    number, first, second = torch.randperm(8, generator=bench.rng)[:3].tolist()
+    bench.plant(
+        layer,
+        number,
+        match=(bench.codes("asked"), bench.codes("kind")),
+        move=(bench.codes("value"), bench.codes("ans")),
+    )
+    positions, tokens = bench.codes("pos"), bench.codes("token")
+    bench.plant(
+        0,
+        first,
+        match=(positions[1:], positions[:-1]),
+        move=(tokens, bench.codes("before")),
+        strength=0.5,
+    )
+    bench.plant(
+        1,
+        second,
+        match=(tokens, bench.codes("before")),
+        move=(tokens, bench.codes("next")),
+    )
+    bench.answer_with("ans", range(N_VALUES), then={"next": n_kinds})
+    own = f"a{layer}.h{number}"
+    truth = {f"input->{own}<{part}>" for part in "qkv"} | {f"{own}->logits"}
+
+    def draw(size: int, rng: torch.Generator) -> tuple[Tensor, ...]:
+        ids, answers = _draw_kinds(size, rng)
+        others, next_tokens = _draw_repeated(size, rng)
+        is_concept = torch.arange(size) % 2 == 0
+        return (
+            torch.where(is_concept[:, None], ids, others + n_kinds),
+            torch.where(is_concept, answers, next_tokens + n_kinds),
+            is_concept,
+        )
+
+    return PlantedCircuit(bench.model, frozenset(truth), draw, task=GuessedTask)
 
 
 def _drawn(bench: Workbench, n: int) -> int:

@@ -8,8 +8,9 @@ from torch import Tensor, nn
 
 from tasks.base import Batch, Metric, Split, Task, TaskOptions
 
-Draw = Callable[[int, torch.Generator], tuple[Tensor, Tensor]]
-"""(examples, generator) -> token ids, (example, seq), and answers, (example,)."""
+Draw = Callable[[int, torch.Generator], tuple[Tensor, ...]]
+"""(examples, generator) -> token ids, (example, seq), answers, (example,), and which
+examples are the concept, (example,), where some are to be retained."""
 
 _EXAMPLES = 64
 _PAIRED = 500_000_000
@@ -17,7 +18,7 @@ _SPLITS = {"base": 0, "mask": 1, "tune": 2, "relearn": 3, "heldout": 4}
 
 
 class PlantedTask(Task):
-    """The answer is the concept; nothing is retained."""
+    """The answers are the concept, where the circuit does nothing else."""
 
     name = "planted"
     head = "causal_lm"
@@ -36,8 +37,9 @@ class PlantedTask(Task):
         return self._drawn(size, (seed * 5 + _SPLITS[split]) * 20_011 + step)
 
     def _drawn(self, size: int, number: int) -> Batch:
-        ids, answers = self.draw(size, torch.Generator().manual_seed(number))
-        other, _ = self.draw(size, torch.Generator().manual_seed(number + _PAIRED))
+        ids, answers, *marks = self.draw(size, torch.Generator().manual_seed(number))
+        other = self.draw(size, torch.Generator().manual_seed(number + _PAIRED))[0]
+        is_concept = marks[0][:, None] if marks else torch.ones(size, 1).bool()
         targets = torch.full_like(ids, -100)
         targets[:, -1] = answers
         everywhere = torch.ones_like(ids, dtype=torch.bool)
@@ -45,8 +47,8 @@ class PlantedTask(Task):
             "input_ids": ids,
             "paired_ids": other,
             "targets": targets,
-            "concept": targets >= 0,
-            "retain": ~everywhere,
+            "concept": (targets >= 0) & is_concept,
+            "retain": (targets >= 0) & ~is_concept,
             "weights": everywhere.float(),
             "real": everywhere,
             "cluster": torch.arange(size),
@@ -72,11 +74,25 @@ class PlantedTask(Task):
     def counts(self, model: nn.Module, batch: Batch) -> dict[str, Tensor]:
         said = model(input_ids=batch["input_ids"]).logits[:, -1].argmax(-1)
         right = (said == batch["targets"][:, -1]).float()
-        return {"right": right, "n": torch.ones_like(right)}
+        n = batch["concept"][:, -1].float()
+        return {
+            "right": right * n,
+            "n": n,
+            "retain_right": right * (1 - n),
+            "retain_n": 1 - n,
+        }
 
     def summarise(self, counts: Mapping[str, Tensor]) -> dict[str, float]:
-        accuracy = float(counts["right"] / counts["n"])
-        return {"accuracy": accuracy, "retained": float("nan")}
+        return {
+            "accuracy": float(counts["right"] / counts["n"]),
+            "retained": float(counts["retain_right"] / counts["retain_n"]),
+        }
 
     def n_examples(self, split: Split) -> int:
         return _EXAMPLES
+
+
+class GuessedTask(PlantedTask):
+    """The answer is one of six values."""
+
+    concept_metric = Metric("accuracy", True, "fraction", chance=1 / 6)

@@ -31,6 +31,7 @@ from masks.unit_maps import unit_maps
 from models.sites import UNIT_KINDS, Site
 from relearning.holding import check_holdable
 from scripts.circuit import MOST_EDGES, circuit_of, per_site
+from scripts.cut_trials import can_be_put_back, put_back
 from scripts.experiment import Experiment, UnitsConfig, command, flag, where
 from scripts.mask_freezing import freeze
 from scripts.mask_recipes import methods_of, plan, units_of
@@ -241,6 +242,11 @@ def main(config: TrainMaskConfig) -> Path:
             ranking,
             config.n_ablated,
             margin_cost=config.concept_target,
+        )
+    metric = experiment.task.concept_metric
+    if can_be_put_back(mask, settings, metric, config.n_ablated):
+        mask, ranking = put_back(
+            experiment, settings, mask, ranking, config.concept_target
         )
     if mask.n_ablated in (0, mask.n_units):
         what = "nothing" if mask.n_ablated == 0 else "everything"
