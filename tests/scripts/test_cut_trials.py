@@ -62,7 +62,7 @@ def test_all_but_one_true_edge_are_put_back(circuit: PlantedCircuit, n_cut: int)
 
 
 def test_where_the_concept_is_not_broken_more_is_cut_first(circuit: PlantedCircuit):
-    scores = scores_of(circuit, -0.4)
+    scores = scores_of(circuit, -0.2)
     names = list(graph_of(circuit.model).edges())
     places = [names.index(name) for name in circuit.truth]
     below = scores.sort().indices.tolist()
