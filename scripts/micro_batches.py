@@ -32,11 +32,15 @@ def rows_that_fit(
     length: int,
     *,
     counterfactual: bool = False,
+    trained: bool = False,
 ) -> float:
-    """Examples of `length` tokens that a step of the gates has memory for.
+    """Examples of `length` tokens that a step has memory for.
 
     Infinite without edges, whose gates take little more than the model itself; else it
     may be below 1.
+
+    Args:
+        trained: It trains the model under finished gates, with two moments a weight.
     """
     _, edges = apart(sites)
     if not edges:
@@ -48,7 +52,10 @@ def rows_that_fit(
     needed = token_bytes(residual, stored=False, n_classes=n_classes)
     if counterfactual:
         needed += residual.graph.n_writers * residual.d_model * weight.element_size()
-    return BUDGET * free_bytes(weight.device) / (needed * length)
+    free = BUDGET * free_bytes(weight.device)
+    if trained:
+        free -= 3 * sum(w.numel() * w.element_size() for w in model.parameters())
+    return free / (needed * length)
 
 
 def check_memory(
@@ -65,6 +72,29 @@ def check_memory(
             f"--units edges has memory for {int(rows * length)} tokens at once, and "
             f"--max_length is {length}; ask for at most that, for --merged_qkv true, "
             "or for other units"
+        )
+
+
+def check_relearning(
+    model: nn.Module, sites: Sequence[Site], length: int, batch_size: int
+) -> None:
+    """Refuse to train a model under a mask on edges without the memory for a step.
+
+    Raises:
+        UserError: With the batch that fits.
+    """
+    rows = rows_that_fit(model, sites, length, trained=True)
+    if rows < 1:
+        raise UserError(
+            "relearning under a mask on edges has no memory for one example of "
+            f"--max_length {length} beside the weights, their gradients and Adam's "
+            "moments; ask for shorter examples"
+        )
+    if rows < batch_size:
+        raise UserError(
+            f"relearning under a mask on edges has memory for {int(rows)} examples of "
+            f"--max_length {length}, and --batch_size is {batch_size}; ask for at "
+            f"most {int(rows)}"
         )
 
 

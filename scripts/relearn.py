@@ -29,6 +29,7 @@ from relearning.statistics import describe
 from reports.tables import format_table, recovery_rows, relearning_rows
 from scripts.evaluate import from_run, mask_at
 from scripts.experiment import Experiment, TaskConfig, command, flag, make_accelerator
+from scripts.micro_batches import check_relearning
 from scripts.relearn_after import Whereabouts
 from scripts.train_base import prepare
 from storage.errors import UserError
@@ -146,6 +147,7 @@ def main(config: RelearnConfig) -> Path:
     if cuts_edges(mask) and (config.probe or config.redistribute):
         logger.info("a mask on edges: no probes and no ranking of units afterwards")
         config = replace(config, probe=False, redistribute=False)
+    check_relearning(loaded.model, mask.sites, config.max_length, config.batch_size)
     wanted = _possible(config, experiment)
     never_learned = None
     if "never_learned" in config.conditions:

@@ -13,7 +13,12 @@ from masks.gating import gated
 from models.architectures import sites_of
 from models.residual_parts import ResidualModel
 from scripts import micro_batches
-from scripts.micro_batches import check_memory, loss_in_parts, rows_that_fit
+from scripts.micro_batches import (
+    check_memory,
+    check_relearning,
+    loss_in_parts,
+    rows_that_fit,
+)
 from storage.errors import UserError
 from tasks.base import Batch
 from tests.attribution.toy import SITES, LinearTokens, ToyTask, ablation
@@ -85,6 +90,29 @@ def test_rows_follow_the_free_memory(monkeypatch: pytest.MonkeyPatch):
     check_memory(model, sites, 20, counterfactual=False)
     with pytest.raises(UserError, match="memory for 70 tokens at once"):
         check_memory(model, sites, 71, counterfactual=False)
+
+
+def test_relearning_has_the_weights_gradients_and_moments_beside_it(
+    monkeypatch: pytest.MonkeyPatch,
+):
+    model = tiny_model("gpt2", "causal_lm").requires_grad_(False)
+    sites, neurons = sites_of(model, ["edges"]), sites_of(model, ["neurons"])
+    residual = ResidualModel(model)
+    a_token = token_bytes(residual, stored=False, n_classes=model.config.vocab_size)
+    weights = sum(w.numel() * w.element_size() for w in model.parameters())
+
+    def with_room_for(n_tokens: float) -> None:
+        free = int((3 * weights + n_tokens * a_token) / micro_batches.BUDGET)
+        monkeypatch.setattr(micro_batches, "free_bytes", lambda device: free)
+
+    with_room_for(4.5 * 20)
+    check_relearning(model, sites, 20, 4)
+    check_relearning(model, neurons, 20, 400)
+    with pytest.raises(UserError, match=r"memory for 4 examples .* ask for at most 4"):
+        check_relearning(model, sites, 20, 5)
+    with_room_for(19)
+    with pytest.raises(UserError, match="no memory for one example"):
+        check_relearning(model, sites, 20, 1)
 
 
 def test_memory_is_counted_with_depth_and_storing():
