@@ -129,7 +129,7 @@ def test_more_kept_edges_than_can_be_tried_go_in_pieces(
     assert not can_be_tried(mask, SETTINGS, n_ablated=40)
     found, _ = tried(experiment_on(circuit), SETTINGS, mask, by_site(circuit, scores))
     assert set(found.edges(kept=True)) == circuit.truth
-    assert caplog.text == ""
+    assert "searching" not in caplog.text
 
 
 def test_a_mask_that_cannot_be_made_to_work_stays_as_it_was(
