@@ -134,12 +134,20 @@ class Broken:
     retained: float
 
 
-def break_one(circuit: PlantedCircuit, gate: str, seed: int) -> Broken:
-    """Train, freeze and try a cut of `circuit`, with the defaults."""
+def break_one(
+    circuit: PlantedCircuit, gate: str, seed: int, *, n_steps: int | None = None
+) -> Broken:
+    """Train, freeze and try a cut of `circuit`, with the defaults.
+
+    Args:
+        n_steps: Instead of as many as are usual.
+    """
     experiment = experiment_on(circuit)
     sites = sites_of(circuit.model, ["edges"])
     n_units = sum(site.n_units for site in sites)
     settings = _settings(circuit, gate, seed, n_units, "break")
+    if n_steps is not None:
+        settings = replace(settings, n_steps=n_steps)
     ablated = ablation_values(experiment, sites, settings)
     masks = train_gates(experiment, sites, ablated, settings, progress=None)
     ranking = masks.split(masks.ranking().detach())
