@@ -27,6 +27,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import torch
 from accelerate import Accelerator
+from torch import Tensor
 
 from benchmarks.planted_edges import (
     CIRCUITS,
@@ -100,27 +101,19 @@ def search(
         n_steps: Instead of as many as are usual.
     """
     start = time.perf_counter()
-    experiment = experiment_on(circuit)
-    sites = sites_of(circuit.model, ["edges"])
-    n_units = sum(site.n_units for site in sites)
-    settings = _settings(circuit, gate, seed, n_units)
-    if n_steps is not None:
-        settings = replace(settings, n_steps=n_steps)
-    ablated = ablation_values(experiment, sites, settings)
-    masks = train_gates(experiment, sites, ablated, settings, progress=None)
-    ranking = masks.split(masks.ranking().detach())
-    config = TrainMaskConfig()
-    mask = freeze(config, experiment, masks, ranking, ablated, settings, {})
-    raw = mask
+    done = _trained(circuit, gate, seed, "isolate", n_steps)
+    mask = raw = done.mask
     if gate == "topk":
-        size = n_units - len(circuit.truth)
-        raw = FrozenMask.exactly_k(ranking, sites, ablated, n_ablated=size)
-    if can_be_tried(mask, settings):
-        mask, _ = tried(experiment, settings, mask, ranking)
+        size = mask.n_units - len(circuit.truth)
+        raw = FrozenMask.exactly_k(
+            done.ranking, mask.sites, mask.ablated, n_ablated=size
+        )
+    if can_be_tried(mask, done.settings):
+        mask, _ = tried(done.experiment, done.settings, mask, done.ranking)
     return Found(
         frozenset(raw.edges(kept=True)),
         frozenset(mask.edges(kept=True)),
-        settings.n_steps,
+        done.settings.n_steps,
         time.perf_counter() - start,
     )
 
@@ -142,10 +135,38 @@ def break_one(
     Args:
         n_steps: Instead of as many as are usual.
     """
+    done = _trained(circuit, gate, seed, "break", n_steps)
+    mask, task = done.mask, done.experiment.task
+    if can_be_put_back(mask, done.settings, task.concept_metric, None):
+        target = TrainMaskConfig().concept_target
+        mask, _ = put_back(done.experiment, done.settings, mask, done.ranking, target)
+    cut = cut_with(done.experiment, mask)
+    scores = evaluate(task, circuit.model, "heldout", cut=cut).scores
+    cut_edges = frozenset(mask.edges(kept=False))
+    return Broken(cut_edges, scores["accuracy"], scores["retained"])
+
+
+@dataclass(frozen=True)
+class _Trained:
+    """A mask as it is frozen, before its edges are tried."""
+
+    experiment: Experiment
+    settings: MaskSettings
+    mask: FrozenMask
+    ranking: dict[str, Tensor]
+
+
+def _trained(
+    circuit: PlantedCircuit,
+    gate: str,
+    seed: int,
+    direction: Direction,
+    n_steps: int | None,
+) -> _Trained:
     experiment = experiment_on(circuit)
     sites = sites_of(circuit.model, ["edges"])
     n_units = sum(site.n_units for site in sites)
-    settings = _settings(circuit, gate, seed, n_units, "break")
+    settings = _settings(circuit, gate, seed, n_units, direction)
     if n_steps is not None:
         settings = replace(settings, n_steps=n_steps)
     ablated = ablation_values(experiment, sites, settings)
@@ -153,13 +174,7 @@ def break_one(
     ranking = masks.split(masks.ranking().detach())
     config = TrainMaskConfig()
     mask = freeze(config, experiment, masks, ranking, ablated, settings, {})
-    if can_be_put_back(mask, settings, experiment.task.concept_metric, None):
-        target = config.concept_target
-        mask, _ = put_back(experiment, settings, mask, ranking, target)
-    cut = cut_with(experiment, mask)
-    scores = evaluate(experiment.task, circuit.model, "heldout", cut=cut).scores
-    cut_edges = frozenset(mask.edges(kept=False))
-    return Broken(cut_edges, scores["accuracy"], scores["retained"])
+    return _Trained(experiment, settings, mask, ranking)
 
 
 def _settings(
@@ -167,7 +182,7 @@ def _settings(
     gate: str,
     seed: int,
     n_units: int,
-    direction: Direction = "isolate",
+    direction: Direction,
 ) -> MaskSettings:
     """The defaults of an unknown task."""
     recipe = adapted(

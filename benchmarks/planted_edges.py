@@ -1,6 +1,6 @@
 """Planted circuits: a model, what it was built to do and the edges that do it."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -27,36 +27,19 @@ class PlantedCircuit:
 
 
 N_KINDS, N_VALUES = 3, 6
+N_KIND_TOKENS = N_KINDS * N_VALUES + N_KINDS
+N_TOKENS, SEQ = 10, 8
 
 
 def copying(seed: int, family: str = "gpt2", **sizes: Any) -> PlantedCircuit:
     """The last token names a kind; one head finds the token of it, copies its value."""
-    bench = Workbench(
-        family,
-        n_tokens=N_KINDS * N_VALUES + N_KINDS,
-        spaces={"asked": N_KINDS, "kind": N_KINDS, "value": N_VALUES, "ans": N_VALUES},
-        seed=seed,
-        **sizes,
-    )
+    bench = _kinds_bench(seed, family, {"ans": N_VALUES}, **sizes)
     layer = _drawn(bench, bench.n_layers)
     number = _drawn(bench, bench.n_heads // bench.group) * bench.group
-    _embed_kinds(bench)
-    bench.plant(
-        layer,
-        number,
-        match=(bench.codes("asked"), bench.codes("kind")),
-        move=(bench.codes("value"), bench.codes("ans")),
-    )
-    bench.answer_with("ans", range(N_VALUES))
-    own = f"a{layer}.h{number}"
-    group = f"a{layer}.h{number // bench.group}"
-    truth = {f"input->{own}<q>", f"input->{group}<k>", f"input->{group}<v>"}
-    return PlantedCircuit(
-        bench.model, frozenset(truth | {f"{own}->logits"}), _draw_kinds
-    )
-
-
-N_TOKENS, SEQ = 10, 8
+    _plant_finder(bench, layer, number, "value", "ans")
+    bench.answer_with({"ans": 0})
+    truth = _input_to(bench, layer, number) | {f"a{layer}.h{number}->logits"}
+    return PlantedCircuit(bench.model, frozenset(truth), _draw_kinds)
 
 
 def induction(seed: int, family: str = "gpt2", **sizes: Any) -> PlantedCircuit:
@@ -73,59 +56,25 @@ def induction(seed: int, family: str = "gpt2", **sizes: Any) -> PlantedCircuit:
     bench.embed("token", torch.arange(N_TOKENS))
     bench.embed_positions("pos")
     first, second = (_drawn(bench, bench.n_heads) for _ in range(2))
-    positions, tokens = bench.codes("pos"), bench.codes("token")
-    bench.plant(
-        0,
-        first,
-        match=(positions[1:], positions[:-1]),
-        move=(tokens, bench.codes("before")),
-        strength=0.5,
-    )
-    bench.plant(
-        1,
-        second,
-        match=(tokens, bench.codes("before")),
-        move=(tokens, bench.codes("ans")),
-    )
-    bench.answer_with("ans", range(N_TOKENS))
+    _plant_induction(bench, first, second, "ans")
+    bench.answer_with({"ans": 0})
     early, late = f"a0.h{first}", f"a1.h{second}"
-    truth = {f"input->{early}<{part}>" for part in "qkv"}
+    truth = _input_to(bench, 0, first) | {f"{late}->logits"}
     truth |= {f"input->{late}<q>", f"{early}->{late}<k>", f"input->{late}<v>"}
-    return PlantedCircuit(
-        bench.model, frozenset(truth | {f"{late}->logits"}), _draw_repeated
-    )
+    return PlantedCircuit(bench.model, frozenset(truth), _draw_repeated)
 
 
 def mlp_edge(seed: int, family: str = "gpt2", **sizes: Any) -> PlantedCircuit:
     """As `copying`, but an MLP turns what the head copies into the answer."""
-    bench = Workbench(
-        family,
-        n_tokens=N_KINDS * N_VALUES + N_KINDS,
-        spaces={
-            "asked": N_KINDS,
-            "kind": N_KINDS,
-            "value": N_VALUES,
-            "found": N_VALUES,
-            "ans": N_VALUES,
-        },
-        seed=seed,
-        **sizes,
-    )
-    _embed_kinds(bench)
+    spaces = {"found": N_VALUES, "ans": N_VALUES}
+    bench = _kinds_bench(seed, family, spaces, **sizes)
     number = _drawn(bench, bench.n_heads // bench.group) * bench.group
     layer = 1 if family == "gpt_neox" else _drawn(bench, bench.n_layers)
-    bench.plant(
-        0,
-        number,
-        match=(bench.codes("asked"), bench.codes("kind")),
-        move=(bench.codes("value"), bench.codes("found")),
-        strength=1.0,
-    )
+    _plant_finder(bench, 0, number, "value", "found", strength=1.0)
     bench.plant_mlp(layer, bench.codes("found"), bench.codes("ans").roll(1, 0))
-    bench.answer_with("ans", range(N_VALUES))
-    head, group = f"a0.h{number}", f"a0.h{number // bench.group}"
-    truth = {f"input->{head}<q>", f"input->{group}<k>", f"input->{group}<v>"}
-    truth |= {f"{head}->m{layer}", f"m{layer}->logits"}
+    bench.answer_with({"ans": 0})
+    truth = _input_to(bench, 0, number)
+    truth |= {f"a0.h{number}->m{layer}", f"m{layer}->logits"}
     return PlantedCircuit(bench.model, frozenset(truth), _draw_next_kinds)
 
 
@@ -133,38 +82,17 @@ def chain(
     seed: int, family: str = "gpt2", *, n_layers: int = 3, **sizes: Any
 ) -> PlantedCircuit:
     """As `mlp_edge`, but two MLPs one after the other turn what the head copies."""
-    bench = Workbench(
-        family,
-        n_tokens=N_KINDS * N_VALUES + N_KINDS,
-        spaces={
-            "asked": N_KINDS,
-            "kind": N_KINDS,
-            "value": N_VALUES,
-            "found": N_VALUES,
-            "next": N_VALUES,
-            "ans": N_VALUES,
-        },
-        seed=seed,
-        n_layers=n_layers,
-        **sizes,
-    )
-    _embed_kinds(bench)
+    spaces = {"found": N_VALUES, "next": N_VALUES, "ans": N_VALUES}
+    bench = _kinds_bench(seed, family, spaces, n_layers=n_layers, **sizes)
     number = _drawn(bench, bench.n_heads)
-    bench.plant(
-        0,
-        number,
-        match=(bench.codes("asked"), bench.codes("kind")),
-        move=(bench.codes("value"), bench.codes("found")),
-        strength=1.0,
-    )
+    _plant_finder(bench, 0, number, "value", "found", strength=1.0)
     first = _drawn(bench, n_layers - 1)
     second = first + 1 + _drawn(bench, n_layers - 1 - first)
     bench.plant_mlp(first, bench.codes("found"), bench.codes("next").roll(1, 0))
     bench.plant_mlp(second, bench.codes("next"), bench.codes("ans").roll(1, 0))
-    bench.answer_with("ans", range(N_VALUES))
-    head = f"a0.h{number}"
-    truth = {f"input->{head}<{part}>" for part in "qkv"}
-    truth |= {f"{head}->m{first}", f"m{first}->m{second}", f"m{second}->logits"}
+    bench.answer_with({"ans": 0})
+    truth = _input_to(bench, 0, number)
+    truth |= {f"a0.h{number}->m{first}", f"m{first}->m{second}", f"m{second}->logits"}
     return PlantedCircuit(
         bench.model, frozenset(truth), partial(_draw_next_kinds, by=2)
     )
@@ -174,121 +102,125 @@ def value_before(seed: int, family: str = "gpt2", **sizes: Any) -> PlantedCircui
     """As `copying`, but of the token before the one found: a head's values are another
     head's output.
     """
-    bench = Workbench(
-        family,
-        n_tokens=N_KINDS * N_VALUES + N_KINDS,
-        spaces={
-            "asked": N_KINDS,
-            "kind": N_KINDS,
-            "value": N_VALUES,
-            "pos": SEQ,
-            "before": N_VALUES,
-            "ans": N_VALUES,
-        },
-        seed=seed,
-        **sizes,
-    )
-    _embed_kinds(bench)
+    spaces = {"pos": SEQ, "before": N_VALUES, "ans": N_VALUES}
+    bench = _kinds_bench(seed, family, spaces, **sizes)
     bench.embed_positions("pos")
     first, second = (_drawn(bench, bench.n_heads) for _ in range(2))
-    positions = bench.codes("pos")
-    bench.plant(
-        0,
-        first,
-        match=(positions[1:], positions[:-1]),
-        move=(bench.codes("value"), bench.codes("before")),
-        strength=1.0,
-    )
-    bench.plant(
-        1,
-        second,
-        match=(bench.codes("asked"), bench.codes("kind")),
-        move=(bench.codes("before"), bench.codes("ans")),
-    )
-    bench.answer_with("ans", range(N_VALUES))
+    _plant_before(bench, first, "value", strength=1.0)
+    _plant_finder(bench, 1, second, "before", "ans")
+    bench.answer_with({"ans": 0})
     early, late = f"a0.h{first}", f"a1.h{second}"
-    truth = {f"input->{early}<{part}>" for part in "qkv"}
+    truth = _input_to(bench, 0, first) | {f"{late}->logits"}
     truth |= {f"input->{late}<q>", f"input->{late}<k>", f"{early}->{late}<v>"}
-    return PlantedCircuit(
-        bench.model,
-        frozenset(truth | {f"{late}->logits"}),
-        partial(_draw_kinds, back=1),
-    )
+    return PlantedCircuit(bench.model, frozenset(truth), partial(_draw_kinds, back=1))
 
 
 def two_behaviours(seed: int, family: str = "gpt2") -> PlantedCircuit:
     """`copying` beside `induction`, of tokens of its own and to be retained."""
-    n_kinds = N_KINDS * N_VALUES + N_KINDS
-    bench = Workbench(
-        family,
-        n_tokens=n_kinds + N_TOKENS,
-        spaces={
-            "asked": N_KINDS,
-            "kind": N_KINDS,
-            "value": N_VALUES,
-            "ans": N_VALUES,
-            "token": N_TOKENS,
-            "pos": SEQ,
-            "before": N_TOKENS,
-            "next": N_TOKENS,
-        },
-        seed=seed,
-        n_heads=8,
+    of_induction = {"token": N_TOKENS, "pos": SEQ, "before": N_TOKENS, "next": N_TOKENS}
+    bench = _kinds_bench(
+        seed, family, {"ans": N_VALUES, **of_induction}, n_others=N_TOKENS, n_heads=8
     )
-    _embed_kinds(bench)
-    bench.embed("token", torch.arange(n_kinds, n_kinds + N_TOKENS))
+    bench.embed("token", torch.arange(N_KIND_TOKENS, N_KIND_TOKENS + N_TOKENS))
     bench.embed_positions("pos")
     layer = _drawn(bench, bench.n_layers)
     number, first, second = torch.randperm(8, generator=bench.rng)[:3].tolist()
-    bench.plant(
-        layer,
-        number,
-        match=(bench.codes("asked"), bench.codes("kind")),
-        move=(bench.codes("value"), bench.codes("ans")),
-    )
-    positions, tokens = bench.codes("pos"), bench.codes("token")
-    bench.plant(
-        0,
-        first,
-        match=(positions[1:], positions[:-1]),
-        move=(tokens, bench.codes("before")),
-        strength=0.5,
-    )
-    bench.plant(
-        1,
-        second,
-        match=(tokens, bench.codes("before")),
-        move=(tokens, bench.codes("next")),
-    )
-    bench.answer_with("ans", range(N_VALUES), then={"next": n_kinds})
-    own = f"a{layer}.h{number}"
-    truth = {f"input->{own}<{part}>" for part in "qkv"} | {f"{own}->logits"}
+    _plant_finder(bench, layer, number, "value", "ans")
+    _plant_induction(bench, first, second, "next")
+    bench.answer_with({"ans": 0, "next": N_KIND_TOKENS})
+    truth = _input_to(bench, layer, number) | {f"a{layer}.h{number}->logits"}
 
     def draw(size: int, rng: torch.Generator) -> tuple[Tensor, ...]:
         ids, answers = _draw_kinds(size, rng)
         others, next_tokens = _draw_repeated(size, rng)
         is_concept = torch.arange(size) % 2 == 0
         return (
-            torch.where(is_concept[:, None], ids, others + n_kinds),
-            torch.where(is_concept, answers, next_tokens + n_kinds),
+            torch.where(is_concept[:, None], ids, others + N_KIND_TOKENS),
+            torch.where(is_concept, answers, next_tokens + N_KIND_TOKENS),
             is_concept,
         )
 
     return PlantedCircuit(bench.model, frozenset(truth), draw, task=GuessedTask)
 
 
-def _drawn(bench: Workbench, n: int) -> int:
-    return int(torch.randint(n, (), generator=bench.rng))
+def _kinds_bench(
+    seed: int,
+    family: str,
+    spaces: Mapping[str, int],
+    *,
+    n_others: int = 0,
+    **sizes: Any,
+) -> Workbench:
+    """A model whose tokens have kinds and values; `spaces` and `n_others` tokens more.
 
-
-def _embed_kinds(bench: Workbench) -> None:
-    """Token kind * N_VALUES + value; the last N_KINDS tokens ask for a kind."""
+    Token kind * N_VALUES + value; the N_KINDS tokens after these ask for a kind.
+    """
+    bench = Workbench(
+        family,
+        n_tokens=N_KIND_TOKENS + n_others,
+        spaces={"asked": N_KINDS, "kind": N_KINDS, "value": N_VALUES, **spaces},
+        seed=seed,
+        **sizes,
+    )
     for token in range(N_KINDS * N_VALUES):
         kind, value = divmod(token, N_VALUES)
         bench.embed("kind", torch.tensor([token]), kind)
         bench.embed("value", torch.tensor([token]), value)
     for kind in range(N_KINDS):
         bench.embed("asked", torch.tensor([N_KINDS * N_VALUES + kind]), kind)
+    return bench
+
+
+def _plant_finder(
+    bench: Workbench,
+    layer: int,
+    number: int,
+    read: str,
+    written: str,
+    strength: float = 4.0,
+) -> None:
+    """A head that finds the token of the kind asked for and moves a code of its."""
+    bench.plant(
+        layer,
+        number,
+        match=(bench.codes("asked"), bench.codes("kind")),
+        move=(bench.codes(read), bench.codes(written)),
+        strength=strength,
+    )
+
+
+def _plant_before(bench: Workbench, number: int, read: str, strength: float) -> None:
+    """A head of the first layer that writes a code of the token before."""
+    positions = bench.codes("pos")
+    bench.plant(
+        0,
+        number,
+        match=(positions[1:], positions[:-1]),
+        move=(bench.codes(read), bench.codes("before")),
+        strength=strength,
+    )
+
+
+def _plant_induction(bench: Workbench, first: int, second: int, written: str) -> None:
+    """Heads of two layers that say what followed the current token before."""
+    tokens = bench.codes("token")
+    _plant_before(bench, first, "token", strength=0.5)
+    bench.plant(
+        1,
+        second,
+        match=(tokens, bench.codes("before")),
+        move=(tokens, bench.codes(written)),
+    )
+
+
+def _input_to(bench: Workbench, layer: int, number: int) -> set[str]:
+    """Edges from the input to a head's query and to its group's key and value."""
+    head, group = (f"a{layer}.h{n}" for n in (number, number // bench.group))
+    return {f"input->{head}<q>", f"input->{group}<k>", f"input->{group}<v>"}
+
+
+def _drawn(bench: Workbench, n: int) -> int:
+    return int(torch.randint(n, (), generator=bench.rng))
 
 
 def _draw_kinds(

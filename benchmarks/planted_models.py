@@ -141,25 +141,14 @@ class Workbench:
             bias[rows] = -4.0
         writes[rows] = written
 
-    def answer_with(
-        self,
-        space: str,
-        tokens: range,
-        gain: float = 2.0,
-        then: Mapping[str, int] | None = None,
-    ) -> None:
-        """Let code i of `space` speak for the i-th of `tokens` in the logits.
-
-        Args:
-            then: Further spaces, and the first token that each speaks for.
-        """
+    def answer_with(self, first: Mapping[str, int], gain: float = 2.0) -> None:
+        """Let code i of each space given speak for token first + i in the logits."""
         read = self._unembedding()
         read[:, : self.noise.start] = 0.0
         read *= 0.1
-        read[tokens.start : tokens.stop] += gain * self.codes(space)
-        for name, first in (then or {}).items():
-            codes = self.codes(name)
-            read[first : first + len(codes)] += gain * codes
+        for space, token in first.items():
+            codes = self.codes(space)
+            read[token : token + len(codes)] += gain * codes
 
     def _unembedding(self) -> Tensor:
         if self.family == "bert":

@@ -10,7 +10,6 @@ import sys
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -26,12 +25,17 @@ OPENMP = "-fopenmp"
 _log = logging.getLogger(__name__)
 
 
-@cache
-def library(source: Path) -> ctypes.CDLL | None:
+def library(
+    source: Path, signatures: Mapping[str, Sequence[Any]]
+) -> ctypes.CDLL | None:
     """A C++ file as a library; None, with a line in the log, where that can't be had.
 
     It is kept in `cache_folder()`, under a name that stands for the source, the
     compiler and the processor.
+
+    Args:
+        source: The file.
+        signatures: What its functions take, by name; they return nothing.
     """
     if sys.platform != "linux" or os.environ.get(SWITCH) == "0":
         return None
@@ -40,7 +44,7 @@ def library(source: Path) -> ctypes.CDLL | None:
         _log.info("No C++ compiler is installed: edge masks take a tenth more time")
         return None
     try:
-        return ctypes.CDLL(str(_built(source, compiler)))
+        loaded = ctypes.CDLL(str(_built(source, compiler)))
     except (OSError, subprocess.SubprocessError, UserError) as error:
         detail = getattr(error, "stderr", None) or str(error)
         _log.warning(
@@ -48,6 +52,10 @@ def library(source: Path) -> ctypes.CDLL | None:
             "further attempt): %s", source.name, SWITCH, detail.strip()[-500:],
         )  # fmt: skip
         return None
+    for name, arguments in signatures.items():
+        function = getattr(loaded, name)
+        function.argtypes, function.restype = list(arguments), None
+    return loaded
 
 
 def _built(source: Path, compiler: str) -> Path:
@@ -87,10 +95,3 @@ def _processor() -> str:
     return platform.machine() + "\n".join(
         sorted({line for line in lines if line.startswith(told)})
     )
-
-
-def declare(loaded: ctypes.CDLL, signatures: Mapping[str, Sequence[Any]]) -> None:
-    """Say what a library's functions take; they return nothing."""
-    for name, arguments in signatures.items():
-        function = getattr(loaded, name)
-        function.argtypes, function.restype = list(arguments), None

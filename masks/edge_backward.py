@@ -186,15 +186,14 @@ class Backward:
         """A tile of a layer's reads, to be turned into its gradient."""
         if kept.reads:
             return kept.reads[place]
-        if kept.live is not None:
-            reads = self.run.tile(self.rows, len(given), tokens)
-            return reads.copy_(kept.live[tokens])
-        if kept.scale is None and self.run.trained is None:  # nothing looks at them
-            return self.run.tile(self.rows, len(given), tokens)
-        self.rows[0, tokens] = kept.always[tokens]
         reads = self.run.tile(self.rows, len(given), tokens)
-        n_needed = self.run.model.graph.n_attention_readers
-        mix(reads[:n_needed], given[:n_needed], self.rows[: given.shape[1], tokens])
+        n_heads = self.run.model.graph.n_attention_readers  # the others are overwritten
+        of_heads = reads[:n_heads]
+        if kept.live is not None:
+            of_heads.copy_(kept.live[tokens])
+        elif kept.scale is not None or self.run.trained is not None:  # looked at
+            self.rows[0, tokens] = kept.always[tokens]
+            mix(of_heads, given[:n_heads], self.rows[: given.shape[1], tokens])
         return reads
 
     def of_inputs(self, like: Tensor) -> tuple[Tensor, Tensor]:

@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from masks.compiled import declare, library
+from masks.compiled import library
 
 AT_ONCE = 8
 """Tokens whose inner products are one matrix product, in torch."""
@@ -93,10 +93,10 @@ def through_reads(
     if d_rows is not None:
         beta = 1 if add else 0
         d_rows.flatten(1).addmm_(gates.T, d_reads.flatten(1), beta=beta)
-    return None if rows is None else inner(d_reads, rows)
+    return None if rows is None else _inner(d_reads, rows)
 
 
-def inner(
+def _inner(
     left: Float[Tensor, "reader token width"],
     right: Float[Tensor, "writer token width"],
 ) -> Float[Tensor, "reader writer"]:
@@ -167,7 +167,4 @@ def _compiled(*values: Tensor) -> ctypes.CDLL | None:
 
 @cache
 def _library() -> ctypes.CDLL | None:
-    loaded = library(_SOURCE)
-    if loaded is not None:
-        declare(loaded, _SIGNATURES)
-    return loaded
+    return library(_SOURCE, _SIGNATURES)

@@ -20,13 +20,17 @@ from masks.frozen_mask import FrozenMask
 from masks.gating import gated
 from models.sites import split_by_site
 from scripts.experiment import Experiment
-from scripts.mask_training import MaskSettings, counterfactual_values
-from scripts.mask_trials import MOST_TRIED
-from tasks.base import Metric, to_device
+from scripts.mask_training import MaskSettings
+from scripts.mask_trials import (
+    MOST_TRIED,
+    has_only_edges,
+    tune_examples,
+    with_kept,
+)
+from tasks.base import Metric
 from training.objectives import kl_to_reference
 
 logger = logging.getLogger(__name__)
-_EXAMPLES = 64
 _SLACK = 1e-3
 """Nats of KL on the rest that an edge put back may cost."""
 
@@ -50,11 +54,9 @@ def can_be_put_back(
 
     And the concept's score has a floor: of a loss the most is cut that can be afforded.
     """
-    only_edges = all(site.kind == "edges" for site in mask.sites)
     few = n_ablated is None and 1 < mask.n_ablated <= MOST_TRIED
-    return (
-        only_edges and few and settings.direction == "break" and metric.higher_is_better
-    )
+    breaks = settings.direction == "break" and metric.higher_is_better
+    return breaks and few and has_only_edges(mask)
 
 
 def put_back(
@@ -92,19 +94,7 @@ def put_back(
             keep[edge] = True
             if keep.all() or not _is_within(attempt(keep), limit):
                 keep[edge] = False
-    # cut edges after all others, both in the order they had
-    place = torch.empty_like(scores)
-    place[order] = torch.arange(len(order), 0, -1, dtype=scores.dtype)
-    found = split_by_site(place + len(order) * keep, mask.sites)
-    frozen = FrozenMask.exactly_k(
-        found,
-        mask.sites,
-        mask.ablated,
-        n_ablated=int((~keep).sum()),
-        special_ids=mask.special_ids,
-        provenance=mask.provenance,
-    )
-    return frozen, found
+    return with_kept(mask, keep, order)
 
 
 def _broken(
@@ -141,11 +131,8 @@ class _Attempts:
         self, experiment: Experiment, settings: MaskSettings, mask: FrozenMask
     ):
         self.task, self.model = experiment.task, experiment.loaded.model
-        batch = self.task.batch("tune", 0, size=_EXAMPLES, seed=settings.seed)
-        self.sites, self.ablated = mask.sites, mask.ablated
-        if self.ablated.kind == "counterfactual":
-            self.ablated = counterfactual_values(experiment, mask.sites, batch)
-        self.batch = to_device(batch, experiment.accelerator.device)
+        self.sites = mask.sites
+        self.batch, self.ablated = tune_examples(experiment, settings, mask)
         with torch.no_grad():
             self.uncut = self.task.outputs(self.model, self.batch).retain.logits
 

@@ -31,7 +31,7 @@ from masks.gating import gated
 from models.sites import split_by_site
 from scripts.experiment import Experiment
 from scripts.mask_training import MaskSettings, counterfactual_values
-from tasks.base import to_device
+from tasks.base import Batch, to_device
 from training.objectives import jensen_shannon
 
 logger = logging.getLogger(__name__)
@@ -65,10 +65,13 @@ def can_be_tried(
 
     And not many, where their number was asked for.
     """
-    n_kept = mask.n_units - mask.n_ablated
-    only_edges = all(site.kind == "edges" for site in mask.sites)
-    isolates = settings.direction == "isolate"
-    return isolates and only_edges and (n_ablated is None or n_kept <= MOST_TRIED)
+    few = n_ablated is None or mask.n_units - mask.n_ablated <= MOST_TRIED
+    return settings.direction == "isolate" and has_only_edges(mask) and few
+
+
+def has_only_edges(mask: FrozenMask) -> bool:
+    """Whether edges are all that it may cut."""
+    return all(site.kind == "edges" for site in mask.sites)
 
 
 def tried(
@@ -122,9 +125,22 @@ def tried(
         )
         return mask, dict(ranking)
     keep = _spared(working, order, attempt, settings.price, floor, least)
-    # kept edges before all others, both in the order they had
-    place = torch.empty_like(scores)
-    place[order] = torch.arange(len(order), 0, -1, dtype=scores.dtype)
+    return with_kept(mask, keep, order, n_ablated)
+
+
+def with_kept(
+    mask: FrozenMask, keep: Tensor, order: Tensor, n_ablated: int | None = None
+) -> tuple[FrozenMask, dict[str, Tensor]]:
+    """The mask with other edges kept, and a ranking that has these before all others.
+
+    Args:
+        keep: Of all edges.
+        order: Of all edges by the ranking so far, the highest first: that of the kept
+            and that of the others is as it was.
+        n_ablated: Ablate exactly so many, the lowest; None ablates the others.
+    """
+    place = torch.empty(len(order))
+    place[order] = torch.arange(len(order), 0, -1, dtype=place.dtype)
     found = split_by_site(place + len(order) * keep, mask.sites)
     frozen = FrozenMask.exactly_k(
         found,
@@ -216,11 +232,7 @@ def _searched(
 def _attempts(experiment: Experiment, settings: MaskSettings, mask: FrozenMask) -> Try:
     """What masks do where the concept is, on examples of `tune`."""
     task, model = experiment.task, experiment.loaded.model
-    batch = task.batch("tune", 0, size=_EXAMPLES, seed=settings.seed)
-    ablated: AblationValues = mask.ablated
-    if ablated.kind == "counterfactual":
-        ablated = counterfactual_values(experiment, mask.sites, batch)
-    moved = to_device(batch, experiment.accelerator.device)
+    moved, ablated = tune_examples(experiment, settings, mask)
     with torch.no_grad():
         uncut = task.outputs(model, moved).concept.logits
 
@@ -232,3 +244,14 @@ def _attempts(experiment: Experiment, settings: MaskSettings, mask: FrozenMask) 
         return _Tried(loss.item(), position_margin(concept).mean().item())
 
     return attempt
+
+
+def tune_examples(
+    experiment: Experiment, settings: MaskSettings, mask: FrozenMask
+) -> tuple[Batch, AblationValues]:
+    """What masks are tried on, and the values that cut edges take there."""
+    batch = experiment.task.batch("tune", 0, size=_EXAMPLES, seed=settings.seed)
+    ablated: AblationValues = mask.ablated
+    if ablated.kind == "counterfactual":
+        ablated = counterfactual_values(experiment, mask.sites, batch)
+    return to_device(batch, experiment.accelerator.device), ablated

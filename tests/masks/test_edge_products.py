@@ -34,10 +34,8 @@ OLDER = {
 def fresh():
     """Nothing loaded before stays so, and nothing loaded here does."""
     edge_products._library.cache_clear()
-    compiled.library.cache_clear()
     yield
     edge_products._library.cache_clear()
-    compiled.library.cache_clear()
 
 
 def rows_of(n: int, n_tokens: int, width: int) -> Tensor:
@@ -163,7 +161,6 @@ def test_a_step_is_the_same_compiled_or_not(
     found = []
     for switch in ("1", "0"):
         monkeypatch.setenv(compiled.SWITCH, switch)
-        compiled.library.cache_clear()
         edge_products._library.cache_clear()
         assert (edge_products._library() is None) == (switch == "0")
         with edge_gated(stack, keep):
@@ -196,18 +193,16 @@ def test_a_source_is_compiled_once_and_anew_when_it_changes(
     caplog.set_level("INFO")
     source = tmp_path / "one.cpp"
     source.write_text('extern "C" int one() { return 1; }\n')
-    loaded = compiled.library(source)
+    loaded = compiled.library(source, {})
     assert loaded is not None
     assert loaded.one() == 1
     assert "Compiled one.cpp" in caplog.text
     caplog.clear()
-    compiled.library.cache_clear()
-    assert compiled.library(source) is not None
+    assert compiled.library(source, {}) is not None
     assert caplog.text == ""
     assert len(list(cache.glob("*.so"))) == 1
     source.write_text('extern "C" int one() { return 2; }\n')
-    compiled.library.cache_clear()
-    changed = compiled.library(source)
+    changed = compiled.library(source, {})
     assert changed is not None
     assert changed.one() == 2
     assert len(list(cache.glob("*.so"))) == 2
@@ -218,7 +213,7 @@ def test_without_a_compiler_a_line_says_so(
 ):
     caplog.set_level("INFO")
     monkeypatch.setenv("CXX", "no-such-compiler")
-    assert compiled.library(SOURCE) is None
+    assert compiled.library(SOURCE, {}) is None
     assert "No C++ compiler is installed" in caplog.text
     assert not cache.exists()
 
@@ -229,7 +224,7 @@ def test_a_source_that_cannot_be_compiled_is_named(
 ):
     source = tmp_path / "wrong.cpp"
     source.write_text("this is not C++\n")
-    assert compiled.library(source) is None
+    assert compiled.library(source, {}) is None
     assert "wrong.cpp was not compiled" in caplog.text
     assert "error" in caplog.text
     assert not cache.exists()
@@ -246,7 +241,7 @@ def test_a_damaged_file_in_the_cache_is_named_and_made_again(
     path = compiled._built(source, compiler)
     other = path.with_suffix(f".{file}")
     other.write_bytes(other.read_bytes()[:50])
-    loaded = compiled.library(source)
+    loaded = compiled.library(source, {})
     assert loaded is not None
     assert loaded.one() == 1
     assert f"{path} is damaged" in caplog.text
