@@ -19,14 +19,17 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from attribution.gate_gradients import concept_margin, gradients_of
-from attribution.subject import Scores, Subject
-from masks.edge_gating import edge_gated
-from masks.edge_sites import apart, graph_at, stack_of, writer_values
-from masks.edge_stack import EdgeStack
-from masks.edge_writers import record_writers
-from storage.modes import evaluating
-from tasks.base import Batch
+from circuitcut.attribution.gate_gradients import concept_margin, gradients_of
+from circuitcut.attribution.subject import Scores, Subject
+from circuitcut.masks.edges.gating import (
+    EdgeStack,
+    edge_gated,
+    record_writers,
+    stack_of,
+)
+from circuitcut.masks.edges.sites import graph_at, modules_and_edges, writer_values
+from circuitcut.storage.modes import evaluating
+from circuitcut.tasks.base import Batch
 
 N_STEPS = 5
 
@@ -40,7 +43,7 @@ def eap_ig(subject: Subject, n_steps: int = N_STEPS) -> Scores:
     Raises:
         UserError: When no batch holds a position of the concept.
     """
-    _, sites = apart(subject.sites)
+    _, sites = modules_and_edges(subject.sites)
     graph = graph_at(sites)
     stack = stack_of(subject.model, graph)
     sums = torch.zeros(graph.n_edges, dtype=torch.float64)
@@ -68,7 +71,7 @@ def _lost(
     subject: Subject, stack: EdgeStack, batch: Batch
 ) -> Float[Tensor, "writer batch seq d_model"]:
     """What every writer writes on the intact input, less its ablation value."""
-    _, sites = apart(subject.sites)
+    _, sites = modules_and_edges(subject.sites)
     written = record_writers(stack.model, subject.task.inputs(batch))
     ablated = subject.ablated_at(batch)
     if ablated.kind == "zero":

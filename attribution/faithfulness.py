@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 import torch
 
-from storage.errors import UserError
+from circuitcut.storage.errors import UserError
 
 FRACTIONS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
 """Shares of the edges that are kept."""

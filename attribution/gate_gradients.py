@@ -18,11 +18,11 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional
 
-from attribution.subject import Scores, Subject
-from masks.gating import gated
-from storage.modes import evaluating
-from tasks.base import Batch, Outputs, Predictions
-from training.objectives import margin
+from circuitcut.attribution.subject import Scores, Subject
+from circuitcut.masks.gating import gated
+from circuitcut.storage.modes import evaluating
+from circuitcut.tasks.base import Batch, Outputs, Predictions
+from circuitcut.training.objectives import margin
 
 Behaviour = Callable[[Outputs], tuple[Tensor, Tensor]]
 """Outputs of a batch -> (weighted sum over its positions, sum of the weights)."""

@@ -4,13 +4,13 @@ All scores are in nats per concept position: the estimated fall of the concept w
 unit alone is ablated.
 """
 
-from attribution.gate_gradients import (
+from circuitcut.attribution.gate_gradients import (
     concept_likelihood,
     concept_margin,
     gate_gradients,
 )
-from attribution.retain_sensitivity import retain_sensitivity
-from attribution.subject import Scores, Subject
+from circuitcut.attribution.retain_sensitivity import retain_sensitivity
+from circuitcut.attribution.subject import Scores, Subject
 
 SENSITIVITY_POWER = 0.25
 

@@ -2,9 +2,9 @@
 
 import torch
 
-from attribution.gate_gradients import concept_margin, gate_gradients
-from attribution.subject import Scores, Subject
-from models.sites import split_by_site
+from circuitcut.attribution.gate_gradients import concept_margin, gate_gradients
+from circuitcut.attribution.subject import Scores, Subject
+from circuitcut.models.sites import split_by_site
 
 FIRST_CHUNK = 4
 GROWTH = 0.5  # a chunk, as a share of the units already cut

@@ -12,8 +12,8 @@ from dataclasses import replace
 
 import torch
 
-from attribution.gate_gradients import concept_margin, gate_gradients
-from attribution.subject import Scores, Subject
+from circuitcut.attribution.gate_gradients import concept_margin, gate_gradients
+from circuitcut.attribution.subject import Scores, Subject
 
 N_STEPS = 4
 

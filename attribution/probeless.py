@@ -13,10 +13,10 @@ from jaxtyping import Bool
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from attribution.subject import Scores, Subject
-from masks.ablation import mean_values
-from models.sites import Site
-from storage.modes import evaluating
+from circuitcut.attribution.subject import Scores, Subject
+from circuitcut.masks.ablation import mean_values
+from circuitcut.models.sites import Site
+from circuitcut.storage.modes import evaluating
 
 
 def probeless(subject: Subject) -> Scores:

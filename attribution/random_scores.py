@@ -2,8 +2,8 @@
 
 import torch
 
-from attribution.subject import Scores, Subject
-from models.sites import split_by_site
+from circuitcut.attribution.subject import Scores, Subject
+from circuitcut.models.sites import split_by_site
 
 
 def random_scores(subject: Subject) -> Scores:

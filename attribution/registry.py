@@ -5,21 +5,21 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from attribution.edge_integrated import eap_ig
-from attribution.gradients import (
+from circuitcut.attribution.edge_integrated import eap_ig
+from circuitcut.attribution.gradients import (
     gradient_concept_loss,
     gradient_margin,
     gradient_margin_over_retain,
 )
-from attribution.greedy import greedy_margin
-from attribution.integrated import integrated_gradients_margin
-from attribution.probeless import probeless
-from attribution.random_scores import random_scores
-from attribution.subject import Scores, Subject
-from masks.ablation import AblationValues
-from models.sites import Site
-from storage.errors import UserError
-from tasks.base import Split, Task
+from circuitcut.attribution.greedy import greedy_margin
+from circuitcut.attribution.integrated import integrated_gradients_margin
+from circuitcut.attribution.probeless import probeless
+from circuitcut.attribution.random_scores import random_scores
+from circuitcut.attribution.subject import Scores, Subject
+from circuitcut.masks.ablation import AblationValues
+from circuitcut.models.sites import Site
+from circuitcut.storage.errors import UserError
+from circuitcut.tasks.base import Split, Task
 
 
 @dataclass(frozen=True)

@@ -13,10 +13,14 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from attribution.gate_gradients import gated_outputs, gradients_of, open_gates
-from attribution.subject import Scores, Subject
-from storage.modes import evaluating
-from tasks.base import Predictions
+from circuitcut.attribution.gate_gradients import (
+    gated_outputs,
+    gradients_of,
+    open_gates,
+)
+from circuitcut.attribution.subject import Scores, Subject
+from circuitcut.storage.modes import evaluating
+from circuitcut.tasks.base import Predictions
 
 N_DRAWS = 4
 _LEAST_SHARE = 1e-4  # of the largest sensitivity: units without one divide by that

@@ -7,10 +7,10 @@ import torch
 from jaxtyping import Bool
 from torch import Tensor, nn
 
-from masks.ablation import AblationValues, record_values
-from models.sites import Site
-from storage.errors import UserError
-from tasks.base import Batch, Split, Task, to_device
+from circuitcut.masks.ablation import AblationValues, record_values
+from circuitcut.models.sites import Site
+from circuitcut.storage.errors import UserError
+from circuitcut.tasks.base import Batch, Split, Task, to_device
 
 Scores = dict[str, Tensor]
 """One value per unit by site name; the higher, the earlier the unit is ablated."""

@@ -12,7 +12,6 @@ killed run goes on where it stopped. About fifteen minutes on one core for three
 """
 
 import random
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,9 +19,7 @@ from typing import Any
 
 import torch
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
-from data.behaviours_generated import (
+from circuitcut.data.ioi.behaviours_generated import (
     CENTURIES,
     EVENTS,
     LAST_YEAR,
@@ -30,13 +27,13 @@ from data.behaviours_generated import (
     WORDS,
     years_prompt,
 )
-from reports.tables import format_table, mean, ranking_name, with_interval
-from scripts import faithfulness, train_mask
-from scripts.experiment import Experiment, TaskConfig, flag
-from scripts.train_base import prepare
-from storage.run_directory import RunDirectory
-from tasks.evaluation import evaluate
-from training.config import parse_config, run_script
+from circuitcut.experiments.flags import Experiment, TaskConfig, flag
+from circuitcut.reports.tables import format_table, mean, ranking_name, with_interval
+from circuitcut.scripts import faithfulness, train_mask
+from circuitcut.scripts.train_base import prepare
+from circuitcut.storage.run_directory import RunDirectory
+from circuitcut.tasks.evaluation import evaluate
+from circuitcut.training.config import parse_config, run_script
 
 GATES = ("topk", "hard_concrete")
 N_PROMPTS = 200

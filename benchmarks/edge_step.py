@@ -20,29 +20,27 @@ apart. The floor counts multiplications. About fifteen minutes on two cores.
 
 import math
 import statistics
-import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from pathlib import Path
 
 import torch
 from torch import Tensor
 from transformers import BertConfig, BertModel, GPT2Config, GPT2LMHeadModel
 from transformers.utils import logging as transformers_logging
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
-from attribution.edge_integrated import input_moved
-from benchmarks.peak import peak_bytes
-from masks.edge_gating import edge_gated
-from masks.edge_memory import token_bytes
-from masks.edge_stack import EdgeStack
-from masks.edge_writers import record_writers
-from models.residual_graph import ResidualGraph
-from models.residual_parts import ResidualModel
-from training.config import parse_config
+from circuitcut.attribution.edge_integrated import input_moved
+from circuitcut.benchmarks.peak import peak_bytes
+from circuitcut.masks.edges.gating import (
+    EdgeStack,
+    edge_gated,
+    record_writers,
+    token_bytes,
+)
+from circuitcut.models.residual.folded_model import ResidualModel
+from circuitcut.models.residual.graph import ResidualGraph
+from circuitcut.training.config import parse_config
 
 Step = Callable[[], None]
 PART = 128
@@ -157,7 +155,7 @@ def _steps(
         embedded = model.transformer.wte(ids).requires_grad_()
         model(inputs_embeds=embedded, labels=ids).loss.backward()
 
-    apart, merged = ResidualModel(model), ResidualModel(model, apart=False)
+    apart, merged = ResidualModel(model), ResidualModel(model, separate_qkv=False)
     stored = EdgeStack(apart, store_reads=True)
     again = EdgeStack(apart, store_reads=False)
     shared = EdgeStack(merged, store_reads=False)
@@ -218,7 +216,9 @@ def _encoder_steps() -> tuple[dict[str, Step], list[EdgeStack]]:
     model = BertModel(config)
     model.eval().requires_grad_(False)
     embedded = torch.randn(8, 64, 384).requires_grad_()
-    stacks = [EdgeStack(ResidualModel(model, apart=apart)) for apart in (True, False)]
+    stacks = [
+        EdgeStack(ResidualModel(model, separate_qkv=apart)) for apart in (True, False)
+    ]
 
     def loss() -> Tensor:
         embedded.grad = None
@@ -304,7 +304,7 @@ def _ends(name: str, chosen: set[str]) -> bool:
 
 def _floor(n_layers: int, length: int, name: str) -> float:
     """Multiplications of an edge step over those of a plain step, for one token."""
-    graph = ResidualGraph(n_layers, 12, 12, apart="merged" not in name)
+    graph = ResidualGraph(n_layers, 12, 12, separate_qkv="merged" not in name)
     block = 4 * D_MODEL**2 + 2 * D_MODEL * D_MLP + length * D_MODEL
     forward = n_layers * block + D_MODEL * VOCAB
     reads = graph.n_edges * D_MODEL

@@ -11,7 +11,6 @@ scores are on held-out documents. Ends with lo.json, a table and a figure.
 """
 
 import os
-import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -21,20 +20,18 @@ import matplotlib
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
-from attribution.registry import METHODS
-from masks.ablation import zero_values
-from masks.frozen_mask import FrozenMask
-from models.architectures import sites_of
-from relearning.conditions import conditions
-from relearning.protocol import RelearnSettings, relearn
-from reports.tables import format_table
-from scripts.experiment import TaskConfig, flag
-from scripts.train_base import prepare
-from storage.atomic import write_json
-from storage.errors import UserError
-from training.config import run_script
+from circuitcut.attribution.registry import METHODS
+from circuitcut.experiments.flags import TaskConfig, flag
+from circuitcut.masks.ablation import zero_values
+from circuitcut.masks.frozen_mask import FrozenMask
+from circuitcut.models.architectures import sites_of
+from circuitcut.relearning.conditions import conditions
+from circuitcut.relearning.protocol import RelearnSettings, relearn
+from circuitcut.reports.tables import format_table
+from circuitcut.scripts.train_base import prepare
+from circuitcut.storage.atomic import write_json
+from circuitcut.storage.errors import UserError
+from circuitcut.training.config import run_script
 
 COLOURS = {"cut": "#D55E00", "random": "#009E73", "uncut": "#0072B2"}
 

@@ -10,7 +10,6 @@ seeds cut, over every row and ranking in --out, also those of earlier runs.
 """
 
 import os
-import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from itertools import combinations
@@ -20,28 +19,26 @@ from typing import Any
 import numpy as np
 import torch
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
-from attribution.registry import able
-from benchmarks.curve import Curve
-from masks.ablation import zero_values
-from masks.frozen_mask import FrozenMask
-from models.architectures import sites_of
-from models.sites import Site
-from reports.tables import format_table
-from scripts.experiment import Experiment, TaskConfig, flag
-from scripts.mask_recipes import REAL_ENCODER
-from scripts.mask_scores import attribution_ranking, cut_by, score
-from scripts.mask_training import (
+from circuitcut.attribution.registry import able
+from circuitcut.benchmarks.curve import Curve
+from circuitcut.experiments.flags import Experiment, TaskConfig, flag
+from circuitcut.experiments.gates import (
     MaskSettings,
     ablation_values,
     special_ids,
     train_gates,
 )
-from scripts.train_base import prepare
-from storage.atomic import read_tensors, write_json, write_tensors
-from storage.errors import UserError
-from training.config import run_script
+from circuitcut.experiments.plan import REAL_ENCODER
+from circuitcut.experiments.scores import attribution_ranking, cut_by, score
+from circuitcut.masks.ablation import zero_values
+from circuitcut.masks.frozen_mask import FrozenMask
+from circuitcut.models.architectures import sites_of
+from circuitcut.models.sites import Site
+from circuitcut.reports.tables import format_table
+from circuitcut.scripts.train_base import prepare
+from circuitcut.storage.atomic import read_tensors, write_json, write_tensors
+from circuitcut.storage.errors import UserError
+from circuitcut.training.config import run_script
 
 HARD_CONCRETE = {"gate": "hard_concrete", "penalty": "price", "lr": 0.15, "price": 2e-3}
 # Methods of many passes a batch see fewer of them (16 sentences each).

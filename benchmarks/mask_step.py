@@ -12,28 +12,24 @@ weights. Random weights; about two minutes on one CPU core. Targets: zero <= 1.1
 """
 
 import statistics
-import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 from transformers import BertConfig, BertModel, GPT2Config, GPT2Model
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
-from benchmarks.peak import peak_bytes
-from masks.ablation import AblationValues, zero_values
-from masks.frozen_mask import FrozenMask
-from masks.gate import GateSettings
-from masks.gating import gated
-from masks.mask_set import MaskSet
-from masks.penalties import Price
-from models.architectures import sites_of
-from models.sites import Site
-from training.config import parse_config
+from circuitcut.benchmarks.peak import peak_bytes
+from circuitcut.masks.ablation import AblationValues, zero_values
+from circuitcut.masks.frozen_mask import FrozenMask
+from circuitcut.masks.gate import GateSettings
+from circuitcut.masks.gating import gated
+from circuitcut.masks.mask_set import MaskSet
+from circuitcut.masks.penalties import Price
+from circuitcut.models.architectures import sites_of
+from circuitcut.models.sites import Site
+from circuitcut.training.config import parse_config
 
 Step = Callable[[], None]
 

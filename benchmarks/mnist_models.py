@@ -8,13 +8,13 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from models.builtin import build_builtin
-from models.loaded import LoadedModel
-from storage.atomic import read_tensors, write_tensors
-from tasks.mnist import DigitCorpus, MnistTask
-from training.fit_settings import FitSettings
-from training.loop import fit
-from training.schedules import Schedule
+from circuitcut.models.builtin import build_builtin
+from circuitcut.models.loaded import LoadedModel
+from circuitcut.storage.atomic import read_tensors, write_tensors
+from circuitcut.tasks.mnist import DigitCorpus, MnistTask
+from circuitcut.training.fit_settings import FitSettings
+from circuitcut.training.loop import fit
+from circuitcut.training.schedules import Schedule
 
 BATCH, LR = 64, 1e-3
 

@@ -11,7 +11,6 @@ three seeds; ends with a table a setting.
 """
 
 import os
-import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import partial
@@ -22,27 +21,25 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
-from attribution.registry import METHODS, able
-from benchmarks.curve import Curve
-from benchmarks.greedy_edges import Images, greedy_edges
-from benchmarks.mnist_models import base_model, without_concept
-from benchmarks.published_mask import published_mask
-from masks.frozen_mask import FrozenMask
-from models.architectures import sites_of
-from models.loaded import LoadedModel
-from reports.tables import format_table
-from scripts.experiment import Experiment, flag
-from scripts.mask_scores import cut_by
-from scripts.mask_training import MaskSettings, ablation_values, train_gates
-from storage.atomic import write_json
-from storage.errors import UserError
-from tasks.base import TaskOptions
-from tasks.evaluation import evaluate
-from tasks.mnist import MnistTask, with_test_behaviour
-from training.config import run_script
-from training.schedules import Schedule
+from circuitcut.attribution.registry import METHODS, able
+from circuitcut.benchmarks.curve import Curve
+from circuitcut.benchmarks.greedy_edges import Images, greedy_edges
+from circuitcut.benchmarks.mnist_models import base_model, without_concept
+from circuitcut.benchmarks.published_mask import published_mask
+from circuitcut.experiments.flags import Experiment, flag
+from circuitcut.experiments.gates import MaskSettings, ablation_values, train_gates
+from circuitcut.experiments.scores import cut_by
+from circuitcut.masks.frozen_mask import FrozenMask
+from circuitcut.models.architectures import sites_of
+from circuitcut.models.loaded import LoadedModel
+from circuitcut.reports.tables import format_table
+from circuitcut.storage.atomic import write_json
+from circuitcut.storage.errors import UserError
+from circuitcut.tasks.base import TaskOptions
+from circuitcut.tasks.evaluation import evaluate
+from circuitcut.tasks.mnist import MnistTask, with_test_behaviour
+from circuitcut.training.config import run_script
+from circuitcut.training.schedules import Schedule
 
 SOFT_TOPK = MaskSettings(
     ablation="mean",

@@ -17,45 +17,41 @@ many edges are cut, on how many seeds only true ones, and what the cut leaves of
 behaviours on new examples (means; a guess is right once in six).
 """
 
-import sys
 import time
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import torch
 from accelerate import Accelerator
 from torch import Tensor
 
-from benchmarks.planted_edges import (
+from circuitcut.benchmarks.planted_edges import (
     CIRCUITS,
     VARIATIONS,
     PlantedCircuit,
     two_behaviours,
 )
-from masks.frozen_mask import FrozenMask
-from masks.registry import GATES
-from models.architectures import sites_of
-from models.loaded import LoadedModel, config_hash_of
-from reports.tables import format_table
-from scripts.cut_trials import can_be_put_back, put_back
-from scripts.experiment import Experiment, flag
-from scripts.mask_freezing import freeze
-from scripts.mask_recipes import adapted
-from scripts.mask_training import (
+from circuitcut.experiments.flags import Experiment, flag
+from circuitcut.experiments.freeze import freeze
+from circuitcut.experiments.gates import (
     Direction,
     MaskSettings,
     ablation_values,
     cut_with,
     train_gates,
 )
-from scripts.mask_trials import can_be_tried, tried
-from scripts.train_mask import TrainMaskConfig
-from storage.errors import UserError
-from tasks.evaluation import evaluate
-from training.config import run_script
+from circuitcut.experiments.plan import adapted
+from circuitcut.experiments.restore_edges import can_be_put_back, put_back
+from circuitcut.experiments.spare_edges import can_be_tried, tried
+from circuitcut.masks.frozen_mask import FrozenMask
+from circuitcut.masks.registry import GATES
+from circuitcut.models.architectures import sites_of
+from circuitcut.models.loaded import LoadedModel, config_hash_of
+from circuitcut.reports.tables import format_table
+from circuitcut.scripts.train_mask import TrainMaskConfig
+from circuitcut.storage.errors import UserError
+from circuitcut.tasks.evaluation import evaluate
+from circuitcut.training.config import run_script
 
 ALL = CIRCUITS | VARIATIONS
 

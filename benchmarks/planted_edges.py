@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from benchmarks.planted_models import Workbench
-from benchmarks.planted_task import Draw, GuessedTask, PlantedTask
-from masks.ablation import AblationKind
+from circuitcut.benchmarks.planted_models import Workbench
+from circuitcut.benchmarks.planted_task import Draw, GuessedTask, PlantedTask
+from circuitcut.masks.ablation import AblationKind
 
 
 @dataclass(frozen=True)

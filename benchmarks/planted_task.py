@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tasks.base import Batch, Metric, Split, Task, TaskOptions
+from circuitcut.tasks.base import Batch, Metric, Split, Task, TaskOptions
 
 Draw = Callable[[int, torch.Generator], tuple[Tensor, ...]]
 """(examples, generator) -> token ids, (example, seq), answers, (example,), and which

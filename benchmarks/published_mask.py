@@ -13,16 +13,16 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from masks.ablation import AblationValues
-from masks.frozen_mask import FrozenMask
-from masks.gate import GateSettings
-from masks.gating import gated
-from masks.mask_set import MaskSet
-from models.sites import Site
-from scripts.experiment import Experiment
-from tasks.mnist import MnistTask
-from training.fit_settings import FitSettings
-from training.loop import fit
+from circuitcut.experiments.flags import Experiment
+from circuitcut.masks.ablation import AblationValues
+from circuitcut.masks.frozen_mask import FrozenMask
+from circuitcut.masks.gate import GateSettings
+from circuitcut.masks.gating import gated
+from circuitcut.masks.mask_set import MaskSet
+from circuitcut.models.sites import Site
+from circuitcut.tasks.mnist import MnistTask
+from circuitcut.training.fit_settings import FitSettings
+from circuitcut.training.loop import fit
 
 N_STEPS, LR, BATCH = 12_000, 0.3, 64
 BAD_WEIGHT, RAMP_STEPS, RAMP_DIVISOR = 0.3, 8000, 10.0

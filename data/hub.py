@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING
 
-from storage.errors import UserError
+from circuitcut.storage.errors import UserError
 
 if TYPE_CHECKING:
     from datasets import Dataset

@@ -6,7 +6,7 @@ from functools import lru_cache
 
 import torch
 
-from storage.errors import UserError
+from circuitcut.storage.errors import UserError
 
 
 def shuffled(n: int, *key: str | int) -> list[int]:

@@ -3,8 +3,8 @@
 from collections.abc import Sequence
 from typing import Literal
 
-from data.sampling import shuffled
-from storage.errors import UserError
+from circuitcut.data.sampling import shuffled
+from circuitcut.storage.errors import UserError
 
 Split = Literal["base", "mask", "tune", "relearn", "heldout"]
 Source = Literal["train", "tune", "heldout"]

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from data.hub import load_hub
-from storage.errors import UserError
+from circuitcut.data.hub import load_hub
+from circuitcut.storage.errors import UserError
 
 TABLE_FORMATS = ("csv", "tsv", "json", "jsonl")
 _BY_SUFFIX = {".csv": "csv", ".tsv": "tsv", ".json": "json", ".jsonl": "jsonl"}

@@ -10,10 +10,10 @@ import torch
 from jaxtyping import Bool
 from torch import Tensor, nn
 
-from masks.edge_sites import apart, n_seen, writers_seen
-from models.sites import Site
-from storage.errors import UserError
-from storage.modes import evaluating
+from circuitcut.masks.edges.sites import modules_and_edges, n_seen
+from circuitcut.models.sites import Site
+from circuitcut.storage.errors import UserError
+from circuitcut.storage.modes import evaluating
 
 AblationKind = Literal["zero", "mean", "counterfactual"]
 
@@ -27,7 +27,7 @@ class AblationValues:
     *input*: an ablated weight then meets the mean input instead of the live one. For
     `edges` it is what the writers write that the site's readers see: (writer, d_model),
     (writer, position, d_model) or (writer, batch, position, d_model), see
-    `masks/edge_sites.py`.
+    `masks/edges/sites.py`.
     """
 
     kind: AblationKind
@@ -71,7 +71,7 @@ def mean_values(
         UserError: When `where` marks nothing, or `per_position` is asked without
             positions.
     """
-    modules, edges = apart(sites)
+    modules, edges = modules_and_edges(sites)
     sums = {site.name: [_Sum(site.name, per_position)] for site in modules}
     if edges:  # the last site sees the writers that any of them sees
         last = edges[-1]
@@ -80,7 +80,7 @@ def mean_values(
         for inputs, where in batches:
             parts = {name: [x] for name, x in _record(model, modules, inputs).items()}
             if edges:
-                parts[last.name] = list(writers_seen(model, edges, inputs))
+                parts[last.name] = list(_written(model, edges, inputs))
             for name, totals in sums.items():
                 for total, part in zip(totals, parts[name], strict=True):
                     total.add(part, where.to(part.device))
@@ -100,11 +100,11 @@ def record_values(
 
     The caller's train or eval mode is kept.
     """
-    modules, edges = apart(sites)
+    modules, edges = modules_and_edges(sites)
     with torch.no_grad():
         recorded = _record(model, modules, inputs)
         if edges:
-            written = writers_seen(model, edges, inputs)
+            written = _written(model, edges, inputs)
             recorded |= {site.name: written[: n_seen(site)] for site in edges}
     return AblationValues("counterfactual", recorded)
 
@@ -184,6 +184,15 @@ def _record(
             hooks.callback(handle.remove)
         model(**inputs)
     return recorded
+
+
+def _written(
+    model: nn.Module, edges: Sequence[Site], inputs: Mapping[str, Tensor]
+) -> Tensor:
+    """What the writers write that the sites' readers see."""
+    from circuitcut.masks.edges.gating import writers_seen  # loads the engine
+
+    return writers_seen(model, edges, inputs)
 
 
 def _keep_input(

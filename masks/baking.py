@@ -15,9 +15,9 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from masks.ablation import AblationValues
-from models.sites import Site
-from storage.errors import UserError
+from circuitcut.masks.ablation import AblationValues
+from circuitcut.models.sites import Site
+from circuitcut.storage.errors import UserError
 
 _BIAS_OPTIONS = {"neurons": ("mlp_bias",), "heads": ("attention_bias",)}
 """Entries of a transformers configuration that give every such projection a bias."""

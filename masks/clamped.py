@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from masks.gate import Gate, GateSettings
+from circuitcut.masks.gate import Gate, GateSettings
 
 
 class ClampedGate(Gate):

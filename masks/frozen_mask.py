@@ -10,19 +10,19 @@ import torch
 from jaxtyping import Bool
 from torch import Tensor, nn
 
-from masks.ablation import AblationValues
-from masks.baking import bake_sites_
-from masks.edge_sites import check_one_graph, edge_names
-from masks.gating import gated
-from masks.mask_files import (
+from circuitcut.masks.ablation import AblationValues
+from circuitcut.masks.baking import bake_sites_
+from circuitcut.masks.edges.sites import check_one_graph, edge_names
+from circuitcut.masks.gating import gated
+from circuitcut.masks.mask_files import (
     MaskHeader,
     check_model,
     read_mask_files,
     site_dict,
     write_mask_files,
 )
-from models.sites import Site, split_by_site
-from storage.errors import UserError
+from circuitcut.models.sites import Site, split_by_site
+from circuitcut.storage.errors import UserError
 
 
 @runtime_checkable

@@ -3,8 +3,8 @@
 Every gated activation x becomes keep * x + (1 - keep) * a, with a the ablation value;
 `weights` sites compute with W * keep, and an ablated weight meets the ablation value of
 its input; `edges` are gated together, by running the model's blocks as one stack
-(`masks/edge_stack.py`). Nothing is random here: noise is drawn before, because gradient
-checkpointing runs the hooks twice.
+(`masks/edges/stack.py`). Nothing is random here: noise is drawn before, because
+gradient checkpointing runs the hooks twice.
 """
 
 from abc import ABC, abstractmethod
@@ -17,12 +17,16 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from masks.ablation import AblationValues
-from masks.edge_gating import edge_gated
-from masks.edge_sites import apart, flat_gates, graph_at, stack_of, writer_values
-from masks.mixing import Rows, mix
-from models.sites import Site
-from storage.errors import UserError
+from circuitcut.masks.ablation import AblationValues
+from circuitcut.masks.edges.sites import (
+    flat_gates,
+    graph_at,
+    modules_and_edges,
+    writer_values,
+)
+from circuitcut.masks.mixing import Rows, mix
+from circuitcut.models.sites import Site
+from circuitcut.storage.errors import UserError
 
 _FEW = 0.1
 """Share of cut entries up to which undoing them one by one beats a pass over all."""
@@ -57,7 +61,7 @@ def gated(
         UserError: When a site is not in the model or its gates or values do not fit.
     """
     batch = _Batch(special_ids)
-    modules, edges = apart(sites)
+    modules, edges = modules_and_edges(sites)
     gates = [
         gate
         for site in modules
@@ -260,6 +264,8 @@ def _edges_gated(
     inside: Sequence[Tensor],
 ) -> Iterator[None]:
     """All edge sites as one stack; nothing where a finished mask keeps every edge."""
+    from circuitcut.masks.edges.gating import edge_gated, stack_of  # loads the engine
+
     gates = [_gates_at(site, keep) for site in sites]
     stack = stack_of(model, graph_at(sites))
     if all(gate.dtype == torch.bool and bool(gate.all()) for gate in gates):

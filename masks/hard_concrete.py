@@ -15,8 +15,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from masks.gate import Gate, GateSettings
-from storage.errors import UserError
+from circuitcut.masks.gate import Gate, GateSettings
+from circuitcut.storage.errors import UserError
 
 STRETCH_LOW, STRETCH_HIGH = -0.1, 1.1  # gamma, zeta
 TEMPERATURE = 2 / 3  # beta

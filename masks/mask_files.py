@@ -6,7 +6,6 @@ version 1.
 """
 
 import dataclasses
-import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -16,17 +15,17 @@ import torch
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from masks.ablation import AblationKind
-from masks.edge_sites import graph_difference
-from models.residual_graph import ResidualGraph
-from models.sites import Site
-from storage.atomic import read_json, read_tensors, write_json, write_tensors
-from storage.errors import UserError
+from circuitcut.masks.ablation import AblationKind
+from circuitcut.masks.edges.sites import graph_difference
+from circuitcut.models.residual.graph import ResidualGraph
+from circuitcut.models.sites import Site
+from circuitcut.models.weights_hash import weights_hash
+from circuitcut.storage.atomic import read_json, read_tensors, write_json, write_tensors
+from circuitcut.storage.errors import UserError
 
 FORMAT_VERSION = 1
 POLARITY = "true keeps, false ablates"
 TENSOR_FILE, HEADER_FILE = "mask.safetensors", "mask.json"
-_SAMPLED = 64
 
 
 @dataclass(frozen=True)
@@ -53,23 +52,10 @@ def site_dict(site: Site) -> dict[str, Any]:
 
 
 def _site(fields: Mapping[str, Any]) -> Site:
-    graph = fields.get("graph")
+    graph = dict(fields.get("graph") or {})
+    if "apart" in graph:  # its name before December 2026
+        graph["separate_qkv"] = graph.pop("apart")
     return Site(**{**fields, "graph": ResidualGraph(**graph) if graph else None})
-
-
-def weights_hash(model: nn.Module) -> str:
-    """A cheap SHA-256 fingerprint of a model's parameters, the same on every device.
-
-    Of each tensor: its name, shape, and its first, last and evenly strided 64 values.
-    """
-    digest = hashlib.sha256()
-    for name, parameter in sorted(model.named_parameters()):
-        flat = parameter.detach().reshape(-1)
-        stride = max(1, flat.numel() // _SAMPLED)
-        sample = [flat[:_SAMPLED], flat[-_SAMPLED:], flat[::stride][:_SAMPLED]]
-        digest.update(f"{name}{tuple(parameter.shape)}".encode())
-        digest.update(torch.cat(sample).cpu().double().numpy().tobytes())
-    return digest.hexdigest()
 
 
 def write_mask_files(

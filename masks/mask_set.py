@@ -6,11 +6,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from masks.frozen_mask import FrozenMask
-from masks.gate import GateSettings
-from masks.registry import GATES
-from models.sites import Site, split_by_site
-from storage.errors import UserError
+from circuitcut.masks.frozen_mask import FrozenMask
+from circuitcut.masks.gate import GateSettings
+from circuitcut.masks.registry import GATES
+from circuitcut.models.sites import Site, split_by_site
+from circuitcut.storage.errors import UserError
 
 
 class MaskSet(nn.Module):

@@ -15,7 +15,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from masks.origins import IDENTITY, Operation, origin_of
+from circuitcut.masks.origins import IDENTITY, Operation, origin_of
 
 Rows = tuple[Tensor, ...]
 """Index of the positions that are never cut, one integer vector per leading axis."""

@@ -8,9 +8,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from masks.gate import Direction
-from masks.mask_set import MaskSet
-from storage.errors import UserError
+from circuitcut.masks.gate import Direction
+from circuitcut.masks.mask_set import MaskSet
+from circuitcut.storage.errors import UserError
 
 
 class Price(nn.Module):

@@ -2,10 +2,10 @@
 
 from collections.abc import Callable
 
-from masks.clamped import ClampedGate
-from masks.gate import Gate, GateSettings
-from masks.hard_concrete import HardConcreteGate
-from masks.soft_topk import SoftTopKGate
+from circuitcut.masks.clamped import ClampedGate
+from circuitcut.masks.gate import Gate, GateSettings
+from circuitcut.masks.hard_concrete import HardConcreteGate
+from circuitcut.masks.soft_topk import SoftTopKGate
 
 GATES: dict[str, Callable[[int, GateSettings], Gate]] = {
     "hard_concrete": HardConcreteGate,

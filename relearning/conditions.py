@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from masks.frozen_mask import FrozenMask
-from storage.errors import UserError
+from circuitcut.masks.frozen_mask import FrozenMask
+from circuitcut.storage.errors import UserError
 
 HOLDINGS = ("lasting", "one_shot")
 

@@ -13,9 +13,9 @@ import torch
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from masks.frozen_mask import FrozenMask
-from models.sites import Site
-from storage.errors import UserError
+from circuitcut.masks.frozen_mask import FrozenMask
+from circuitcut.models.sites import Site
+from circuitcut.storage.errors import UserError
 
 
 @dataclass(frozen=True)

@@ -20,13 +20,13 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from torch import Tensor, nn
 
-from masks.frozen_mask import FrozenMask
-from models.architectures import sites_of
-from models.sites import Site
-from relearning.conditions import Condition
-from storage.errors import UserError
-from storage.modes import evaluating
-from tasks.base import Batch, Split, Task, to_device
+from circuitcut.masks.frozen_mask import FrozenMask
+from circuitcut.models.architectures import sites_of
+from circuitcut.models.sites import Site
+from circuitcut.relearning.conditions import Condition
+from circuitcut.storage.errors import UserError
+from circuitcut.storage.modes import evaluating
+from circuitcut.tasks.base import Batch, Split, Task, to_device
 
 
 @dataclass(frozen=True)

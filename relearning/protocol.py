@@ -20,18 +20,18 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from masks.frozen_mask import FrozenMask
-from models.loading import LoadedModel
-from relearning.conditions import Condition, trained_parameters
-from relearning.holding import check_holdable, held
-from relearning.records import ConditionFiles, ConditionRun, Measurement
-from relearning.redistribution import weight_distance
-from storage.cache import content_hash
-from storage.errors import UserError
-from tasks.base import Batch, Task, to_device
-from tasks.evaluation import evaluate
-from training.loop import FitSettings, StepLoss, fit
-from training.shares import own_share
+from circuitcut.masks.frozen_mask import FrozenMask
+from circuitcut.models.loading import LoadedModel
+from circuitcut.relearning.conditions import Condition, trained_parameters
+from circuitcut.relearning.holding import check_holdable, held
+from circuitcut.relearning.records import ConditionFiles, ConditionRun, Measurement
+from circuitcut.relearning.redistribution import weight_distance
+from circuitcut.storage.cache import content_hash
+from circuitcut.storage.errors import UserError
+from circuitcut.tasks.base import Batch, Task, to_device
+from circuitcut.tasks.evaluation import evaluate
+from circuitcut.training.loop import FitSettings, StepLoss, fit
+from circuitcut.training.shares import own_share
 
 
 @dataclass(frozen=True)

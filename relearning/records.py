@@ -8,9 +8,9 @@ from typing import Any
 
 from torch import Tensor
 
-from relearning.conditions import Condition
-from storage.atomic import read_json, read_tensors, write_json, write_tensors
-from storage.errors import UserError
+from circuitcut.relearning.conditions import Condition
+from circuitcut.storage.atomic import read_json, read_tensors, write_json, write_tensors
+from circuitcut.storage.errors import UserError
 
 _COUNT = "count."
 

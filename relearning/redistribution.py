@@ -13,8 +13,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from masks.frozen_mask import FrozenMask
-from models.sites import Site
+from circuitcut.masks.frozen_mask import FrozenMask
+from circuitcut.models.sites import Site
 
 SALIENCY_BLOCK = 100
 """Ranks that share one saliency."""

@@ -15,9 +15,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from relearning.records import ConditionRun, Measurement
-from relearning.recovery import RecoveryCurve, recovery_curve
-from tasks.base import Task
+from circuitcut.relearning.records import ConditionRun, Measurement
+from circuitcut.relearning.recovery import RecoveryCurve, recovery_curve
+from circuitcut.tasks.base import Task
 
 LEVEL = 0.95
 UNDEFINED_SHARE = 0.05

@@ -14,11 +14,11 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from masks.ablation import record_values
-from masks.frozen_mask import FrozenMask
-from models.sites import Site
-from storage.modes import evaluating
-from tasks.base import Split, Task, to_device
+from circuitcut.masks.ablation import record_values
+from circuitcut.masks.frozen_mask import FrozenMask
+from circuitcut.models.sites import Site
+from circuitcut.storage.modes import evaluating
+from circuitcut.tasks.base import Split, Task, to_device
 
 MIN_COUNT = 2
 """Occurrences below which a token's mean says too little."""

@@ -11,8 +11,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from reports.drawing import BLACK, BLUE, GREEN, ORANGE, PURPLE, VERMILLION
-from reports.tables import format_cell
+from circuitcut.reports.drawing import BLACK, BLUE, GREEN, ORANGE, PURPLE, VERMILLION
+from circuitcut.reports.tables import format_cell
 
 READERS = {
     "q": ("queries", VERMILLION),

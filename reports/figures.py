@@ -8,7 +8,7 @@ import matplotlib
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from reports.drawing import (
+from circuitcut.reports.drawing import (
     BLACK,
     BLUE,
     CONDITION_LOOKS,
@@ -30,14 +30,14 @@ from reports.drawing import (
     png,
     size_axis,
 )
-from reports.load import SIDES, Run
-from reports.tables import (
+from circuitcut.reports.load import SIDES, Run
+from circuitcut.reports.tables import (
     condition_name,
     limit_name,
     named_scores,
     ranking_name,
 )
-from storage.atomic import write_bytes
+from circuitcut.storage.atomic import write_bytes
 
 Results = Mapping[str, Any]
 

@@ -3,8 +3,14 @@
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from reports.load import SIDES, Run
-from reports.tables import condition_name, format_cell, limit_name, mean, ranking_name
+from circuitcut.reports.load import SIDES, Run
+from circuitcut.reports.tables import (
+    condition_name,
+    format_cell,
+    limit_name,
+    mean,
+    ranking_name,
+)
 
 FAITHFUL = 0.95
 """Share of the concept's margin from which a circuit counts as faithful."""

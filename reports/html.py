@@ -7,12 +7,12 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from reports.circuit_picture import caption, circuit_svg
-from reports.drawing import DPI, SHOWN_DPI
-from reports.figures import draw_all
-from reports.findings import FINDINGS
-from reports.load import Run, load_run
-from reports.tables import (
+from circuitcut.reports.circuit_picture import caption, circuit_svg
+from circuitcut.reports.drawing import DPI, SHOWN_DPI
+from circuitcut.reports.figures import draw_all
+from circuitcut.reports.findings import FINDINGS
+from circuitcut.reports.load import Run, load_run
+from circuitcut.reports.tables import (
     Row,
     area_rows,
     curve_rows,
@@ -27,7 +27,7 @@ from reports.tables import (
     site_rows,
     word_rows,
 )
-from storage.atomic import write_text
+from circuitcut.storage.atomic import write_text
 
 CSS = """
 body { font: 16px/1.5 system-ui, sans-serif; max-width: 70rem; margin: 2rem auto;

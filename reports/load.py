@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from storage.errors import UserError
-from storage.run_directory import RunDirectory
+from circuitcut.storage.errors import UserError
+from circuitcut.storage.run_directory import RunDirectory
 
 KINDS: dict[str, tuple[str, ...]] = {
     "train_mask": ("task", "model", "scores", "n_ablated", "n_units", "per_site"),

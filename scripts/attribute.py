@@ -5,7 +5,6 @@
 Every method gives a FrozenMask by exactly-k at every size, measured on held-out data.
 """
 
-import sys
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -13,22 +12,20 @@ from typing import Any, Literal
 
 import torch
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
-from attribution.registry import METHODS
-from masks.frozen_mask import FrozenMask
-from models.loading import LoadedModel
-from models.sites import Site
-from reports.tables import format_table
-from scripts.experiment import UnitsConfig, command, flag
-from scripts.mask_recipes import check_pairs, methods_of, sites_for, units_of
-from scripts.mask_scores import attribution_ranking, cut_by, provenance, score
-from scripts.mask_training import MaskSettings, ablation_values, special_ids
-from scripts.train_base import prepare
-from storage.atomic import write_tensors
-from storage.errors import UserError
-from storage.run_directory import RunDirectory
-from training.config import config_dict, run_script
+from circuitcut.attribution.registry import METHODS
+from circuitcut.experiments.flags import UnitsConfig, command, flag
+from circuitcut.experiments.gates import MaskSettings, ablation_values, special_ids
+from circuitcut.experiments.plan import check_pairs, methods_of, sites_for, units_of
+from circuitcut.experiments.scores import attribution_ranking, cut_by, provenance, score
+from circuitcut.masks.frozen_mask import FrozenMask
+from circuitcut.models.loading import LoadedModel
+from circuitcut.models.sites import Site
+from circuitcut.reports.tables import format_table
+from circuitcut.scripts.train_base import prepare
+from circuitcut.storage.atomic import write_tensors
+from circuitcut.storage.errors import UserError
+from circuitcut.storage.run_directory import RunDirectory
+from circuitcut.training.config import config_dict, run_script
 
 
 @dataclass(frozen=True)

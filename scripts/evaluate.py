@@ -7,35 +7,32 @@ With --mask, task, model and data are the run's unless a flag says otherwise. --
 draws concept and retain scores against the number of ablated units, by the ranking.
 """
 
-import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
-from attribution.registry import METHODS
-from masks.frozen_mask import FrozenMask
-from masks.mask_files import check_model
-from reports.figures import draw_all
-from reports.load import load_run
-from reports.tables import format_table
-from scripts.circuit import circuit_of
-from scripts.experiment import TaskConfig, command, flag
-from scripts.mask_recipes import methods_of
-from scripts.mask_scores import (
+from circuitcut.attribution.registry import METHODS
+from circuitcut.experiments.circuit import circuit_of
+from circuitcut.experiments.flags import TaskConfig, command, flag
+from circuitcut.experiments.plan import methods_of
+from circuitcut.experiments.published_circuit import published_overlap
+from circuitcut.experiments.scores import (
     attribution_scores,
     ranking_of_run,
     score,
 )
-from scripts.published_circuit import published_overlap
-from scripts.train_base import prepare
-from storage.atomic import read_json
-from storage.errors import UserError
-from storage.run_directory import RunDirectory, is_run
-from tasks.base import SPLITS
-from training.config import config_dict, run_script
+from circuitcut.masks.frozen_mask import FrozenMask
+from circuitcut.masks.mask_files import check_model
+from circuitcut.reports.figures import draw_all
+from circuitcut.reports.load import load_run
+from circuitcut.reports.tables import format_table
+from circuitcut.scripts.train_base import prepare
+from circuitcut.storage.atomic import read_json
+from circuitcut.storage.errors import UserError
+from circuitcut.storage.run_directory import RunDirectory, is_run
+from circuitcut.tasks.base import SPLITS
+from circuitcut.training.config import config_dict, run_script
 
 
 @dataclass(frozen=True)

@@ -7,33 +7,30 @@ edges (names and 0 or 1), dot, graphml, svg. docs/formats.md says what each hold
 when it cannot say the same. Seconds; formats of other programs need the mask's model.
 """
 
-import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import compress
 from pathlib import Path
 from typing import Literal
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from masks.edge_drawings import dot, graphml
-from masks.edge_formats import FORMATS, write_edges, write_named_edges
-from masks.frozen_mask import FrozenMask
-from masks.mask_files import check_model
-from models.residual_graph import ResidualGraph
-from reports.circuit_picture import circuit_svg
-from scripts.circuit import MOST_EDGES, circuit_of, edges_of, scores_of
-from scripts.evaluate import from_run, mask_at
-from scripts.experiment import TaskConfig, command, flag
-from scripts.mask_scores import checked_ranking
-from scripts.train_base import prepare
-from storage.atomic import write_text
-from storage.errors import UserError
-from storage.run_directory import run_holding
-from training.config import run_script
+from circuitcut.experiments.circuit import MOST_EDGES, circuit_of, edges_of, scores_of
+from circuitcut.experiments.flags import TaskConfig, command, flag
+from circuitcut.experiments.scores import checked_ranking
+from circuitcut.masks.formats.drawings import dot, graphml
+from circuitcut.masks.formats.edge_files import FORMATS, write_edges, write_named_edges
+from circuitcut.masks.frozen_mask import FrozenMask
+from circuitcut.masks.mask_files import check_model
+from circuitcut.models.residual.graph import ResidualGraph
+from circuitcut.reports.circuit_picture import circuit_svg
+from circuitcut.scripts.evaluate import from_run, mask_at
+from circuitcut.scripts.train_base import prepare
+from circuitcut.storage.atomic import write_text
+from circuitcut.storage.errors import UserError
+from circuitcut.storage.run_directory import run_holding
+from circuitcut.training.config import run_script
 
 DRAWINGS = ("dot", "graphml", "svg")
 KNOWN = (*FORMATS, *DRAWINGS)

@@ -9,7 +9,6 @@ with the circuit ablated and the rest kept. CPR and CMD are the areas under f an
 ranks every unit, so one training serves all sizes.
 """
 
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import partial
@@ -19,40 +18,59 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
-from attribution.faithfulness import (
+from circuitcut.attribution.faithfulness import (
     FRACTIONS,
     areas,
     faithfulness,
 )
-from attribution.gate_gradients import position_margin
-from attribution.registry import METHODS
-from masks.edge_paths import connected
-from masks.edge_sites import apart, by_site, flat_gates, graph_at
-from masks.frozen_mask import FrozenMask
-from masks.mask_files import check_model
-from models.loading import LoadedModel
-from reports.figures import draw_all
-from reports.load import load_run
-from reports.tables import area_rows, faithfulness_rows, format_table
-from scripts.evaluate import from_run, mask_at
-from scripts.experiment import Experiment, TaskConfig, UnitsConfig, command, flag
-from scripts.mask_recipes import (
+from circuitcut.attribution.gate_gradients import position_margin
+from circuitcut.attribution.registry import METHODS
+from circuitcut.experiments.flags import (
+    Experiment,
+    TaskConfig,
+    UnitsConfig,
+    command,
+    flag,
+)
+from circuitcut.experiments.gates import (
+    MaskSettings,
+    ablation_values,
+    cut_with,
+    special_ids,
+)
+from circuitcut.experiments.plan import (
     check_pairs,
     has_pairs,
     methods_of,
     sites_for,
     units_of,
 )
-from scripts.mask_scores import cut_by, provenance, ranking_of_run, responsibility
-from scripts.mask_training import MaskSettings, ablation_values, cut_with, special_ids
-from scripts.train_base import prepare
-from storage.errors import UserError
-from storage.run_directory import RunDirectory
-from tasks.base import SPLITS
-from tasks.evaluation import References, evaluate
-from training.config import config_dict, run_script
+from circuitcut.experiments.scores import (
+    cut_by,
+    provenance,
+    ranking_of_run,
+    responsibility,
+)
+from circuitcut.masks.edges.sites import (
+    by_site,
+    flat_gates,
+    graph_at,
+    modules_and_edges,
+)
+from circuitcut.masks.frozen_mask import FrozenMask
+from circuitcut.masks.mask_files import check_model
+from circuitcut.models.loading import LoadedModel
+from circuitcut.models.residual.connected_edges import connected
+from circuitcut.reports.figures import draw_all
+from circuitcut.reports.load import load_run
+from circuitcut.reports.tables import area_rows, faithfulness_rows, format_table
+from circuitcut.scripts.evaluate import from_run, mask_at
+from circuitcut.scripts.train_base import prepare
+from circuitcut.storage.errors import UserError
+from circuitcut.storage.run_directory import RunDirectory
+from circuitcut.tasks.base import SPLITS
+from circuitcut.tasks.evaluation import References, evaluate
+from circuitcut.training.config import config_dict, run_script
 
 Rankings = dict[tuple[str, int, str], Mapping[str, Tensor]]
 """By method, seed and order (`signed` or `absolute`); the highest are kept."""
@@ -325,7 +343,7 @@ def _circuit(
 ) -> FrozenMask:
     """The top of a ranking; of edges those that connect an input to the logits."""
     mask = cut_by(empty, ranking, empty.n_units - n_kept)
-    modules, edges = apart(mask.sites)
+    modules, edges = modules_and_edges(mask.sites)
     if modules or not edges or len(edges) <= graph_at(edges).n_layers:
         return mask  # what is in no site stays on, and may connect anything
     graph = graph_at(edges)

@@ -9,7 +9,6 @@ run under runs/ with mask.safetensors, mask.json and results.json; as long as it
 to load the model and measure means.
 """
 
-import sys
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -17,26 +16,24 @@ from typing import Any, Literal
 
 from torch import Tensor
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
-from masks.ablation import AblationKind
-from masks.edge_conventions import CONVENTIONS
-from masks.edge_formats import FORMATS, Embeddings, Found, read_edges
-from masks.edge_sites import by_site
-from masks.frozen_mask import FrozenMask
-from masks.gate import Direction
-from models.architectures import edge_sites
-from models.loading import LoadedModel
-from scripts.circuit import circuit_of, per_site
-from scripts.experiment import Experiment, TaskConfig, command, flag, where
-from scripts.mask_recipes import check_pairs
-from scripts.mask_scores import provenance
-from scripts.mask_training import MaskSettings, ablation_values
-from scripts.train_base import prepare
-from storage.atomic import write_tensors
-from storage.errors import UserError
-from storage.run_directory import RunDirectory
-from training.config import config_dict, run_script
+from circuitcut.experiments.circuit import circuit_of, per_site
+from circuitcut.experiments.flags import Experiment, TaskConfig, command, flag, where
+from circuitcut.experiments.gates import MaskSettings, ablation_values
+from circuitcut.experiments.plan import check_pairs
+from circuitcut.experiments.scores import provenance
+from circuitcut.masks.ablation import AblationKind
+from circuitcut.masks.edges.sites import by_site
+from circuitcut.masks.formats.conventions import CONVENTIONS
+from circuitcut.masks.formats.edge_files import FORMATS, Embeddings, Found, read_edges
+from circuitcut.masks.frozen_mask import FrozenMask
+from circuitcut.masks.gate import Direction
+from circuitcut.models.architectures import edge_sites
+from circuitcut.models.loading import LoadedModel
+from circuitcut.scripts.train_base import prepare
+from circuitcut.storage.atomic import write_tensors
+from circuitcut.storage.errors import UserError
+from circuitcut.storage.run_directory import RunDirectory
+from circuitcut.training.config import config_dict, run_script
 
 
 @dataclass(frozen=True)
@@ -194,7 +191,7 @@ def _switches(found: Found) -> str:
     graph = found.graph
     return (
         f"position embedding {graph.position}, attention bias {graph.attention_bias}, "
-        f"queries, keys and values {'apart' if graph.apart else 'merged'}"
+        f"queries, keys and values {'separate' if graph.separate_qkv else 'merged'}"
     )
 
 

@@ -11,32 +11,35 @@ example of the concept, and never_learned, a model that was trained without them
 """
 
 import logging
-import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
-from masks.frozen_mask import FrozenMask
-from masks.mask_files import check_model
-from relearning.conditions import CONDITIONS, HOLDINGS, Condition, conditions
-from relearning.holding import check_holdable, cuts_edges
-from relearning.probe import probe_conditions
-from relearning.protocol import RelearnSettings, relearn
-from relearning.statistics import describe
-from reports.tables import format_table, recovery_rows, relearning_rows
-from scripts.evaluate import from_run, mask_at
-from scripts.experiment import Experiment, TaskConfig, command, flag, make_accelerator
-from scripts.micro_batches import check_relearning
-from scripts.relearn_after import Whereabouts
-from scripts.train_base import prepare
-from storage.errors import UserError
-from storage.processes import by_first
-from storage.run_directory import RunDirectory
-from training.config import config_dict, run_script
-from training.tracking import Tracker
+from circuitcut.experiments.flags import (
+    Experiment,
+    TaskConfig,
+    command,
+    flag,
+    make_accelerator,
+)
+from circuitcut.experiments.micro_batches import check_relearning
+from circuitcut.experiments.whereabouts import Whereabouts
+from circuitcut.masks.frozen_mask import FrozenMask
+from circuitcut.masks.mask_files import check_model
+from circuitcut.relearning.conditions import CONDITIONS, HOLDINGS, Condition, conditions
+from circuitcut.relearning.holding import check_holdable, cuts_edges
+from circuitcut.relearning.probe import probe_conditions
+from circuitcut.relearning.protocol import RelearnSettings, relearn
+from circuitcut.relearning.statistics import describe
+from circuitcut.reports.tables import format_table, recovery_rows, relearning_rows
+from circuitcut.scripts.evaluate import from_run, mask_at
+from circuitcut.scripts.train_base import prepare
+from circuitcut.storage.errors import UserError
+from circuitcut.storage.processes import by_first
+from circuitcut.storage.run_directory import RunDirectory
+from circuitcut.training.config import config_dict, run_script
+from circuitcut.training.tracking import Tracker
 
 DEFAULT_LIMITS = ["16", "all"]
 

@@ -7,17 +7,14 @@ Without --runs the newest finished train_mask run and the newest relearn run are
 Reads run directories only; the report is written into the last of them, or to --out.
 """
 
-import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
-from reports.html import write_report
-from scripts.experiment import flag
-from storage.errors import UserError
-from storage.run_directory import RunDirectory
-from training.config import run_script
+from circuitcut.experiments.flags import flag
+from circuitcut.reports.html import write_report
+from circuitcut.storage.errors import UserError
+from circuitcut.storage.run_directory import RunDirectory
+from circuitcut.training.config import run_script
 
 
 @dataclass(frozen=True)

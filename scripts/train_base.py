@@ -9,7 +9,6 @@ in the user's cache folder (CIRCUITCUT_CACHE), named by a hash of data, model, r
 
 import logging
 import shutil
-import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -21,13 +20,7 @@ import torch
 from accelerate import Accelerator
 from filelock import FileLock
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
-from masks.mask_files import weights_hash
-from models.builtin import BUILTIN, build_builtin
-from models.loading import LoadedModel, load_model, save_model
-from reports.tables import format_table
-from scripts.experiment import (
+from circuitcut.experiments.flags import (
     Experiment,
     TaskConfig,
     canonical_json,
@@ -37,16 +30,20 @@ from scripts.experiment import (
     options_dict,
     task_flags,
 )
-from storage.atomic import read_json, told_to_the_user, write_json
-from storage.cache import cache_folder, content_hash
-from storage.errors import UserError
-from tasks.base import Batch, Corpus, Task, to_device
-from tasks.evaluation import evaluate
-from tasks.registry import TASKS
-from training.config import run_script
-from training.embedding_noise import noisy_embeddings
-from training.loop import FitSettings, fit
-from training.shares import own_share
+from circuitcut.models.builtin import BUILTIN, build_builtin
+from circuitcut.models.loading import LoadedModel, load_model, save_model
+from circuitcut.models.weights_hash import weights_hash
+from circuitcut.reports.tables import format_table
+from circuitcut.storage.atomic import read_json, told_to_the_user, write_json
+from circuitcut.storage.cache import cache_folder, content_hash
+from circuitcut.storage.errors import UserError
+from circuitcut.tasks.base import Batch, Corpus, Task, to_device
+from circuitcut.tasks.evaluation import evaluate
+from circuitcut.tasks.registry import TASKS
+from circuitcut.training.config import run_script
+from circuitcut.training.embedding_noise import noisy_embeddings
+from circuitcut.training.loop import FitSettings, fit
+from circuitcut.training.shares import own_share
 
 CACHE_FORMAT = 2  # part of the hash: raise it when training changes
 logger = logging.getLogger(__name__)

@@ -10,7 +10,6 @@ results.json. A minute or two on two CPU cores; README.md has the numbers to exp
 
 import logging
 import math
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -19,23 +18,21 @@ from typing import Any, Literal
 
 from torch import Tensor
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
-from attribution.registry import METHODS
-from masks.ablation import AblationValues
-from masks.frozen_mask import FrozenMask
-from masks.gating import gated
-from masks.mask_set import MaskSet
-from masks.registry import GATES
-from masks.unit_maps import unit_maps
-from models.sites import UNIT_KINDS, Site
-from relearning.holding import check_holdable
-from scripts.circuit import MOST_EDGES, circuit_of, per_site
-from scripts.cut_trials import can_be_put_back, put_back
-from scripts.experiment import Experiment, UnitsConfig, command, flag, where
-from scripts.mask_freezing import freeze
-from scripts.mask_recipes import methods_of, plan, units_of
-from scripts.mask_scores import (
+from circuitcut.attribution.registry import METHODS
+from circuitcut.experiments.circuit import MOST_EDGES, circuit_of, per_site
+from circuitcut.experiments.flags import Experiment, UnitsConfig, command, flag, where
+from circuitcut.experiments.freeze import freeze
+from circuitcut.experiments.gates import (
+    MaskSettings,
+    ablation_values,
+    gate_histogram,
+    special_ids,
+    train_gates,
+)
+from circuitcut.experiments.plan import methods_of, plan, units_of
+from circuitcut.experiments.published_circuit import published_overlap
+from circuitcut.experiments.restore_edges import can_be_put_back, put_back
+from circuitcut.experiments.scores import (
     Scored,
     attribution_scores,
     provenance,
@@ -43,23 +40,23 @@ from scripts.mask_scores import (
     score,
     show,
 )
-from scripts.mask_training import (
-    MaskSettings,
-    ablation_values,
-    gate_histogram,
-    special_ids,
-    train_gates,
-)
-from scripts.mask_trials import can_be_tried, tried
-from scripts.published_circuit import published_overlap
-from scripts.train_base import prepare
-from storage.atomic import write_tensors
-from storage.checkpoints import latest_step
-from storage.errors import UserError
-from storage.run_directory import RunDirectory
-from tasks.evaluation import evaluate
-from training.config import config_dict, run_script
-from training.tracking import Tracker
+from circuitcut.experiments.spare_edges import can_be_tried, tried
+from circuitcut.experiments.unit_maps import unit_maps
+from circuitcut.masks.ablation import AblationValues
+from circuitcut.masks.frozen_mask import FrozenMask
+from circuitcut.masks.gating import gated
+from circuitcut.masks.mask_set import MaskSet
+from circuitcut.masks.registry import GATES
+from circuitcut.models.sites import UNIT_KINDS, Site
+from circuitcut.relearning.holding import check_holdable
+from circuitcut.scripts.train_base import prepare
+from circuitcut.storage.atomic import write_tensors
+from circuitcut.storage.checkpoints import latest_step
+from circuitcut.storage.errors import UserError
+from circuitcut.storage.run_directory import RunDirectory
+from circuitcut.tasks.evaluation import evaluate
+from circuitcut.training.config import config_dict, run_script
+from circuitcut.training.tracking import Tracker
 
 logger = logging.getLogger(__name__)
 

@@ -14,7 +14,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from storage.errors import UserError
+from circuitcut.storage.errors import UserError
 
 _ADVICE = {
     errno.ENOSPC: "free some disk space",

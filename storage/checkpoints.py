@@ -16,7 +16,7 @@ from typing import Any
 
 from torch import Tensor
 
-from storage.atomic import (
+from circuitcut.storage.atomic import (
     read_json,
     read_tensors,
     sync,
@@ -25,7 +25,7 @@ from storage.atomic import (
     write_tensors,
     write_text,
 )
-from storage.errors import UserError
+from circuitcut.storage.errors import UserError
 
 N_KEPT = 2
 _TENSORS, _STATE = "tensors.safetensors", "state.json"

@@ -9,7 +9,7 @@ from typing import TypeVar
 
 from torch import distributed
 
-from storage.errors import UserError
+from circuitcut.storage.errors import UserError
 
 T = TypeVar("T")
 

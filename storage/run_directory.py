@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from storage.atomic import (
+from circuitcut.storage.atomic import (
     jsonable,
     read_json,
     temporary_name,
@@ -23,8 +23,8 @@ from storage.atomic import (
     write_json,
     write_text,
 )
-from storage.errors import UserError
-from storage.processes import by_first, is_first, n_processes
+from circuitcut.storage.errors import UserError
+from circuitcut.storage.processes import by_first, is_first, n_processes
 
 DEFAULT_PARENT = Path("runs")
 _PACKAGES = ("transformers", "accelerate", "numpy")

@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from storage.errors import UserError
+from circuitcut.storage.errors import UserError
 
 Split = Literal["base", "mask", "tune", "relearn", "heldout"]
 SPLITS: tuple[Split, ...] = ("base", "mask", "tune", "relearn", "heldout")

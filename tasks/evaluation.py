@@ -10,10 +10,10 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from storage.errors import UserError
-from storage.modes import evaluating
-from tasks.base import Batch, Outputs, Predictions, Split, Task, to_device
-from tasks.span_counts import ratio
+from circuitcut.storage.errors import UserError
+from circuitcut.storage.modes import evaluating
+from circuitcut.tasks.base import Batch, Outputs, Predictions, Split, Task, to_device
+from circuitcut.tasks.span_counts import ratio
 
 BEHAVIOURS = ("concept", "retain")
 OF_CONCEPT = "of_concept_"

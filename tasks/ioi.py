@@ -14,14 +14,14 @@ from typing import Any, ClassVar
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from data.hub import HUB_PREFIX
-from data.ioi_files import prompt_records, split_prompts
-from data.ioi_generated import generate_ioi
-from data.ioi_records import IoiCorpus, IoiKind
-from data.sampling import draw, draw_from
-from data.tables import read_hub_table, read_tables
-from storage.errors import UserError
-from tasks.base import (
+from circuitcut.data.hub import HUB_PREFIX
+from circuitcut.data.ioi.files import prompt_records, split_prompts
+from circuitcut.data.ioi.generated import generate_ioi
+from circuitcut.data.ioi.records import IoiCorpus, IoiKind
+from circuitcut.data.sampling import draw, draw_from
+from circuitcut.data.tables import read_hub_table, read_tables
+from circuitcut.storage.errors import UserError
+from circuitcut.tasks.base import (
     NO_TARGET,
     Batch,
     Head,
@@ -31,8 +31,8 @@ from tasks.base import (
     TaskOptions,
     check_limit,
 )
-from tasks.ioi_rows import KINDS, ioi_rows, one_token_names
-from tasks.language_rows import Row, collate, pad_id_of, share, token_nll
+from circuitcut.tasks.ioi_rows import KINDS, ioi_rows, one_token_names
+from circuitcut.tasks.language_rows import Row, collate, pad_id_of, share, token_nll
 
 ANSWER_WEIGHT = 4.0
 """Weight of an answer in training, against 1 of any other token: with weight 1 a small

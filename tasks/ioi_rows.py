@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int
 
-from data.ioi_records import IoiKind, IoiRecord, completed
-from storage.errors import UserError
-from tasks.base import NO_TARGET
-from tasks.language_rows import Row, Tokens, tokenize, without_end
+from circuitcut.data.ioi.records import IoiKind, IoiRecord, completed
+from circuitcut.storage.errors import UserError
+from circuitcut.tasks.base import NO_TARGET
+from circuitcut.tasks.language_rows import Row, Tokens, tokenize, without_end
 
 MIN_NAMES = 20
 KINDS: tuple[IoiKind, ...] = ("ioi", "three_names", "text", "copy")

@@ -9,8 +9,8 @@ import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
-from storage.errors import UserError
-from tasks.base import NO_TARGET, Batch
+from circuitcut.storage.errors import UserError
+from circuitcut.tasks.base import NO_TARGET, Batch
 
 
 @dataclass(frozen=True)

@@ -16,15 +16,15 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from data.hub import HUB_PREFIX, load_hub
-from data.ner_corpus import NerCorpus, split_corpus
-from data.ner_files import read_tagged
-from data.ner_generated import generate_ner
-from data.ner_hub import tagged_from_hub
-from data.sampling import draw, draw_from, shuffled
-from data.tagged import OUTSIDE, entity_type, entity_types
-from storage.errors import UserError
-from tasks.base import (
+from circuitcut.data.hub import HUB_PREFIX, load_hub
+from circuitcut.data.ner.corpus import NerCorpus, split_corpus
+from circuitcut.data.ner.files import read_tagged
+from circuitcut.data.ner.generated import generate_ner
+from circuitcut.data.ner.hub import tagged_from_hub
+from circuitcut.data.ner.tagged import OUTSIDE, entity_type, entity_types
+from circuitcut.data.sampling import draw, draw_from, shuffled
+from circuitcut.storage.errors import UserError
+from circuitcut.tasks.base import (
     NO_TARGET,
     Batch,
     Head,
@@ -34,14 +34,14 @@ from tasks.base import (
     TaskOptions,
     check_limit,
 )
-from tasks.span_counts import (
+from circuitcut.tasks.span_counts import (
     SpanCounter,
     mean_defined,
     precision_recall_f1,
     ratio,
     sums,
 )
-from tasks.token_rows import TokenRows
+from circuitcut.tasks.token_rows import TokenRows
 
 CONCEPT_SHARE = 3 / 8
 """Share of a mask-training batch that holds the concept (6 of 16 sentences)."""

@@ -15,17 +15,17 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from data.digits import (
+from circuitcut.data.digits.digits import (
     N_DIGITS,
     DigitImages,
     builtin_digits,
     digits_from_folder,
     digits_from_hub,
 )
-from data.hub import HUB_PREFIX
-from data.sampling import draw, draw_from, shuffled
-from storage.errors import UserError
-from tasks.base import (
+from circuitcut.data.hub import HUB_PREFIX
+from circuitcut.data.sampling import draw, draw_from, shuffled
+from circuitcut.storage.errors import UserError
+from circuitcut.tasks.base import (
     SPLITS,
     Batch,
     Head,

@@ -1,10 +1,10 @@
 """The tasks by name; a new one is one file and one line."""
 
-from tasks.base import Task
-from tasks.ioi import IoiTask
-from tasks.locations import LocationsTask
-from tasks.mnist import MnistTask
-from tasks.toxicity import ToxicityTask
+from circuitcut.tasks.base import Task
+from circuitcut.tasks.ioi import IoiTask
+from circuitcut.tasks.locations import LocationsTask
+from circuitcut.tasks.mnist import MnistTask
+from circuitcut.tasks.toxicity import ToxicityTask
 
 TASKS: dict[str, type[Task]] = {
     "locations": LocationsTask,

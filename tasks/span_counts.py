@@ -7,11 +7,11 @@ import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
-from data.tagged import entity_type
+from circuitcut.data.ner.tagged import entity_type
 
 
 class SpanCounter:
-    """Counts entities of batches of tag ids, read as `data.tagged.spans` reads tags.
+    """Counts entities of batches of tag ids, read as `ner.tagged.spans` does.
 
     Args:
         tags: The tag of every id.

@@ -8,9 +8,9 @@ import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
-from data.tagged import TaggedSentence
-from storage.errors import UserError
-from tasks.base import NO_TARGET
+from circuitcut.data.ner.tagged import TaggedSentence
+from circuitcut.storage.errors import UserError
+from circuitcut.tasks.base import NO_TARGET
 
 
 @dataclass(frozen=True)

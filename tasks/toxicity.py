@@ -15,12 +15,12 @@ import numpy as np
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from data.sampling import draw, draw_from
-from data.text_files import labelled_texts, read_rows, retained_texts
-from data.text_records import TEXT_KINDS, TextCorpus, TextKind, TextRecord
-from data.text_splits import split_texts
-from data.toxicity_generated import generate_toxicity
-from tasks.base import (
+from circuitcut.data.sampling import draw, draw_from
+from circuitcut.data.text.files import labelled_texts, read_rows, retained_texts
+from circuitcut.data.text.records import TEXT_KINDS, TextCorpus, TextKind, TextRecord
+from circuitcut.data.text.splits import split_texts
+from circuitcut.data.text.toxicity_generated import generate_toxicity
+from circuitcut.tasks.base import (
     NO_TARGET,
     Batch,
     Head,
@@ -30,7 +30,7 @@ from tasks.base import (
     TaskOptions,
     check_limit,
 )
-from tasks.language_rows import (
+from circuitcut.tasks.language_rows import (
     Row,
     Tokens,
     collate,
@@ -40,13 +40,13 @@ from tasks.language_rows import (
     tokenize,
     without_end,
 )
-from tasks.toxicity_classifier import (
+from circuitcut.tasks.toxicity_classifier import (
     Scorer,
     classifier_scores,
     detoxify_scorer,
     fit_classifier,
 )
-from tasks.toxicity_sampling import N_PROMPTS, PROMPT_TOKENS, sampled
+from circuitcut.tasks.toxicity_sampling import N_PROMPTS, PROMPT_TOKENS, sampled
 
 BATCH_SHARES: dict[TextKind, int] = {"toxic": 3, "neutral": 4, "wiki": 1}
 """Texts of each kind in a mask-training batch. Encyclopaedic texts are the longest: as

@@ -5,8 +5,8 @@ from typing import Any
 
 import numpy as np
 
-from data.text_files import TOXIC_FROM
-from storage.errors import UserError
+from circuitcut.data.text.files import TOXIC_FROM
+from circuitcut.storage.errors import UserError
 
 Scorer = Callable[[Sequence[str]], np.ndarray]
 """Texts to whether each is toxic, `(text,)` bools."""

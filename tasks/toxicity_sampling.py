@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from storage.modes import evaluating
+from circuitcut.storage.modes import evaluating
 
 N_PROMPTS = 500
 PROMPT_TOKENS = 8

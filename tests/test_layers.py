@@ -19,8 +19,12 @@ ALLOWED: dict[str, set[str]] = {
     "attribution": {"masks", "models", "tasks", "training", "storage"},
     "relearning": {"attribution", "masks", "models", "tasks", "training", "storage"},
 }
-TOP = {"scripts", "benchmarks"}
-PACKAGES = [*ALLOWED, *sorted(TOP)]
+ALLOWED["experiments"] = set(ALLOWED)
+ALLOWED["scripts"] = ALLOWED["benchmarks"] = set(ALLOWED)
+"""Scripts and benchmarks are read from top to bottom, and imported by nobody."""
+EDGE_DOORS = {"circuitcut.masks.edges.sites", "circuitcut.masks.edges.gating"}
+"""By these alone the edge engine is entered."""
+PACKAGES = list(ALLOWED)
 FILES = [path for name in PACKAGES for path in sorted((ROOT / name).rglob("*.py"))]
 PICKLES = {"pickle", "dill", "cloudpickle", "joblib", "shelve"}
 PICKLING_CALLS = {("torch", "save"), ("torch", "load")}
@@ -46,15 +50,48 @@ def _imports(path: Path) -> set[str]:
 
 
 def _dotted(path: Path) -> str:
-    return ".".join(path.relative_to(ROOT).with_suffix("").parts)
+    return ".".join(["circuitcut", *path.relative_to(ROOT).with_suffix("").parts])
+
+
+def _our_package(name: str) -> str | None:
+    """`masks` of `circuitcut.masks.gating`; None for other people's modules."""
+    first, _, rest = name.partition(".")
+    return rest.split(".")[0] if first == "circuitcut" else None
 
 
 @pytest.mark.parametrize("package", PACKAGES)
 def test_a_package_imports_only_what_its_layer_may(package: str):
-    allowed = {package} | (set(PACKAGES) if package in TOP else ALLOWED[package])
+    allowed = ALLOWED[package] | {package}
+    if package == "scripts":
+        allowed -= {"scripts", "benchmarks"}  # the table of commands aside, see below
     for path in sorted((ROOT / package).rglob("*.py")):
-        ours = {name.split(".")[0] for name in _imports(path)} & set(PACKAGES)
+        ours = {found for name in _imports(path) if (found := _our_package(name))}
+        ours &= set(PACKAGES)
+        if path.name == "command_line.py":
+            ours -= {"scripts"}
         assert ours <= allowed, f"{path.name} imports {sorted(ours - allowed)}"
+
+
+def test_no_package_goes_by_its_bare_name():
+    """`from masks ...` would load every class a second time."""
+    for path in [*FILES, *sorted((ROOT / "tests").rglob("*.py"))]:
+        bare = {name.split(".")[0] for name in _imports(path)} & set(PACKAGES)
+        assert not bare, f"{path}: write circuitcut.{min(bare)}"
+
+
+def test_the_edge_engine_is_entered_by_its_doors_alone():
+    for path in FILES:
+        if path.parent == ROOT / "masks" / "edges":
+            continue
+        inside = {n for n in _imports(path) if n.startswith("circuitcut.masks.edges.")}
+        modules = {".".join(name.split(".")[:4]) for name in inside}
+        assert modules <= EDGE_DOORS, f"{path} imports {sorted(modules - EDGE_DOORS)}"
+
+
+def test_a_room_holds_about_sixteen_files():
+    for folder in {path.parent for path in FILES}:
+        files = [path for path in folder.glob("*.py") if path.name != "__init__.py"]
+        assert len(files) <= 18, f"{folder} holds {len(files)} files"
 
 
 def test_nothing_imports_the_tests():
@@ -63,7 +100,8 @@ def test_nothing_imports_the_tests():
 
 
 def test_the_packages_have_no_cycle():
-    assert set(TopologicalSorter(ALLOWED).static_order()) == set(ALLOWED)
+    below = {name: allowed - {name} for name, allowed in ALLOWED.items()}
+    assert set(TopologicalSorter(below).static_order()) == set(ALLOWED)
 
 
 def test_the_modules_have_no_cycle():
@@ -86,7 +124,7 @@ def test_every_module_opens_with_a_docstring():
 def test_flags_are_parsed_in_one_place_alone():
     parsers = {"argparse", "transformers.HfArgumentParser"}
     users = {_dotted(path) for path in FILES if _imports(path) & parsers}
-    assert users == {"training.config"}
+    assert users == {"circuitcut.training.config"}
 
 
 def test_nothing_is_pickled():

@@ -14,8 +14,8 @@ from typing import Any, NoReturn, TypeVar, get_args, get_type_hints
 from transformers import HfArgumentParser
 from transformers.utils import logging as transformers_logging
 
-from storage.atomic import jsonable, read_json
-from storage.errors import UserError
+from circuitcut.storage.atomic import jsonable, read_json
+from circuitcut.storage.errors import UserError
 
 T = TypeVar("T")
 NONE = "none"
@@ -24,10 +24,7 @@ NONE = "none"
 _NOT_REPEATED = ("kind", "resume")
 """Keys of a config.json that belong to the run itself."""
 
-_OURS = (
-    *("storage", "data", "tasks", "models", "masks", "training"),
-    *("attribution", "relearning", "reports", "scripts", "benchmarks"),
-)
+_OURS = ("circuitcut", "__main__")
 _NOISY = (
     r"(torch|transformers|accelerate|datasets|huggingface_hub|tensorboard|sklearn)\b"
 )
@@ -212,7 +209,7 @@ def _quiet_libraries() -> None:
     logging.basicConfig(format="%(message)s", level=logging.WARNING)
     # of several processes, whose launcher numbers them, one tells how far they are
     level = logging.INFO if os.environ.get("RANK", "0") == "0" else logging.WARNING
-    for package in (*_OURS, "__main__"):
+    for package in _OURS:
         logging.getLogger(package).setLevel(level)
     logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # not its retries
     transformers_logging.set_verbosity_error()

@@ -4,8 +4,8 @@ import math
 from dataclasses import dataclass
 from typing import Literal, get_args
 
-from storage.errors import UserError
-from training.schedules import SCHEDULES, Schedule, learning_rate_factor
+from circuitcut.storage.errors import UserError
+from circuitcut.training.schedules import SCHEDULES, Schedule, learning_rate_factor
 
 Optimiser = Literal["adam", "adamw", "sgd"]
 OPTIMISERS: tuple[Optimiser, ...] = get_args(Optimiser)

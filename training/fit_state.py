@@ -10,9 +10,9 @@ from accelerate import Accelerator
 from accelerate.utils import broadcast
 from torch import Tensor, nn
 
-from storage.errors import UserError
-from training.fit_settings import FitSettings
-from training.schedules import learning_rate_factor
+from circuitcut.storage.errors import UserError
+from circuitcut.training.fit_settings import FitSettings
+from circuitcut.training.schedules import learning_rate_factor
 
 _MAY_CHANGE_ON_RESUME = ("n_steps", "checkpoint_every")
 

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 
-from storage.run_directory import run_holding
+from circuitcut.storage.run_directory import run_holding
 
 _log = logging.getLogger(__name__)
 

@@ -15,12 +15,12 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from storage.checkpoints import latest_step, load_latest, save_state
-from storage.errors import UserError
-from training.fit_settings import FitSettings
-from training.fit_state import FitState
-from training.interruption import interruption, stop_request
-from training.progress import Progress
+from circuitcut.storage.checkpoints import latest_step, load_latest, save_state
+from circuitcut.storage.errors import UserError
+from circuitcut.training.fit_settings import FitSettings
+from circuitcut.training.fit_state import FitState
+from circuitcut.training.interruption import interruption, stop_request
+from circuitcut.training.progress import Progress
 
 StepLoss = Callable[[int, torch.Generator], tuple[Tensor, dict[str, float]]]
 

@@ -17,7 +17,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn import functional
 
-from storage.errors import UserError
+from circuitcut.storage.errors import UserError
 
 Logits = Float[Tensor, "position classes"]
 Classes = Int[Tensor, "position concept"]

@@ -3,7 +3,7 @@
 import math
 from typing import Literal, assert_never, get_args
 
-from storage.errors import UserError
+from circuitcut.storage.errors import UserError
 
 Schedule = Literal["constant", "linear", "cosine", "late"]
 SCHEDULES: tuple[Schedule, ...] = get_args(Schedule)

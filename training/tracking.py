@@ -7,7 +7,7 @@ from typing import Any
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
-from storage.run_directory import RunDirectory
+from circuitcut.storage.run_directory import RunDirectory
 
 
 class Tracker:

@@ -6,21 +6,21 @@ import pytest
 import torch
 from torch import Tensor
 
-from attribution.edge_integrated import eap_ig
-from attribution.registry import METHODS
-from attribution.subject import Subject
-from masks.ablation import AblationValues, mean_values, zero_values
-from masks.edge_gating import edge_gated
-from masks.edge_stack import EdgeStack
-from masks.edge_writers import record_writers
-from models.architectures import sites_of
-from models.block_parts import PARTS
-from models.residual_parts import ResidualModel
-from models.sites import Site
-from storage.errors import UserError
+from circuitcut.attribution.edge_integrated import eap_ig
+from circuitcut.attribution.registry import METHODS
+from circuitcut.attribution.subject import Subject
+from circuitcut.masks.ablation import AblationValues, mean_values, zero_values
+from circuitcut.masks.edges.gating import edge_gated
+from circuitcut.masks.edges.stack import EdgeStack
+from circuitcut.masks.edges.writers import record_writers
+from circuitcut.models.architectures import sites_of
+from circuitcut.models.residual.block_modules import PARTS
+from circuitcut.models.residual.folded_model import ResidualModel
+from circuitcut.models.sites import Site
+from circuitcut.storage.errors import UserError
+from circuitcut.training.objectives import margin
 from tests.attribution.toy import ToyTask, ablation
 from tests.models.tiny import exact_norms, heads_of, tiny_inputs, tiny_model
-from training.objectives import margin
 
 
 def double(kind: str) -> Any:

@@ -5,14 +5,14 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from attribution.faithfulness import FRACTIONS, areas, faithfulness
-from masks.edge_paths import connected
-from models.residual_graph import ResidualGraph
-from storage.errors import UserError
+from circuitcut.attribution.faithfulness import FRACTIONS, areas, faithfulness
+from circuitcut.models.residual.connected_edges import connected
+from circuitcut.models.residual.graph import ResidualGraph
+from circuitcut.storage.errors import UserError
 
 GRAPHS = [
     ResidualGraph(2, 2, 2),
-    ResidualGraph(2, 2, 2, apart=False),
+    ResidualGraph(2, 2, 2, separate_qkv=False),
     ResidualGraph(3, 4, 2),
     ResidualGraph(2, 2, 2, parallel=True),
     ResidualGraph(2, 2, 1, position="own"),

@@ -9,16 +9,16 @@ from transformers import (
     GPT2ForTokenClassification,
 )
 
-from attribution.gradients import gradient_margin
-from attribution.integrated import integrated_gradients_margin
-from attribution.registry import METHODS
-from attribution.retain_sensitivity import retain_sensitivity
-from attribution.subject import Subject
-from masks.ablation import zero_values
-from masks.gating import gated
-from models.architectures import sites_of
-from models.sites import MODULE_KINDS, Site
-from storage.errors import UserError
+from circuitcut.attribution.gradients import gradient_margin
+from circuitcut.attribution.integrated import integrated_gradients_margin
+from circuitcut.attribution.registry import METHODS
+from circuitcut.attribution.retain_sensitivity import retain_sensitivity
+from circuitcut.attribution.subject import Subject
+from circuitcut.masks.ablation import zero_values
+from circuitcut.masks.gating import gated
+from circuitcut.models.architectures import sites_of
+from circuitcut.models.sites import MODULE_KINDS, Site
+from circuitcut.storage.errors import UserError
 from tests.attribution.toy import (
     N_TOKENS,
     SITES,

@@ -4,11 +4,11 @@ import pytest
 import torch
 from transformers.pytorch_utils import Conv1D
 
-from attribution.registry import METHODS, able
-from attribution.subject import Scores
-from masks.ablation import AblationValues, zero_values
-from models.sites import Site
-from storage.errors import UserError
+from circuitcut.attribution.registry import METHODS, able
+from circuitcut.attribution.subject import Scores
+from circuitcut.masks.ablation import AblationValues, zero_values
+from circuitcut.models.sites import Site
+from circuitcut.storage.errors import UserError
 from tests.attribution.toy import (
     SITES,
     SPECIAL_IDS,

@@ -8,11 +8,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from masks.ablation import AblationValues, mean_values, record_values, zero_values
-from masks.gating import gated
-from models.sites import Site
-from tasks.base import Batch, Metric, Split, Task, TaskOptions
-from training.objectives import margin
+from circuitcut.masks.ablation import (
+    AblationValues,
+    mean_values,
+    record_values,
+    zero_values,
+)
+from circuitcut.masks.gating import gated
+from circuitcut.models.sites import Site
+from circuitcut.tasks.base import Batch, Metric, Split, Task, TaskOptions
+from circuitcut.training.objectives import margin
 
 N_TOKENS, N_SPECIAL, SEQ = 12, 2, 5
 SPECIAL_IDS = (0, 1)

@@ -3,8 +3,8 @@
 import torch
 from torch.nn import functional
 
-from benchmarks.greedy_edges import greedy_edges
-from models.mlp import Mlp
+from circuitcut.benchmarks.greedy_edges import greedy_edges
+from circuitcut.models.mlp import Mlp
 
 
 def loss_with(model: Mlp, keep: torch.Tensor, means, pixels, targets) -> float:

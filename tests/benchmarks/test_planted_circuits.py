@@ -6,14 +6,19 @@ import pytest
 import torch
 from torch import Tensor
 
-from benchmarks.planted_circuits import Found, precision_and_recall, search
-from benchmarks.planted_edges import CIRCUITS, VARIATIONS, PlantedCircuit
-from benchmarks.planted_task import PlantedTask
-from masks.ablation import AblationValues, mean_values, record_values, zero_values
-from masks.gating import gated
-from models.architectures import sites_of
-from models.block_parts import graph_of
-from training.objectives import kl_to_reference
+from circuitcut.benchmarks.planted_circuits import Found, precision_and_recall, search
+from circuitcut.benchmarks.planted_edges import CIRCUITS, VARIATIONS, PlantedCircuit
+from circuitcut.benchmarks.planted_task import PlantedTask
+from circuitcut.masks.ablation import (
+    AblationValues,
+    mean_values,
+    record_values,
+    zero_values,
+)
+from circuitcut.masks.gating import gated
+from circuitcut.models.architectures import sites_of
+from circuitcut.models.residual.block_modules import graph_of
+from circuitcut.training.objectives import kl_to_reference
 
 ALL = CIRCUITS | VARIATIONS
 LARGE = [name for name in VARIATIONS if "1,519" in name]

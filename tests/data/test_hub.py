@@ -4,9 +4,9 @@ import datasets
 import pytest
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Sequence, Value
 
-from data.hub import load_hub
-from data.ner_hub import tagged_from_hub
-from storage.errors import UserError
+from circuitcut.data.hub import load_hub
+from circuitcut.data.ner.hub import tagged_from_hub
+from circuitcut.storage.errors import UserError
 
 NAMED = Features(
     {

@@ -6,9 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from data.sampling import draw, shuffled
-from data.splits import split_records
-from storage.errors import UserError
+from circuitcut.data.sampling import draw, shuffled
+from circuitcut.data.splits import split_records
+from circuitcut.storage.errors import UserError
 
 CUT_SPLITS = ("tune", "heldout", "mask", "relearn")
 

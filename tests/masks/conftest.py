@@ -24,7 +24,7 @@ from transformers import (
     Qwen3ForCausalLM,
 )
 
-from models.mlp import Mlp
+from circuitcut.models.mlp import Mlp
 
 VOCABULARY, LENGTH, BATCH = 40, 6, 3
 _COMMON = {"vocab_size": VOCABULARY, "bos_token_id": 0, "eos_token_id": 1}

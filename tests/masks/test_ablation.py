@@ -4,11 +4,11 @@ import pytest
 import torch
 from torch import nn
 
-from masks.ablation import mean_values, record_values, zero_values
-from models.architectures import sites_of
-from models.mlp import Mlp
-from models.sites import MODULE_KINDS, Site
-from storage.errors import UserError
+from circuitcut.masks.ablation import mean_values, record_values, zero_values
+from circuitcut.models.architectures import sites_of
+from circuitcut.models.mlp import Mlp
+from circuitcut.models.sites import MODULE_KINDS, Site
+from circuitcut.storage.errors import UserError
 
 FAMILIES = ["gpt2", "llama", "bert"]
 

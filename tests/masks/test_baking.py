@@ -4,10 +4,15 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoModelForTokenClassification
 
-from masks.ablation import AblationValues, mean_values, record_values, zero_values
-from masks.frozen_mask import FrozenMask
-from models.architectures import sites_of
-from storage.errors import UserError
+from circuitcut.masks.ablation import (
+    AblationValues,
+    mean_values,
+    record_values,
+    zero_values,
+)
+from circuitcut.masks.frozen_mask import FrozenMask
+from circuitcut.models.architectures import sites_of
+from circuitcut.storage.errors import UserError
 
 FAMILIES = ["gpt2", "llama", "gpt_neox", "gemma2", "qwen3", "bert", "distilbert", "mlp"]
 ALL_KINDS = ["neurons", "heads", "weights"]

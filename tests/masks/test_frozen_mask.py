@@ -5,14 +5,19 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from masks.ablation import AblationValues, mean_values, record_values, zero_values
-from masks.frozen_mask import FrozenMask
-from masks.gate import GateSettings
-from masks.gating import gated
-from masks.mask_set import MaskSet
-from models.architectures import sites_of
-from models.sites import Site
-from storage.errors import UserError
+from circuitcut.masks.ablation import (
+    AblationValues,
+    mean_values,
+    record_values,
+    zero_values,
+)
+from circuitcut.masks.frozen_mask import FrozenMask
+from circuitcut.masks.gate import GateSettings
+from circuitcut.masks.gating import gated
+from circuitcut.masks.mask_set import MaskSet
+from circuitcut.models.architectures import sites_of
+from circuitcut.models.sites import Site
+from circuitcut.storage.errors import UserError
 
 SITES = (
     Site("neurons", "a", 0, 30),

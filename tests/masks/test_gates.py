@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from masks.clamped import ClampedGate
-from masks.gate import Gate, GateSettings
-from masks.registry import GATES
+from circuitcut.masks.clamped import ClampedGate
+from circuitcut.masks.gate import Gate, GateSettings
+from circuitcut.masks.registry import GATES
 
 pytestmark = pytest.mark.parametrize("name", sorted(GATES))
 

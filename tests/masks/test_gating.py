@@ -5,19 +5,19 @@ import torch
 from torch import nn
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from masks.ablation import (
+from circuitcut.masks.ablation import (
     AblationValues,
     mean_values,
     record_values,
     zero_values,
 )
-from masks.gate import GateSettings
-from masks.gating import gated
-from masks.mask_set import MaskSet
-from models.architectures import sites_of
-from models.mlp import Mlp
-from models.sites import MODULE_KINDS, Site
-from storage.errors import UserError
+from circuitcut.masks.gate import GateSettings
+from circuitcut.masks.gating import gated
+from circuitcut.masks.mask_set import MaskSet
+from circuitcut.models.architectures import sites_of
+from circuitcut.models.mlp import Mlp
+from circuitcut.models.sites import MODULE_KINDS, Site
+from circuitcut.storage.errors import UserError
 
 FAMILIES = ["gpt2", "llama", "gpt_neox", "gemma2", "qwen3", "bert", "distilbert", "mlp"]
 SPECIAL = 7

@@ -8,9 +8,9 @@ from captum.module import BinaryConcreteStochasticGates
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from masks.gate import GateSettings
-from masks.hard_concrete import HardConcreteGate
-from storage.errors import UserError
+from circuitcut.masks.gate import GateSettings
+from circuitcut.masks.hard_concrete import HardConcreteGate
+from circuitcut.storage.errors import UserError
 
 N_SAMPLED = 20_000
 

@@ -6,12 +6,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from masks.ablation import AblationValues, mean_values, zero_values
-from masks.frozen_mask import FrozenMask
-from masks.mask_files import weights_hash
-from models.architectures import sites_of
-from storage.atomic import read_tensors, write_tensors
-from storage.errors import UserError
+from circuitcut.masks.ablation import AblationValues, mean_values, zero_values
+from circuitcut.masks.frozen_mask import FrozenMask
+from circuitcut.models.architectures import sites_of
+from circuitcut.models.weights_hash import weights_hash
+from circuitcut.storage.atomic import read_tensors, write_tensors
+from circuitcut.storage.errors import UserError
 
 
 @pytest.fixture

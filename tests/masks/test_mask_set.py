@@ -3,13 +3,13 @@
 import pytest
 import torch
 
-from masks.ablation import zero_values
-from masks.frozen_mask import FrozenMask
-from masks.gate import GateSettings
-from masks.mask_set import MaskSet
-from masks.registry import GATES
-from models.sites import Site
-from storage.errors import UserError
+from circuitcut.masks.ablation import zero_values
+from circuitcut.masks.frozen_mask import FrozenMask
+from circuitcut.masks.gate import GateSettings
+from circuitcut.masks.mask_set import MaskSet
+from circuitcut.masks.registry import GATES
+from circuitcut.models.sites import Site
+from circuitcut.storage.errors import UserError
 
 SITES = (
     Site("heads", "a", 0, 4, 8),

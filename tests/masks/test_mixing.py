@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from masks.mixing import mix
-from masks.origins import IDENTITY, origin_of
+from circuitcut.masks.mixing import mix
+from circuitcut.masks.origins import IDENTITY, origin_of
 
 BATCH, LENGTH, WIDTH = 3, 5, 4
 ROWS = (torch.tensor([0, 2]), torch.tensor([1, 4]))

@@ -3,11 +3,11 @@
 import pytest
 import torch
 
-from masks.gate import GateSettings
-from masks.mask_set import MaskSet
-from masks.penalties import Lagrangian, Price
-from models.sites import Site
-from storage.errors import UserError
+from circuitcut.masks.gate import GateSettings
+from circuitcut.masks.mask_set import MaskSet
+from circuitcut.masks.penalties import Lagrangian, Price
+from circuitcut.models.sites import Site
+from circuitcut.storage.errors import UserError
 
 SITES = (Site("neurons", "a", 0, 60), Site("neurons", "b", 1, 40))
 

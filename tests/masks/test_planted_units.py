@@ -5,15 +5,15 @@ import torch
 from torch import Tensor, nn
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from masks.ablation import AblationValues, mean_values, zero_values
-from masks.frozen_mask import FrozenMask
-from masks.gate import GateSettings
-from masks.gating import gated
-from masks.mask_set import MaskSet
-from masks.penalties import Price
-from models.architectures import sites_of
-from models.mlp import Mlp
-from models.sites import Site
+from circuitcut.masks.ablation import AblationValues, mean_values, zero_values
+from circuitcut.masks.frozen_mask import FrozenMask
+from circuitcut.masks.gate import GateSettings
+from circuitcut.masks.gating import gated
+from circuitcut.masks.mask_set import MaskSet
+from circuitcut.masks.penalties import Price
+from circuitcut.models.architectures import sites_of
+from circuitcut.models.mlp import Mlp
+from circuitcut.models.sites import Site
 
 N_CLASSES, N_HIDDEN, N_CARRIERS = 5, 64, 3
 CONCEPT = 2

@@ -8,9 +8,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from masks.gate import GateSettings
-from masks.soft_topk import SoftTopKGate, soft_topk
-from storage.errors import UserError
+from circuitcut.masks.gate import GateSettings
+from circuitcut.masks.soft_topk import SoftTopKGate, soft_topk
+from circuitcut.storage.errors import UserError
 
 
 def _scores(n_units: int, seed: int = 0) -> torch.Tensor:

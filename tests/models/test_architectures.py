@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from models.architectures import (
+from circuitcut.models.architectures import (
     ARCHITECTURES,
     architecture_of,
     check_sites,
@@ -17,9 +17,9 @@ from models.architectures import (
     n_layers,
     sites_of,
 )
-from models.mlp import MLP_TYPE, Mlp
-from models.sites import MODULE_KINDS, Site
-from storage.errors import UserError
+from circuitcut.models.mlp import MLP_TYPE, Mlp
+from circuitcut.models.sites import MODULE_KINDS, Site
+from circuitcut.storage.errors import UserError
 from tests.models.tiny import (
     D_MLP,
     D_MODEL,

@@ -5,10 +5,10 @@ from typing import Any
 import pytest
 import torch
 
-from models.architectures import n_layers, sites_of
-from models.builtin import BUILTIN, HEADS_OF_BUILTIN, build_builtin
-from models.tokenizer_training import TOKENIZER_KINDS, train_tokenizer
-from storage.errors import UserError
+from circuitcut.models.architectures import n_layers, sites_of
+from circuitcut.models.builtin import BUILTIN, HEADS_OF_BUILTIN, build_builtin
+from circuitcut.models.tokenizer_training import TOKENIZER_KINDS, train_tokenizer
+from circuitcut.storage.errors import UserError
 
 NAMES = ["Mary", "John", "Anneliese", "O", "Zoë"]
 TEXTS = [f"When {a} and {b}, went; {b} gave it to {a}." for a in NAMES for b in NAMES]

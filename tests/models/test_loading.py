@@ -9,13 +9,13 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForTokenClassification
 
-from models import minilm
-from models.architectures import ARCHITECTURES, sites_of
-from models.loaded import config_hash_of, frozen, special_ids_of
-from models.loading import LoadedModel, load_model, save_model
-from models.mlp import MLP_TYPE
-from models.token_head import TokenClassifier
-from storage.errors import UserError
+from circuitcut.models import minilm
+from circuitcut.models.architectures import ARCHITECTURES, sites_of
+from circuitcut.models.loaded import config_hash_of, frozen, special_ids_of
+from circuitcut.models.loading import LoadedModel, load_model, save_model
+from circuitcut.models.mlp import MLP_TYPE
+from circuitcut.models.token_head import TokenClassifier
+from circuitcut.storage.errors import UserError
 from tests.models.tiny import (
     LABELS,
     TEXT_TYPES,

@@ -20,11 +20,11 @@ from transformers.models.auto.modeling_auto import (
     MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING,
 )
 
-from models.architectures import ARCHITECTURES
-from models.loaded import LoadedModel, config_hash_of, special_ids_of
-from models.mlp import MLP_TYPE, Mlp
-from models.token_head import TokenClassifier
-from models.tokenizer_training import train_tokenizer
+from circuitcut.models.architectures import ARCHITECTURES
+from circuitcut.models.loaded import LoadedModel, config_hash_of, special_ids_of
+from circuitcut.models.mlp import MLP_TYPE, Mlp
+from circuitcut.models.token_head import TokenClassifier
+from circuitcut.models.tokenizer_training import train_tokenizer
 
 N_LAYERS, D_MODEL, N_HEADS, D_MLP, VOCAB = 2, 32, 4, 48, 64
 LABELS = ["O", "LOC", "PER"]

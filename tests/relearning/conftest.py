@@ -7,12 +7,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from masks.ablation import zero_values
-from masks.frozen_mask import FrozenMask
-from models.architectures import sites_of
-from models.loading import LoadedModel
-from models.mlp import Mlp
-from tasks.base import SPLITS, Batch, Head, Metric, Split, Task, TaskOptions
+from circuitcut.masks.ablation import zero_values
+from circuitcut.masks.frozen_mask import FrozenMask
+from circuitcut.models.architectures import sites_of
+from circuitcut.models.loading import LoadedModel
+from circuitcut.models.mlp import Mlp
+from circuitcut.tasks.base import SPLITS, Batch, Head, Metric, Split, Task, TaskOptions
 
 N_EXAMPLES, N_INPUTS, N_CLASSES = 60, 6, 3
 

@@ -8,15 +8,15 @@ from transformers import (
     GPT2LMHeadModel,
 )
 
-from masks.frozen_mask import FrozenMask
-from models.mlp import Mlp
-from relearning.conditions import (
+from circuitcut.masks.frozen_mask import FrozenMask
+from circuitcut.models.mlp import Mlp
+from circuitcut.relearning.conditions import (
     CONDITIONS,
     Condition,
     conditions,
     trained_parameters,
 )
-from storage.errors import UserError
+from circuitcut.storage.errors import UserError
 
 
 def test_every_combination_comes_once_and_uncut_has_no_holding():

@@ -15,13 +15,13 @@ from transformers import (
     LlamaForCausalLM,
 )
 
-from masks.ablation import AblationValues, zero_values
-from masks.frozen_mask import FrozenMask
-from models.architectures import sites_of
-from models.mlp import Mlp
-from models.sites import Site
-from relearning.holding import check_holdable, frozen_entries, held
-from storage.errors import UserError
+from circuitcut.masks.ablation import AblationValues, zero_values
+from circuitcut.masks.frozen_mask import FrozenMask
+from circuitcut.models.architectures import sites_of
+from circuitcut.models.mlp import Mlp
+from circuitcut.models.sites import Site
+from circuitcut.relearning.holding import check_holdable, frozen_entries, held
+from circuitcut.storage.errors import UserError
 
 SMALL = {"vocab_size": 20, "hidden_size": 16, "num_hidden_layers": 2}
 IDS = torch.tensor([[0, 4, 5, 6, 7], [0, 9, 8, 7, 6]])

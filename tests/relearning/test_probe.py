@@ -12,14 +12,14 @@ from sklearn.metrics import roc_auc_score
 from sklearn.preprocessing import StandardScaler
 from transformers import BertConfig, BertForTokenClassification
 
-from masks.ablation import zero_values
-from masks.frozen_mask import FrozenMask
-from models.architectures import sites_of
-from models.loading import LoadedModel
-from relearning.conditions import Condition
-from relearning.probe import hidden_states, probe, probe_conditions
-from storage.errors import UserError
-from tasks.base import Batch, Split, Task
+from circuitcut.masks.ablation import zero_values
+from circuitcut.masks.frozen_mask import FrozenMask
+from circuitcut.models.architectures import sites_of
+from circuitcut.models.loading import LoadedModel
+from circuitcut.relearning.conditions import Condition
+from circuitcut.relearning.probe import hidden_states, probe, probe_conditions
+from circuitcut.storage.errors import UserError
+from circuitcut.tasks.base import Batch, Split, Task
 
 
 def test_planted_states_are_decoded_and_shuffled_labels_are_not(

@@ -10,20 +10,20 @@ import pytest
 import torch
 from torch import nn
 
-import relearning.protocol as protocol
-from masks.ablation import AblationValues
-from masks.frozen_mask import FrozenMask
-from models.loading import LoadedModel
-from relearning.conditions import Condition, conditions
-from relearning.protocol import (
+import circuitcut.relearning.protocol as protocol
+from circuitcut.masks.ablation import AblationValues
+from circuitcut.masks.frozen_mask import FrozenMask
+from circuitcut.models.loading import LoadedModel
+from circuitcut.relearning.conditions import Condition, conditions
+from circuitcut.relearning.protocol import (
     RelearnSettings,
     evaluation_steps,
     relearn,
     run_condition,
 )
-from relearning.records import ConditionRun
-from storage.errors import UserError
-from tasks.base import Task
+from circuitcut.relearning.records import ConditionRun
+from circuitcut.storage.errors import UserError
+from circuitcut.tasks.base import Task
 
 SETTINGS = RelearnSettings(
     n_steps=12, batch_size=6, lr=0.02, weight_decay=0.1, n_evaluations=3

@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from relearning.recovery import (
+from circuitcut.relearning.recovery import (
     FRACTIONS,
     area,
     first_reached,

@@ -6,10 +6,10 @@ import pytest
 import torch
 from torch import nn
 
-from masks.ablation import zero_values
-from masks.frozen_mask import FrozenMask
-from models.sites import Site
-from relearning.redistribution import (
+from circuitcut.masks.ablation import zero_values
+from circuitcut.masks.frozen_mask import FrozenMask
+from circuitcut.models.sites import Site
+from circuitcut.relearning.redistribution import (
     by_layer,
     jaccard,
     redistribution,

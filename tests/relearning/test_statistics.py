@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 import torch
 
-from relearning.conditions import WHOLE, Condition
-from relearning.records import ConditionRun, Measurement
-from relearning.statistics import describe, interval, resampled_scores
-from tasks.base import Task
-from tasks.evaluation import Evaluation, bootstrap
+from circuitcut.relearning.conditions import WHOLE, Condition
+from circuitcut.relearning.records import ConditionRun, Measurement
+from circuitcut.relearning.statistics import describe, interval, resampled_scores
+from circuitcut.tasks.base import Task
+from circuitcut.tasks.evaluation import Evaluation, bootstrap
 
 N, DOCUMENTS = 240, 24
 

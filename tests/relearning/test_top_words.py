@@ -8,17 +8,17 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from masks.ablation import zero_values
-from masks.frozen_mask import FrozenMask
-from models.sites import Site
-from relearning.top_words import (
+from circuitcut.masks.ablation import zero_values
+from circuitcut.masks.frozen_mask import FrozenMask
+from circuitcut.models.sites import Site
+from circuitcut.relearning.top_words import (
     Activations,
     activations,
     top_tokens,
     top_units_of_kinds,
     top_words,
 )
-from tasks.base import Batch
+from circuitcut.tasks.base import Batch
 from tests.relearning.conftest import BlobTask
 
 WORDS = ["[PAD]", "Paris", "London", "eats", "the", "once"]

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from storage.run_directory import RunDirectory
+from circuitcut.storage.run_directory import RunDirectory
 
 METRICS = {
     "concept_metric": {

@@ -6,8 +6,8 @@ from xml.etree import ElementTree
 
 import pytest
 
-from models.residual_graph import ResidualGraph
-from reports.circuit_picture import READERS, Layout, caption, circuit_svg
+from circuitcut.models.residual.graph import ResidualGraph
+from circuitcut.reports.circuit_picture import READERS, Layout, caption, circuit_svg
 
 SVG = "{http://www.w3.org/2000/svg}"
 GPT2 = ResidualGraph(12, 12, 12)
@@ -35,7 +35,7 @@ def edges_in(root: ElementTree.Element) -> list[ElementTree.Element]:
 GRAPHS = [
     GPT2,
     ResidualGraph(2, 8, 8),
-    ResidualGraph(3, 4, 2, apart=False, parallel=True),
+    ResidualGraph(3, 4, 2, separate_qkv=False, parallel=True),
     ResidualGraph(2, 2, 2, position="own"),
 ]
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from reports.drawing import panels, png
+from circuitcut.reports.drawing import panels, png
 
 
 @pytest.mark.parametrize(

@@ -5,8 +5,8 @@ from typing import Any
 import pytest
 from matplotlib.container import ErrorbarContainer
 
-from reports.drawing import known_points, spread
-from reports.figures import (
+from circuitcut.reports.drawing import known_points, spread
+from circuitcut.reports.figures import (
     faithfulness_curves,
     mask_by_layer,
     probe_by_layer,
@@ -18,8 +18,8 @@ from reports.figures import (
     size_curve,
     training_curves,
 )
-from reports.findings import faithfulness_finding, relearning_finding
-from reports.load import load_run
+from circuitcut.reports.findings import faithfulness_finding, relearning_finding
+from circuitcut.reports.load import load_run
 from tests.reports.conftest import (
     LIMITS,
     curve_results,

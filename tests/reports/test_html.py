@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
-from reports.html import page, table, write_report
-from reports.load import load_run
-from reports.tables import format_cell
+from circuitcut.reports.html import page, table, write_report
+from circuitcut.reports.load import load_run
+from circuitcut.reports.tables import format_cell
 from tests.reports.conftest import (
     curve_results,
     import_results,

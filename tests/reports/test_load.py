@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from reports.html import write_report
-from reports.load import KINDS, load_run
-from storage.errors import UserError
+from circuitcut.reports.html import write_report
+from circuitcut.reports.load import KINDS, load_run
+from circuitcut.storage.errors import UserError
 from tests.reports.conftest import (
     curve_results,
     faithfulness_results,

@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from reports.tables import (
+from circuitcut.reports.tables import (
     area_rows,
     curve_rows,
     faithfulness_rows,

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from scripts import evaluate, faithfulness, relearn, report, train_mask
-from scripts.attribute import AttributeConfig
-from training.config import run_script
+from circuitcut.scripts import evaluate, faithfulness, relearn, report, train_mask
+from circuitcut.scripts.attribute import AttributeConfig
+from circuitcut.training.config import run_script
 
 MASK = train_mask.TrainMaskConfig
 

@@ -9,14 +9,21 @@ from typing import Any
 import pytest
 import torch
 
-from attribution.registry import METHODS
-from masks.ablation import zero_values
-from masks.frozen_mask import FrozenMask
-from scripts import attribute, evaluate, faithfulness, relearn, report, train_mask
-from scripts.mask_scores import attribution_ranking
-from storage.errors import UserError
+from circuitcut.attribution.registry import METHODS
+from circuitcut.experiments.scores import attribution_ranking
+from circuitcut.masks.ablation import zero_values
+from circuitcut.masks.frozen_mask import FrozenMask
+from circuitcut.scripts import (
+    attribute,
+    evaluate,
+    faithfulness,
+    relearn,
+    report,
+    train_mask,
+)
+from circuitcut.storage.errors import UserError
+from circuitcut.training.config import parse_config
 from tests.attribution.toy import SITES, LinearTokens, ToyTask
-from training.config import parse_config
 
 NAMES = ["Ann", "Bob", "Cid", "Dan", "Eve", "Fay", "Gus", "Hal", "Ida", "Jim", "Kim"]
 NAMES += ["Lea", "Max", "Ned", "Oda", "Pam", "Quin", "Ray", "Sam", "Tom", "Una", "Vic"]
@@ -107,7 +114,9 @@ def test_edges_are_trained_beside_neurons_and_kept_edges_are_named(flags: list[s
     assert kept == len(found["edges"])
     assert not any("<" in name for name in found["edges"])
     superset = ["--superset", str(run), "--units", "edges", "neurons"]
-    with pytest.raises(UserError, match="queries, keys and values apart False against"):
+    with pytest.raises(
+        UserError, match="separate queries, keys and values False against"
+    ):
         trained([*flags, *QUICK, *superset])
 
 

@@ -9,11 +9,18 @@ from xml.etree import ElementTree
 import pytest
 import torch
 
-from masks.frozen_mask import FrozenMask
-from scripts import attribute, evaluate, export_mask, import_mask, report, train_mask
-from storage.errors import UserError
+from circuitcut.masks.frozen_mask import FrozenMask
+from circuitcut.scripts import (
+    attribute,
+    evaluate,
+    export_mask,
+    import_mask,
+    report,
+    train_mask,
+)
+from circuitcut.storage.errors import UserError
+from circuitcut.training.config import parse_config
 from tests.scripts.test_bad_input import refused
-from training.config import parse_config
 
 NAMES = "Ann Bob Cid Dan Eve Fay Gus Hal Ida Jim Kim Lea Max Ned Oda Pam Quin Ray Sam "
 NAMES += "Tom Una Vic Wes Xena Yves Zoe"

@@ -12,12 +12,12 @@ import torch
 from matplotlib import pyplot as plt
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from masks.unit_maps import ABLATED, KEPT
-from scripts import attribute, evaluate, relearn, report, train_mask
-from storage.atomic import read_tensors
-from storage.errors import UserError
-from training.config import parse_config
-from training.tracking import Tracker
+from circuitcut.experiments.unit_maps import ABLATED, KEPT
+from circuitcut.scripts import attribute, evaluate, relearn, report, train_mask
+from circuitcut.storage.atomic import read_tensors
+from circuitcut.storage.errors import UserError
+from circuitcut.training.config import parse_config
+from circuitcut.training.tracking import Tracker
 
 MASK = ["--n_steps", "40", "--lr", "0.3", "--n_ablated", "150", "--n_random", "1"]
 RELEARN = ["--n_steps", "6", "--limits", "4", "--seeds", "0", "--n_evaluations", "3"]

@@ -10,11 +10,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from models.loading import load_model
-from scripts import relearn, train_mask
-from storage.atomic import read_json, read_tensors
-from storage.run_directory import RunDirectory
-from training.config import parse_config
+from circuitcut.models.loading import load_model
+from circuitcut.scripts import relearn, train_mask
+from circuitcut.storage.atomic import read_json, read_tensors
+from circuitcut.storage.run_directory import RunDirectory
+from circuitcut.training.config import parse_config
 
 pytestmark = pytest.mark.slow
 
@@ -28,10 +28,10 @@ PROGRAM = """
 import importlib, json, sys
 
 sys.path.insert(0, sys.argv[1])
-from training.config import parse_config
+from circuitcut.training.config import parse_config
 
 for name, config_name, flags in json.loads(sys.argv[2]):
-    script = importlib.import_module(f"scripts.{name}")
+    script = importlib.import_module(f"circuitcut.scripts.{name}")
     script.main(parse_config(getattr(script, config_name), flags))
 """
 

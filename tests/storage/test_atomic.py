@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors import safe_open
 
-from storage.atomic import (
+from circuitcut.storage.atomic import (
     jsonable,
     read_json,
     read_metadata,
@@ -25,7 +25,7 @@ from storage.atomic import (
     write_tensors,
     write_text,
 )
-from storage.errors import UserError
+from circuitcut.storage.errors import UserError
 
 TEXT = st.text(max_size=5)
 LEAVES = st.none() | st.booleans() | st.integers() | TEXT

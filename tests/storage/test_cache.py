@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from storage.cache import cache_folder, content_hash
+from circuitcut.storage.cache import cache_folder, content_hash
 
 
 @settings(deadline=None)

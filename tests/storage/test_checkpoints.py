@@ -11,8 +11,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from storage.checkpoints import latest_step, load_latest, save_state
-from storage.errors import UserError
+from circuitcut.storage.checkpoints import latest_step, load_latest, save_state
+from circuitcut.storage.errors import UserError
 
 TEXT = st.text(max_size=5)
 KEYS = TEXT.filter(lambda key: key != "__tensor__")

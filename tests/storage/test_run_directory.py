@@ -11,8 +11,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from storage.errors import UserError
-from storage.run_directory import RunDirectory, run_holding
+from circuitcut.storage.errors import UserError
+from circuitcut.storage.run_directory import RunDirectory, run_holding
 
 
 def _create(parent: Path, kind: str = "train_mask", **options) -> RunDirectory:

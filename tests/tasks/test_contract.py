@@ -10,11 +10,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from models.tokenizer_training import train_tokenizer
-from storage.errors import UserError
-from tasks.base import NO_TARGET, Batch, Corpus, Task, TaskOptions
-from tasks.evaluation import evaluate
-from tasks.registry import TASKS
+from circuitcut.models.tokenizer_training import train_tokenizer
+from circuitcut.storage.errors import UserError
+from circuitcut.tasks.base import NO_TARGET, Batch, Corpus, Task, TaskOptions
+from circuitcut.tasks.evaluation import evaluate
+from circuitcut.tasks.registry import TASKS
 
 CUT_SPLITS = ("mask", "tune", "relearn", "heldout")
 PER_EXAMPLE = ("cluster", "unseen")

@@ -7,10 +7,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from storage.errors import UserError
-from storage.modes import evaluating
-from tasks.base import Outputs, Predictions, Task
-from tasks.evaluation import Evaluation, References, bootstrap, evaluate
+from circuitcut.storage.errors import UserError
+from circuitcut.storage.modes import evaluating
+from circuitcut.tasks.base import Outputs, Predictions, Task
+from circuitcut.tasks.evaluation import Evaluation, References, bootstrap, evaluate
 
 LOGITS = torch.tensor([[2.0, 0.0], [0.0, 1.0], [3.0, 0.0], [0.0, 0.5], [1.0, 0.0]])
 TARGETS = torch.tensor([0, 1, 1, 1, 0])

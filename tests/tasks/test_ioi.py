@@ -11,15 +11,15 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from data.ioi_generated import copy_text, plain_texts, prompt, three_names
-from data.ioi_records import IoiCorpus, completed
-from data.ioi_words import NAMES
-from models.tokenizer_training import train_tokenizer
-from storage.errors import UserError
-from tasks.base import NO_TARGET, Batch, TaskOptions
-from tasks.ioi import ANSWER_WEIGHT, IoiTask
-from tasks.ioi_rows import KINDS
-from training.shares import own_share
+from circuitcut.data.ioi.generated import copy_text, plain_texts, prompt, three_names
+from circuitcut.data.ioi.records import IoiCorpus, completed
+from circuitcut.data.ioi.words import NAMES
+from circuitcut.models.tokenizer_training import train_tokenizer
+from circuitcut.storage.errors import UserError
+from circuitcut.tasks.base import NO_TARGET, Batch, TaskOptions
+from circuitcut.tasks.ioi import ANSWER_WEIGHT, IoiTask
+from circuitcut.tasks.ioi_rows import KINDS
+from circuitcut.training.shares import own_share
 
 SPLITS = ("base", "mask", "tune", "relearn", "heldout")
 GROUPS = {"mask": NAMES[:40], "tune": NAMES[40:60], "relearn": NAMES[60:80]}

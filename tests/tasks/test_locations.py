@@ -16,15 +16,15 @@ from tokenizers.models import WordPiece
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerFast
 
-from data.ner_corpus import NerCorpus
-from data.sampling import shuffled
-from data.tagged import TaggedSentence
-from models.tokenizer_training import train_tokenizer
-from storage.errors import UserError
-from tasks.base import NO_TARGET, TaskOptions
-from tasks.evaluation import evaluate
-from tasks.locations import LocationsTask
-from tasks.span_counts import SpanCounter
+from circuitcut.data.ner.corpus import NerCorpus
+from circuitcut.data.ner.tagged import TaggedSentence
+from circuitcut.data.sampling import shuffled
+from circuitcut.models.tokenizer_training import train_tokenizer
+from circuitcut.storage.errors import UserError
+from circuitcut.tasks.base import NO_TARGET, TaskOptions
+from circuitcut.tasks.evaluation import evaluate
+from circuitcut.tasks.locations import LocationsTask
+from circuitcut.tasks.span_counts import SpanCounter
 
 SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]"]
 WORDS = ["in", "saw", "left", "calmly", "Ann", "Bob", "Rome", "Pa", "Yo", "New", "Acme"]

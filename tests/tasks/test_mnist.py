@@ -9,11 +9,11 @@ import torch
 from sklearn.metrics import accuracy_score, log_loss
 from torch import Tensor, nn
 
-from data.digits import DigitImages
-from storage.errors import UserError
-from tasks import mnist
-from tasks.base import SPLITS, TaskOptions
-from tasks.mnist import (
+from circuitcut.data.digits.digits import DigitImages
+from circuitcut.storage.errors import UserError
+from circuitcut.tasks import mnist
+from circuitcut.tasks.base import SPLITS, TaskOptions
+from circuitcut.tasks.mnist import (
     PUBLISHED_PAIRS,
     MnistTask,
     parse_concept,

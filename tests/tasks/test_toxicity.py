@@ -13,13 +13,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from data.text_records import TEXT_KINDS, TextCorpus, TextRecord
-from models.tokenizer_training import train_tokenizer
-from storage.errors import UserError
-from tasks.base import NO_TARGET, TaskOptions
-from tasks.toxicity import ToxicityTask
-from tasks.toxicity_classifier import classifier_scores, fit_classifier
-from tasks.toxicity_sampling import TOP_P, nucleus_choice, sample_continuations
+from circuitcut.data.text.records import TEXT_KINDS, TextCorpus, TextRecord
+from circuitcut.models.tokenizer_training import train_tokenizer
+from circuitcut.storage.errors import UserError
+from circuitcut.tasks.base import NO_TARGET, TaskOptions
+from circuitcut.tasks.toxicity import ToxicityTask
+from circuitcut.tasks.toxicity_classifier import classifier_scores, fit_classifier
+from circuitcut.tasks.toxicity_sampling import (
+    TOP_P,
+    nucleus_choice,
+    sample_continuations,
+)
 
 SPLITS = ("base", "mask", "tune", "relearn", "heldout")
 

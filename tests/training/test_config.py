@@ -11,9 +11,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import distributed as dist
 
-from storage.errors import UserError
-from training import config as module
-from training.config import config_dict, parse_config, run_script
+from circuitcut.storage.errors import UserError
+from circuitcut.training import config as module
+from circuitcut.training.config import config_dict, parse_config, run_script
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 import torch
 from transformers import GPT2Config, GPT2Model
 
-from training.embedding_noise import noisy_embeddings
+from circuitcut.training.embedding_noise import noisy_embeddings
 
 
 def tiny() -> GPT2Model:

@@ -14,9 +14,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from storage.checkpoints import latest_step
-from storage.errors import UserError
-from training.loop import FitSettings, fit, mixed_seed
+from circuitcut.storage.checkpoints import latest_step
+from circuitcut.storage.errors import UserError
+from circuitcut.training.loop import FitSettings, fit, mixed_seed
 
 Numbers = dict[str, float]
 ORACLES = {

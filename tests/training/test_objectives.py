@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.distributions import Categorical, kl_divergence
 
-from storage.errors import UserError
-from training.objectives import (
+from circuitcut.storage.errors import UserError
+from circuitcut.training.objectives import (
     CONCEPT_OBJECTIVES,
     RETAIN_OBJECTIVES,
     ObjectiveSettings,

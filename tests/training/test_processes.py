@@ -11,8 +11,8 @@ import pytest
 import torch
 from torch import nn
 
-from storage.checkpoints import load_latest
-from training.loop import FitSettings, fit
+from circuitcut.storage.checkpoints import load_latest
+from circuitcut.training.loop import FitSettings, fit
 
 pytestmark = pytest.mark.slow
 
@@ -24,8 +24,8 @@ import torch
 from accelerate import Accelerator
 from torch import nn
 
-from training.config import leave_process_group
-from training.loop import FitSettings, fit
+from circuitcut.training.config import leave_process_group
+from circuitcut.training.loop import FitSettings, fit
 
 folder, stop_at = Path(sys.argv[1]), int(sys.argv[2])
 accelerator = Accelerator(cpu=True)

@@ -14,10 +14,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from storage.checkpoints import latest_step, load_latest
-from storage.errors import UserError
-from storage.run_directory import RunDirectory
-from training.loop import FitSettings, fit
+from circuitcut.storage.checkpoints import latest_step, load_latest
+from circuitcut.storage.errors import UserError
+from circuitcut.storage.run_directory import RunDirectory
+from circuitcut.training.loop import FitSettings, fit
 
 N_STEPS = 12
 SETTINGS = {

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from storage.errors import UserError
-from training.schedules import SCHEDULES, learning_rate_factor, price_ramp
+from circuitcut.storage.errors import UserError
+from circuitcut.training.schedules import SCHEDULES, learning_rate_factor, price_ramp
 
 KINDS = st.sampled_from(SCHEDULES)
 

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from training.shares import own_share
+from circuitcut.training.shares import own_share
 
 
 def counted(batch: dict[str, torch.Tensor]) -> torch.Tensor:

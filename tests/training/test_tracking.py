@@ -6,8 +6,8 @@ import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from storage.run_directory import RunDirectory
-from training.tracking import Tracker
+from circuitcut.storage.run_directory import RunDirectory
+from circuitcut.training.tracking import Tracker
 
 
 @pytest.fixture

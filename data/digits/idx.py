@@ -1,0 +1,104 @@
+"""IDX files, the format MNIST is published in, read with every header checked.
+
+A big-endian header (two zero bytes, 8 for unsigned bytes, the number of axes, then the
+size of each axis as a 32-bit integer) followed by the values, row by row. Format:
+http://yann.lecun.com/exdb/mnist/.
+"""
+
+import gzip
+import math
+import struct
+import zlib
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from circuitcut.storage.errors import UserError
+
+PARTS = ("train", "t10k")
+_UNSIGNED_BYTE = 8
+
+
+def read_idx(path: Path, *, n_axes: int) -> Tensor:
+    """The array in `path` (gzipped or not) as a uint8 tensor of `n_axes` axes.
+
+    Raises:
+        UserError: When the file cannot be read, is not IDX of unsigned bytes, has
+            another number of axes, or holds more or fewer bytes than announced.
+    """
+    content = _content(path)
+    length = 4 + 4 * n_axes
+    if len(content) < length:
+        raise UserError(
+            f"{path}: an IDX header of {n_axes} axes takes {length} bytes, the file "
+            f"holds {len(content)}; fetch it again"
+        )
+    magic = int.from_bytes(content[:4], "big")
+    expected = _UNSIGNED_BYTE * 256 + n_axes
+    if magic != expected:
+        raise UserError(
+            f"{path}: an IDX file of unsigned bytes with {n_axes} axes starts with the "
+            f"number {expected}, this one with {magic}; images have 3 axes, labels 1"
+        )
+    shape = struct.unpack(f">{n_axes}I", content[4:length])
+    n_announced, n_held = math.prod(shape), len(content) - length
+    if n_announced != n_held:
+        sizes = " x ".join(map(str, shape))
+        raise UserError(
+            f"{path}: the header announces {sizes} = {n_announced} bytes, the file "
+            f"holds {n_held}; fetch it again"
+        )
+    if n_announced == 0:
+        raise UserError(f"{path}: the header announces no items; give a file with some")
+    return torch.frombuffer(bytearray(content[length:]), dtype=torch.uint8).view(shape)
+
+
+def read_labelled_images(folder: Path, part: str) -> tuple[Tensor, Tensor]:
+    """Images (image, row, column) and labels (image) of one part, both uint8.
+
+    Args:
+        folder: Holds `{part}-images-idx3-ubyte` and `{part}-labels-idx1-ubyte`, with or
+            without `.gz`, a dot being allowed for the second dash.
+        part: "train" or "t10k".
+
+    Raises:
+        UserError: When a file is missing or malformed, or the two differ in length.
+    """
+    images_path = _find(folder, part, "images-idx3-ubyte")
+    labels_path = _find(folder, part, "labels-idx1-ubyte")
+    images = read_idx(images_path, n_axes=3)
+    labels = read_idx(labels_path, n_axes=1)
+    if len(images) != len(labels):
+        raise UserError(
+            f"{images_path} holds {len(images)} images but {labels_path} holds "
+            f"{len(labels)} labels; take both from one release"
+        )
+    return images, labels
+
+
+def _find(folder: Path, part: str, ending: str) -> Path:
+    name = f"{part}-{ending}"
+    dotted = name.replace("-idx", ".idx")
+    candidates = [folder / f"{n}{gz}" for n in (name, dotted) for gz in ("", ".gz")]
+    for path in candidates:
+        if path.is_file():
+            return path
+    raise UserError(
+        f"{folder} has no file {name} or {name}.gz; an MNIST folder holds images and "
+        f"labels of both {' and '.join(PARTS)}"
+    )
+
+
+def _content(path: Path) -> bytes:
+    try:
+        if path.suffix == ".gz":
+            with gzip.open(path, "rb") as file:
+                return file.read()
+        return path.read_bytes()
+    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+        raise UserError(
+            f"{path}: truncated or not gzip ({error}); fetch it again"
+        ) from error
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror})") from error

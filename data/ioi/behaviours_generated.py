@@ -1,0 +1,39 @@
+"""Two more behaviours for a decoder with several: induction, and comparing years.
+
+Induction: C. Olsson et al. (2022), "In-context Learning and Induction Heads",
+https://arxiv.org/abs/2209.11895. Years: M. Hanna, O. Liu and A. Variengien (2023), "How
+does GPT-2 compute greater-than?", https://arxiv.org/abs/2305.00586.
+"""
+
+import random
+
+from circuitcut.data.ioi.records import IoiRecord
+from circuitcut.data.ioi.words import OBJECTS, PLACES, PLAIN_SLOTS
+
+EVENTS = ("war", "siege", "reign", "famine", "strike", "voyage", "truce", "drought")
+CENTURIES = range(11, 20)
+LAST_YEAR = 98
+REPEATED = (4, 8)
+"""Fewest and most words that are repeated."""
+WORDS = tuple(dict.fromkeys([*OBJECTS, *PLACES, *PLAIN_SLOTS["material"]]))
+
+
+def induction_text(rng: random.Random) -> IoiRecord:
+    """Some words in random order, twice: in the second half each follows its pair."""
+    words = rng.sample(WORDS, rng.randint(*REPEATED))
+    return IoiRecord(" ".join([*words, *words]), "copy")
+
+
+def years_text(rng: random.Random) -> IoiRecord:
+    """A span of years within a century: it ends in a later year than it begins."""
+    century, start = rng.choice(CENTURIES), rng.randint(2, LAST_YEAR)
+    end = rng.randint(start + 1, LAST_YEAR + 1)
+    text = f"{years_prompt(rng.choice(EVENTS), century, start)} {end:02d}."
+    return IoiRecord(text, "text")
+
+
+def years_prompt(event: str, century: int, start: int) -> str:
+    """The text up to the last two digits, which must be above `start`."""
+    return (
+        f"The {event} lasted from the year {century} {start:02d} to the year {century}"
+    )

@@ -1,0 +1,174 @@
+"""Tagged sentences from local files: CoNLL columns, JSON, a token and a label file."""
+
+import gzip
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from circuitcut.data.ner.tables import is_tagged_table, table_sentences
+from circuitcut.data.ner.tagged import TaggedSentence, normalised
+from circuitcut.data.splits import SOURCES, Source
+from circuitcut.storage.errors import UserError
+
+DOCUMENT_START = "-DOCSTART-"
+SUFFIXES = (".conll", ".bio", ".iob", ".iob2", ".tsv", ".txt", ".json", ".jsonl")
+_COMMENTS = ("# id", "# newdoc", "# sent_id", "# text")
+
+
+@dataclass(frozen=True)
+class TaggedFiles:
+    """Sentences, and what keeps them together when they are split."""
+
+    sentences: tuple[TaggedSentence, ...]
+    groups: tuple[int, ...]
+    """Document of each sentence, or its file where no documents are marked."""
+    sources: tuple[Source, ...]
+    """Official part of each sentence; all `train` where there are none."""
+
+
+def read_tagged(
+    path: Path,
+    labels_file: Path | None,
+    data_format: str,
+    text_column: str | None = None,
+    label_column: str | None = None,
+) -> TaggedFiles:
+    """Sentences of a CoNLL or JSON file, a folder of such, or a token/label pair.
+
+    Raises:
+        UserError: When a file is missing or malformed, naming the file and the line.
+    """
+    if not path.exists():
+        raise UserError(f"--data must be an existing file or folder, got {path}")
+    if data_format not in ("auto", "conll", "parallel"):
+        raise UserError(
+            "--data_format must be auto, conll or parallel for tagged text, "
+            f"got {data_format!r}"
+        )
+    if (data_format == "parallel") > (labels_file is not None):
+        raise UserError(
+            "--data_format parallel needs --labels_file, the labels of --data"
+        )
+    if labels_file is not None:
+        if data_format == "conll" or path.is_dir():
+            raise UserError(
+                f"--labels_file needs --data to be a token file, got {path}"
+            )
+        return _collected([(path, list(_pairs(path, labels_file)))])
+
+    def sentences(file: Path) -> list[_Lines]:
+        if data_format == "auto" and is_tagged_table(file):
+            return list(table_sentences(file, text_column, label_column))
+        return list(_conll(file))
+
+    if path.is_file():
+        return _collected([(path, sentences(path))])
+    files = sorted(file for file in path.iterdir() if _is_tagged_text(file))
+    if not files:
+        raise UserError(
+            f"--data folder {path} holds no file ending in {', '.join(SUFFIXES)}"
+        )
+    return _collected([(file, sentences(file)) for file in files])
+
+
+_Lines = tuple[list[str], list[str], int]
+"""Words and tags of one sentence, and the number of its document within the file."""
+
+
+def _is_tagged_text(file: Path) -> bool:
+    name = file.name.removesuffix(".gz").lower()
+    return file.is_file() and name.endswith(SUFFIXES) and not name.startswith("readme")
+
+
+def _collected(files: Sequence[tuple[Path, list[_Lines]]]) -> TaggedFiles:
+    words: list[tuple[str, ...]] = []
+    tags: list[list[str]] = []
+    documents: list[int] = []
+    groups: list[int] = []
+    sources: list[Source] = []
+    numbers: dict[tuple[int, int], int] = {}
+    for file_number, (file, sentences) in enumerate(files):
+        official = SOURCES.get(file.name.split(".")[0].lower(), "train")
+        marked = len({document for _, _, document in sentences}) > 1
+        for sentence_words, sentence_tags, document in sentences:
+            group = numbers.setdefault((file_number, document), len(numbers))
+            # an unmarked sentence is its own document, numbered apart from the groups
+            documents.append(group if marked else -1 - len(words))
+            words.append(tuple(sentence_words))
+            tags.append(sentence_tags)
+            groups.append(group)
+            sources.append(official if len(files) > 1 else "train")
+    if not words:
+        raise UserError(
+            f"{files[0][0]} holds no sentence; give one word and tag a line"
+        )
+    tagged = map(TaggedSentence, words, normalised(tags), documents)
+    return TaggedFiles(tuple(tagged), tuple(groups), tuple(sources))
+
+
+def _conll(file: Path) -> Iterator[_Lines]:
+    """Sentences of one file: first column the word, last the tag."""
+    words: list[str] = []
+    tags: list[str] = []
+    document, n_columns = 0, 0
+    for number, line in enumerate([*read_lines(file), ""], start=1):
+        columns = line.rstrip().split("\t") if "\t" in line else line.split()
+        starts_document = bool(columns) and columns[0].startswith(DOCUMENT_START)
+        if not line.strip() or starts_document:
+            if words:
+                yield words, tags, document
+                words, tags = [], []
+            document += starts_document
+            continue
+        if not words and line.startswith(_COMMENTS):
+            continue
+        n_columns = n_columns or max(len(columns), 2)
+        if len(columns) != n_columns:
+            raise UserError(
+                f"{file}:{number}: expected {n_columns} columns, word first, tag last, "
+                f"got {line.strip()[:60]!r}"
+            )
+        if columns[0].strip():  # corpora of tweets have words of no visible character
+            words.append(columns[0])
+            tags.append(columns[-1])
+
+
+def _pairs(tokens_file: Path, labels_file: Path) -> Iterator[_Lines]:
+    """Line i of one file holds the words of sentence i, of the other its labels."""
+    tokens, labels = read_lines(tokens_file), read_lines(labels_file)
+    if len(tokens) != len(labels):
+        raise UserError(
+            f"{tokens_file} has {len(tokens)} lines but {labels_file} {len(labels)}; "
+            "they must pair up"
+        )
+    for number, (token_line, label_line) in enumerate(
+        zip(tokens, labels, strict=True), start=1
+    ):
+        words, tags = token_line.split(), label_line.split()
+        if len(words) != len(tags):
+            raise UserError(
+                f"{labels_file}:{number}: expected {len(words)} labels, one a word of "
+                f"{tokens_file.name}:{number}, got {len(tags)}"
+            )
+        if words:
+            yield words, tags, 0
+
+
+def read_lines(file: Path) -> list[str]:
+    """Lines of a UTF-8 text file, gzipped or not, without their line ends.
+
+    Raises:
+        UserError: When the file is missing, unreadable or not UTF-8.
+    """
+    try:
+        data = file.read_bytes()
+        text = (gzip.decompress(data) if file.suffix == ".gz" else data).decode(
+            "utf-8-sig"
+        )
+    except UnicodeDecodeError as error:
+        line = error.object[: error.start].count(b"\n") + 1
+        raise UserError(f"{file}:{line}: not UTF-8; convert the file first") from error
+    except (OSError, EOFError) as error:
+        raise UserError(f"cannot read {file}: {error}") from error
+    lines = text.replace("\r\n", "\n").split("\n")
+    return lines[:-1] if lines[-1] == "" else lines

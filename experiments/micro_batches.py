@@ -1,0 +1,146 @@
+"""A step's batch in parts that fit into memory, under one sample of the gates.
+
+A task's losses are weighted means over positions, so the loss of a batch is the sum of
+its parts' losses, each by its part of the weight: parts change nothing but rounding.
+Every part goes forward and back before the next; what arrives at the gates adds up.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from circuitcut.masks.edges.sites import graph_at, modules_and_edges
+from circuitcut.models.sites import Site
+from circuitcut.storage.errors import UserError
+from circuitcut.tasks.base import Batch
+
+BUDGET = 0.5
+"""Of the free memory that a step may take: the rest is for what is not counted."""
+Shares = dict[str, float]
+"""Of each behaviour the part of the whole batch's weight."""
+PartLoss = Callable[
+    [Mapping[str, Tensor], Batch, Shares], tuple[Tensor, dict[str, float]]
+]
+"""(gates, part, shares) -> the part's share of the loss and of the logged numbers."""
+
+
+def rows_that_fit(
+    model: nn.Module,
+    sites: Sequence[Site],
+    length: int,
+    *,
+    counterfactual: bool = False,
+    trained: bool = False,
+) -> float:
+    """Examples of `length` tokens that a step has memory for.
+
+    Infinite without edges, whose gates take little more than the model itself; else it
+    may be below 1.
+
+    Args:
+        trained: It trains the model under finished gates, with two moments a weight.
+    """
+    _, edges = modules_and_edges(sites)
+    if not edges:
+        return float("inf")
+    from circuitcut.masks.edges.gating import (  # loads the engine
+        free_bytes,
+        residual_model,
+        token_bytes,
+    )
+
+    residual = residual_model(model, graph_at(edges))
+    weight = next(model.parameters())
+    config = model.config
+    n_classes = getattr(config, "vocab_size", 0)
+    needed = token_bytes(residual, stored=False, n_classes=n_classes)
+    if counterfactual:
+        needed += residual.graph.n_writers * residual.d_model * weight.element_size()
+    free = BUDGET * free_bytes(weight.device)
+    if trained:
+        free -= 3 * sum(w.numel() * w.element_size() for w in model.parameters())
+    return free / (needed * length)
+
+
+def check_memory(
+    model: nn.Module, sites: Sequence[Site], length: int, *, counterfactual: bool
+) -> None:
+    """Refuse what has no memory even one example at a time.
+
+    Raises:
+        UserError: With the length that fits.
+    """
+    rows = rows_that_fit(model, sites, length, counterfactual=counterfactual)
+    if rows < 1:
+        raise UserError(
+            f"--units edges has memory for {int(rows * length)} tokens at once, and "
+            f"--max_length is {length}; ask for at most that, for --merged_qkv true, "
+            "or for other units"
+        )
+
+
+def check_relearning(
+    model: nn.Module, sites: Sequence[Site], length: int, batch_size: int
+) -> None:
+    """Refuse to train a model under a mask on edges without the memory for a step.
+
+    Raises:
+        UserError: With the batch that fits.
+    """
+    rows = rows_that_fit(model, sites, length, trained=True)
+    if rows < 1:
+        raise UserError(
+            "relearning under a mask on edges has no memory for one example of "
+            f"--max_length {length} beside the weights, their gradients and Adam's "
+            "moments; ask for shorter examples"
+        )
+    if rows < batch_size:
+        raise UserError(
+            f"relearning under a mask on edges has memory for {int(rows)} examples of "
+            f"--max_length {length}, and --batch_size is {batch_size}; ask for at "
+            f"most {int(rows)}"
+        )
+
+
+def parts(batch: Batch, n_rows: int) -> Iterator[tuple[Batch, Shares]]:
+    """Pieces of at most `n_rows` examples, with their shares of the weight."""
+    size = len(batch["concept"])
+    whole = _weights(batch)
+    for start in range(0, size, n_rows):
+        part = {name: values[start : start + n_rows] for name, values in batch.items()}
+        own = _weights(part)
+        yield part, {key: own[key] / whole[key] if whole[key] else 0.0 for key in own}
+
+
+def _weights(batch: Batch) -> dict[str, float]:
+    """Weight of the concept's and of the retained positions."""
+    return {
+        key: batch["weights"][batch[key]].sum().item() for key in ("concept", "retain")
+    }
+
+
+def loss_in_parts(
+    gates: Mapping[str, Tensor], batch: Batch, n_rows: int, part_loss: PartLoss
+) -> tuple[Tensor, dict[str, float]]:
+    """The loss of the whole batch, with its gradient for the gates.
+
+    Memory is that of one part: the loss that comes back depends on the gates through
+    the gradient already at hand.
+    """
+    if n_rows >= len(batch["concept"]):
+        return part_loss(gates, batch, {"concept": 1.0, "retain": 1.0})
+    leaves = {name: gate.detach().requires_grad_() for name, gate in gates.items()}
+    total, logs = 0.0, dict[str, float]()
+    for part, shares in parts(batch, n_rows):
+        loss, numbers = part_loss(leaves, part, shares)
+        loss.backward()
+        total += float(loss.detach())
+        for name, value in numbers.items():
+            logs[name] = logs.get(name, 0.0) + value
+    held = torch.tensor(total)
+    for name, gate in gates.items():
+        gradient = leaves[name].grad
+        if gradient is not None:
+            held = held.to(gate) + ((gate - gate.detach()) * gradient).sum()
+    return held, logs

@@ -1,0 +1,202 @@
+"""How gates on edges are put into an unmodified model: its blocks run as one stack.
+
+One of the two doors of this folder (`__all__` is what others may take): it loads the
+engine, and is itself loaded only when a mask has edges.
+
+The model's own code makes the embeddings, the attention masks and the position
+embeddings, and applies the final norm and the head; inside the context only its blocks
+are replaced, so any task head works, and `generate` does without a cache. Hooks below a
+block run as they would; a block itself no longer has an output of its own.
+"""
+
+import inspect
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from functools import partial
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from circuitcut.masks.edges.memory import free_bytes, token_bytes
+from circuitcut.masks.edges.sparse import SparsePlan, plan_of
+from circuitcut.masks.edges.stack import EdgeStack
+from circuitcut.masks.edges.stack_cache import residual_model, stack_of, writers_seen
+from circuitcut.masks.edges.writers import record_writers
+from circuitcut.models.residual.folded_model import ResidualModel
+from circuitcut.storage.errors import UserError
+from circuitcut.storage.modes import evaluating
+
+__all__ = [
+    "EdgeStack",
+    "edge_gated",
+    "free_bytes",
+    "record_writers",
+    "residual_model",
+    "stack_of",
+    "token_bytes",
+    "writers_seen",
+]
+
+AttentionArguments = Sequence[Mapping[str, Any]]
+"""What each block's attention gets besides the stream."""
+RunBlocks = Callable[[Tensor, AttentionArguments, Tensor | None], Tensor]
+"""(stream, arguments of attention, position embedding) -> what the logits read."""
+
+# What a block passes on to its attention is all of its arguments but these.
+_OF_THE_BLOCK = frozenset(
+    {
+        "hidden_states", "past_key_values", "layer_past", "use_cache",
+        "output_attentions", "encoder_hidden_states", "encoder_attention_mask",
+    }
+)  # fmt: skip
+
+
+@contextmanager
+def edge_gated(
+    stack: EdgeStack,
+    keep: Float[Tensor, "edge"] | Bool[Tensor, "edge"],
+    ablated: Float[Tensor, "writer *token d_model"] | None = None,
+    inside: Sequence[Tensor] = (),
+    differences: Float[Tensor, "writer batch seq d_model"] | None = None,
+) -> Iterator[None]:
+    """Run the stack's model by the gates `keep` inside the context.
+
+    The blocks compute in the precision of their weights, under autocast too.
+
+    Args:
+        stack: The model's blocks; folded again where a weight changed.
+        keep: Gates of all edges in the graph's order; may carry a gradient. Bools are a
+            finished mask: where no gradient is asked for, few ablated edges cost
+            little more than the model itself, and few kept ones less.
+        ablated: Ablation value of every writer; `token` is 1 or batch * seq, or two
+            axes, 1 or batch and 1 or seq. None is zero.
+        inside: Gates that hooks inside the blocks use; may carry a gradient.
+        differences: What the gradient of `keep` weighs instead of each writer's value
+            in this run less its ablation value (`attribution.edge_integrated`).
+
+    Raises:
+        UserError: When the gates are not one an edge, or the blocks are gated already.
+    """
+    n_edges = stack.model.graph.n_edges
+    if keep.shape != (n_edges,):
+        raise UserError(
+            f"argument keep must hold {n_edges} gates, one an edge, got "
+            f"{tuple(keep.shape)}"
+        )
+    # hooks of other gates would run twice where the model runs beside the edges
+    is_alone = keep.dtype == torch.bool and not inside
+    plan = plan_of(stack.model, keep) if is_alone else None
+    run = partial(_run_gated, stack, keep, ablated, inside, differences, plan)
+    with _run_instead(stack, run):
+        yield
+
+
+def _run_gated(
+    stack: EdgeStack,
+    keep: Tensor,
+    ablated: Tensor | None,
+    inside: Sequence[Tensor],
+    differences: Tensor | None,
+    plan: SparsePlan | None,
+    stream: Tensor,
+    kwargs: AttentionArguments,
+    position: Tensor | None,
+) -> Tensor:
+    base = stack.model.base
+    # no dropout between the edges
+    with torch.autocast(stream.device.type, enabled=False), evaluating(base):
+        return stack(
+            stream,
+            keep.to(stream.device),
+            kwargs,
+            position=position,
+            ablated=_by_token(ablated, stream),
+            inside=inside,
+            differences=_by_token(differences, stream),
+            plan=plan,
+        )
+
+
+def _by_token(values: Tensor | None, stream: Tensor) -> Tensor | None:
+    """Values of the stream's tokens, (writer, #token, d_model)."""
+    if values is None:
+        return None
+    if values.dim() == 3:
+        return values.to(stream)
+    n_batch, n_seq, _ = stream.shape
+    values = values.to(stream)[:, :, :n_seq]
+    if values.shape[1:3] == (1, 1):
+        return values.flatten(1, 2)
+    if values.shape[1] not in (1, n_batch) or values.shape[2] not in (1, n_seq):
+        raise UserError(
+            f"the ablation values of edges are for {values.shape[1]} inputs of "
+            f"{values.shape[2]} tokens, the batch has {n_batch} of {n_seq}; record "
+            "them on inputs of this shape"
+        )
+    return values.expand(-1, n_batch, n_seq, -1).flatten(1, 2)
+
+
+@contextmanager
+def _run_instead(stack: EdgeStack, run: RunBlocks) -> Iterator[None]:
+    """Let `run` stand in for all blocks of the stack's model."""
+    model = stack.model
+    if any("forward" in vars(block) for block in model.blocks):
+        raise UserError(
+            "the blocks of this model are gated already; masks on edges do not nest, "
+            "so leave the other context first"
+        )
+    blocks = _Blocks(model, run)
+    with ExitStack() as undo:
+        for layer, block in enumerate(model.blocks):
+            vars(block)["forward"] = partial(blocks.forward, layer)
+            undo.callback(vars(block).pop, "forward")
+        if model.graph.position != "merged":
+            module = model.base.get_submodule(model.parts.position)
+            undo.callback(module.register_forward_hook(blocks.on_position).remove)
+        undo.enter_context(_without_cache(model))
+        yield
+
+
+class _Blocks:
+    """Stands in for all blocks: at the last one they are run, the others wait."""
+
+    def __init__(self, model: ResidualModel, run: RunBlocks):
+        self.model, self.run = model, run
+        self.kwargs: list[Mapping[str, Any]] = []
+        self.position: Tensor | None = None
+        self.signature = inspect.signature(type(model.blocks[0]).forward)
+
+    def forward(self, layer: int, *args: Any, **kwargs: Any) -> Tensor:
+        block = self.model.blocks[layer]
+        bound = self.signature.bind(block, *args, **kwargs).arguments
+        named = {**bound, **bound.get("kwargs", {})}
+        stream: Tensor = named["hidden_states"]
+        for name in ("self", "kwargs", *_OF_THE_BLOCK):
+            named.pop(name, None)
+        if layer == 0:
+            self.kwargs = []
+        self.kwargs.append(named)
+        if layer + 1 < self.model.graph.n_layers:
+            return stream
+        return self.run(stream, self.kwargs, self.position)
+
+    def on_position(self, _: Any, __: Any, output: Tensor) -> None:
+        self.position = output
+
+
+@contextmanager
+def _without_cache(model: ResidualModel) -> Iterator[None]:
+    """`generate` gives the whole text at every token: the stack keeps no cache."""
+    settings = [model.base.config, getattr(model.model, "generation_config", None)]
+    earlier = [getattr(each, "use_cache", None) for each in settings]
+    for each in settings:
+        if each is not None:
+            each.use_cache = False
+    try:
+        yield
+    finally:
+        for each, value in zip(settings, earlier, strict=True):
+            if each is not None:
+                each.use_cache = value

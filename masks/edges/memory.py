@@ -1,0 +1,51 @@
+"""How much memory a pass under gates on edges takes, and how much there is.
+
+The count is of numbers that live at once at the end of the forward pass: rows of all
+writers and of their gradients, reads, what the blocks' own modules keep, and logits.
+"""
+
+import psutil
+import torch
+
+from circuitcut.models.residual.folded_model import ResidualModel
+
+OF_MLP = 4
+"""Numbers an MLP's graph keeps per neuron: its input to the activation, what the
+activation's pieces keep, its output; a gate beside it counts as one of them."""
+OF_LOGITS = 12
+"""Bytes a logit: as computed, in single precision, and its gradient."""
+
+
+def token_bytes(model: ResidualModel, *, stored: bool, n_classes: int = 0) -> int:
+    """Bytes a token takes in a training step of the gates.
+
+    Args:
+        model: The graph, and the precision of its weights.
+        stored: Whether all layers' reads are kept for the backward pass, or one layer's
+            at a time.
+        n_classes: Logits a token (vocabulary or tags).
+    """
+    graph, d_model = model.graph, model.d_model
+    weight = model.write(0)
+    d_mlp = max(weight.numel() for weight in model.mlp_weights(0)) // d_model
+    rows = 2 * (1 + graph.n_writers) * d_model
+    reads = (graph.n_attention_readers + 1) * d_model
+    if stored:
+        reads *= graph.n_layers
+    projected = graph.n_attention_readers * model.d_head
+    if not graph.separate_qkv:
+        projected *= 3
+    found = graph.n_heads * model.d_head
+    kept = projected + found + 3 * d_model + OF_MLP * d_mlp
+    numbers = rows + reads + graph.n_layers * kept
+    return numbers * weight.element_size() + OF_LOGITS * n_classes
+
+
+def free_bytes(device: torch.device) -> int:
+    """Memory that can still be taken: of the GPU, or of the machine."""
+    if device.type == "cuda":
+        free, _ = torch.cuda.mem_get_info(device)
+        reserved = torch.cuda.memory_reserved(device)
+        return free + reserved - torch.cuda.memory_allocated(device)
+    available: int = psutil.virtual_memory().available
+    return available

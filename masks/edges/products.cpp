@@ -1,0 +1,337 @@
+// Products of a few gates with very long rows, for `masks/edges/products.py`.
+//
+// A row is what one writer wrote for all tokens, far longer than a cache, and a product
+// has some dozens of them: it takes about as long to fetch its rows as to multiply. The
+// loops below ask for the next columns while they multiply these, and leave the rows
+// where they are; a general product copies them into its own order first.
+// Numbers are float32. Rows are contiguous, `*_stride` numbers apart.
+
+#include <cstddef>
+#include <cstring>
+#include <new>
+#include <utility>
+
+namespace {
+
+#if defined(__AVX512F__)
+constexpr int lanes = 16, tile_rows = 13, tile_dots = 5;  // of 32 registers
+#elif defined(__AVX__)
+constexpr int lanes = 8, tile_rows = 6, tile_dots = 3;  // of 16
+#elif defined(__aarch64__)
+constexpr int lanes = 4, tile_rows = 13, tile_dots = 5;
+#else
+constexpr int lanes = 4, tile_rows = 6, tile_dots = 3;
+#endif
+constexpr int chunk = 2 * lanes;  // columns of one tile
+constexpr int block = 256;        // columns whose rows stay in a core's cache
+constexpr int line = 16;          // numbers in a cache line
+constexpr int apart = block + line;  // between the rows of a copy: in other sets
+
+typedef float vec __attribute__((vector_size(4 * lanes), aligned(4), may_alias));
+typedef std::ptrdiff_t size;
+
+#define UNROLL _Pragma("GCC unroll 16")
+
+class Scratch {  // memory that is freed at the end of its scope
+ public:
+  explicit Scratch(size n_floats)
+      : data_(operator new(sizeof(float) * (n_floats > 0 ? n_floats : 1),
+                           std::align_val_t(64))) {}
+  ~Scratch() { operator delete(data_, std::align_val_t(64)); }
+  Scratch(const Scratch &) = delete;
+  Scratch &operator=(const Scratch &) = delete;
+  float *floats() const { return static_cast<float *>(data_); }
+  vec *vecs() const { return static_cast<vec *>(data_); }
+
+ private:
+  void *data_;
+};
+
+inline vec load(const float *from) { return *reinterpret_cast<const vec *>(from); }
+inline void store(float *to, vec value) { *reinterpret_cast<vec *>(to) = value; }
+
+inline float sum(vec value) {
+  float total = 0;
+  for (int i = 0; i < lanes; i++) total += value[i];
+  return total;
+}
+
+inline int smaller(size a, size b) { return static_cast<int>(a < b ? a : b); }
+
+// Rows that will be needed soon: `n` of them, `columns` numbers of each.
+struct Soon {
+  const float *first;
+  size stride;
+  int n, columns;
+};
+
+inline void ask(const Soon &soon, int row) {
+  const float *from = soon.first + row * soon.stride;
+  for (int j = 0; j < soon.columns; j += line) __builtin_prefetch(from + j, 0, 2);
+}
+
+// What a tile adds its products to: nothing, what is there, or that times a factor.
+enum Start { zero, as_is, scaled };
+
+// out[r][j] = start + sum over k of left[k][r] * right[k][j], for R rows, n columns.
+// With `squares`, adds every result's square to its row's.
+template <int R, Start start, bool squared>
+void tile(float *out, size out_stride, const float *right, size right_stride,
+          const float *left, int n_inner, int n, const float *factor, vec *squares,
+          const Soon &soon) {
+  const int n_chunks = n / chunk;
+  int asked = 0;
+  for (int c = 0; c < n_chunks; c++, out += chunk, right += chunk) {
+    for (const int stop = (c + 1) * soon.n / n_chunks; asked < stop; asked++)
+      ask(soon, asked);
+    vec total[R][2];
+    UNROLL for (int r = 0; r < R; r++) {
+      UNROLL for (int v = 0; v < 2; v++) {
+        if (start == zero) total[r][v] = vec{};
+        else total[r][v] = load(out + r * out_stride + v * lanes);
+        if (start == scaled) total[r][v] *= factor[r];
+      }
+    }
+    const float *row = right, *weights = left;
+    for (int k = 0; k < n_inner; k++, row += right_stride, weights += R) {
+      const vec a = load(row), b = load(row + lanes);
+      UNROLL for (int r = 0; r < R; r++) {
+        total[r][0] += weights[r] * a;
+        total[r][1] += weights[r] * b;
+      }
+    }
+    UNROLL for (int r = 0; r < R; r++) {
+      store(out + r * out_stride, total[r][0]);
+      store(out + r * out_stride + lanes, total[r][1]);
+      if (squared)
+        squares[r] += total[r][0] * total[r][0] + total[r][1] * total[r][1];
+    }
+  }
+  for (; asked < soon.n; asked++) ask(soon, asked);
+  for (int j = 0; j < n - n_chunks * chunk; j++) {  // fewer columns than a chunk
+    for (int r = 0; r < R; r++) {
+      float *to = out + r * out_stride + j;
+      float total = start == zero ? 0 : start == scaled ? factor[r] * *to : *to;
+      for (int k = 0; k < n_inner; k++)
+        total += left[k * R + r] * right[k * right_stride + j];
+      *to = total;
+      if (squared) squares[r][0] += total * total;
+    }
+  }
+}
+
+typedef void (*Tile)(float *, size, const float *, size, const float *, int, int,
+                     const float *, vec *, const Soon &);
+
+template <Start start, bool squared, int... R>
+Tile tile_of(int rows, std::integer_sequence<int, R...>) {
+  static const Tile tiles[] = {tile<R + 1, start, squared>...};
+  return tiles[rows - 1];
+}
+
+template <Start start, bool squared>
+Tile tile_of(int rows) {
+  return tile_of<start, squared>(rows, std::make_integer_sequence<int, tile_rows>());
+}
+
+// Rows of a tile, so that all tiles of `n_rows` are nearly as high.
+inline int tile_height(int n_rows) {
+  const int n_tiles = (n_rows + tile_rows - 1) / tile_rows;
+  return (n_rows + n_tiles - 1) / n_tiles;
+}
+
+// left[r][k] into tiles of `height` rows, each in the order in which `tile` reads it.
+void pack(float *to, const float *left, size row_stride, size inner_stride, int n_rows,
+          int n_inner, int height) {
+  for (int first = 0; first < n_rows; first += height) {
+    const int rows = smaller(n_rows - first, height);
+    for (int k = 0; k < n_inner; k++)
+      for (int r = 0; r < rows; r++)
+        *to++ = left[(first + r) * row_stride + k * inner_stride];
+  }
+}
+
+// d and h: rows of n columns. part[r][k] += their products, lane by lane.
+template <int R, int K>
+void dots(vec *part, size part_stride, const float *d, size d_stride, const float *h,
+          size h_stride, int n) {
+  vec total[R][K];
+  UNROLL for (int r = 0; r < R; r++)
+    UNROLL for (int k = 0; k < K; k++) total[r][k] = part[r * part_stride + k];
+  int j = 0;
+  for (; j + lanes <= n; j += lanes) {
+    vec b[K];
+    UNROLL for (int k = 0; k < K; k++) b[k] = load(h + k * h_stride + j);
+    UNROLL for (int r = 0; r < R; r++) {
+      const vec a = load(d + r * d_stride + j);
+      UNROLL for (int k = 0; k < K; k++) total[r][k] += a * b[k];
+    }
+  }
+  for (; j < n; j++)
+    UNROLL for (int r = 0; r < R; r++)
+      UNROLL for (int k = 0; k < K; k++)
+        total[r][k][0] += d[r * d_stride + j] * h[k * h_stride + j];
+  UNROLL for (int r = 0; r < R; r++)
+    UNROLL for (int k = 0; k < K; k++) part[r * part_stride + k] = total[r][k];
+}
+
+typedef void (*Dots)(vec *, size, const float *, size, const float *, size, int);
+
+template <int... I>
+Dots dots_of(int rows, int columns, std::integer_sequence<int, I...>) {
+  static const Dots all[] = {dots<I / tile_dots + 1, I % tile_dots + 1>...};
+  return all[(rows - 1) * tile_dots + columns - 1];
+}
+
+Dots dots_of(int rows, int columns) {
+  return dots_of(rows, columns,
+                 std::make_integer_sequence<int, tile_dots * tile_dots>());
+}
+
+}  // namespace
+
+extern "C" {
+
+// out[r] = sum over k of gates[r][k] * rows[k], for n_tokens * width columns.
+// `squares`, where given, gets every out[r]'s sum of squares for every token.
+void mix_rows(float *out, size out_stride, const float *gates, size gate_row_stride,
+              size gate_inner_stride, const float *rows, size row_stride, int n_out,
+              int n_rows, size n_tokens, size width, float *squares, int n_threads) {
+  if (n_out == 0) return;
+  const int height = tile_height(n_out);
+  Scratch packed(size(n_out) * n_rows);
+  pack(packed.floats(), gates, gate_row_stride, gate_inner_stride, n_out, n_rows, height);
+  if (!squares) {  // tokens are of no matter then
+    width *= n_tokens;
+    n_tokens = 1;
+  }
+  const size per_token = (width + block - 1) / block;
+  const size n_units = squares ? n_tokens : per_token;
+  const size per_unit = squares ? per_token : 1;
+#pragma omp parallel for schedule(static) num_threads(n_threads)
+  for (int thread = 0; thread < n_threads; thread++) {
+    Scratch sums(squares ? size(n_out) * lanes : 0);
+    const size stop = n_units * (thread + 1) / n_threads * per_unit;
+    for (size i = n_units * thread / n_threads * per_unit; i < stop; i++) {
+      const size token = i / per_token, within = i % per_token * block;
+      const int n = smaller(width - within, block);
+      const float *seen = rows + token * width + within;
+      float *to = out + token * width + within;
+      const int n_next = i + 1 < stop ? smaller(block, width) : 0;
+      if (squares && within == 0)
+        std::memset(sums.floats(), 0, sizeof(vec) * n_out);
+      for (int first = 0; first < n_out; first += height) {
+        const int own = smaller(n_out - first, height);
+        const int from = static_cast<int>(size(n_rows) * first / n_out);
+        const int until = static_cast<int>(size(n_rows) * (first + own) / n_out);
+        const Soon soon = {seen + n + from * row_stride, row_stride,
+                           n_next ? until - from : 0, n_next};
+        const Tile run = squares ? tile_of<zero, true>(own) : tile_of<zero, false>(own);
+        run(to + first * out_stride, out_stride, seen, row_stride,
+            packed.floats() + size(first) * n_rows, n_rows, n, nullptr,
+            sums.vecs() + (squares ? first : 0), soon);
+      }
+      if (squares && within + n == width)
+        for (int r = 0; r < n_out; r++)
+          squares[r * n_tokens + token] = sum(sums.vecs()[r]);
+    }
+  }
+}
+
+// Of the gradient of reads to that of gates and of what the reads read:
+// d_gates[r][k] = sum over the columns of d_reads[r] * rows[k], where asked for, and
+// d_rows[k] (+)= sum over r of gates[r][k] * d_reads[r], where asked for.
+void through_reads(float *d_gates, const float *rows, size row_stride, float *d_rows,
+                   size d_row_stride, const float *gates, size gate_row_stride,
+                   size gate_inner_stride, int add, const float *d_reads,
+                   size d_read_stride, int n_reads, int n_rows, size n_columns,
+                   int n_threads) {
+  const size n_gates = size(n_reads) * n_rows;
+  if (n_gates == 0) return;
+  const int height = tile_height(n_rows);
+  Scratch packed(d_rows ? n_gates : 0), parts(d_gates ? n_gates * n_threads * lanes : 0);
+  if (d_rows)
+    pack(packed.floats(), gates, gate_inner_stride, gate_row_stride, n_rows, n_reads,
+         height);
+  const size n_blocks = (n_columns + block - 1) / block;
+#pragma omp parallel num_threads(n_threads)
+  {
+#pragma omp for schedule(static)
+    for (int thread = 0; thread < n_threads; thread++) {
+      vec *part = parts.vecs() + (d_gates ? n_gates * thread : 0);
+      if (d_gates) std::memset(static_cast<void *>(part), 0, sizeof(vec) * n_gates);
+      Scratch copy(size(n_reads) * apart);  // their places may all be of one set
+      const size stop = n_blocks * (thread + 1) / n_threads;
+      for (size i = n_blocks * thread / n_threads; i < stop; i++) {
+        const size start = i * block;
+        const int n = smaller(n_columns - start, block);
+        const int n_next = i + 1 < stop ? smaller(n_columns - start - n, block) : 0;
+        for (int r = 0; r < n_reads; r++)
+          std::memcpy(copy.floats() + r * apart, d_reads + r * d_read_stride + start,
+                      n * sizeof(float));
+        for (int k = 0; d_gates && k < n_rows; k += tile_dots) {
+          const int columns = smaller(n_rows - k, tile_dots);
+          const float *seen = rows + k * row_stride + start;
+          const Soon soon = {seen + n, row_stride, n_next ? columns : 0, n_next};
+          int asked = 0;
+          for (int r = 0; r < n_reads; r += tile_dots) {
+            if (asked < soon.n) ask(soon, asked++);
+            const int own = smaller(n_reads - r, tile_dots);
+            dots_of(own, columns)(part + size(r) * n_rows + k, n_rows,
+                                  copy.floats() + r * apart, apart, seen, row_stride, n);
+          }
+        }
+        for (int first = 0; d_rows && first < n_rows; first += height) {
+          const int own = smaller(n_rows - first, height);
+          float *to = d_rows + first * d_row_stride + start;
+          const Soon soon = {to + n, d_row_stride, n_next && add ? own : 0, n_next};
+          const Tile run = add ? tile_of<as_is, false>(own) : tile_of<zero, false>(own);
+          run(to, d_row_stride, copy.floats(), apart,
+              packed.floats() + size(first) * n_reads, n_reads, n, nullptr, nullptr, soon);
+        }
+      }
+    }
+    if (d_gates) {
+#pragma omp for schedule(static)
+      for (size i = 0; i < n_gates; i++) {
+        vec total = parts.vecs()[i];
+        for (int thread = 1; thread < n_threads; thread++)
+          total += parts.vecs()[n_gates * thread + i];
+        d_gates[i] = sum(total);
+      }
+    }
+  }
+}
+
+// out[i][t] = factor[i][t] * out[i][t] + sum over k of left[i][t][k] * right[i][k];
+// without factors out[i][t] is just the sum. Strides: of i, of t, of k.
+void item_products(float *out, const size *out_strides, const float *left,
+                   const size *left_strides, const float *right,
+                   const size *right_strides, const float *factor, int n_items,
+                   int n_tokens, int n_inner, int width, int n_threads) {
+  if (n_tokens == 0) return;
+  const int height = tile_height(n_tokens);
+#pragma omp parallel for schedule(static) num_threads(n_threads)
+  for (int item = 0; item < n_items; item++) {
+    const size copy_stride = width + line;  // rows in other sets
+    Scratch packed(size(n_tokens) * n_inner), copy(n_inner * copy_stride);
+    pack(packed.floats(), left + item * left_strides[0], left_strides[1],
+         left_strides[2], n_tokens, n_inner, height);
+    for (int k = 0; k < n_inner; k++)
+      std::memcpy(copy.floats() + k * copy_stride,
+                  right + item * right_strides[0] + k * right_strides[1],
+                  width * sizeof(float));
+    for (int first = 0; first < n_tokens; first += height) {
+      const int own = smaller(n_tokens - first, height);
+      float *to = out + item * out_strides[0] + first * out_strides[1];
+      const int n_next = factor ? smaller(n_tokens - first - own, height) : 0;
+      const Soon soon = {to + own * out_strides[1], out_strides[1], n_next, width};
+      const Tile run = factor ? tile_of<scaled, false>(own) : tile_of<zero, false>(own);
+      run(to, out_strides[1], copy.floats(), copy_stride,
+          packed.floats() + size(first) * n_inner, n_inner, width,
+          factor ? factor + size(item) * n_tokens + first : nullptr, nullptr, soon);
+    }
+  }
+}
+
+}  // extern "C"

@@ -1,0 +1,257 @@
+"""Masks on edges as JSON: the graph files of EAP-IG and MIB, and plain lists of edges.
+
+* `mib`: `{"cfg", "nodes", "edges": {"input->a0.h0<q>": {"score", "in_graph"}}}` as
+  EAP-IG's `Graph.to_json` writes and `Graph.from_json` reads it; `in_graph` keeps.
+* `edge_pruning`: the list of kept edges that its `vis_fpt2.py` writes,
+  `[["tok_embeds", "a0.h0.q"], ...]`; the logits are `resid_post`.
+* `edges`: `{"a0.h1->m3": 1, ...}` for any program, 1 keeps, all edges named.
+"""
+
+import json
+import re
+from collections.abc import Mapping
+from itertools import compress
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from circuitcut.models.residual.connected_edges import connected
+from circuitcut.models.residual.graph import ResidualGraph
+from circuitcut.storage.atomic import read_json, write_text
+from circuitcut.storage.errors import UserError
+
+_EDGE_PRUNING = {
+    "input": "tok_embeds",
+    "position": "pos_embeds",
+    "logits": "resid_post",
+}
+
+
+def graph_json(
+    graph: ResidualGraph,
+    kept: Bool[Tensor, "edge"],
+    scores: Float[Tensor, "edge"] | None,
+    *,
+    d_model: int,
+) -> dict[str, Any]:
+    """A mask as an EAP-IG graph.
+
+    A node is in the graph when it has a kept edge out and, but for the input, one in,
+    other such nodes left out: what EAP-IG's own pruning leaves. Its edges are not
+    pruned. EAP-IG wants a score of every edge: without `scores` it is 1 where kept.
+    """
+    names, values = list(graph.edges()), kept.float() if scores is None else scores
+    alive = live_nodes(graph, kept)
+    nodes = [*graph.writers(), "logits"]
+    return {
+        "cfg": _cfg(graph, d_model),
+        "nodes": {name: {"in_graph": name in alive} for name in nodes},
+        "edges": {
+            name: {"score": score, "in_graph": in_graph}
+            for name, score, in_graph in zip(
+                names, values.tolist(), kept.tolist(), strict=True
+            )
+        },
+    }
+
+
+def live_nodes(graph: ResidualGraph, kept: Bool[Tensor, "edge"]) -> set[str]:
+    """Nodes through which a path of kept edges leads from an input to the logits."""
+    names = compress(graph.edges(), connected(graph, kept).tolist())
+    return {"logits"} | {node for name in names for node in split_edge(name)[:2]}
+
+
+def write_json_line(path: Path, found: Any) -> None:
+    """Write JSON on one line: indented, a graph is three times as long."""
+    write_text(path, json.dumps(found) + "\n")
+
+
+def read_graph_json(
+    path: Path, graph: ResidualGraph, *, d_model: int
+) -> tuple[Bool[Tensor, "edge"] | None, Float[Tensor, "edge"] | None]:
+    """`in_graph` and `score` of every edge of an EAP-IG graph; None where absent.
+
+    What it says about nodes follows from its edges there, and is not read.
+
+    Raises:
+        UserError: When it is of another model, naming what differs, is no such file, or
+            leaves single neurons out of the graph.
+    """
+    found = read_json(path)
+    if not isinstance(found, dict) or not {"cfg", "nodes", "edges"} <= set(found):
+        raise UserError(
+            f"{path} is no EAP-IG graph: it must hold an object with cfg, nodes and "
+            "edges"
+        )
+    _check_cfg(path, found["cfg"], _cfg(graph, d_model))
+    _check_neurons(path, found["nodes"])
+    edges = found["edges"]
+    _check_names(path, graph, edges)
+    kept = _column(path, graph, edges, "in_graph")
+    scores = _column(path, graph, edges, "score")
+    return None if kept is None else binary(path, graph, kept), scores
+
+
+def kept_edges(graph: ResidualGraph, kept: Bool[Tensor, "edge"]) -> list[list[str]]:
+    """A mask as Edge-Pruning's list of pairs."""
+    return [
+        [_EDGE_PRUNING.get(source, source), _edge_pruning_reader(target, reads)]
+        for (source, target, reads), is_kept in zip(
+            map(split_edge, graph.edges()), kept.tolist(), strict=True
+        )
+        if is_kept
+    ]
+
+
+def read_kept_edges(path: Path, graph: ResidualGraph) -> Bool[Tensor, "edge"]:
+    """Which edges Edge-Pruning's list of pairs names; the others are ablated.
+
+    Raises:
+        UserError: When it is no such list, or an edge is not of this graph.
+    """
+    found = read_json(path)
+    is_pairs = isinstance(found, list) and all(
+        isinstance(pair, list)
+        and len(pair) == 2
+        and all(isinstance(n, str) for n in pair)
+        for pair in found
+    )
+    if not is_pairs:
+        raise UserError(f'{path} must hold a list of pairs like ["m0", "a1.h2.q"]')
+    all_kept = torch.ones(graph.n_edges, dtype=torch.bool)
+    place = {tuple(pair): i for i, pair in enumerate(kept_edges(graph, all_kept))}
+    kept = torch.zeros(graph.n_edges, dtype=torch.bool)
+    unknown = [pair for pair in found if tuple(pair) not in place]
+    if unknown:
+        raise UserError(
+            f"{path} names {len(unknown)} edges that this model has not, first "
+            f"{unknown[0][0]} to {unknown[0][1]}"
+        )
+    kept[[place[tuple(pair)] for pair in found]] = True
+    return kept
+
+
+def read_edge_values(path: Path, graph: ResidualGraph) -> Float[Tensor, "edge"]:
+    """The number of every edge in an object of edge names and numbers.
+
+    Raises:
+        UserError: When it is no such object, or its edges are not those of this graph.
+    """
+    found = read_json(path)
+    if not isinstance(found, dict):
+        raise UserError(f'{path} must hold an object like {{"a0.h1->m3": 1}}')
+    _check_names(path, graph, found)
+    wrong = [
+        name for name, value in found.items() if not isinstance(value, int | float)
+    ]
+    if wrong:
+        raise UserError(
+            f"{path} must give every edge a number, got {found[wrong[0]]!r} at "
+            f"{wrong[0]}"
+        )
+    return torch.tensor([float(found[name]) for name in graph.edges()])
+
+
+def edge_values(graph: ResidualGraph, kept: Bool[Tensor, "edge"]) -> dict[str, int]:
+    """A mask as an object of edge names and 0 or 1; 1 keeps."""
+    values = kept.int().tolist()
+    return dict(zip(graph.edges(), values, strict=True))
+
+
+def binary(
+    path: Path, graph: ResidualGraph, values: Float[Tensor, "edge"]
+) -> Bool[Tensor, "edge"]:
+    """Values of 0 and 1 as bools.
+
+    Raises:
+        UserError: When there are others, naming the first.
+    """
+    wrong = ((values != 0) & (values != 1)).nonzero()
+    if len(wrong):
+        first = int(wrong[0])
+        raise UserError(
+            f"{path} must hold 0 or 1 (false or true) at every edge, got "
+            f"{values[first]:g} at {list(graph.edges())[first]} and {len(wrong) - 1} "
+            "more such edges; round them, or give --n_kept to keep the highest"
+        )
+    return values == 1
+
+
+def split_edge(name: str) -> tuple[str, str, str]:
+    """Writer, reading node and what it reads: `q`, `k`, `v`, or nothing."""
+    source, _, target = name.partition("->")
+    node, _, reads = target.rstrip(">").partition("<")
+    return source, node, reads
+
+
+def _cfg(graph: ResidualGraph, d_model: int) -> dict[str, int | bool]:
+    return {
+        "n_layers": graph.n_layers,
+        "n_heads": graph.n_heads,
+        "parallel_attn_mlp": graph.parallel,
+        "d_model": d_model,
+    }
+
+
+def _check_cfg(path: Path, found: Any, ours: Mapping[str, int | bool]) -> None:
+    cfg = found if isinstance(found, dict) else {}
+    told = [
+        f"{key} {cfg[key]} against {value} here"
+        for key, value in ours.items()
+        if key in cfg and cfg[key] != value
+    ]
+    if told:
+        raise UserError(
+            f"the graph in {path} is of another model: {'; '.join(told)}; name its "
+            "model with --model"
+        )
+
+
+def _check_neurons(path: Path, nodes: Any) -> None:
+    for name, entry in nodes.items() if isinstance(nodes, dict) else ():
+        if isinstance(entry, dict) and not all(entry.get("neurons") or [True]):
+            raise UserError(
+                f"{path} leaves single dimensions of what {name} writes out of the "
+                "graph (neurons), which no mask on edges can; use a graph of edges"
+            )
+
+
+def _check_names(path: Path, graph: ResidualGraph, edges: Any) -> None:
+    names = list(graph.edges())
+    found = edges if isinstance(edges, Mapping) else {}
+    known = set(names)
+    unknown = [name for name in found if name not in known]
+    missing = [name for name in names if name not in found]
+    told = [f"{len(unknown)} unknown, first {unknown[0]}"] if unknown else []
+    told += [f"{len(missing)} missing, first {missing[0]}"] if missing else []
+    if told:
+        raise UserError(
+            f"{path} must have the {graph.n_edges} edges of this model's graph, got "
+            f"{len(found)}: {'; '.join(told)}"
+        )
+
+
+def _column(
+    path: Path, graph: ResidualGraph, edges: Mapping[str, Any], key: str
+) -> Float[Tensor, "edge"] | None:
+    """One entry of every edge as numbers; None where no edge has it."""
+    entries = [edges[name] for name in graph.edges()]
+    values = [e.get(key) if isinstance(e, dict) else None for e in entries]
+    if all(value is None for value in values):
+        return None
+    wrong = [i for i, v in enumerate(values) if not isinstance(v, int | float)]
+    if wrong:
+        raise UserError(
+            f"{path} must give every edge a number or a truth value as {key}, got "
+            f"{values[wrong[0]]!r} at {list(graph.edges())[wrong[0]]} and "
+            f"{len(wrong) - 1} more such edges"
+        )
+    return torch.tensor([float(value or 0) for value in values])
+
+
+def _edge_pruning_reader(node: str, reads: str) -> str:
+    name = _EDGE_PRUNING.get(node, node)
+    return f"{name}.{reads}" if re.fullmatch("[qkv]", reads) else name

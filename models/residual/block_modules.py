@@ -1,0 +1,201 @@
+"""Which modules of a block are the writers and readers of its residual graph: a table.
+
+Decoders with norms before what reads, and encoders with norms on the stream itself.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+from torch import nn
+
+from circuitcut.models.residual.graph import AttentionBias, Position, ResidualGraph
+from circuitcut.storage.errors import UserError
+
+Fused = Literal["separate", "concatenated", "by head"]
+
+
+@dataclass(frozen=True)
+class BlockParts:
+    """Module paths below one block."""
+
+    attention: str
+    projections: tuple[str, ...]
+    """Query, key, value below `attention`; one name where they are one module."""
+    output: str
+    """Attention's output projection."""
+    norm_in: str | None
+    """Norm before attention."""
+    mlp: tuple[str, ...]
+    """The MLP: modules that run one after the other."""
+    norm_mlp: str | None
+    """Norm before the MLP."""
+    fused: Fused = "separate"
+    """How one module's output holds queries, keys and values."""
+    norm_attention: str | None = None
+    """Norm on what attention writes (OLMo 2, Gemma 2)."""
+    norm_written: str | None = None
+    """Norm on what the MLP writes."""
+    norms_on_stream: tuple[str, str] | None = None
+    """Norms on the stream itself, after attention and after the MLP (encoders)."""
+    gain_offset: float = 0.0
+    """Added to a norm's weight to give its gain."""
+    parallel: Callable[[Any], bool] = lambda config: False
+    has_wide_norms: bool = False
+    """Queries and keys are normalised over all heads together (OLMo 2)."""
+    position: str | None = None
+    """Position embedding below the base model, where it is added to the stream."""
+
+
+_LLAMA = BlockParts(
+    attention="self_attn",
+    projections=("q_proj", "k_proj", "v_proj"),
+    output="self_attn.o_proj",
+    norm_in="input_layernorm",
+    mlp=("mlp",),
+    norm_mlp="post_attention_layernorm",
+)
+_BERT = BlockParts(
+    attention="attention.self",
+    projections=("query", "key", "value"),
+    output="attention.output.dense",
+    norm_in=None,
+    mlp=("intermediate", "output.dense"),
+    norm_mlp=None,
+    norms_on_stream=("attention.output.LayerNorm", "output.LayerNorm"),
+)
+PARTS: dict[str, BlockParts] = {
+    "gpt2": BlockParts(
+        attention="attn",
+        projections=("c_attn",),
+        output="attn.c_proj",
+        norm_in="ln_1",
+        mlp=("mlp",),
+        norm_mlp="ln_2",
+        fused="concatenated",
+        position="wpe",
+    ),
+    "gpt_neox": BlockParts(
+        attention="attention",
+        projections=("query_key_value",),
+        output="attention.dense",
+        norm_in="input_layernorm",
+        mlp=("mlp",),
+        norm_mlp="post_attention_layernorm",
+        fused="by head",
+        parallel=lambda config: config.use_parallel_residual,
+    ),
+    "llama": _LLAMA,
+    "mistral": _LLAMA,
+    "qwen2": _LLAMA,
+    "qwen3": _LLAMA,
+    "phi3": replace(_LLAMA, projections=("qkv_proj",), fused="concatenated"),
+    "olmo2": replace(
+        _LLAMA,
+        norm_in=None,
+        norm_mlp=None,
+        norm_attention="post_attention_layernorm",
+        norm_written="post_feedforward_layernorm",
+        has_wide_norms=True,
+    ),
+    "gemma2": replace(
+        _LLAMA,
+        norm_mlp="pre_feedforward_layernorm",
+        norm_attention="post_attention_layernorm",
+        norm_written="post_feedforward_layernorm",
+        gain_offset=1.0,
+    ),
+    "bert": _BERT,
+    "roberta": _BERT,
+    "xlm-roberta": _BERT,
+    "electra": _BERT,
+    "distilbert": BlockParts(
+        attention="attention",
+        projections=("q_lin", "k_lin", "v_lin"),
+        output="attention.out_lin",
+        norm_in=None,
+        mlp=("ffn",),
+        norm_mlp=None,
+        norms_on_stream=("sa_layer_norm", "output_layer_norm"),
+    ),
+}
+
+FINAL_NORMS = ("ln_f", "final_layer_norm", "norm")
+"""Names of the norm after the last block, below the base model."""
+
+
+def parts_of(model: nn.Module) -> BlockParts:
+    """The table's entry for `model`, by `config.model_type`.
+
+    Raises:
+        UserError: When its type is not in the table.
+    """
+    kind = getattr(getattr(model, "config", None), "model_type", type(model).__name__)
+    if kind not in PARTS:
+        raise UserError(
+            f"no residual graph for model type {kind!r}; edges can be cut in "
+            f"{', '.join(sorted(PARTS))}"
+        )
+    return PARTS[kind]
+
+
+def graph_of(
+    model: nn.Module,
+    *,
+    separate_qkv: bool = True,
+    attention_bias: AttentionBias = "always",
+    position: Position = "merged",
+) -> ResidualGraph:
+    """The residual graph of `model`, from its configuration alone.
+
+    Raises:
+        UserError: When the architecture is not in the table, or a switch asks for what
+            it does not have.
+    """
+    parts = parts_of(model)
+    config: Any = model.config
+    n_heads = config.num_attention_heads
+    n_groups = getattr(config, "num_key_value_heads", None) or n_heads
+    if getattr(config, "add_cross_attention", False):
+        raise UserError(
+            f"this {config.model_type} also attends to another model's states, which "
+            "no writer of its residual graph is; use a model without cross-attention"
+        )
+    if position != "merged" and parts.position is None:
+        raise UserError(
+            f"{config.model_type} adds no position embedding to the stream; use "
+            f"position 'merged', got {position!r}"
+        )
+    if not separate_qkv and n_groups != n_heads and parts.has_wide_norms:
+        raise UserError(
+            f"{config.model_type} with grouped queries normalises all keys together, "
+            "so its heads cannot merge queries, keys and values; leave them separate"
+        )
+    return ResidualGraph(
+        config.num_hidden_layers,
+        n_heads,
+        n_groups,
+        separate_qkv,
+        parts.parallel(config),
+        attention_bias,
+        position,
+    )
+
+
+def last_norm_of(model: nn.Module, last_block: str) -> str:
+    """Path, below the base model, of the norm after the last block or at its end.
+
+    Raises:
+        UserError: When there is none.
+    """
+    on_stream = parts_of(model).norms_on_stream
+    if on_stream is not None:
+        return f"{last_block}.{on_stream[-1]}"
+    base = getattr(model, "base_model", model)
+    for name in FINAL_NORMS:
+        if hasattr(base, name):
+            return name
+    raise UserError(
+        f"{type(base).__name__} has no norm after its last block; looked for "
+        f"{', '.join(FINAL_NORMS)}"
+    )

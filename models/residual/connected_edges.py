@@ -1,0 +1,67 @@
+"""Which edges of a circuit connect an input to the logits."""
+
+import torch
+from jaxtyping import Bool
+from torch import Tensor
+
+from circuitcut.models.residual.edge_slices import (
+    attention_gates,
+    mlp_gates,
+    output_gates,
+)
+from circuitcut.models.residual.graph import ResidualGraph
+
+
+def connected(graph: ResidualGraph, keep: Bool[Tensor, "edge"]) -> Bool[Tensor, "edge"]:
+    """The kept edges that lie on a path from an input to the logits.
+
+    That is what is left when nodes without incoming or without outgoing edges are
+    removed until none is found. Keys and values that a group of heads shares count as
+    read by each of its heads.
+    """
+    reached = _reached(graph, keep)
+    useful = torch.zeros_like(reached)
+    found = keep.clone()
+    of_logits = output_gates(graph, found)
+    of_logits &= reached
+    useful |= of_logits
+    for layer in reversed(range(graph.n_layers)):
+        before, n_heads = graph.n_before(layer), graph.n_heads
+        of_mlp = mlp_gates(graph, layer, found)
+        of_mlp &= reached[: len(of_mlp)] & useful[before + n_heads]
+        useful[: len(of_mlp)] |= of_mlp
+        of_heads = attention_gates(graph, layer, found)
+        by_reader = _by_reader(graph, useful[before : before + n_heads])
+        of_heads &= by_reader[:, None] & reached[:before]
+        useful[:before] |= of_heads.any(0)
+    return found
+
+
+def _reached(graph: ResidualGraph, keep: Tensor) -> Tensor:
+    """Writers on a path from an input: (writer,)."""
+    reached = keep.new_zeros(graph.n_writers)
+    reached[: graph.n_inputs] = True
+    for layer in range(graph.n_layers):
+        before, n_heads = graph.n_before(layer), graph.n_heads
+        readers = (attention_gates(graph, layer, keep) & reached[:before]).any(1)
+        reached[before : before + n_heads] = _by_head(graph, readers)
+        of_mlp = mlp_gates(graph, layer, keep)
+        reached[before + n_heads] = (of_mlp & reached[: len(of_mlp)]).any()
+    return reached
+
+
+def _by_head(graph: ResidualGraph, readers: Tensor) -> Tensor:
+    """Whether any reader of each head is on: (reader,) -> (head,)."""
+    if not graph.separate_qkv:
+        return readers
+    n_heads, n_groups = graph.n_heads, graph.n_kv_heads
+    query, key, value = readers.split([n_heads, n_groups, n_groups])
+    return query | (key | value).repeat_interleave(n_heads // n_groups)
+
+
+def _by_reader(graph: ResidualGraph, heads: Tensor) -> Tensor:
+    """Whether any head of each reader is on: (head,) -> (reader,)."""
+    if not graph.separate_qkv:
+        return heads
+    groups = heads.view(graph.n_kv_heads, -1).any(1)
+    return torch.cat([heads, groups, groups])

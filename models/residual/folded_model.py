@@ -1,0 +1,258 @@
+"""A model as a residual graph: its modules, and its attention weights, folded.
+
+Weights come out as one stack per layer, with the gain of the norm before them folded
+in, so that a read needs nothing but a matrix product and one scale per token.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
+
+from circuitcut.models.architectures import ARCHITECTURES, architecture_of, d_head
+from circuitcut.models.residual.block_modules import (
+    PARTS,
+    graph_of,
+    last_norm_of,
+    parts_of,
+)
+from circuitcut.models.residual.graph import AttentionBias, Position
+from circuitcut.storage.errors import UserError
+
+
+@dataclass(frozen=True)
+class FoldedLayer:
+    """Weights of one block's attention, as the residual graph uses them."""
+
+    read: Float[Tensor, "reader d_model width"]
+    """Of every reader, times the gain of the norm before; centred where the model's
+    norms centre. Width is d_head, or three times that where queries, keys and values
+    are merged. In memory d_model is last, which the backward pass multiplies faster by
+    (LOG.md)."""
+    read_bias: Float[Tensor, "reader 1 width"]
+    write: Float[Tensor, "head d_head d_model"]
+    """Of every head; centred where the model's norms centre."""
+    write_bias: Float[Tensor, "d_model"] | None
+
+    def detached(self) -> "FoldedLayer":
+        """The same numbers without a graph."""
+        bias = self.write_bias
+        return FoldedLayer(
+            self.read.detach(),
+            self.read_bias.detach(),
+            self.write.detach(),
+            None if bias is None else bias.detach(),
+        )
+
+
+def _trained(modules: Sequence[nn.Module]) -> list[nn.Parameter]:
+    return [p for module in modules for p in module.parameters() if p.requires_grad]
+
+
+class ResidualModel:
+    """A model seen as a residual graph: its modules, and its weights folded.
+
+    Raises:
+        UserError: When the architecture is not in the table, a module of it is missing,
+            or a switch asks for what the architecture does not have.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        *,
+        separate_qkv: bool = True,
+        attention_bias: AttentionBias = "always",
+        position: Position = "merged",
+    ):
+        self.parts = parts_of(model)
+        self.graph = graph_of(
+            model,
+            separate_qkv=separate_qkv,
+            attention_bias=attention_bias,
+            position=position,
+        )
+        config: Any = model.config
+        self.model = model
+        self.base: Any = getattr(model, "base_model", model)
+        block = architecture_of(model).block
+        paths = [block.format(layer) for layer in range(self.graph.n_layers)]
+        self.blocks: list[Any] = [self.base.get_submodule(path) for path in paths]
+        self._found: dict[tuple[int, str], Any] = {}
+        self._check_modules(config.model_type)
+        self.d_model, self.d_head = config.hidden_size, d_head(config)
+        last_norm = self.base.get_submodule(last_norm_of(model, paths[-1]))
+        self.is_post_norm = self.parts.norms_on_stream is not None
+        """Norms sit on the stream itself, and none before a read."""
+        self.centred = not self.is_post_norm and isinstance(last_norm, nn.LayerNorm)
+        """Norms subtract the mean, so that all writers may be stored without it."""
+
+    def attention(self, layer: int) -> Any:
+        """The attention module of a block."""
+        return self._module(layer, self.parts.attention)
+
+    def projections(self, layer: int) -> list[Any]:
+        """Its query, key and value projections; one where they are one module."""
+        path = self.parts.attention
+        return [self._module(layer, f"{path}.{n}") for n in self.parts.projections]
+
+    def output(self, layer: int) -> Any:
+        """Its output projection."""
+        return self._module(layer, self.parts.output)
+
+    def norm(self, layer: int, name: str | None) -> Any:
+        """A norm of a block, by the name in the table."""
+        return None if name is None else self._module(layer, name)
+
+    def _module(self, layer: int, path: str) -> Any:
+        """A module below a block; looked up once, for every pass asks for some."""
+        key = layer, path
+        if key not in self._found:
+            self._found[key] = self.blocks[layer].get_submodule(path)
+        return self._found[key]
+
+    def gain(self, norm: Any) -> Float[Tensor, "d_model"]:
+        """What a norm multiplies by."""
+        return norm.weight + self.parts.gain_offset
+
+    def run_mlp(self, layer: int, stream: Float[Tensor, "batch seq d_model"]) -> Tensor:
+        """What the MLP writes, of the stream it reads."""
+        parts = self.parts
+        before = self.norm(layer, parts.norm_mlp)
+        written = stream if before is None else before(stream)
+        for name in parts.mlp:
+            written = self._module(layer, name)(written)
+        after = self.norm(layer, parts.norm_written)
+        return written if after is None else after(written)
+
+    def eps(self, norm: Any) -> float:
+        """What a norm adds to the mean square."""
+        return norm.eps if hasattr(norm, "eps") else norm.variance_epsilon
+
+    def inverse_deviation(
+        self, norm: Any, values: Float[Tensor, "*token d_model"]
+    ) -> Float[Tensor, "*token 1"]:
+        """What a norm without centring scales values by, its gain apart."""
+        square = values.square().mean(-1, keepdim=True)
+        return (square + self.eps(norm)).rsqrt()
+
+    def fold(self, layer: int) -> FoldedLayer:
+        """The layer's attention weights, a copy: fold again after a weight changed."""
+        graph, norm = self.graph, self.norm(layer, self.parts.norm_in)
+        weight, bias = self._projection(layer)  # (reader, d_model, d_head), (reader, d)
+        if norm is not None:
+            if getattr(norm, "bias", None) is not None:
+                bias = bias + torch.einsum("d,rdh->rh", norm.bias, weight)
+            weight = weight * self.gain(norm)[:, None]
+            if self.centred:  # reads are, so this changes their gradient alone
+                weight = weight - weight.mean(1, keepdim=True)
+        if not graph.separate_qkv:
+            weight, bias = self._merged(weight), self._merged(bias)
+        write, write_bias = self.write(layer), self.output(layer).bias
+        if self.centred:
+            write = write - write.mean(-1, keepdim=True)
+            if write_bias is not None:
+                write_bias = write_bias - write_bias.mean()
+        return FoldedLayer(
+            weight.mT.contiguous().mT, bias[:, None].contiguous(),
+            write.contiguous(), write_bias,
+        )  # fmt: skip
+
+    def write(self, layer: int) -> Float[Tensor, "head d_head d_model"]:
+        """What turns what a layer's heads find into what they write, as stored."""
+        output = self.output(layer)
+        stored = output.weight if isinstance(output, Conv1D) else output.weight.T
+        return stored.view(self.graph.n_heads, self.d_head, self.d_model)
+
+    def last_of_mlp(self, layer: int) -> Any:
+        """The module whose output is what the MLP writes."""
+        return self.norm(layer, self.parts.norm_written or self.parts.mlp[-1])
+
+    def mlp_parameters(self, layer: int) -> list[nn.Parameter]:
+        """What `run_mlp` computes with, where it is trained."""
+        return [weight for weight in self.mlp_weights(layer) if weight.requires_grad]
+
+    def mlp_weights(self, layer: int) -> list[nn.Parameter]:
+        """All weights that `run_mlp` computes with."""
+        names = [self.parts.norm_mlp, *self.parts.mlp, self.parts.norm_written]
+        modules = [self.norm(layer, name) for name in names if name is not None]
+        return [weight for module in modules for weight in module.parameters()]
+
+    def attention_parameters(self, layer: int) -> list[nn.Parameter]:
+        """What attention computes with besides its projections, where it is trained."""
+        folded = {
+            id(parameter)
+            for module in (*self.projections(layer), self.output(layer))
+            for parameter in module.parameters()
+        }
+        found = _trained([self.attention(layer)])
+        return [parameter for parameter in found if id(parameter) not in folded]
+
+    def versions(self) -> tuple[tuple[int, int], ...]:
+        """Changes when a weight of a block does: where each lies, and how often it did.
+
+        A change through `.data` is not counted.
+        """
+        return tuple(
+            (parameter.data_ptr(), parameter._version)
+            for block in self.blocks
+            for parameter in block.parameters()
+        )
+
+    @property
+    def is_trained(self) -> bool:
+        """Some weight of a block takes a gradient."""
+        return any(p.requires_grad for block in self.blocks for p in block.parameters())
+
+    def _projection(self, layer: int) -> tuple[Tensor, Tensor]:
+        """Weights and biases of all queries, all keys, all values, separately."""
+        modules = self.projections(layer)
+        weights, biases = [], []
+        for module in modules:
+            stored = module.weight.T if isinstance(module, Conv1D) else module.weight
+            bias = getattr(module, "bias", None)
+            weights.append(stored)
+            biases.append(stored.new_zeros(len(stored)) if bias is None else bias)
+        weight = torch.cat(weights).view(-1, self.d_head, self.d_model)
+        bias = torch.cat(biases).view(-1, self.d_head)
+        if self.parts.fused == "by head":
+            order = torch.arange(len(weight)).view(-1, 3).T.reshape(-1)
+            weight, bias = weight[order], bias[order]
+        return weight.transpose(1, 2), bias
+
+    def _merged(self, parts: Tensor) -> Tensor:
+        """(query + key + value readers, ..., d_head) to (heads, ..., 3 * d_head)."""
+        n_heads, n_groups = self.graph.n_heads, self.graph.n_kv_heads
+        query, key, value = parts.split([n_heads, n_groups, n_groups])
+        key, value = (
+            part.repeat_interleave(n_heads // n_groups, 0) for part in (key, value)
+        )
+        return torch.cat([query, key, value], -1)
+
+    def _check_modules(self, model_type: str) -> None:
+        parts = self.parts
+        names = [parts.attention, parts.output, *parts.mlp]
+        names += [f"{parts.attention}.{name}" for name in parts.projections]
+        norms = (
+            parts.norm_in,
+            parts.norm_mlp,
+            parts.norm_attention,
+            parts.norm_written,
+            *(parts.norms_on_stream or ()),
+        )
+        names += [norm for norm in norms if norm is not None]
+        for layer, block in enumerate(self.blocks):
+            present = dict(block.named_modules())
+            missing = [name for name in names if name not in present]
+            if missing:
+                raise UserError(
+                    f"block {layer} of this {model_type} has no module {missing[0]!r}; "
+                    f"its residual graph needs {', '.join(names)}"
+                )
+
+
+assert PARTS.keys() <= ARCHITECTURES.keys()

@@ -1,0 +1,146 @@
+"""Trials of kept edges on a planted circuit: what is spared, added, asked for."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import Tensor
+
+from circuitcut.benchmarks.planted_circuits import experiment_on
+from circuitcut.benchmarks.planted_edges import CIRCUITS, PlantedCircuit
+from circuitcut.experiments import spare_edges as mask_trials
+from circuitcut.experiments.gates import MaskSettings
+from circuitcut.experiments.spare_edges import MOST_TRIED, can_be_tried, tried
+from circuitcut.masks.ablation import zero_values
+from circuitcut.masks.frozen_mask import FrozenMask
+from circuitcut.models.architectures import sites_of
+from circuitcut.models.residual.block_modules import graph_of
+
+SETTINGS = MaskSettings(direction="isolate", concept_objective="kl", price=0.01)
+
+
+@pytest.fixture(scope="module")
+def circuit() -> PlantedCircuit:
+    return CIRCUITS["copying head"](0)
+
+
+def start(circuit: PlantedCircuit, scores: Tensor, n_kept: int) -> FrozenMask:
+    sites = sites_of(circuit.model, ["edges"])
+    ranking = by_site(circuit, scores)
+    n_ablated = len(scores) - n_kept
+    return FrozenMask.exactly_k(
+        ranking, sites, zero_values(sites), n_ablated=n_ablated, special_ids=(7,)
+    )
+
+
+def by_site(circuit: PlantedCircuit, scores: Tensor) -> dict[str, Tensor]:
+    sites = sites_of(circuit.model, ["edges"])
+    pieces = scores.split([site.n_units for site in sites])
+    return {site.name: part for site, part in zip(sites, pieces, strict=True)}
+
+
+def scores_of(circuit: PlantedCircuit, seed: int) -> tuple[Tensor, Tensor]:
+    """A random ranking, and which edges are true."""
+    names = list(graph_of(circuit.model).edges())
+    rng = torch.Generator().manual_seed(seed)
+    true = torch.tensor([name in circuit.truth for name in names])
+    return torch.rand(len(names), generator=rng), true
+
+
+@pytest.mark.parametrize("n_kept", [0, 1, 60, 110])
+def test_from_any_ranking_the_true_edges_are_left(circuit: PlantedCircuit, n_kept: int):
+    scores, true = scores_of(circuit, n_kept)
+    mask = start(circuit, scores, n_kept)
+    left, ranking = tried(
+        experiment_on(circuit), SETTINGS, mask, by_site(circuit, scores)
+    )
+    assert set(left.edges(kept=True)) == circuit.truth
+    assert left.special_ids == (7,)
+    joined = torch.cat([ranking[site.name] for site in mask.sites])
+    assert torch.equal(joined.topk(4).indices.sort().values, true.nonzero().flatten())
+    # the others keep their order
+    assert torch.equal(joined[~true].argsort(), scores[~true].argsort())
+
+
+def test_an_asked_number_is_met_and_a_mask_that_works_stays(circuit: PlantedCircuit):
+    scores, true = scores_of(circuit, 0)
+    experiment = experiment_on(circuit)
+    working = start(circuit, scores + true, 9)
+    same, _ = tried(
+        experiment, SETTINGS, working, by_site(circuit, scores + true), n_ablated=101
+    )
+    assert same.edges(kept=True) == working.edges(kept=True)
+    broken = start(circuit, scores - 1.0 * true, 9)
+    mended, _ = tried(
+        experiment,
+        SETTINGS,
+        broken,
+        by_site(circuit, scores - 1.0 * true),
+        n_ablated=101,
+    )
+    assert len(mended.edges(kept=True)) == 9
+    assert circuit.truth < set(mended.edges(kept=True))
+
+
+def test_only_few_kept_edges_that_isolate_are_tried(circuit: PlantedCircuit):
+    scores, _ = scores_of(circuit, 0)
+    mask = start(circuit, scores, 9)
+    assert can_be_tried(mask, SETTINGS)
+    assert not can_be_tried(mask, MaskSettings(direction="break"))
+    sites = sites_of(circuit.model, ["neurons"])
+    keep = {site.name: torch.ones(site.n_units, dtype=torch.bool) for site in sites}
+    neurons = FrozenMask(keep, sites, zero_values(sites))
+    assert neurons.n_units > MOST_TRIED
+    assert not can_be_tried(neurons, SETTINGS)
+
+
+def reversed_mask(
+    circuit: PlantedCircuit, n_kept: int
+) -> tuple[FrozenMask, dict[str, Tensor]]:
+    """A mask that keeps no true edge, and a ranking that has them last."""
+    scores, true = scores_of(circuit, 0)
+    mask = start(circuit, scores - 1.0 * true, n_kept)
+    return mask, by_site(circuit, scores - 1.0 * true)
+
+
+@pytest.mark.parametrize("n_kept", [2, 20])
+def test_where_no_first_edges_work_all_are_searched(
+    circuit: PlantedCircuit,
+    n_kept: int,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+):
+    monkeypatch.setattr(mask_trials, "MOST_TRIED", 4)
+    mask, ranking = reversed_mask(circuit, n_kept)
+    found, _ = tried(experiment_on(circuit), SETTINGS, mask, ranking)
+    assert set(found.edges(kept=True)) == circuit.truth
+    assert "searching among all edges" in caplog.text
+
+
+def test_more_kept_edges_than_can_be_tried_go_in_pieces(
+    circuit: PlantedCircuit,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+):
+    monkeypatch.setattr(mask_trials, "MOST_TRIED", 4)
+    scores, true = scores_of(circuit, 0)
+    mask = start(circuit, scores + 1.0 * true, 70)
+    assert can_be_tried(mask, SETTINGS)
+    assert not can_be_tried(mask, SETTINGS, n_ablated=40)
+    found, _ = tried(experiment_on(circuit), SETTINGS, mask, by_site(circuit, scores))
+    assert set(found.edges(kept=True)) == circuit.truth
+    assert "searching" not in caplog.text
+
+
+def test_a_mask_that_cannot_be_made_to_work_stays_as_it_was(
+    circuit: PlantedCircuit,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+):
+    monkeypatch.setattr(mask_trials, "MOST_TRIED", 4)
+    mask, ranking = reversed_mask(circuit, 2)
+    few = replace(SETTINGS, n_steps=3)
+    found, order = tried(experiment_on(circuit), few, mask, ranking)
+    assert found is mask
+    assert order == ranking
+    assert "the mask stays as it was trained" in caplog.text

@@ -1,0 +1,37 @@
+"""Buffers that are kept from pass to pass."""
+
+import pytest
+import torch
+
+from circuitcut.masks.edges.buffers import CACHE_LINE, PAGE_LINES, Buffers, spread_rows
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("shape", [(5, 128, 768), (3, 2, 7), (4, 1, 1), (2, 64, 16)])
+def test_rows_begin_in_different_sets_of_the_cache(dtype, shape):
+    rows = spread_rows(torch.empty(0, dtype=dtype), *shape)
+    assert rows.shape == shape
+    assert rows.dtype == dtype
+    apart = rows.stride(0) * rows.element_size()
+    assert apart % CACHE_LINE == 0
+    assert apart // CACHE_LINE % PAGE_LINES != 0
+    # a way of the cache more at most, and every row in one piece
+    in_row = shape[1] * shape[2]
+    assert 0 <= rows.stride(0) - in_row < 2 * CACHE_LINE * PAGE_LINES
+    assert rows.stride()[1:] == (shape[2], 1)
+    rows.flatten(1).copy_(torch.arange(shape[0])[:, None])
+    for number, row in enumerate(rows):
+        assert bool((row == number).all())
+
+
+def test_a_buffer_is_borrowed_again_for_as_many_tokens_and_dropped_for_others():
+    buffers, like = Buffers(), torch.empty(0)
+    buffers.start(6)
+    first = buffers.borrow(like, 3, 6, 4, spread=True)
+    buffers.give_back(first)
+    buffers.start(6)
+    assert buffers.borrow(like, 3, 6, 4, spread=True).data_ptr() == first.data_ptr()
+    buffers.give_back(first)
+    assert buffers.n_bytes == first.nbytes
+    buffers.start(7)
+    assert buffers.n_bytes == 0
