@@ -46,8 +46,16 @@ lint: install
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 
+# mypy does not follow the package's __path__: it gets a folder of symbolic links.
+PACKAGES := storage data tasks models masks training attribution relearning reports \
+            experiments scripts benchmarks
+TYPES := build/types
+
 types: install
-	$(BIN)/mypy storage data tasks models masks training attribution relearning reports scripts benchmarks
+	@rm -rf $(TYPES) && mkdir -p $(TYPES)/circuitcut
+	@ln -s $(CURDIR)/circuitcut/__init__.py $(TYPES)/circuitcut/
+	@for name in $(PACKAGES); do ln -s $(CURDIR)/$$name $(TYPES)/circuitcut/; done
+	cd $(TYPES) && $(CURDIR)/$(BIN)/mypy --config-file $(CURDIR)/pyproject.toml -p circuitcut
 
 clean:
 	rm -rf $(VENV) build *.egg-info

@@ -19,6 +19,7 @@ from typing import Any
 
 import torch
 
+from circuitcut.benchmarks.commands import run_verb
 from circuitcut.data.ioi.behaviours_generated import (
     CENTURIES,
     EVENTS,
@@ -27,10 +28,11 @@ from circuitcut.data.ioi.behaviours_generated import (
     WORDS,
     years_prompt,
 )
-from circuitcut.experiments.flags import Experiment, TaskConfig, flag
+from circuitcut.experiments.base_model import prepare
+from circuitcut.experiments.flags import TaskConfig
+from circuitcut.experiments.load import Experiment
 from circuitcut.reports.tables import format_table, mean, ranking_name, with_interval
-from circuitcut.scripts import faithfulness, train_mask
-from circuitcut.scripts.train_base import prepare
+from circuitcut.storage.flag_fields import flag
 from circuitcut.storage.run_directory import RunDirectory
 from circuitcut.tasks.evaluation import evaluate
 from circuitcut.training.config import parse_config, run_script
@@ -89,14 +91,15 @@ def _one_seed(config: ComparisonConfig, seed: int) -> Mapping[str, Any]:
             flags += ["--gate", gate, "--n_random", "0", "--attribution", "none"]
             # a resumed run has its own flags; all others start anew
             begun = ["--resume", str(path)] if path.exists() else ["--name", path.name]
-            train_mask.main(parse_config(train_mask.TrainMaskConfig, [*flags, *begun]))
-    found = config.out / f"faithfulness-{seed}.txt"
-    if not found.exists():
+            run_verb("train_mask", [*flags, *begun])
+    measured = config.out / f"faithfulness-{seed}.txt"
+    if not measured.exists():
         flags = [*where, "--mask", *masks, "--n_random", str(config.n_random)]
         flags += ["--seed", str(seed)]
-        run = faithfulness.main(parse_config(faithfulness.FaithfulnessConfig, flags))
-        found.write_text(run.name)
-    return RunDirectory.open(config.out / found.read_text()).results
+        run_verb("faithfulness", flags)
+        newest = RunDirectory.newest(config.out, "faithfulness")
+        measured.write_text(newest.path.name)
+    return RunDirectory.open(config.out / measured.read_text()).results
 
 
 def _show_behaviours(experiment: Experiment, seed: int) -> None:

@@ -21,16 +21,18 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
 from circuitcut.attribution.registry import METHODS
-from circuitcut.experiments.flags import TaskConfig, flag
+from circuitcut.experiments.base_model import prepare
+from circuitcut.experiments.flags import TaskConfig
 from circuitcut.masks.ablation import zero_values
 from circuitcut.masks.frozen_mask import FrozenMask
 from circuitcut.models.architectures import sites_of
-from circuitcut.relearning.conditions import conditions
+from circuitcut.relearning.conditions import Condition, conditions
 from circuitcut.relearning.protocol import RelearnSettings, relearn
+from circuitcut.relearning.study import Study
 from circuitcut.reports.tables import format_table
-from circuitcut.scripts.train_base import prepare
 from circuitcut.storage.atomic import write_json
 from circuitcut.storage.errors import UserError
+from circuitcut.storage.flag_fields import flag
 from circuitcut.training.config import run_script
 
 COLOURS = {"cut": "#D55E00", "random": "#009E73", "uncut": "#0072B2"}
@@ -77,10 +79,10 @@ def main(config: LoConfig) -> list[dict[str, Any]]:
         mask = FrozenMask.exactly_k(
             ranking, sites, zero, n_ablated=round(share * n_units)
         )
-        wanted = conditions(("cut", "random"), holdings, tuple(config.seeds), (None,))
-        rows += _run(config, experiment, mask, wanted, settings, share)
-    wanted = conditions(("uncut",), ("lasting",), tuple(config.seeds), (None,))
-    rows += _run(config, experiment, mask, wanted, settings, 0.0)
+        chosen = conditions(("cut", "random"), holdings, tuple(config.seeds), (None,))
+        rows += _run(config, experiment, mask, chosen, settings, share)
+    chosen = conditions(("uncut",), ("lasting",), tuple(config.seeds), (None,))
+    rows += _run(config, experiment, mask, chosen, settings, 0.0)
     write_json(config.out / "lo.json", rows)
     shown = [row for row in rows if row["step"] in (0, n_steps)]
     print(format_table(shown, list(shown[0])))
@@ -92,20 +94,18 @@ def _run(
     config: LoConfig,
     experiment: Any,
     mask: FrozenMask,
-    wanted: Any,
+    chosen: list[Condition],
     settings: RelearnSettings,
     share: float,
 ) -> list[dict[str, Any]]:
-    runs = relearn(
+    study = Study(
         experiment.task,
         experiment.loaded,
         mask,
-        wanted,
         settings,
-        config.out / f"share-{share}",
-        resume=True,
         accelerator=experiment.accelerator,
     )
+    runs = relearn(study, chosen, config.out / f"share-{share}", resume=True)
     return [
         {
             "share": share,
@@ -113,12 +113,12 @@ def _run(
             "condition": run.condition.name,
             "holding": run.condition.holding or "-",
             "seed": run.condition.seed,
-            "step": found.step,
-            "concept_f1": found.scores["concept_f1"],
-            "retain_f1": found.scores["retain_f1"],
+            "step": measured.step,
+            "concept_f1": measured.scores["concept_f1"],
+            "retain_f1": measured.scores["retain_f1"],
         }
         for run in runs
-        for found in run.measurements
+        for measured in run.measurements
     ]
 
 

@@ -21,23 +21,25 @@ import torch
 
 from circuitcut.attribution.registry import able
 from circuitcut.benchmarks.curve import Curve
-from circuitcut.experiments.flags import Experiment, TaskConfig, flag
-from circuitcut.experiments.gates import (
-    MaskSettings,
+from circuitcut.experiments.base_model import prepare
+from circuitcut.experiments.flags import TaskConfig
+from circuitcut.experiments.gate_optimisation import GateWatch
+from circuitcut.experiments.gate_training import (
     ablation_values,
     special_ids,
     train_gates,
 )
-from circuitcut.experiments.plan import REAL_ENCODER
+from circuitcut.experiments.load import Experiment
 from circuitcut.experiments.scores import attribution_ranking, cut_by, score
+from circuitcut.experiments.settings import MaskSettings
 from circuitcut.masks.ablation import zero_values
 from circuitcut.masks.frozen_mask import FrozenMask
 from circuitcut.models.architectures import sites_of
 from circuitcut.models.sites import Site
 from circuitcut.reports.tables import format_table
-from circuitcut.scripts.train_base import prepare
 from circuitcut.storage.atomic import read_tensors, write_json, write_tensors
 from circuitcut.storage.errors import UserError
+from circuitcut.storage.flag_fields import flag
 from circuitcut.training.config import run_script
 
 HARD_CONCRETE = {"gate": "hard_concrete", "penalty": "price", "lr": 0.15, "price": 2e-3}
@@ -74,7 +76,11 @@ def ranking(
         )
     settings = replace(settings, **LEARNED[method])
     masks = train_gates(
-        experiment, empty.sites, empty.ablated, settings, progress=method
+        experiment,
+        empty.sites,
+        empty.ablated,
+        settings,
+        watch=GateWatch(progress=method),
     )
     return masks.split(masks.ranking().cpu())
 
@@ -88,7 +94,7 @@ def one_seed(config: CurveConfig, curve: Curve, seed: int) -> None:
         curve.add({"seed": seed, "method": "uncut", "n": 0, "scores": scored.scores})
     for ablation in config.ablations:
         kind: Any = ablation  # checked in `main`
-        settings = replace(REAL_ENCODER, ablation=kind, mean_over="retain", seed=seed)
+        settings = replace(MaskSettings(), ablation=kind, mean_over="retain", seed=seed)
         empty = FrozenMask.exactly_k(
             {site.name: torch.zeros(site.n_units) for site in sites},
             sites,

@@ -23,10 +23,10 @@ from transformers import BertConfig, BertModel, GPT2Config, GPT2Model
 from circuitcut.benchmarks.peak import peak_bytes
 from circuitcut.masks.ablation import AblationValues, zero_values
 from circuitcut.masks.frozen_mask import FrozenMask
-from circuitcut.masks.gate import GateSettings
 from circuitcut.masks.gating import gated
 from circuitcut.masks.mask_set import MaskSet
 from circuitcut.masks.penalties import Price
+from circuitcut.masks.registry import GateSettings
 from circuitcut.models.architectures import sites_of
 from circuitcut.models.sites import Site
 from circuitcut.training.config import parse_config

@@ -8,10 +8,11 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from circuitcut.models.builtin import build_builtin
+from circuitcut.models.builtin import BuiltinSizes, build_builtin
 from circuitcut.models.loaded import LoadedModel
 from circuitcut.storage.atomic import read_tensors, write_tensors
 from circuitcut.tasks.mnist import DigitCorpus, MnistTask
+from circuitcut.training.fit_arguments import Watch
 from circuitcut.training.fit_settings import FitSettings
 from circuitcut.training.loop import fit
 from circuitcut.training.schedules import Schedule
@@ -34,8 +35,7 @@ def base_model(
         "mlp",
         head="image_classification",
         labels=corpus.labels,
-        n_pixels=corpus.n_pixels,
-        d_hidden=d_hidden,
+        sizes=BuiltinSizes(n_pixels=corpus.n_pixels, d_hidden=d_hidden),
         seed=seed,
     )
     model = loaded.model
@@ -47,7 +47,7 @@ def base_model(
             _cross_entropy(corpus, model, seed),
             FitSettings(n_steps=n_steps, lr=LR, schedule=schedule, seed=seed),
             accelerator=accelerator,
-            progress=path.stem,
+            watch=Watch(progress=path.stem),
         )
         write_tensors(path, model.state_dict(), None)
     model.eval().requires_grad_(False)

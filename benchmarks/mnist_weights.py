@@ -26,15 +26,19 @@ from circuitcut.benchmarks.curve import Curve
 from circuitcut.benchmarks.greedy_edges import Images, greedy_edges
 from circuitcut.benchmarks.mnist_models import base_model, without_concept
 from circuitcut.benchmarks.published_mask import published_mask
-from circuitcut.experiments.flags import Experiment, flag
-from circuitcut.experiments.gates import MaskSettings, ablation_values, train_gates
+from circuitcut.experiments.flags import TaskConfig
+from circuitcut.experiments.gate_optimisation import GateWatch
+from circuitcut.experiments.gate_training import ablation_values, train_gates
+from circuitcut.experiments.load import Experiment
 from circuitcut.experiments.scores import cut_by
+from circuitcut.experiments.settings import MaskSettings
 from circuitcut.masks.frozen_mask import FrozenMask
 from circuitcut.models.architectures import sites_of
 from circuitcut.models.loaded import LoadedModel
 from circuitcut.reports.tables import format_table
 from circuitcut.storage.atomic import write_json
 from circuitcut.storage.errors import UserError
+from circuitcut.storage.flag_fields import flag
 from circuitcut.tasks.base import TaskOptions
 from circuitcut.tasks.evaluation import evaluate
 from circuitcut.tasks.mnist import MnistTask, with_test_behaviour
@@ -170,7 +174,7 @@ def prepare_case(config: MnistConfig, data: Path, name: str, seed: int) -> Case:
     if setting.n_shown is not None:
         corpus = with_test_behaviour(corpus, setting.n_shown)
     task = MnistTask(corpus)
-    experiment = Experiment(task, corpus, loaded, accelerator, {})
+    experiment = Experiment(TaskConfig(task="mnist"), task, corpus, loaded, accelerator)
     sites = sites_of(loaded.model, [setting.units])
     empty = FrozenMask.exactly_k(
         {site.name: torch.zeros(site.n_units) for site in sites},
@@ -217,7 +221,11 @@ def ranking(case: Case, method: str) -> dict[str, Tensor]:
         seed=case.seed,
     )
     masks = train_gates(
-        case.experiment, sites, case.empty.ablated, settings, progress=method
+        case.experiment,
+        sites,
+        case.empty.ablated,
+        settings,
+        watch=GateWatch(progress=method),
     )
     return masks.split(masks.ranking().cpu())
 

@@ -18,6 +18,7 @@ behaviours on new examples (means; a guess is right once in six).
 """
 
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -31,25 +32,33 @@ from circuitcut.benchmarks.planted_edges import (
     PlantedCircuit,
     two_behaviours,
 )
-from circuitcut.experiments.flags import Experiment, flag
-from circuitcut.experiments.freeze import freeze
-from circuitcut.experiments.gates import (
-    Direction,
-    MaskSettings,
+from circuitcut.experiments.circuits.restore_edges import (
+    can_restore_edges,
+    with_edges_restored,
+)
+from circuitcut.experiments.circuits.spare_edges import (
+    can_remove_spare_edges,
+    without_spare_edges,
+)
+from circuitcut.experiments.flags import TaskConfig
+from circuitcut.experiments.freeze import Frozen, freeze
+from circuitcut.experiments.gate_optimisation import GateWatch
+from circuitcut.experiments.gate_training import (
     ablation_values,
     cut_with,
     train_gates,
 )
-from circuitcut.experiments.plan import adapted
-from circuitcut.experiments.restore_edges import can_be_put_back, put_back
-from circuitcut.experiments.spare_edges import can_be_tried, tried
+from circuitcut.experiments.load import Experiment
+from circuitcut.experiments.plan import Plan, Size, adapted
+from circuitcut.experiments.settings import MaskSettings
 from circuitcut.masks.frozen_mask import FrozenMask
+from circuitcut.masks.gate import Direction
 from circuitcut.masks.registry import GATES
 from circuitcut.models.architectures import sites_of
 from circuitcut.models.loaded import LoadedModel, config_hash_of
 from circuitcut.reports.tables import format_table
-from circuitcut.scripts.train_mask import TrainMaskConfig
 from circuitcut.storage.errors import UserError
+from circuitcut.storage.flag_fields import flag
 from circuitcut.tasks.evaluation import evaluate
 from circuitcut.training.config import run_script
 
@@ -104,8 +113,9 @@ def search(
         raw = FrozenMask.exactly_k(
             done.ranking, mask.sites, mask.ablated, n_ablated=size
         )
-    if can_be_tried(mask, done.settings):
-        mask, _ = tried(done.experiment, done.settings, mask, done.ranking)
+    if can_remove_spare_edges(mask, done.settings):
+        frozen = Frozen(mask, done.ranking)
+        mask = without_spare_edges(done.experiment, done.settings, frozen).mask
     return Found(
         frozenset(raw.edges(kept=True)),
         frozenset(mask.edges(kept=True)),
@@ -133,9 +143,9 @@ def break_one(
     """
     done = _trained(circuit, gate, seed, "break", n_steps)
     mask, task = done.mask, done.experiment.task
-    if can_be_put_back(mask, done.settings, task.concept_metric, None):
-        target = TrainMaskConfig().concept_target
-        mask, _ = put_back(done.experiment, done.settings, mask, done.ranking, target)
+    if can_restore_edges(mask, done.settings, task.concept_metric, None):
+        frozen, target = Frozen(mask, done.ranking), Size().concept_target
+        mask = with_edges_restored(done.experiment, done.settings, frozen, target).mask
     cut = cut_with(done.experiment, mask)
     scores = evaluate(task, circuit.model, "heldout", cut=cut).scores
     cut_edges = frozenset(mask.edges(kept=False))
@@ -144,12 +154,12 @@ def break_one(
 
 @dataclass(frozen=True)
 class _Trained:
-    """A mask as it is frozen, before its edges are tried."""
+    """A mask as it is frozen, before spare edges are removed or edges restored."""
 
     experiment: Experiment
     settings: MaskSettings
     mask: FrozenMask
-    ranking: dict[str, Tensor]
+    ranking: Mapping[str, Tensor]
 
 
 def _trained(
@@ -166,11 +176,12 @@ def _trained(
     if n_steps is not None:
         settings = replace(settings, n_steps=n_steps)
     ablated = ablation_values(experiment, sites, settings)
-    masks = train_gates(experiment, sites, ablated, settings, progress=None)
-    ranking = masks.split(masks.ranking().detach())
-    config = TrainMaskConfig()
-    mask = freeze(config, experiment, masks, ranking, ablated, settings, {})
-    return _Trained(experiment, settings, mask, ranking)
+    masks = train_gates(
+        experiment, sites, ablated, settings, watch=GateWatch(progress=None)
+    )
+    planned = Plan(sites, settings, Size(), methods=(), n_random=0, curve_sizes=())
+    frozen = freeze(planned, experiment, masks, ablated)
+    return _Trained(experiment, settings, frozen.mask, frozen.ranking)
 
 
 def _settings(
@@ -207,7 +218,7 @@ def experiment_on(circuit: PlantedCircuit) -> Experiment:
     )
     task = circuit.task(circuit.draw)
     corpus: Any = None  # the task draws its own examples
-    return Experiment(task, corpus, loaded, Accelerator(cpu=True), {})
+    return Experiment(TaskConfig(), task, corpus, loaded, Accelerator(cpu=True))
 
 
 def precision_and_recall(

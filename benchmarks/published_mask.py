@@ -13,14 +13,15 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from circuitcut.experiments.flags import Experiment
+from circuitcut.experiments.load import Experiment
 from circuitcut.masks.ablation import AblationValues
 from circuitcut.masks.frozen_mask import FrozenMask
-from circuitcut.masks.gate import GateSettings
 from circuitcut.masks.gating import gated
 from circuitcut.masks.mask_set import MaskSet
+from circuitcut.masks.registry import GateSettings
 from circuitcut.models.sites import Site
 from circuitcut.tasks.mnist import MnistTask
+from circuitcut.training.fit_arguments import Watch
 from circuitcut.training.fit_settings import FitSettings
 from circuitcut.training.loop import fit
 
@@ -61,7 +62,6 @@ def published_mask(
         FitSettings(n_steps=N_STEPS, lr=LR, seed=seed),
         accelerator=experiment.accelerator,
         buffers=dict(masks.named_buffers()),
-        after_step=lambda _: masks.project_(),
-        progress="published",
+        watch=Watch(after_step=lambda _: masks.project_(), progress="published"),
     )
     return FrozenMask.from_threshold(masks, ablated)

@@ -1,39 +1,19 @@
-"""What every script needs first: the task's data, the network and its device."""
+"""Flags that name the task, its data, the model and what is cut."""
 
-import json
 import shlex
+import sys
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Literal
 
-import torch
-from accelerate import Accelerator
-
 from circuitcut.data.hub import HUB_PREFIX
-from circuitcut.models.loading import LoadedModel
 from circuitcut.models.sites import UNIT_KINDS
 from circuitcut.storage.errors import UserError
+from circuitcut.storage.flag_fields import flag
 from circuitcut.storage.run_directory import DEFAULT_PARENT
-from circuitcut.tasks.base import Corpus, Task, TaskOptions
-from circuitcut.tasks.evaluation import References
+from circuitcut.tasks.base import TaskOptions
 from circuitcut.tasks.registry import TASKS
-
-DEFAULT_MODELS = {
-    "locations": "tiny-encoder",
-    "ioi": "tiny-decoder",
-    "toxicity": "tiny-decoder",
-    "mnist": "mlp",
-}
-
-
-def flag(default: Any, help_text: str) -> Any:
-    """A dataclass field whose text `--help` shows."""
-    if isinstance(default, list):
-        return field(
-            default_factory=lambda: list(default), metadata={"help": help_text}
-        )
-    return field(default=default, metadata={"help": help_text})
 
 
 @dataclass(frozen=True)
@@ -91,7 +71,7 @@ class TaskConfig:
     @property
     def model_name(self) -> str:
         """The model asked for, or the task's own."""
-        return self.model or DEFAULT_MODELS[self.task]
+        return self.model or TASKS[self.task].defaults.model
 
     def task_options(self, label_piece: Literal["first", "last"]) -> TaskOptions:
         """The part that the task reads."""
@@ -133,13 +113,6 @@ class UnitsConfig(TaskConfig):
     )
 
 
-_ONLY_FOR = {
-    "labels_file": ("locations",),
-    "concept": ("locations", "mnist"),
-    "concept_values": ("toxicity",),
-    "retain_data": ("toxicity",),
-}
-"""Tasks that read a flag, where not all do."""
 _OF_DATA = (
     *("data_format", "labels_file", "retain_data", "text_column", "label_column"),
     *("concept_values", "hub_config", "hub_revision"),
@@ -160,7 +133,8 @@ def check_data_flags(config: TaskConfig) -> None:
         if getattr(config, name) not in (defaults[name], [])
     ]
     for name in given:
-        tasks = _ONLY_FOR.get(name, tuple(TASKS))
+        readers = [key for key, task in TASKS.items() if name in task.own_options]
+        tasks = readers or list(TASKS)
         if config.task not in tasks:
             raise UserError(
                 f"--{name} belongs to --task {' or '.join(tasks)}, got --task "
@@ -189,68 +163,18 @@ def task_flags(config: TaskConfig) -> dict[str, Any]:
     }
 
 
-def where(config: TaskConfig) -> dict[str, Any]:
+def run_dir_flag(config: TaskConfig) -> dict[str, Any]:
     """The flag that names the parent of the runs, if it is not the usual one."""
     usual = config.run_dir == DEFAULT_PARENT
     return {} if usual else {"run_dir": config.run_dir}
 
 
-def command(script: str, flags: Mapping[str, Any]) -> str:
-    """A command line to paste into a shell."""
-    words = ["python", f"scripts/{script}.py"]
+def command(verb: str, flags: Mapping[str, Any]) -> str:
+    """A command line to paste into a shell, in the way that this one was started."""
+    words = ["python", f"scripts/{verb}.py"]
+    if Path(sys.argv[0]).name.startswith("circuitcut"):
+        words = ["circuitcut", verb.replace("_", "-")]
     for name, value in flags.items():
         values = value if isinstance(value, list) else [value]
         words += [f"--{name}", *map(str, values)]
     return shlex.join(words)
-
-
-@dataclass(frozen=True)
-class Experiment:
-    """A task, a network that can do it, and how that network came to be."""
-
-    task: Task
-    corpus: Corpus
-    loaded: LoadedModel
-    accelerator: Accelerator
-    base: dict[str, Any]
-    """How the base model was trained: recipe, seconds, scores; empty if as loaded."""
-    references: dict[str, References] = field(default_factory=dict)
-    """Outputs of the uncut model by split."""
-
-
-def make_accelerator(config: TaskConfig) -> Accelerator:
-    """The device and precision of this run.
-
-    Raises:
-        UserError: When the device asked for does not exist.
-    """
-    wanted = config.device
-    if wanted is None:
-        return Accelerator(mixed_precision=config.mixed_precision)
-    kind = wanted.split(":")[0]
-    if kind == "cpu":
-        return Accelerator(cpu=True, mixed_precision=config.mixed_precision)
-    backend = getattr(torch, kind, None)
-    if backend is None or not getattr(backend, "is_available", lambda: False)():
-        raise UserError(
-            f"--device {wanted!r} is not available here; leave the flag out or use cpu"
-        )
-    accelerator = Accelerator(mixed_precision=config.mixed_precision)
-    if accelerator.device.type != kind:
-        raise UserError(
-            f"--device {wanted!r} was asked for, but accelerate is set to "
-            f"{accelerator.device}; change its configuration"
-        )
-    return accelerator
-
-
-def canonical_json(value: Any) -> str:
-    """JSON with sorted keys, for hashes."""
-    return json.dumps(value, sort_keys=True, default=str)
-
-
-def options_dict(options: TaskOptions) -> dict[str, Any]:
-    """JSON-able form of the task options."""
-    return {
-        key: str(v) if isinstance(v, Path) else v for key, v in asdict(options).items()
-    }

@@ -1,64 +1,79 @@
-"""How many units a trained mask ablates: asked for, by threshold, or by scores."""
+"""Trained gates become a FrozenMask: exactly k units, by threshold, or by scores."""
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Protocol
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
 
 from torch import Tensor
 
-from circuitcut.experiments.flags import Experiment
-from circuitcut.experiments.gates import MaskSettings, cut_with, special_ids
+from circuitcut.experiments.gate_training import cut_with, special_ids
+from circuitcut.experiments.load import Experiment
+from circuitcut.experiments.plan import Plan
+from circuitcut.experiments.settings import MaskSettings
 from circuitcut.masks.ablation import AblationValues
 from circuitcut.masks.frozen_mask import FrozenMask
 from circuitcut.masks.mask_set import MaskSet
+from circuitcut.masks.registry import GATES
+from circuitcut.models.weights_hash import weights_hash
 from circuitcut.tasks.base import Metric
 from circuitcut.tasks.evaluation import evaluate
 
 
-class HasSize(Protocol):
-    """Flags that say how many units are ablated."""
+@dataclass(frozen=True)
+class Frozen:
+    """A finished mask and the ranking that gives it."""
 
-    @property
-    def n_ablated(self) -> int | None: ...
-    @property
-    def concept_target(self) -> float: ...
-    @property
-    def retain_cost(self) -> float: ...
+    mask: FrozenMask
+    ranking: Mapping[str, Tensor]
+    """Scores by site, (n_units,) each; the lowest are ablated first."""
 
 
 def freeze(
-    config: HasSize,
-    experiment: Experiment,
-    masks: MaskSet,
-    ranking: Mapping[str, Tensor],
-    ablated: AblationValues,
-    settings: MaskSettings,
-    provenance: Mapping[str, Any],
-) -> FrozenMask:
-    """Threshold or exactly-k; for topk, k is chosen on `tune`.
+    plan: Plan, experiment: Experiment, masks: MaskSet, ablated: AblationValues
+) -> Frozen:
+    """Exactly as many units as asked for, else by threshold; for topk, k by scores.
 
     Args:
-        ranking: Scores by site, (n_units,) each; the lowest are ablated.
+        masks: The trained gates.
+        ablated: What ablated units become.
     """
+    ranking = masks.split(masks.ranking().detach().cpu())
     extra: dict[str, Any] = {
-        "special_ids": special_ids(experiment, settings),
-        "provenance": provenance,
+        "special_ids": special_ids(experiment, plan.settings),
+        "provenance": provenance(experiment, plan.settings),
     }
-    if config.n_ablated is None and settings.gate != "topk":
-        return FrozenMask.from_threshold(masks, ablated, **extra)
+    n_ablated = plan.size.n_ablated
+    if n_ablated is None and GATES[plan.settings.gate].has_threshold:
+        return Frozen(FrozenMask.from_threshold(masks, ablated, **extra), ranking)
 
     def exactly(k: int) -> FrozenMask:
         return FrozenMask.exactly_k(ranking, masks.sites, ablated, n_ablated=k, **extra)
 
-    if config.n_ablated is not None:
-        return exactly(config.n_ablated)
-    return exactly(_chosen_k(config, experiment, settings, masks.n_units, exactly))
+    if n_ablated is None:
+        n_ablated = _chosen_k(plan, experiment, masks.n_units, exactly)
+    return Frozen(exactly(n_ablated), ranking)
+
+
+def provenance(experiment: Experiment, settings: MaskSettings) -> dict[str, Any]:
+    """Where a mask comes from; checked when it is loaded."""
+    loaded = experiment.loaded
+    return {
+        "task": experiment.config.task,
+        "model": loaded.name,
+        "revision": loaded.revision,
+        "config_hash": loaded.config_hash,
+        "weights_hash": weights_hash(loaded.model),
+        "gate": settings.gate,
+        "direction": settings.direction,
+        "seed": settings.seed,
+    }
 
 
 def _chosen_k(
-    config: HasSize,
+    plan: Plan,
     experiment: Experiment,
-    settings: MaskSettings,
     n_units: int,
     exactly: Callable[[int], FrozenMask],
 ) -> int:
@@ -66,27 +81,27 @@ def _chosen_k(
 
     The fewest that bring the concept to its target (`isolate`: the most that keep it);
     where the concept's score is a loss, which has no floor to reach, the most that cost
-    the retained text no more than `--retain_cost`.
+    the retained text no more than `retain_cost`.
     """
-    task, model = experiment.task, experiment.loaded.model
+    task, model, size = experiment.task, experiment.loaded.model, plan.size
     concept, retain = task.concept_metric, task.retain_metric
-    base = evaluate(task, model, "tune").scores
-    breaking = settings.direction == "break"
-    low, high = math.log(settings.k_min), math.log(settings.k_max)
+    uncut = evaluate(task, model, "tune").scores
+    breaking = plan.settings.direction == "break"
+    low, high = math.log(plan.settings.k_min), math.log(plan.settings.k_max)
     grid = sorted({round(math.exp(low + i * (high - low) / 11)) for i in range(12)})
     sizes = grid if breaking else [n_units - k for k in grid]
 
-    def score_at(size: int, name: str) -> float:
-        cut = cut_with(experiment, exactly(size))
+    def score_at(name: str, k: int) -> float:
+        cut = cut_with(experiment, exactly(k))
         return evaluate(task, model, "tune", cut=cut).scores[name]
 
     if breaking and not concept.higher_is_better:
-        limit = (1 + config.retain_cost) * base[retain.name]
-        return _most_within(limit, sizes, lambda size: score_at(size, retain.name))
-    uncut, target = base[concept.name], config.concept_target
-    for size in sizes:
-        if _reached(concept, score_at(size, concept.name), uncut, target, breaking):
-            return size
+        limit = (1 + size.retain_cost) * uncut[retain.name]
+        return _most_within(limit, sizes, partial(score_at, retain.name))
+    for k in sizes:
+        score = score_at(concept.name, k)
+        if _reached(concept, score, uncut[concept.name], size.concept_target, breaking):
+            return k
     return sizes[-1]
 
 

@@ -1,8 +1,8 @@
-"""A step's batch in parts that fit into memory, under one sample of the gates.
+"""A step's batch as micro-batches that fit into memory, under one sample of the gates.
 
 A task's losses are weighted means over positions, so the loss of a batch is the sum of
-its parts' losses, each by its part of the weight: parts change nothing but rounding.
-Every part goes forward and back before the next; what arrives at the gates adds up.
+its micro-batches' losses, each by its share of the weight: they change nothing but
+rounding. Each goes forward and back before the next; the gates' gradients add up.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -18,11 +18,11 @@ from circuitcut.tasks.base import Batch
 BUDGET = 0.5
 """Of the free memory that a step may take: the rest is for what is not counted."""
 Shares = dict[str, float]
-"""Of each behaviour the part of the whole batch's weight."""
-PartLoss = Callable[
+"""Of each behaviour the share of the whole batch's weight."""
+MicroBatchLoss = Callable[
     [Mapping[str, Tensor], Batch, Shares], tuple[Tensor, dict[str, float]]
 ]
-"""(gates, part, shares) -> the part's share of the loss and of the logged numbers."""
+"""(gates, micro-batch, shares) -> its share of the loss and of the logged numbers."""
 
 
 def rows_that_fit(
@@ -103,14 +103,13 @@ def check_relearning(
         )
 
 
-def parts(batch: Batch, n_rows: int) -> Iterator[tuple[Batch, Shares]]:
+def micro_batches(batch: Batch, n_rows: int) -> Iterator[tuple[Batch, Shares]]:
     """Pieces of at most `n_rows` examples, with their shares of the weight."""
-    size = len(batch["concept"])
-    whole = _weights(batch)
-    for start in range(0, size, n_rows):
-        part = {name: values[start : start + n_rows] for name, values in batch.items()}
-        own = _weights(part)
-        yield part, {key: own[key] / whole[key] if whole[key] else 0.0 for key in own}
+    total = _weights(batch)
+    for start in range(0, len(batch["concept"]), n_rows):
+        rows = {name: values[start : start + n_rows] for name, values in batch.items()}
+        weights = _weights(rows)
+        yield rows, {k: weights[k] / total[k] if total[k] else 0.0 for k in weights}
 
 
 def _weights(batch: Batch) -> dict[str, float]:
@@ -120,27 +119,27 @@ def _weights(batch: Batch) -> dict[str, float]:
     }
 
 
-def loss_in_parts(
-    gates: Mapping[str, Tensor], batch: Batch, n_rows: int, part_loss: PartLoss
+def loss_in_micro_batches(
+    gates: Mapping[str, Tensor], batch: Batch, n_rows: int, loss_of: MicroBatchLoss
 ) -> tuple[Tensor, dict[str, float]]:
     """The loss of the whole batch, with its gradient for the gates.
 
-    Memory is that of one part: the loss that comes back depends on the gates through
-    the gradient already at hand.
+    Memory is that of one micro-batch: the loss that comes back depends on the gates
+    through the gradient already at hand, loss = total + sum_g (g - g.detach()) dL/dg.
     """
     if n_rows >= len(batch["concept"]):
-        return part_loss(gates, batch, {"concept": 1.0, "retain": 1.0})
+        return loss_of(gates, batch, {"concept": 1.0, "retain": 1.0})
     leaves = {name: gate.detach().requires_grad_() for name, gate in gates.items()}
     total, logs = 0.0, dict[str, float]()
-    for part, shares in parts(batch, n_rows):
-        loss, numbers = part_loss(leaves, part, shares)
+    for rows, shares in micro_batches(batch, n_rows):
+        loss, numbers = loss_of(leaves, rows, shares)
         loss.backward()
         total += float(loss.detach())
         for name, value in numbers.items():
             logs[name] = logs.get(name, 0.0) + value
-    held = torch.tensor(total)
+    carrier = torch.tensor(total)
     for name, gate in gates.items():
         gradient = leaves[name].grad
         if gradient is not None:
-            held = held.to(gate) + ((gate - gate.detach()) * gradient).sum()
-    return held, logs
+            carrier = carrier.to(gate) + ((gate - gate.detach()) * gradient).sum()
+    return carrier, logs

@@ -1,96 +1,34 @@
-"""What a mask run does where no flag says otherwise: settings chosen on `tune`."""
+"""What a mask run will do, resolved once and typed, every refusal in one place."""
 
 from collections.abc import Sequence
-from dataclasses import fields, replace
-from typing import Any, Protocol
+from dataclasses import asdict, dataclass, fields, replace
+from pathlib import Path
+from typing import Any
 
 from torch import nn
 
 from circuitcut.attribution.registry import METHODS, able
-from circuitcut.experiments.gates import MaskSettings
+from circuitcut.experiments.flags import UnitsConfig
+from circuitcut.experiments.load import Experiment
+from circuitcut.experiments.mask_config import MaskConfig
 from circuitcut.experiments.micro_batches import check_memory
+from circuitcut.experiments.settings import MaskSettings
 from circuitcut.masks.edges.sites import check_one_graph
 from circuitcut.masks.frozen_mask import FrozenMask
 from circuitcut.masks.gate import Direction
 from circuitcut.masks.mask_set import MaskSet
+from circuitcut.masks.registry import GATES
 from circuitcut.models.architectures import sites_of
-from circuitcut.models.loading import LoadedModel
 from circuitcut.models.residual.folded_model import ResidualModel
-from circuitcut.models.residual.graph import AttentionBias, Position
 from circuitcut.models.sites import Site
+from circuitcut.storage.atomic import read_json, write_json
 from circuitcut.storage.errors import UserError
-from circuitcut.tasks.base import Task
+from circuitcut.storage.run_directory import RunDirectory
+from circuitcut.tasks.base import has_pairs
 from circuitcut.tasks.registry import TASKS
 
-REAL_ENCODER = MaskSettings()
-"""CALIBRATION: soft top-k, margin hinge, KL to the uncut model on the other words."""
-TINY = MaskSettings(ablation="mean", k_min=8.0, k_max=320.0, lr=0.2)
-"""The small built-in models carry a concept in attention too."""
-RECIPES: dict[str, MaskSettings] = {
-    "locations": REAL_ENCODER,
-    "ioi": MaskSettings(
-        ablation="mean",
-        concept_objective="uniform",
-        k_min=1.0,
-        k_max=64.0,
-        retain_weight=16.0,
-    ),
-    "toxicity": MaskSettings(
-        concept_objective="ascent",
-        token_cap=10.0,  # with less, the tokens of a weak model have no gradient
-        retain_objective="cross_entropy",
-        retain_weight=2.7,
-        k_min=20.0,
-        k_max=300.0,
-        n_steps=500,
-        batch_size=48,
-    ),
-    "mnist": MaskSettings(
-        ablation="mean",
-        margin_floor=6.0,
-        retain_weight=6.0,
-        k_min=100.0,
-        k_max=1500.0,
-        n_steps=1500,
-        batch_size=128,
-    ),
-}
-OF_MODEL: dict[tuple[str, str], MaskSettings] = {
-    ("locations", "tiny-encoder"): TINY,
-    ("locations", "tiny-decoder"): TINY,
-}
-UNITS: dict[str, list[str]] = {
-    "locations": ["neurons"],
-    "ioi": ["neurons", "heads"],
-    "toxicity": ["neurons", "heads"],
-    "mnist": ["weights"],
-}
-UNITS_OF_MODEL: dict[tuple[str, str], list[str]] = {
-    ("locations", "tiny-encoder"): ["neurons", "heads"],
-    ("locations", "tiny-decoder"): ["neurons", "heads"],
-}
-
-
-EDGES: dict[str, MaskSettings] = {
-    # a real encoder has thousands, and a concept is carried by dozens of them
-    "locations": replace(REAL_ENCODER, k_min=4.0, k_max=400.0),
-    "toxicity": replace(
-        RECIPES["toxicity"],
-        ablation="mean",
-        retain_weight=2.0,
-        k_min=2.0,
-        k_max=64.0,
-        n_steps=300,
-    ),
-    "ioi": MaskSettings(
-        ablation="mean",
-        concept_objective="uniform",
-        k_min=1.0,
-        k_max=16.0,
-        retain_weight=4.0,
-    ),
-}
-"""Where edges are cut, if not by the task's own recipe."""
+SETTINGS_FILE = "settings.json"
+"""In a run directory: the resolved settings, which its flags alone do not tell."""
 ISOLATED_SHARES = 0.0125, 0.25
 """Smallest and largest k drawn in `isolate`, as shares of all edges."""
 
@@ -100,38 +38,98 @@ ISOLATED_EDGES: dict[str, Any] = {
     # a norm undoes what a gate scales: only a gate near zero shows that it is needed
     "power": 5.0,
     "temperature_end": 0.05,
-    # what an edge has to say comes in a few steps and must not slow all later ones
+    # the loss of an edge shows in a few steps and must not slow all later ones
     "beta2": 0.98,
 }
 """Planted circuits (benchmarks/planted_circuits.py) were missed without them."""
 
 
-class HasRecipe(Protocol):
-    """Flags of a script that cuts units."""
+@dataclass(frozen=True)
+class Size:
+    """How many units a mask ablates: asked for, by threshold, or by scores."""
 
-    @property
-    def task(self) -> str: ...
-    @property
-    def model_name(self) -> str: ...
-    @property
-    def units(self) -> list[str]: ...
-    @property
-    def layers(self) -> list[int]: ...
-    @property
-    def merged_qkv(self) -> bool: ...
-    @property
-    def attention_bias(self) -> AttentionBias: ...
-    @property
-    def position_node(self) -> Position: ...
+    n_ablated: int | None = None
+    """Exactly so many; None: by the gates' threshold, or by scores on `tune`."""
+    concept_target: float = 0.05
+    """Share of the way from no ability to the uncut score that may remain."""
+    retain_cost: float = 0.02
+    """Where the concept's score is a loss: growth of the retained text's loss."""
 
 
-def units_of(config: HasRecipe) -> Sequence[str]:
+@dataclass(frozen=True)
+class Plan:
+    """What is cut and how, ready to be trained, frozen and described."""
+
+    sites: tuple[Site, ...]
+    settings: MaskSettings
+    size: Size
+    methods: tuple[str, ...]
+    """Attribution methods whose cuts stand beside the learned one."""
+    n_random: int
+    curve_sizes: tuple[int, ...]
+    superset: FrozenMask | None = None
+    """Only the units that it ablates are trained."""
+
+    @property
+    def n_units(self) -> int:
+        """Number of units at all sites."""
+        return sum(site.n_units for site in self.sites)
+
+    def save(self, run: RunDirectory) -> None:
+        """Write the resolved settings into a run directory."""
+        if run.is_writer:
+            write_json(run.path / SETTINGS_FILE, asdict(self.settings))
+
+
+def plan(
+    config: MaskConfig, experiment: Experiment, *, resumed: Path | None = None
+) -> Plan:
+    """Resolve the flags for the model at hand; nothing is trained.
+
+    Args:
+        resumed: The run directory that goes on: its saved settings are taken, whatever
+            the defaults have become since.
+
+    Raises:
+        UserError: When the model or the task cannot follow a flag.
+    """
+    model = experiment.loaded.model
+    units = units_of(config)
+    methods = methods_of(config.attribution, units)
+    sites = sites_for(config, model)
+    n_units = sum(site.n_units for site in sites)
+    _check_sizes(config, units, n_units)
+    saved = None if resumed is None else saved_settings(resumed)
+    settings = saved or settings_of(config, n_units)
+    _check_settings(settings, config.task, n_units)
+    superset = FrozenMask.load(config.superset) if config.superset else None
+    if superset is not None:
+        _check_superset(superset, sites)
+    check_memory(
+        model,
+        sites,
+        config.max_length,
+        counterfactual=settings.ablation == "counterfactual",
+    )
+    MaskSet(sites, settings.gate, settings)  # refuses settings of the gate
+    return Plan(
+        sites,
+        settings,
+        Size(config.n_ablated, config.concept_target, config.retain_cost),
+        tuple(methods),
+        config.n_random,
+        tuple(config.curve_sizes),
+        superset,
+    )
+
+
+def units_of(config: UnitsConfig) -> Sequence[str]:
     """Kinds of unit asked for, or those of the task and model."""
-    key = config.task, config.model_name
-    return config.units or UNITS_OF_MODEL.get(key, UNITS[config.task])
+    defaults = TASKS[config.task].defaults
+    return list(config.units or defaults.of(config.model_name).units or defaults.units)
 
 
-def sites_for(config: HasRecipe, model: nn.Module) -> tuple[Site, ...]:
+def sites_for(config: UnitsConfig, model: nn.Module) -> tuple[Site, ...]:
     """The sites that the flags ask for.
 
     Raises:
@@ -163,30 +161,28 @@ def methods_of(methods: Sequence[str], units: Sequence[str]) -> list[str]:
     if "all" in methods:
         return sorted(possible)
     for method in methods:
-        told = None if method == "none" else METHODS[method].cannot_rank(units)
-        if told is not None:
+        reason = None if method == "none" else METHODS[method].cannot_rank(units)
+        if reason is not None:
             raise UserError(
-                f"attribution method {method} {told}; use one of {', '.join(possible)}"
+                f"attribution method {method} {reason}; use one of "
+                f"{', '.join(possible)}"
             )
     return [method for method in methods if method != "none"]
 
 
-def settings_of(config: Any, n_units: int) -> MaskSettings:
-    """The recipe of task and model with the flags of `train_mask` that were given.
-
-    Raises:
-        UserError: When the range of k does not fit the number of units.
-    """
-    recipe = OF_MODEL.get((config.task, config.model_name), RECIPES[config.task])
+def settings_of(config: MaskConfig, n_units: int) -> MaskSettings:
+    """The recipe of task and model, with the flags that were given."""
+    defaults = TASKS[config.task].defaults
     edges = "edges" in units_of(config)
-    if edges:
-        recipe = EDGES.get(config.task, recipe)
-    recipe = adapted(
-        recipe,
+    recipe = defaults.of(config.model_name).mask or defaults.mask
+    if edges and defaults.mask_on_edges is not None:
+        recipe = defaults.mask_on_edges
+    settings = adapted(
+        MaskSettings(**recipe),
         gate=config.gate,
         direction=config.direction,
         edges=edges,
-        paired=has_pairs(config.task),
+        paired=has_pairs(TASKS[config.task]),
         n_units=n_units,
     )
     given = {
@@ -194,20 +190,9 @@ def settings_of(config: Any, n_units: int) -> MaskSettings:
         for f in fields(MaskSettings)
         if getattr(config, f.name, None) is not None
     }
-    settings = replace(recipe, **given)
-    if edges:  # an edge carries all positions
-        settings = replace(settings, positions="all")
-    if not 0 < settings.k_min <= settings.k_max < n_units:
-        raise UserError(
-            f"--k_min and --k_max must satisfy 0 < k_min <= k_max < {n_units} (all "
-            f"units), got {settings.k_min:g} and {settings.k_max:g}"
-        )
-    if settings.penalty == "lagrangian" and settings.target_ablated > n_units:
-        raise UserError(
-            f"--target_ablated must be at most the {n_units} units, got "
-            f"{settings.target_ablated:g}"
-        )
-    return settings
+    settings = replace(settings, **given)
+    # an edge carries all positions
+    return replace(settings, positions="all") if edges else settings
 
 
 def adapted(
@@ -227,37 +212,53 @@ def adapted(
         paired: The task has counterfactual inputs.
         n_units: All units; the range of k is made to fit.
     """
-    if gate not in (None, "topk"):
-        recipe = replace(recipe, gate=gate, penalty="price", lr=0.15)
-    gate = recipe.gate
+    gate_class = GATES[gate or recipe.gate]
+    if gate is not None and gate != recipe.gate:
+        recipe = replace(recipe, gate=gate, **gate_class.recipe)
     recipe = replace(recipe, direction=direction)
     if direction == "isolate":
         recipe = replace(recipe, concept_objective="kl", retain_weight=0.0)
     if edges and direction == "isolate":
         low, high = (share * n_units for share in ISOLATED_SHARES)
         recipe = replace(recipe, **ISOLATED_EDGES, k_min=low, k_max=max(high, 16.0))
-        if gate != "topk":
-            # bounded: with KL, noise that breaks the circuit makes edges worth keeping
-            # that only make a broken circuit's answers less wrong
-            recipe = replace(recipe, concept_objective="js")
+        recipe = replace(recipe, **gate_class.recipe_isolating_edges)
         if paired:
             recipe = replace(recipe, ablation="counterfactual")
     recipe = replace(recipe, k_max=min(recipe.k_max, n_units / 2))
     return replace(recipe, k_min=min(recipe.k_min, recipe.k_max / 4))
 
 
-def plan(
-    config: Any, superset: FrozenMask | None, loaded: LoadedModel
-) -> tuple[tuple[Site, ...], MaskSettings]:
-    """What is cut and how; `config` is that of `train_mask`.
+def saved_settings(run: Path) -> MaskSettings | None:
+    """The settings that a run was started with; None in runs that kept none."""
+    path = run / SETTINGS_FILE
+    if not path.exists():
+        return None
+    saved = read_json(path)
+    names = {f.name for f in fields(MaskSettings)}
+    if not isinstance(saved, dict) or set(saved) != names:
+        got = sorted(saved) if isinstance(saved, dict) else type(saved).__name__
+        raise UserError(
+            f"{path} must hold the settings {sorted(names)}, got {got}; the run is of "
+            "another version of this program"
+        )
+    return MaskSettings(**saved)
+
+
+def check_pairs(task: str, ablation: str) -> None:
+    """Refuse counterfactual ablation where a task has no paired inputs.
 
     Raises:
-        UserError: When the model or the task cannot follow a flag.
+        UserError: Naming the tasks that have them.
     """
-    units = units_of(config)
-    methods_of(config.attribution, units)
-    sites = sites_for(config, loaded.model)
-    n_units = sum(site.n_units for site in sites)
+    if ablation == "counterfactual" and not has_pairs(TASKS[task]):
+        paired = " and ".join(name for name in TASKS if has_pairs(TASKS[name]))
+        raise UserError(
+            f"--ablation counterfactual needs paired inputs, which {paired} have and "
+            f"{task} has not; use mean or zero"
+        )
+
+
+def _check_sizes(config: MaskConfig, units: Sequence[str], n_units: int) -> None:
     for name, sizes in (
         ("n_ablated", [config.n_ablated or 0]),
         ("curve_sizes", config.curve_sizes),
@@ -267,44 +268,32 @@ def plan(
                 f"--{name} must be at most the {n_units} units of {' and '.join(units)}"
                 f" in {config.model_name}, got {', '.join(map(str, sizes))}"
             )
-    settings = settings_of(config, n_units)
-    check_pairs(config.task, settings.ablation)
-    if settings.per_position and TASKS[config.task].head == "image_classification":
+
+
+def _check_settings(settings: MaskSettings, task: str, n_units: int) -> None:
+    if not 0 < settings.k_min <= settings.k_max < n_units:
         raise UserError(
-            f"--per_position needs a sequence, which --task {config.task} has not; "
-            "leave it out"
+            f"--k_min and --k_max must satisfy 0 < k_min <= k_max < {n_units} (all "
+            f"units), got {settings.k_min:g} and {settings.k_max:g}"
         )
-    if superset is not None and superset.sites != sites:
+    if settings.penalty == "lagrangian" and settings.target_ablated > n_units:
+        raise UserError(
+            f"--target_ablated must be at most the {n_units} units, got "
+            f"{settings.target_ablated:g}"
+        )
+    check_pairs(task, settings.ablation)
+    if settings.per_position and TASKS[task].head == "image_classification":
+        raise UserError(
+            f"--per_position needs a sequence, which --task {task} has not; leave it "
+            "out"
+        )
+
+
+def _check_superset(superset: FrozenMask, sites: tuple[Site, ...]) -> None:
+    if superset.sites != sites:
         check_one_graph([*superset.sites, *sites])
         raise UserError(
             "--superset must be a mask of the units that are trained, got one of "
             f"{', '.join(site.name for site in superset.sites)}; repeat its --units, "
             "--layers and --model"
         )
-    check_memory(
-        loaded.model,
-        sites,
-        config.max_length,
-        counterfactual=settings.ablation == "counterfactual",
-    )
-    MaskSet(sites, settings.gate, settings.gate_settings())  # refuses its settings
-    return sites, settings
-
-
-def check_pairs(task: str, ablation: str) -> None:
-    """Refuse counterfactual ablation where a task has no paired inputs.
-
-    Raises:
-        UserError: Naming the tasks that have them.
-    """
-    if ablation == "counterfactual" and not has_pairs(task):
-        able = " and ".join(name for name in TASKS if has_pairs(name))
-        raise UserError(
-            f"--ablation counterfactual needs paired inputs, which {able} have and "
-            f"{task} has not; use mean or zero"
-        )
-
-
-def has_pairs(task: str) -> bool:
-    """Whether the task's inputs have counterfactuals."""
-    return TASKS[task].counterfactual is not Task.counterfactual

@@ -3,24 +3,18 @@
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
 from circuitcut.attribution.registry import METHODS
-from circuitcut.experiments.flags import Experiment, TaskConfig
-from circuitcut.experiments.gates import MaskSettings, cut_with
+from circuitcut.experiments.gate_training import cut_with
+from circuitcut.experiments.load import Experiment
 from circuitcut.masks.frozen_mask import FrozenMask
-from circuitcut.models.weights_hash import weights_hash
-from circuitcut.reports.tables import format_table
-from circuitcut.storage.atomic import read_tensors
-from circuitcut.storage.errors import UserError
 from circuitcut.tasks.base import Split
 from circuitcut.tasks.evaluation import References, bootstrap, evaluate
 
 N_RESAMPLES = 500
-SHOWN_EDGES = 8
 
 
 @dataclass(frozen=True)
@@ -161,96 +155,3 @@ def cut_by(
         special_ids=mask.special_ids,
         provenance=mask.provenance,
     )
-
-
-def ranking_of_run(folder: Path, mask: FrozenMask) -> dict[str, Tensor]:
-    """The ranking that a mask-training run kept; the highest are kept longest.
-
-    Raises:
-        UserError: When the folder has none, or its sites are not the mask's.
-    """
-    path = folder / "ranking.safetensors"
-    if not path.exists():
-        raise UserError(f"{folder} has no ranking.safetensors; --sizes needs one")
-    return checked_ranking(path, mask)
-
-
-def checked_ranking(path: Path, mask: FrozenMask) -> dict[str, Tensor]:
-    """A ranking of the units of `mask`; the highest are kept longest.
-
-    Raises:
-        UserError: When it is not there, or its sites are not the mask's.
-    """
-    ranking = read_tensors(path)
-    sizes = {site.name: site.n_units for site in mask.sites}
-    if {name: len(values) for name, values in ranking.items()} != sizes:
-        raise UserError(f"{path} does not rank the units of this mask")
-    return ranking
-
-
-def provenance(
-    config: TaskConfig, experiment: Experiment, settings: MaskSettings
-) -> dict[str, Any]:
-    """Where a mask comes from; checked when it is loaded."""
-    loaded = experiment.loaded
-    return {
-        "task": config.task,
-        "model": loaded.name,
-        "revision": loaded.revision,
-        "config_hash": loaded.config_hash,
-        "weights_hash": weights_hash(loaded.model),
-        "gate": settings.gate,
-        "direction": settings.direction,
-        "seed": settings.seed,
-    }
-
-
-def show(results: Mapping[str, Any], path: Path) -> None:
-    """Print the small table of a mask run and the next command."""
-    scores = results["scores"]
-    concept, retain = results["concept_metric"], results["retain_metric"]
-    randoms = scores["random"]
-    rows = [
-        _row("uncut", 0, scores["uncut"]),
-        _row("learned cut", results["n_ablated"], scores["cut"]),
-    ]
-    rows += [
-        _row(f"{method} cut", results["n_ablated"], values)
-        for method, values in scores["attribution"].items()
-    ]
-    if randoms:
-        mean = {k: sum(r[k] for r in randoms) / len(randoms) for k in randoms[0]}
-        rows.append(
-            _row(f"random cut (mean of {len(randoms)})", results["n_ablated"], mean)
-        )
-    wanted = [concept["name"], retain["name"], "kl_retain"]
-    table = [
-        {
-            "model": r["model"],
-            "ablated": r["ablated"],
-            **{k: r["scores"].get(k) for k in wanted},
-        }
-        for r in rows
-    ]
-    print(
-        f"\n{results['task']} on {results['model']}: {results['n_ablated']} of "
-        f"{results['n_units']} {' and '.join(results['units'])} ablated, held-out data"
-    )
-    print(format_table(table, ["model", "ablated", *wanted]))
-    if results.get("edges"):
-        kept = results["direction"] == "isolate"
-        print(f"{'kept' if kept else 'ablated'}: {_first(results['edges'])}")
-    better = "higher" if concept["higher_is_better"] else "lower"
-    print(f"{concept['name']}: the concept ({better} = more of it)")
-    print(f"{retain['name']}: the rest")
-    print(f"run: {path}\nnext: {results['next']}")
-
-
-def _first(names: Sequence[str]) -> str:
-    shown = ", ".join(names[:SHOWN_EDGES])
-    n_more = len(names) - SHOWN_EDGES
-    return shown if n_more <= 0 else f"{shown} and {n_more} more (results.json)"
-
-
-def _row(model: str, ablated: int, scores: Mapping[str, float]) -> dict[str, Any]:
-    return {"model": model, "ablated": ablated, "scores": scores}

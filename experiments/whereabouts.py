@@ -9,16 +9,15 @@ from typing import Any
 from torch import Tensor, nn
 
 from circuitcut.attribution.registry import METHODS
-from circuitcut.experiments.flags import Experiment
-from circuitcut.experiments.gates import ablation_values, train_gates
-from circuitcut.experiments.plan import settings_of
+from circuitcut.experiments.gate_optimisation import GateWatch
+from circuitcut.experiments.gate_training import ablation_values, train_gates
+from circuitcut.experiments.load import Experiment
+from circuitcut.experiments.saved_runs import settings_of_run
 from circuitcut.masks.frozen_mask import FrozenMask
 from circuitcut.relearning.conditions import Condition
 from circuitcut.relearning.redistribution import redistribution
 from circuitcut.relearning.top_words import UNWORDED, top_words
-from circuitcut.scripts.train_mask import TrainMaskConfig
 from circuitcut.storage.processes import is_first
-from circuitcut.training.config import parse_config
 
 
 @dataclass
@@ -78,13 +77,12 @@ class Whereabouts:
     def _fresh_mask(self, network: nn.Module) -> FrozenMask:
         """A mask trained like the first one on another network."""
         mask, experiment = self.mask, self.experiment
-        first: TrainMaskConfig = parse_config(
-            TrainMaskConfig, ["--config", str(self.mask_path / "config.json")]
-        )
-        settings = settings_of(first, mask.n_units)
+        settings = settings_of_run(self.mask_path, mask.n_units)
         moved = replace(experiment, loaded=replace(experiment.loaded, model=network))
         ablated = ablation_values(moved, mask.sites, settings)
-        masks = train_gates(moved, mask.sites, ablated, settings, progress="fresh mask")
+        masks = train_gates(
+            moved, mask.sites, ablated, settings, watch=GateWatch(progress="fresh mask")
+        )
         return FrozenMask.exactly_k(
             masks.split(masks.ranking().detach().cpu()),
             mask.sites,

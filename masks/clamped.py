@@ -9,16 +9,14 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from circuitcut.masks.gate import Gate, GateSettings
+from circuitcut.masks.gate import DirectionSettings, Gate
 
 
 class ClampedGate(Gate):
     """The gate is the parameter; `project_` brings it back into [0, 1] after a step."""
 
-    def __init__(self, n_units: int, settings: GateSettings):
-        del settings
-        super().__init__()
-        self.n_units = n_units
+    def __init__(self, n_units: int, settings: DirectionSettings):
+        super().__init__(n_units, settings)
         self.gate = nn.Parameter(torch.ones(n_units))
 
     def sample(self, rng: torch.Generator) -> Float[Tensor, "unit"]:

@@ -1,36 +1,54 @@
 """What every gate gives: samples in [0, 1], a closed-form count and a ranking."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from circuitcut.storage.flag_fields import flag
+
 Direction = Literal["break", "isolate"]
 
 
 @dataclass(frozen=True)
-class GateSettings:
-    """Settings of all gates; each gate reads its own."""
+class DirectionSettings:
+    """What the settings of every gate begin with; a gate's own stand in its file."""
 
-    direction: Direction = "break"
-    keep_prob: float = 0.99
-    """Hard concrete: initial probability that a gate is not zero."""
-    k_min: float = 6.0
-    """Soft top-k: smallest k drawn, in units (ablated in break, kept in isolate)."""
-    k_max: float = 64.0
-    temperature_start: float = 1.0
-    temperature_end: float = 0.25
-    power: float = 1.0
-    """Hard concrete: a sample is raised to it; see `masks/hard_concrete.py`."""
+    direction: Direction = flag(
+        "break",
+        "break: ablate few units so that the concept goes; isolate: keep few so that "
+        "it alone stays",
+    )
 
 
 class Gate(nn.Module, ABC):
-    """A trainable vector of gates over all units of a run: 1 keeps, 0 ablates."""
+    """A trainable vector of gates over all units of a run: 1 keeps, 0 ablates.
 
+    Args:
+        n_units: Number of gates.
+        settings: `masks.registry.GateSettings`, of which each gate reads its own.
+    """
+
+    recipe: ClassVar[Mapping[str, Any]] = {"penalty": "price", "lr": 0.15}
+    """What a run with this gate changes of a task's recipe, by name of the setting;
+    recipes are those of soft top-k."""
+    recipe_isolating_edges: ClassVar[Mapping[str, Any]] = {"concept_objective": "js"}
+    """Likewise, when few edges are kept. A bounded divergence: with KL, noise that
+    breaks the circuit makes edges worth keeping that only make a broken circuit's
+    answers less wrong."""
+    has_threshold: ClassVar[bool] = True
+    """A gate at 0.5 divides the kept from the ablated units; else their number is
+    chosen by scores on the `tune` split."""
     n_units: int
+
+    def __init__(self, n_units: int, settings: Any):
+        del settings
+        super().__init__()
+        self.n_units = n_units
 
     @abstractmethod
     def sample(self, rng: torch.Generator) -> Float[Tensor, "unit"]:

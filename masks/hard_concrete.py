@@ -10,18 +10,34 @@ loss changes near z = 0 alone, where hardly a sample falls; those of z^5 do.
 """
 
 import math
+from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from circuitcut.masks.gate import Gate, GateSettings
+from circuitcut.masks.gate import DirectionSettings, Gate
 from circuitcut.storage.errors import UserError
+from circuitcut.storage.flag_fields import flag
 
 STRETCH_LOW, STRETCH_HIGH = -0.1, 1.1  # gamma, zeta
 TEMPERATURE = 2 / 3  # beta
 _ZERO_LOGIT = TEMPERATURE * math.log(-STRETCH_LOW / STRETCH_HIGH)
 _EPS = 1e-6  # keeps u away from 0 and 1, where its logit is infinite
+
+
+@dataclass(frozen=True)
+class HardConcreteSettings(DirectionSettings):
+    """Settings of hard-concrete gates."""
+
+    keep_prob: float = flag(
+        0.99, "hard_concrete: initial P(gate > 0)", has_own_default=False
+    )
+    power: float = flag(
+        1.0,
+        "hard_concrete: samples are raised to it; above 1, more of them lie near 0",
+        has_own_default=False,
+    )
 
 
 class HardConcreteGate(Gate):
@@ -37,8 +53,8 @@ class HardConcreteGate(Gate):
         UserError: When `keep_prob` is outside (0, 1), or `power` not positive.
     """
 
-    def __init__(self, n_units: int, settings: GateSettings):
-        super().__init__()
+    def __init__(self, n_units: int, settings: HardConcreteSettings):
+        super().__init__(n_units, settings)
         keep_prob = settings.keep_prob
         if not 0.0 < keep_prob < 1.0:
             raise UserError(
@@ -49,7 +65,6 @@ class HardConcreteGate(Gate):
             raise UserError(
                 f"argument power must be positive, got {settings.power}; 1 is plain"
             )
-        self.n_units = n_units
         self.power = settings.power
         log_alpha = math.log(keep_prob / (1 - keep_prob)) + _ZERO_LOGIT
         self.log_alpha = nn.Parameter(torch.full((n_units,), log_alpha))

@@ -7,8 +7,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from circuitcut.masks.frozen_mask import FrozenMask
-from circuitcut.masks.gate import GateSettings
-from circuitcut.masks.registry import GATES
+from circuitcut.masks.registry import GATES, GateSettings
 from circuitcut.models.sites import Site, split_by_site
 from circuitcut.storage.errors import UserError
 

@@ -1,14 +1,19 @@
-"""The kinds of gates by name."""
+"""The kinds of gates by name, and the settings of all of them."""
 
-from collections.abc import Callable
+from dataclasses import dataclass
 
 from circuitcut.masks.clamped import ClampedGate
-from circuitcut.masks.gate import Gate, GateSettings
-from circuitcut.masks.hard_concrete import HardConcreteGate
-from circuitcut.masks.soft_topk import SoftTopKGate
+from circuitcut.masks.gate import Gate
+from circuitcut.masks.hard_concrete import HardConcreteGate, HardConcreteSettings
+from circuitcut.masks.soft_topk import SoftTopKGate, SoftTopKSettings
 
-GATES: dict[str, Callable[[int, GateSettings], Gate]] = {
+GATES: dict[str, type[Gate]] = {
     "hard_concrete": HardConcreteGate,
     "topk": SoftTopKGate,
     "clamped": ClampedGate,
 }
+
+
+@dataclass(frozen=True)
+class GateSettings(SoftTopKSettings, HardConcreteSettings):
+    """Settings of all gates; each gate reads its own, which stand in its file."""

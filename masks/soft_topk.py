@@ -9,15 +9,17 @@ hardly ever visit small cuts; T is annealed; the bracket of tau is exact, so eve
 """
 
 import math
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, ClassVar
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from circuitcut.masks.gate import Gate, GateSettings
+from circuitcut.masks.gate import DirectionSettings, Gate
 from circuitcut.storage.errors import UserError
+from circuitcut.storage.flag_fields import flag
 
 ANNEALED_SHARE = 0.8
 """Share of the run over which the temperature moves; it rests afterwards."""
@@ -37,6 +39,24 @@ def soft_topk(
     return _SoftTopK.apply(scores, k, temperature)
 
 
+@dataclass(frozen=True)
+class SoftTopKSettings(DirectionSettings):
+    """Settings of soft top-k gates."""
+
+    k_min: float = flag(
+        6.0,
+        "topk: smallest k drawn, in units (ablated in break, kept in isolate)",
+        has_own_default=False,
+    )
+    k_max: float = flag(64.0, "topk: largest k drawn, in units", has_own_default=False)
+    temperature_start: float = flag(
+        1.0, "topk: temperature at the first step", has_own_default=False
+    )
+    temperature_end: float = flag(
+        0.25, "topk: temperature in the last fifth of the run", has_own_default=False
+    )
+
+
 class SoftTopKGate(Gate):
     """One score per unit; a sample keeps (isolate) or ablates (break) a random k
     softly.
@@ -51,10 +71,13 @@ class SoftTopKGate(Gate):
             positive.
     """
 
-    def __init__(self, n_units: int, settings: GateSettings):
-        super().__init__()
+    recipe: ClassVar[dict[str, Any]] = {}
+    recipe_isolating_edges: ClassVar[dict[str, Any]] = {}
+    has_threshold = False
+
+    def __init__(self, n_units: int, settings: SoftTopKSettings):
+        super().__init__(n_units, settings)
         _check(n_units, settings)
-        self.n_units = n_units
         self.settings = settings
         self.temperature = settings.temperature_start
         self.score = nn.Parameter(torch.zeros(n_units))
@@ -140,7 +163,7 @@ def _solve(scores: Tensor, k: float, temperature: float) -> Tensor:
     return soft
 
 
-def _check(n_units: int, settings: GateSettings) -> None:
+def _check(n_units: int, settings: SoftTopKSettings) -> None:
     k_min, k_max = settings.k_min, settings.k_max
     if not 0.0 < k_min <= k_max:
         raise UserError(

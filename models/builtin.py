@@ -1,6 +1,7 @@
 """Tiny untrained models of known architectures, with tokenizers of given texts."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -27,64 +28,71 @@ HEADS_OF_BUILTIN = {
 BUILTIN = frozenset(HEADS_OF_BUILTIN)
 
 
+@dataclass(frozen=True)
+class BuiltinSizes:
+    """Sizes of a built-in model and of its tokenizer."""
+
+    tokenizer_kind: str = "word"
+    """`word`, `wordpiece` or `bpe`; see `train_tokenizer`."""
+    vocab_size: int = 4096
+    """Largest number of tokens; the embeddings have one row per token the tokenizer
+    really has."""
+    n_layers: int = 2
+    """Blocks of a text model."""
+    d_model: int = 128
+    """Width of a text model's residual stream; its MLPs have `4 * d_model` neurons."""
+    n_heads: int = 4
+    """Attention heads of a block, each `d_model / n_heads` wide."""
+    max_positions: int = 128
+    """Longest sequence of a text model, in tokens."""
+    dropout: float = 0.0
+    """Probability of dropout of a text model in training mode."""
+    n_pixels: int = 784
+    """Inputs of `mlp`."""
+    d_hidden: int = 50
+    """Hidden units of `mlp`."""
+
+
 def build_builtin(
     name: str,
     *,
     head: str,
     labels: Sequence[str] | None = None,
     texts: Sequence[str] | None = None,
-    tokenizer_kind: str = "word",
-    vocab_size: int = 4096,
-    n_layers: int = 2,
-    d_model: int = 128,
-    n_heads: int = 4,
-    max_positions: int = 128,
-    dropout: float = 0.0,
-    n_pixels: int = 784,
-    d_hidden: int = 50,
+    sizes: BuiltinSizes = BuiltinSizes(),
     seed: int = 0,
 ) -> LoadedModel:
     """An untrained model; the same arguments give the same weights and tokenizer.
 
     Args:
         name: `tiny-encoder` (a BERT), `tiny-decoder` or `deep-decoder` (GPT-2s; their
-            depth is an argument) or `mlp`.
+            depth is one of the sizes) or `mlp`.
         head: Task head, one of `HEADS_OF_BUILTIN[name]`.
         labels: Class names of a classification head, in the order of its logits.
         texts: What the tokenizer is trained on; text models need it.
-        tokenizer_kind: `word`, `wordpiece` or `bpe`; see `train_tokenizer`.
-        vocab_size: Largest number of tokens; the model is as wide as the tokenizer.
-        n_layers: Blocks of a text model.
-        d_model: Width of its residual stream; its MLPs have `4 * d_model` neurons.
-        n_heads: Attention heads per block, each `d_model / n_heads` wide.
-        max_positions: Longest sequence in tokens.
-        dropout: Probability of dropout in training mode.
-        n_pixels: Input size of `mlp`.
-        d_hidden: Hidden units of `mlp`.
+        sizes: Each model reads those that it has.
         seed: Of the initial weights.
 
     Raises:
         UserError: For an unknown name, a head the model cannot have, missing labels or
             texts, or sizes that do not fit each other.
     """
-    _check(name, head, labels, d_model, n_heads)
+    _check(name, head, labels, sizes)
     if name == "mlp":
         classes = list(labels or [])
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            mlp = Mlp(n_pixels, d_hidden, len(classes), labels=classes)
+            mlp = Mlp(sizes.n_pixels, sizes.d_hidden, len(classes), labels=classes)
         return _loaded(name, mlp, None, is_decoder=False)
     is_decoder = name in ("tiny-decoder", "deep-decoder")
     tokenizer = train_tokenizer(
         texts or [],
-        tokenizer_kind,
+        sizes.tokenizer_kind,
         is_decoder=is_decoder,
-        vocab_size=vocab_size,
-        max_length=max_positions,
+        vocab_size=sizes.vocab_size,
+        max_length=sizes.max_positions,
     )
-    sizes = (n_layers, d_model, n_heads, max_positions)
-    configure = _gpt2_config if is_decoder else _bert_config
-    config = configure(tokenizer, sizes, dropout)
+    config = (_gpt2_config if is_decoder else _bert_config)(tokenizer, sizes)
     if labels is not None:
         config.id2label = dict(enumerate(labels))
         config.label2id = {label: index for index, label in enumerate(labels)}
@@ -101,7 +109,7 @@ _MODEL_OF_HEAD: dict[str, Callable[..., nn.Module]] = {
 
 
 def _check(
-    name: str, head: str, labels: Sequence[str] | None, d_model: int, n_heads: int
+    name: str, head: str, labels: Sequence[str] | None, sizes: BuiltinSizes
 ) -> None:
     if name not in BUILTIN:
         raise UserError(
@@ -119,47 +127,42 @@ def _check(
         )
     if labels and len(set(labels)) != len(labels):
         raise UserError(f"argument labels must be distinct, got {list(labels)}")
-    if d_model % n_heads:
+    if sizes.d_model % sizes.n_heads:
         raise UserError(
-            f"argument d_model must be a multiple of n_heads={n_heads}, got {d_model}"
+            f"d_model must be a multiple of n_heads={sizes.n_heads}, got "
+            f"{sizes.d_model}"
         )
 
 
-def _gpt2_config(
-    tokenizer: PreTrainedTokenizerFast, sizes: tuple[int, int, int, int], dropout: float
-) -> GPT2Config:
-    n_layers, d_model, n_heads, max_positions = sizes
+def _gpt2_config(tokenizer: PreTrainedTokenizerFast, sizes: BuiltinSizes) -> GPT2Config:
     config = GPT2Config(
         vocab_size=len(tokenizer),
-        n_layer=n_layers,
-        n_embd=d_model,
-        n_head=n_heads,
-        n_positions=max_positions,
-        embd_pdrop=dropout,
-        attn_pdrop=dropout,
-        resid_pdrop=dropout,
+        n_layer=sizes.n_layers,
+        n_embd=sizes.d_model,
+        n_head=sizes.n_heads,
+        n_positions=sizes.max_positions,
+        embd_pdrop=sizes.dropout,
+        attn_pdrop=sizes.dropout,
+        resid_pdrop=sizes.dropout,
         bos_token_id=tokenizer.bos_token_id,
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,
     )
     # Only GPT-2's token classifier reads this, and it is no field of the configuration.
-    config.update({"classifier_dropout": dropout})
+    config.update({"classifier_dropout": sizes.dropout})
     return config
 
 
-def _bert_config(
-    tokenizer: PreTrainedTokenizerFast, sizes: tuple[int, int, int, int], dropout: float
-) -> BertConfig:
-    n_layers, d_model, n_heads, max_positions = sizes
+def _bert_config(tokenizer: PreTrainedTokenizerFast, sizes: BuiltinSizes) -> BertConfig:
     return BertConfig(
         vocab_size=len(tokenizer),
-        num_hidden_layers=n_layers,
-        hidden_size=d_model,
-        num_attention_heads=n_heads,
-        intermediate_size=4 * d_model,
-        max_position_embeddings=max_positions,
-        hidden_dropout_prob=dropout,
-        attention_probs_dropout_prob=dropout,
+        num_hidden_layers=sizes.n_layers,
+        hidden_size=sizes.d_model,
+        num_attention_heads=sizes.n_heads,
+        intermediate_size=4 * sizes.d_model,
+        max_position_embeddings=sizes.max_positions,
+        hidden_dropout_prob=sizes.dropout,
+        attention_probs_dropout_prob=sizes.dropout,
         pad_token_id=tokenizer.pad_token_id,
     )
 

@@ -32,10 +32,10 @@ CONDITIONS: dict[str, Callable[[FrozenMask, int], FrozenMask | None]] = {
     "retain_only": _cut,
     "never_learned": _uncut,
 }
-"""Name -> the mask that a condition starts from; None leaves the model whole.
+"""Name -> the mask that a condition starts from; None leaves the model uncut.
 
 `retain_only` is the cut model fine-tuned on examples without the concept;
-`never_learned` a base model whose training left the concept's examples out.
+`never_learned` is a base model that was trained without the concept's examples.
 """
 WHOLE = ("uncut", "never_learned")
 """Conditions without a cut, and so without a holding."""
@@ -109,7 +109,7 @@ def conditions(
 ) -> list[Condition]:
     """Every combination, without repeats.
 
-    Whole models have no holding, and `retain_only` has limit 0 whatever the limits.
+    Uncut models have no holding, and `retain_only` has limit 0 whatever the limits.
 
     Raises:
         UserError: When a list is empty or holds a name or number that is not allowed.
@@ -154,19 +154,33 @@ def trained_parameters(model: nn.Module, trained: str) -> dict[str, nn.Parameter
     Args:
         model: The model to fine-tune.
         trained: `head`, a key of `PARTS`, `layers:2` or `layers:2-4` (blocks counted
-            from 0, both ends included), or a regular
-            expression that is searched in names.
+            from 0, both ends included), or a regular expression that is searched in
+            names. `head` is what lies outside `base_model_prefix`, or outside `blocks`
+            where the model has no such attribute. Integer parameters are left out.
 
     Raises:
-        UserError: When nothing matches, or the expression is not valid.
+        UserError: When nothing matches, the expression is not valid, or the head cannot
+            be distinguished from the rest.
     """
-    below = getattr(model, "base_model_prefix", "blocks")
-    chosen = _matcher(rf"^(?!{below}\.)" if trained == "head" else trained)
-    parameters = {
-        name: parameter for name, parameter in model.named_parameters() if chosen(name)
+    trainable = {
+        name: parameter
+        for name, parameter in model.named_parameters()
+        if parameter.is_floating_point() or parameter.is_complex()
     }
+    if not trainable:
+        raise UserError(f"{type(model).__name__} has no parameter that can be trained")
+    body = getattr(model, "base_model_prefix", "blocks")
+    chosen = _matcher(rf"^(?!{body}\.)" if trained == "head" else trained)
+    parameters = {
+        name: parameter for name, parameter in trainable.items() if chosen(name)
+    }
+    if trained == "head" and len(parameters) == len(trainable):
+        raise UserError(
+            f"argument trained must not be head for {type(model).__name__}, which has "
+            f"no parameter below {body!r}; give a regular expression"
+        )
     if not parameters:
-        names = [name for name, _ in model.named_parameters()]
+        names = list(trainable)
         raise UserError(
             f"argument trained must match a parameter, {trained!r} matches none of "
             f"{len(names)} ({names[0]} ... {names[-1]}); give head, "
@@ -181,8 +195,8 @@ def _matcher(trained: str) -> Callable[[str], bool]:
         first, last = int(layers[1]), int(layers[2] or layers[1])
 
         def in_layers(name: str) -> bool:
-            found = _LAYER.search(name)
-            return found is not None and first <= int(found[1]) <= last
+            number = _LAYER.search(name)
+            return number is not None and first <= int(number[1]) <= last
 
         return in_layers
     try:

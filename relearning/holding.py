@@ -70,7 +70,8 @@ def held(model: nn.Module, mask: FrozenMask) -> Iterator[tuple[Frozen, ...]]:
     """The mask on and the weights behind ablated units frozen, until the end of `with`.
 
     Gradients of frozen entries are zeroed as they arrive, so they enter no clipped norm
-    and no momentum. Call `restore_` of each result after every optimiser step: it
+    and no momentum. That holds only for parameters whose `requires_grad` is on when the
+    context is entered. Call `restore_` of each result after every optimiser step: it
     undoes weight decay, bit for bit.
     """
     frozen = tuple(
@@ -99,7 +100,7 @@ def frozen_entries(
     every path from there on sees a constant. Neither do `edges`: weights at both ends
     serve other edges too.
     """
-    found: dict[str, Tensor] = {}
+    frozen: dict[str, Tensor] = {}
     for site in mask.sites:
         ablated = ~mask.keep[site.name]
         if site.kind in ("hidden", "edges") or not ablated.any():
@@ -107,8 +108,8 @@ def frozen_entries(
         module = model.get_submodule(site.module)
         where = _outgoing(module, site, ablated)
         key = f"{site.module}.weight"
-        found[key] = found[key] | where if key in found else where
-    return [(model.get_parameter(key), where) for key, where in found.items()]
+        frozen[key] = frozen[key] | where if key in frozen else where
+    return [(model.get_parameter(key), where) for key, where in frozen.items()]
 
 
 def _outgoing(module: nn.Module, site: Site, ablated: Tensor) -> Tensor:

@@ -1,8 +1,8 @@
 """Is the concept still decodable? A linear probe on the hidden states of every level.
 
-A cut can silence the output while the information stays in the residual stream. The
-probe is a logistic regression trained on `relearn` examples, tested on `heldout` ones,
-beside the same probe with shuffled labels, which says what chance and the probe give.
+A cut can change the output while the information stays in the residual stream. The
+probe is a logistic regression trained on `relearn` examples and tested on `heldout`
+ones. The control is the same probe trained on shuffled labels.
 """
 
 import warnings
@@ -31,7 +31,7 @@ from circuitcut.tasks.base import Batch, Split, Task, to_device
 
 @dataclass(frozen=True)
 class ProbeScore:
-    """How well one level's hidden states tell concept from retain."""
+    """How well the hidden states of one level separate concept from retain."""
 
     layer: int
     """-1 is the embedding level."""
@@ -67,12 +67,13 @@ def probe(
 ) -> list[dict[str, Any]]:
     """Probe every level of the model as it stands, with whatever mask is on.
 
-    Positions of the concept are told from retained positions; where no example holds
-    both (whole texts or images), each example is one: the mean of its real tokens.
+    Positions of the concept are distinguished from retained positions; where no example
+    holds both (whole texts or images), each example is one: the mean of its real
+    tokens.
 
     Args:
         task: Gives the examples.
-        model: Run in evaluation mode; its mode is put back.
+        model: Run in evaluation mode; its mode is restored.
         sites: `hidden` sites, one a level.
         max_positions: Most positions of each split, drawn by seed.
         size: Examples of one forward pass.
@@ -93,7 +94,7 @@ def probe_conditions(
     task: Task,
     model: nn.Module,
     mask: FrozenMask,
-    wanted: Sequence[Condition],
+    conditions: Sequence[Condition],
     *,
     never_learned: nn.Module | None = None,
     seed: int = 0,
@@ -107,17 +108,17 @@ def probe_conditions(
         task: Gives the examples.
         model: The base model; it is as before afterwards.
         mask: The cut under study.
-        wanted: Conditions, as `conditions.conditions` combines them.
-        never_learned: The model of the condition of that name; left out, it is not
-            probed.
+        conditions: As `conditions.conditions` combines them.
+        never_learned: The model of the condition of that name, which is not probed
+            without it.
         seed: See `probe`.
 
     Returns:
         One entry a condition and seed: `condition`, `seed` and `levels`, from `probe`.
     """
     sites = sites_of(model, ["hidden"])
-    starts = {(c.start, c.seed if c.name == "random" else None): c for c in wanted}
-    found = []
+    starts = {(c.start, c.seed if c.name == "random" else None): c for c in conditions}
+    probed = []
     for (name, drawn), condition in starts.items():
         cut = condition.mask(mask)
         start = never_learned if name == "never_learned" else model
@@ -125,8 +126,8 @@ def probe_conditions(
             continue
         with cut.applied(start) if cut else nullcontext():
             levels = probe(task, start, sites, seed=seed)
-        found.append({"condition": name, "seed": drawn, "levels": levels})
-    return found
+        probed.append({"condition": name, "seed": drawn, "levels": levels})
+    return probed
 
 
 def hidden_states(
@@ -153,19 +154,19 @@ def hidden_states(
         )
     chosen = np.random.default_rng(seed).permutation(len(labels))[:max_positions]
     chosen.sort()
-    found: dict[int, list[np.ndarray]] = {site.layer: [] for site in sites}
+    rows_of: dict[int, list[np.ndarray]] = {site.layer: [] for site in sites}
     device, done = next(model.parameters()).device, 0
     with evaluating(model):
         for batch in batches:
             n = len(_labels(batch, pooled))
-            wanted = chosen[(chosen >= done) & (chosen < done + n)] - done
+            in_batch = chosen[(chosen >= done) & (chosen < done + n)] - done
             done += n
             with torch.no_grad(), _recorded(model, sites) as outputs:
                 model(**task.inputs(to_device(batch, device)))
             for layer, output in outputs.items():
                 rows = _rows(output.float().cpu(), batch, pooled)
-                found[layer].append(rows[wanted].numpy())
-    states = {layer: np.concatenate(parts) for layer, parts in found.items()}
+                rows_of[layer].append(rows[in_batch].numpy())
+    states = {layer: np.concatenate(parts) for layer, parts in rows_of.items()}
     return LabelledStates(states, labels[chosen])
 
 
@@ -175,11 +176,11 @@ def _score(
     shuffled = np.random.default_rng(seed).permutation(train.is_concept)
     fitted = _fit(train.states[layer], train.is_concept)
     control = _fit(train.states[layer], shuffled)
-    guessed = fitted.predict(test.states[layer])
+    predicted = fitted.predict(test.states[layer])
     return ProbeScore(
         layer=layer,
-        f1=float(f1_score(test.is_concept, guessed, zero_division=0.0)),
-        accuracy=float(balanced_accuracy_score(test.is_concept, guessed)),
+        f1=float(f1_score(test.is_concept, predicted, zero_division=0.0)),
+        accuracy=float(balanced_accuracy_score(test.is_concept, predicted)),
         auc=_auc(fitted, test.states[layer], test.is_concept),
         control_auc=_auc(control, test.states[layer], test.is_concept),
         n_train=len(train.is_concept),

@@ -1,4 +1,4 @@
-"""What relearning measured, and the files that keep it while a run goes on."""
+"""What relearning measured, and the files that keep it during a run."""
 
 import math
 import shutil
@@ -51,7 +51,7 @@ class ConditionRun:
     condition: Condition
     measurements: list[Measurement] = field(default_factory=list)
     at_end: dict[str, Any] = field(default_factory=dict)
-    """What the caller's `at_end` found in the relearned model."""
+    """What the caller's `at_end` returned for the relearned model."""
     finished: bool = False
 
 
@@ -59,7 +59,7 @@ class ConditionRun:
 class ConditionFiles:
     """Files of one condition: condition.json, and the counts of each measured step.
 
-    Every measurement is kept as soon as it is made, so a killed run loses none.
+    Every measurement is kept as soon as it is made, so that a killed run loses none.
     """
 
     folder: Path
@@ -107,7 +107,7 @@ class ConditionFiles:
             self._write(run)
 
     def finish(self, run: ConditionRun) -> None:
-        """Mark the condition finished; its checkpoints, large as they are, go."""
+        """Mark the condition finished and delete its checkpoints, which are large."""
         run.finished = True
         if self.writes:
             self._write(run)

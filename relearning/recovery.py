@@ -41,7 +41,7 @@ def recovery(
         cut: Score of the cut model after some fine-tuning.
         uncut: Score of the uncut model after the same fine-tuning.
         cut_0: Score of the cut model right after the cut.
-        higher_is_better: False for losses, whose ratio is turned over.
+        higher_is_better: False for losses, whose ratio is inverted.
         minimum: Smallest denominator, in units of the score, that defines a value.
     """
     if not all(map(math.isfinite, (cut, uncut, cut_0))):
@@ -82,7 +82,7 @@ class RecoveryCurve:
     area: float | None
     """Mean normalised recovery over the steps of the run (trapezoid rule)."""
     final_gap: float
-    """Score of the uncut minus the cut model at the end; positive: not all is back."""
+    """Score of the uncut minus the cut model at the end; 0 where all came back."""
 
     def to_dict(self) -> dict[str, Any]:
         """Plain lists and dicts, one entry a point, for results.json."""

@@ -28,12 +28,12 @@ def weight_distance(model: nn.Module, base: nn.Module) -> float:
 
     A parameter that `base` does not have (the bias of a baked cut) counts from zero.
     """
-    others = dict(base.named_parameters())
+    base_parameters = dict(base.named_parameters())
     total = 0.0
     for name, parameter in model.named_parameters():
         change = parameter.detach().double()
-        if name in others:
-            change = change - others[name].detach().double()
+        if name in base_parameters:
+            change = change - base_parameters[name].detach().double()
         total += float(change.square().sum())
     return math.sqrt(total)
 
@@ -111,7 +111,7 @@ def redistribution(
     Args:
         before: Ranking on the model before the cut, for instance by mean difference.
         after: Ranking on the relearned model, with its lasting mask on: units it holds
-            are constant, score nothing and so cannot be found again.
+            are constant and score 0, so they cannot be among the top again.
         mask: The cut that was relearned from; sets the number of units compared.
         fresh: A new mask, trained on the relearned model.
 

@@ -91,7 +91,7 @@ def describe(
 
 
 def _compared_with(limit: int | None, groups: Iterable[Group]) -> Group:
-    """The uncut group that a condition with `limit` concept examples is held to."""
+    """The uncut group to compare with a condition of `limit` concept examples."""
     limits = [group[2] for group in groups if group[0] == "uncut"]
     if limit == 0 and limits:
         limit = max(limits, key=lambda n: math.inf if n is None else n)
@@ -129,24 +129,23 @@ def _curves(task: Task, group: list[ConditionRun], weights: Tensor) -> Curves:
         raise ValueError("runs of one condition must be measured at the same steps")
     concept, retain = task.concept_metric.name, task.retain_metric.name
     shape = (len(group), len(steps), len(weights))
-    found = {name: np.full(shape, np.nan) for name in ("concept", "retain", "unseen")}
+    curves = {name: np.full(shape, np.nan) for name in ("concept", "retain", "unseen")}
     for i, run in enumerate(group):
         for j, measured in enumerate(run.measurements):
             scores = resampled_scores(task, measured, weights)
-            found["concept"][i, j], found["retain"][i, j] = (
-                scores[concept],
-                scores[retain],
-            )
+            curves["concept"][i, j] = scores[concept]
+            curves["retain"][i, j] = scores[retain]
             if measured.unseen.any():
                 kept = weights * measured.unseen.to(weights)
-                found["unseen"][i, j] = resampled_scores(task, measured, kept)[concept]
+                unseen = resampled_scores(task, measured, kept)
+                curves["unseen"][i, j] = unseen[concept]
     return Curves(
         steps,
         tuple(measured.examples for measured in first),
         tuple(run.condition.seed for run in group),
-        found["concept"],
-        found["retain"],
-        found["unseen"],
+        curves["concept"],
+        curves["retain"],
+        curves["unseen"],
         np.array([[m.distance for m in run.measurements] for run in group]),
     )
 
@@ -224,7 +223,7 @@ def _recovery(
         )
         for r in range(cut_means.shape[1])
     ]
-    found, resamples = resamples[0], resamples[1:]
+    observed, resamples = resamples[0], resamples[1:]
     entry = {
         "condition": key[0],
         "holding": key[1],
@@ -232,7 +231,7 @@ def _recovery(
         "uncut_limit": uncut_key[2],
         "n_seeds": len(cut.seeds),
         "minimum": minimum,
-        **found.to_dict(),
+        **observed.to_dict(),
     }
     for j, point in enumerate(entry["points"]):
         for kind in ("ratio", "normalised"):

@@ -54,7 +54,7 @@ def activations(
     max_positions: int = 20_000,
     size: int = 64,
 ) -> Activations:
-    """Activations of `units` at the first `max_positions` real tokens, about so many.
+    """Activations of `units` at about the first `max_positions` real tokens.
 
     A head's activation is the norm of its vector. Whatever mask is on stays on, and an
     ablated unit has its ablation value.
@@ -66,8 +66,8 @@ def activations(
     with evaluating(model):
         for batch in task.evaluation_batches(split, size=size):
             inputs = task.inputs(to_device(batch, device))
-            found = record_values(model, sites, inputs).values
-            columns = [_of_unit(found[unit.site.name], unit) for unit in units]
+            recorded = record_values(model, sites, inputs).values
+            columns = [_of_unit(recorded[unit.site.name], unit) for unit in units]
             ids.append(batch["input_ids"][batch["real"]])
             values.append(torch.stack(columns, -1).cpu()[batch["real"]])
             if sum(map(len, ids)) >= max_positions:
@@ -82,20 +82,20 @@ def _of_unit(recorded: Tensor, unit: Unit) -> Tensor:
 
 
 def top_tokens(
-    found: Activations, unit: int, n_tokens: int, *, signed: bool = True
+    recorded: Activations, unit: int, n_tokens: int, *, signed: bool = True
 ) -> list[tuple[int, float]]:
     """The tokens that activate a unit most, as (id, mean activation).
 
     Ordered by the mean of the unit's z-score over a token's occurrences, of its
     absolute value unless `signed`; none for a constant unit.
     """
-    values = found.values[:, unit].double()
+    values = recorded.values[:, unit].double()
     spread = values.std(correction=0)
     if len(values) == 0 or spread <= 1e-6 * values.abs().max():
         return []
     z = (values - values.mean()) / spread
     z = z if signed else z.abs()
-    kinds, of_position, n = found.ids.unique(return_inverse=True, return_counts=True)
+    kinds, of_position, n = recorded.ids.unique(return_inverse=True, return_counts=True)
     sums = torch.zeros(2, len(kinds), dtype=torch.float64)
     sums.index_add_(1, of_position, torch.stack([z, values]))
     score, mean = sums / n
@@ -109,7 +109,7 @@ def top_units_of_kinds(
 ) -> list[Unit]:
     """The `n_units` highest-scoring units of every kind, the highest first.
 
-    Single weights have no activation of their own and are left out.
+    Single weights have no activation and are left out.
     """
     chosen: list[Unit] = []
     for kind in dict.fromkeys(site.kind for site in sites if site.kind != "weights"):
@@ -158,7 +158,7 @@ def top_words(
     units = list(dict.fromkeys(unit for _, unit in chosen))
     if not units:
         return []
-    found = {name: activations(task, model, units) for name, model in models.items()}
+    recorded = {name: activations(task, model, units) for name, model in models.items()}
     return [
         {
             "top": moment,
@@ -177,7 +177,7 @@ def top_words(
                         signed=unit.site.kind != "hidden",
                     )
                 ]
-                for name, values in found.items()
+                for name, values in recorded.items()
             },
         }
         for moment, unit in chosen

@@ -1,8 +1,8 @@
 """A circuit as a layered picture in SVG: input at the bottom, logits on top.
 
 Heads stand side by side, a layer a row, the layer's MLP to their right and a little
-above, for it reads them. The more edges, the thinner and fainter their lines; each says
-its name, and its score if there is one, under the pointer.
+above, for it reads them. The more edges, the thinner and fainter their lines; the
+pointer over a line shows the edge's name and, where it has one, its score.
 """
 
 import html
@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from circuitcut.reports.drawing import BLACK, BLUE, GREEN, ORANGE, PURPLE, VERMILLION
-from circuitcut.reports.tables import format_cell
+from circuitcut.reports.words import format_cell
 
 READERS = {
     "q": ("queries", VERMILLION),
@@ -25,11 +25,12 @@ READERS = {
 """What reads an edge -> its name in the legend, its colour."""
 LEFT, TOP, MARGIN = 70.0, 74.0, 26.0
 FEW_NODES = 500
-"""Up to here nodes without an edge are shown as dots."""
+"""Up to so many nodes, those without an edge are shown as dots."""
 EASY_TO_HIT = 200
-"""Up to here a line has a broader invisible one for the pointer."""
+"""Up to so many edges, a line has a broader invisible one for the pointer."""
 CSS = (
-    ".circuit{font-family:system-ui,sans-serif;max-width:100%;height:auto}"
+    ".circuit{font-family:system-ui,sans-serif;max-width:100%;height:auto;"
+    "min-width:44rem}"
     ".circuit path{fill:none}.circuit .hit{stroke:#000;stroke-opacity:0;"
     "stroke-width:8px}.circuit .edge:hover .line{stroke-opacity:1;stroke-width:3.5px}"
 )
@@ -98,7 +99,7 @@ def circuit_svg(circuit: Mapping[str, Any], *, standalone: bool = False) -> str:
     """
     names, layout = circuit["edges"], Layout.of(circuit["n_layers"], circuit["n_heads"])
     scores = circuit.get("scores") or [None] * len(names)
-    pairs = [_ends(name) for name in names]
+    pairs = [edge_ends(name) for name in names]
     degrees = Counter(node for source, target, _ in pairs for node in (source, target))
     size = f"{layout.width:.0f}", f"{layout.height:.0f}"
     space = ' xmlns="http://www.w3.org/2000/svg"' if standalone else ""
@@ -122,13 +123,15 @@ def caption(circuit: Mapping[str, Any]) -> str:
     which, other = ("kept", "ablated") if kept else ("ablated", "kept")
     return (
         f"The {n:,} {which} edges of {circuit['n_edges']:,}; the other "
-        f"{circuit['n_edges'] - n:,} are {other}. From the input up: each line leads "
-        "from what writes to what reads, in the colour of the reader; point at one for "
-        "its name" + (" and score." if circuit.get("scores") else ".")
+        f"{circuit['n_edges'] - n:,} are {other}. Read from the input (bottom) to the "
+        "logits (top). a1.h3 is head 3 of layer 1, m1 the MLP of layer 1. A line leads "
+        "from the writer to the reader; its colour is the kind of reader. Move the "
+        "pointer over a line for the edge's name"
+        + (" and score." if circuit.get("scores") else ".")
     )
 
 
-def _ends(name: str) -> tuple[str, str, str]:
+def edge_ends(name: str) -> tuple[str, str, str]:
     """Writer, reading node and kind of reader of an edge."""
     source, _, target = name.partition("->")
     node, _, reads = target.rstrip(">").partition("<")
@@ -141,35 +144,35 @@ def _headings(
 ) -> list[str]:
     """Title, legend with counts, names of layers."""
     which = "kept" if circuit["kept"] else "ablated"
-    found = [
+    lines = [
         f'<text x="{MARGIN / 2:.0f}" y="22" font-size="16" font-weight="600">'
         f"{len(circuit['edges']):,} {which} of {circuit['n_edges']:,} edges</text>"
     ]
     x = MARGIN / 2
     for kind, (name, colour) in READERS.items():
         if counts[kind]:
-            text = f"{name} {counts[kind]:,}"
-            found.append(
+            text = f"into {name}: {counts[kind]:,}"
+            lines.append(
                 f'<path d="M{x:.0f},41h18" stroke="{colour}" stroke-width="4"/>'
                 f'<text x="{x + 23:.0f}" y="45" font-size="12">{text}</text>'
             )
             x += 42 + 6.6 * len(text)
     for layer in range(layout.n_layers):
         _, y = layout.place(f"a{layer}.h0")
-        found.append(
+        lines.append(
             f'<text x="{MARGIN / 2:.0f}" y="{y + 4:.0f}" font-size="11" fill="#666">'
             f"layer {layer}</text>"
         )
-    return found
+    return lines
 
 
 def _dots(layout: Layout, degrees: Mapping[str, int]) -> list[str]:
     """Nodes without an edge, where there are not too many."""
-    idle = [node for node in layout.nodes() if node not in degrees]
+    unconnected = [node for node in layout.nodes() if node not in degrees]
     if len(layout.nodes()) > FEW_NODES:
         return []
-    places = [layout.place(node) for node in idle]
-    return [f'<circle cx="{x:.0f}" cy="{y:.0f}" r="2" fill="#ddd"/>' for x, y in places]
+    places = [layout.place(node) for node in unconnected]
+    return [f'<circle cx="{x:.0f}" cy="{y:.0f}" r="2" fill="#bbb"/>' for x, y in places]
 
 
 def _lines(
@@ -181,17 +184,17 @@ def _lines(
     """A group for every edge: its words, its line and, of few edges, a broad one."""
     n = max(len(names), 12) / 12
     width, opacity = 2.2 * n**-0.22, 0.8 * n**-0.2
-    found = []
+    groups = []
     for name, (source, target, reads), score in zip(names, pairs, scores, strict=True):
-        told = name if score is None else f"{name}: {format_cell(score)}"
+        title = name if score is None else f"{name}: {format_cell(score)}"
         path = _curve(layout, source, target, reads)
         hit = f'<path class="hit" d="{path}"/>' if len(names) <= EASY_TO_HIT else ""
-        found.append(
-            f'<g class="edge"><title>{html.escape(told)}</title><path class="line" '
+        groups.append(
+            f'<g class="edge"><title>{html.escape(title)}</title><path class="line" '
             f'd="{path}" stroke="{READERS[reads][1]}" stroke-width="{width:.2f}" '
             f'stroke-opacity="{opacity:.2f}"/>{hit}</g>'
         )
-    return found
+    return groups
 
 
 def _curve(layout: Layout, source: str, target: str, reads: str) -> str:

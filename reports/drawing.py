@@ -5,16 +5,18 @@ kind of colour vision; marks and line styles repeat what the colours say.
 """
 
 import math
-import textwrap
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from io import BytesIO
 from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from circuitcut.reports.words import layer_name
+
 BLACK, ORANGE, SKY, GREEN = "#000000", "#E69F00", "#56B4E9", "#009E73"
 BLUE, VERMILLION, PURPLE = "#0072B2", "#D55E00", "#CC79A7"
+GREY, LIGHT_GREY = "#555555", "#D9D9D9"
 PALETTE = (VERMILLION, BLUE, GREEN, ORANGE, PURPLE, SKY, BLACK)
 MARKS = ("o", "s", "^", "D", "v", "P", "X")
 CONDITION_LOOKS = {
@@ -25,6 +27,13 @@ CONDITION_LOOKS = {
     "never_learned": 2,
 }
 """Places of the conditions in `PALETTE` and `MARKS`."""
+MODEL_COLOURS = {
+    "uncut": BLUE,
+    "learned": VERMILLION,
+    "attribution": GREY,
+    "random": ORANGE,
+}
+"""First word of a model's name -> its colour."""
 WIDTH = 11.0
 """Of a whole figure in inches."""
 DPI, SHOWN_DPI = 150, 100
@@ -110,6 +119,24 @@ def line(
     axes.fill_between(xs, lows, highs, color=style["color"], alpha=0.15, linewidth=0)
 
 
+def seed_points(
+    entries: Sequence[Mapping[str, Any]],
+    place: Callable[[Mapping[str, Any]], float],
+    value: Callable[[Mapping[str, Any]], float | None],
+    interval: Callable[[Mapping[str, Any]], Any] = lambda entry: None,
+) -> list[Known]:
+    """Mean over seeds at each place, from lowest to highest; of one, its interval."""
+    points = []
+    for x in sorted({place(entry) for entry in entries}):
+        same = [entry for entry in entries if place(entry) == x]
+        values = [y for entry in same if (y := value(entry)) is not None]
+        if values:
+            several = [min(values), max(values)]
+            ends = several if len(values) > 1 else interval(same[0])
+            points.append((x, sum(values) / len(values), ends))
+    return known_points(points)
+
+
 def error_lengths(points: Sequence[Known]) -> tuple[list[float], list[float]]:
     """Lengths of error bars below and above the points."""
     below = [max(y - low, 0.0) for _, y, (low, _) in points]
@@ -145,19 +172,10 @@ def spread(values: Sequence[int], most: int) -> list[int]:
     return [first, *reversed(shown)]
 
 
-def level_names(sites: Sequence[Mapping[str, Any]]) -> dict[int, str]:
-    """Names of the layers of `per_site`: numbers, and what edges read last."""
-    return {s["layer"]: s.get("level", layer_name(s["layer"])) for s in sites}
-
-
-def layer_name(layer: int) -> str:
-    """A layer's number; layer -1 is the embedding level."""
-    return "emb." if layer < 0 else str(layer)
-
-
-def metric_label(side: str, metric: Mapping[str, Any], width: int = 60) -> str:
-    """Axis label of a score: side, name and unit, wrapped to so many characters."""
-    name = metric["name"].replace("_", " ")
-    unit = f" ({metric['unit']})" if metric.get("unit") else ""
-    label = f"{name}{unit}" if side in name else f"{side}: {name}{unit}"
-    return "\n".join(textwrap.wrap(label, width))
+def layer_ticks(axes: Axes, layers: Mapping[int, int | str], most: int = 16) -> None:
+    """Ticks of a layer axis, at most about `most`: place -> layer or its name."""
+    every = -(-len(layers) // most)
+    shown = dict(list(layers.items())[::every])
+    names = [n if isinstance(n, str) else layer_name(n) for n in shown.values()]
+    axes.set_xticks(list(shown), names)
+    axes.set_xlabel("layer (emb.: embeddings)" if "emb." in names else "layer")

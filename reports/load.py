@@ -25,6 +25,14 @@ KINDS: dict[str, tuple[str, ...]] = {
     "faithfulness": ("task", "model", "curve", "areas", "scores"),
 }
 """Kind of run -> keys its results.json must have (docs/results.md)."""
+KIND_NAMES = {
+    "train_mask": "Mask training",
+    "relearn": "Relearning",
+    "evaluate": "Evaluation of a mask",
+    "attribute": "Attribution without training",
+    "import_mask": "Imported mask",
+    "faithfulness": "Faithfulness of circuits",
+}
 SIDES = ("concept", "retain")
 """Both scores of a task; a run names their metrics."""
 
@@ -44,8 +52,8 @@ class Run:
     @property
     def title(self) -> str:
         """Kind, task and model in words."""
-        verb = self.kind.replace("_", " ")
-        return f"{verb}: {self.results['task']}, {self.results['model']}"
+        task, model = self.results["task"], self.results["model"]
+        return f"{KIND_NAMES[self.kind]}: task {task}, model {model}"
 
 
 def load_run(path: Path) -> Run:

@@ -5,25 +5,34 @@
 Every method gives a FrozenMask by exactly-k at every size, measured on held-out data.
 """
 
-from dataclasses import dataclass
-from functools import partial
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 
 from circuitcut.attribution.registry import METHODS
-from circuitcut.experiments.flags import UnitsConfig, command, flag
-from circuitcut.experiments.gates import MaskSettings, ablation_values, special_ids
-from circuitcut.experiments.plan import check_pairs, methods_of, sites_for, units_of
-from circuitcut.experiments.scores import attribution_ranking, cut_by, provenance, score
+from circuitcut.experiments.base_model import with_base_model
+from circuitcut.experiments.describe import header
+from circuitcut.experiments.flags import UnitsConfig, command
+from circuitcut.experiments.freeze import provenance
+from circuitcut.experiments.gate_training import ablation_values, special_ids
+from circuitcut.experiments.load import Experiment, load
+from circuitcut.experiments.plan import (
+    check_pairs,
+    methods_of,
+    sites_for,
+    units_of,
+)
+from circuitcut.experiments.scores import attribution_ranking, cut_by, score
+from circuitcut.experiments.settings import MaskSettings
 from circuitcut.masks.frozen_mask import FrozenMask
-from circuitcut.models.loading import LoadedModel
 from circuitcut.models.sites import Site
 from circuitcut.reports.tables import format_table
-from circuitcut.scripts.train_base import prepare
 from circuitcut.storage.atomic import write_tensors
 from circuitcut.storage.errors import UserError
+from circuitcut.storage.flag_fields import flag
 from circuitcut.storage.run_directory import RunDirectory
 from circuitcut.training.config import config_dict, run_script
 
@@ -63,16 +72,12 @@ class AttributeConfig(UnitsConfig):
 def main(config: AttributeConfig) -> Path:
     """Rank, cut, measure; one mask folder per method and size."""
     RunDirectory.check(config.run_dir)
-    experiment = prepare(config, check=partial(_sites, config))
-    units, sites = units_of(config), _sites(config, experiment.loaded)
-    n_units = sum(site.n_units for site in sites)
-    settings = MaskSettings(
-        gate="none",
-        ablation=config.ablation,
-        mean_over=config.mean_over,
-        positions="all" if "edges" in units else config.positions,
-        seed=config.seed,
-    )
+    experiment = load(config)
+    sites = _sites(config, experiment)
+    methods = methods_of(config.methods, units_of(config))
+    if not config.methods:
+        methods.append("random")
+    experiment = with_base_model(experiment)
     run = RunDirectory.create(
         config.run_dir,
         kind="attribute",
@@ -82,77 +87,86 @@ def main(config: AttributeConfig) -> Path:
     )
     if not run.is_writer:  # one of several processes is enough
         return run.path
-    ablated = ablation_values(experiment, sites, settings)
-    methods = methods_of(config.methods, units)
-    if not config.methods:
-        methods.append("random")
-    uncut = score(experiment, None)
-    rows: list[dict[str, Any]] = []
-    for method in methods:
-        empty = FrozenMask.exactly_k(
-            {site.name: torch.zeros(site.n_units) for site in sites},
-            sites,
-            ablated,
-            n_ablated=0,
-            special_ids=special_ids(experiment, settings),
-            provenance=provenance(config, experiment, settings) | {"gate": method},
-        )
-        ranking = attribution_ranking(
-            experiment, empty, method, seed=config.seed, n_batches=config.n_batches
-        )
-        write_tensors(
-            run.path / f"{method}.ranking.safetensors",
-            ranking,
-            {"polarity": "high keeps"},
-        )
-        for size in config.sizes:
-            mask = cut_by(empty, ranking, size)
-            folder = run.path / "masks" / f"{method}-{size}"
-            folder.mkdir(parents=True)
-            mask.save(folder)
-            scored = score(experiment, mask)
-            rows.append(
-                {
-                    "method": method,
-                    "n_ablated": size,
-                    "scores": scored.scores,
-                    "unseen": scored.unseen,
-                    "intervals": scored.intervals,
-                }
-            )
-    task = experiment.task
-    run.write_results(
-        {
-            "kind": "attribute",
-            "task": config.task,
-            "model": config.model_name,
-            "units": list(units),
-            "n_units": n_units,
-            "scores": {"uncut": uncut.scores},
-            "curve": rows,
-            "concept_metric": vars(task.concept_metric),
-            "retain_metric": vars(task.retain_metric),
-        }
-    )
-    names = [task.concept_metric.name, task.retain_metric.name, "kl_retain"]
-    table = [{"method": "uncut", "n_ablated": 0} | uncut.scores]
-    table += [{**row, **row["scores"]} for row in rows]
-    print(format_table(table, ["method", "n_ablated", *names]))
+    whole = _whole(config, experiment, sites)
+    rows = [
+        row
+        for method in methods
+        for row in _cuts(config, experiment, whole, method, run.path)
+    ]
+    results = header("attribute", experiment, sites, ablation=config.ablation) | {
+        "scores": {"uncut": score(experiment, None).scores},
+        "curve": rows,
+        "next": command("report", {"runs": run.path}),
+    }
+    run.write_results(results)
+    _show(results)
     print(f"run: {run.path}; masks in {run.path / 'masks'}")
-    print(f"next: {command('report', {'runs': run.path})}")
+    print(f"next: {results['next']}")
     return run.path
 
 
-def _sites(config: AttributeConfig, loaded: LoadedModel) -> tuple[Site, ...]:
-    units = units_of(config)
-    methods_of(config.methods, units)
+def _whole(
+    config: AttributeConfig, experiment: Experiment, sites: tuple[Site, ...]
+) -> FrozenMask:
+    """The mask that ablates nothing, with the ablation values of all cuts."""
+    settings = MaskSettings(
+        gate="none",
+        ablation=config.ablation,
+        mean_over=config.mean_over,
+        positions="all" if "edges" in units_of(config) else config.positions,
+        seed=config.seed,
+    )
+    return FrozenMask.exactly_k(
+        {site.name: torch.zeros(site.n_units) for site in sites},
+        sites,
+        ablation_values(experiment, sites, settings),
+        n_ablated=0,
+        special_ids=special_ids(experiment, settings),
+        provenance=provenance(experiment, settings),
+    )
+
+
+def _cuts(
+    config: AttributeConfig,
+    experiment: Experiment,
+    whole: FrozenMask,
+    method: str,
+    folder: Path,
+) -> list[dict[str, Any]]:
+    """Cuts of every size by one ranking: saved, and measured as rows."""
+    named = replace(whole, provenance={**whole.provenance, "gate": method})
+    ranking = attribution_ranking(
+        experiment, named, method, seed=config.seed, n_batches=config.n_batches
+    )
+    file = folder / f"{method}.ranking.safetensors"
+    write_tensors(file, ranking, {"polarity": "high keeps"})
+    rows = []
+    for size in config.sizes:
+        mask = cut_by(named, ranking, size)
+        mask_folder = folder / "masks" / f"{method}-{size}"
+        mask_folder.mkdir(parents=True)
+        mask.save(mask_folder)
+        scored = vars(score(experiment, mask))
+        rows.append({"method": method, "n_ablated": size, **scored})
+    return rows
+
+
+def _show(results: Mapping[str, Any]) -> None:
+    names = [results[f"{which}_metric"]["name"] for which in ("concept", "retain")]
+    table = [{"method": "uncut", "n_ablated": 0} | results["scores"]["uncut"]]
+    table += [{**row, **row["scores"]} for row in results["curve"]]
+    print(format_table(table, ["method", "n_ablated", *names, "kl_retain"]))
+
+
+def _sites(config: AttributeConfig, experiment: Experiment) -> tuple[Site, ...]:
+    """The sites asked for; flags that do not fit them are refused."""
     check_pairs(config.task, config.ablation)
-    sites = sites_for(config, loaded.model)
+    sites = sites_for(config, experiment.loaded.model)
     n_units = sum(site.n_units for site in sites)
     if max(config.sizes) > n_units:
         raise UserError(
-            f"--sizes must not exceed the {n_units} units of {' and '.join(units)}, "
-            f"got {max(config.sizes)}"
+            f"--sizes must not exceed the {n_units} units of "
+            f"{' and '.join(units_of(config))}, got {max(config.sizes)}"
         )
     return sites
 

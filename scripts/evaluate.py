@@ -8,29 +8,32 @@ draws concept and retain scores against the number of ablated units, by the rank
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from circuitcut.attribution.registry import METHODS
-from circuitcut.experiments.circuit import circuit_of
-from circuitcut.experiments.flags import TaskConfig, command, flag
+from circuitcut.experiments.base_model import prepare
+from circuitcut.experiments.circuits.edges_of_mask import circuit_of
+from circuitcut.experiments.circuits.published import published_overlap
+from circuitcut.experiments.describe import header, scores_by_name
+from circuitcut.experiments.flags import TaskConfig, command
+from circuitcut.experiments.load import Experiment
 from circuitcut.experiments.plan import methods_of
-from circuitcut.experiments.published_circuit import published_overlap
-from circuitcut.experiments.scores import (
-    attribution_scores,
+from circuitcut.experiments.saved_runs import (
+    check_fit,
+    mask_at,
     ranking_of_run,
-    score,
+    with_flags_of_run,
 )
+from circuitcut.experiments.scores import attribution_scores, score
 from circuitcut.masks.frozen_mask import FrozenMask
-from circuitcut.masks.mask_files import check_model
 from circuitcut.reports.figures import draw_all
 from circuitcut.reports.load import load_run
 from circuitcut.reports.tables import format_table
-from circuitcut.scripts.train_base import prepare
-from circuitcut.storage.atomic import read_json
 from circuitcut.storage.errors import UserError
-from circuitcut.storage.run_directory import RunDirectory, is_run
+from circuitcut.storage.flag_fields import flag
+from circuitcut.storage.run_directory import RunDirectory
 from circuitcut.tasks.base import SPLITS
 from circuitcut.training.config import config_dict, run_script
 
@@ -65,67 +68,15 @@ class EvaluateConfig(TaskConfig):
             raise UserError(f"--methods must be among {sorted(METHODS)}, got {wrong}")
 
 
-def mask_at(path: Path) -> FrozenMask:
-    """The mask in the folder `path`, not yet checked against a model.
-
-    Raises:
-        UserError: When there is none, telling by what lies there what to do, or when it
-            is damaged.
-    """
-    if (path / "mask.json").exists():
-        return FrozenMask.load(path)
-    kind = read_json(path / "config.json").get("kind") if is_run(path) else None
-    if kind == "train_mask":
-        raise UserError(
-            f"--mask {path} has not finished; continue it with python "
-            f"scripts/train_mask.py --resume {path}"
-        )
-    found = f"{kind} run" if kind else "folder" if path.is_dir() else "missing folder"
-    raise UserError(
-        f"--mask must be a train_mask run or another folder with mask.json, got {found}"
-        f" {path}"
-    )
-
-
-def from_run(config: Any, path: Path) -> Any:
-    """`config` with the task flags of the run at `path` wherever no flag was given."""
-    file = path / "config.json"
-    if not file.exists():
-        return config
-    saved = read_json(file)
-    defaults = {f.name: getattr(type(config)(), f.name) for f in fields(TaskConfig)}
-    own = {"seed", "device", "run_dir", "mixed_precision"}
-    taken = {
-        key: Path(saved[key]) if key == "labels_file" and saved[key] else saved[key]
-        for key, default in defaults.items()
-        if key in saved and key not in own and getattr(config, key) == default
-    }
-    return replace(config, **taken)
-
-
 def main(config: EvaluateConfig) -> Path:
     """Evaluate, print the table, write results.json and the figure."""
-    mask = None
+    mask = _mask(config)
     if config.mask is not None:
-        mask = mask_at(config.mask)
-        if max(config.sizes, default=0) > mask.n_units:
-            raise UserError(
-                f"--sizes must be at most the {mask.n_units} units of {config.mask}, "
-                f"got {max(config.sizes)}"
-            )
-        methods_of(config.methods or ["none"], [site.kind for site in mask.sites])
-        config = from_run(config, config.mask)
+        config = with_flags_of_run(config, config.mask)
     RunDirectory.check(config.run_dir)
     experiment = prepare(config)
     if mask is not None and config.mask is not None:
-        check_model(
-            mask.sites,
-            mask.provenance,
-            config.mask,
-            experiment.loaded.model,
-            config_hash=experiment.loaded.config_hash,
-            allow_other_weights=config.allow_other_weights,
-        )
+        check_fit(mask, config.mask, experiment, config.allow_other_weights)
     run = RunDirectory.create(
         config.run_dir,
         kind="evaluate",
@@ -135,6 +86,36 @@ def main(config: EvaluateConfig) -> Path:
     )
     if not run.is_writer:  # one of several processes is enough
         return run.path
+    results = _results(config, experiment, mask)
+    runs = [config.mask, run.path] if config.mask else [run.path]
+    results["next"] = command("report", {"runs": runs})
+    run.write_results(results)
+    _show_scores(results)
+    if results["curve"]:
+        _show_curve(results)
+        for figure in draw_all(load_run(run.path)).values():
+            print(f"figure: {figure}")
+    print(f"run: {run.path}\nnext: {results['next']}")
+    return run.path
+
+
+def _mask(config: EvaluateConfig) -> FrozenMask | None:
+    """The mask asked for, if one was; the flags about it are checked."""
+    if config.mask is None:
+        return None
+    mask = mask_at(config.mask)
+    if max(config.sizes, default=0) > mask.n_units:
+        raise UserError(
+            f"--sizes must be at most the {mask.n_units} units of {config.mask}, got "
+            f"{max(config.sizes)}"
+        )
+    methods_of(config.methods or ["none"], [site.kind for site in mask.sites])
+    return mask
+
+
+def _results(
+    config: EvaluateConfig, experiment: Experiment, mask: FrozenMask | None
+) -> dict[str, Any]:
     split: Any = config.split
     scored = {"uncut": score(experiment, None, split=split)}
     if mask is not None:
@@ -143,55 +124,38 @@ def main(config: EvaluateConfig) -> Path:
         )
     curve: list[dict[str, Any]] = []
     if mask is not None and config.mask and (config.sizes or config.methods):
-        ranking = ranking_of_run(config.mask, mask)
         _, curve = attribution_scores(
             experiment,
             mask,
             config.methods,
             sizes=config.sizes or [mask.n_ablated],
             seed=config.seed,
-            rankings={"mask": ranking},
+            rankings={"mask": ranking_of_run(config.mask, mask)},
             split=split,
         )
-    task = experiment.task
-    results = {
-        "kind": "evaluate",
-        "task": config.task,
-        "model": config.model_name,
-        "split": config.split,
-        "mask": str(config.mask) if config.mask else None,
-        "n_ablated": mask.n_ablated if mask else 0,
-        "n_units": mask.n_units if mask else None,
-        "scores": {key: value.scores for key, value in scored.items()},
-        "unseen": {key: value.unseen for key, value in scored.items()},
-        "intervals": {key: value.intervals for key, value in scored.items()},
-        "curve": curve,
-        "circuit": circuit_of(mask) if mask else None,
-        "published_circuit": published_overlap(
-            config.task, config.model_name, experiment.loaded.model, mask
-        )
-        if mask
-        else None,
-        "concept_metric": vars(task.concept_metric),
-        "retain_metric": vars(task.retain_metric),
-    }
-    run.write_results(results)
-    names = list(scored["uncut"].scores)
-    rows = [
-        {
-            "score": name,
-            **{key: value.scores.get(name) for key, value in scored.items()},
+    name, model = config.model_name, experiment.loaded.model
+    return (
+        header("evaluate", experiment, mask=mask)
+        | scores_by_name(scored)
+        | {
+            "split": config.split,
+            "mask": str(config.mask) if config.mask else None,
+            "curve": curve,
+            "circuit": circuit_of(mask) if mask else None,
+            "published_circuit": published_overlap(config.task, name, model, mask)
+            if mask
+            else None,
         }
-        for name in names
+    )
+
+
+def _show_scores(results: Mapping[str, Any]) -> None:
+    scored = results["scores"]
+    rows = [
+        {"score": name, **{key: scores.get(name) for key, scores in scored.items()}}
+        for name in scored["uncut"]
     ]
     print(format_table(rows, ["score", *scored]))
-    if curve:
-        _show_curve(results)
-        for figure in draw_all(load_run(run.path)).values():
-            print(f"figure: {figure}")
-    runs = [config.mask, run.path] if config.mask else [run.path]
-    print(f"run: {run.path}\nnext: {command('report', {'runs': runs})}")
-    return run.path
 
 
 def _show_curve(results: Mapping[str, Any]) -> None:

@@ -16,19 +16,29 @@ from typing import Literal
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from circuitcut.experiments.circuit import MOST_EDGES, circuit_of, edges_of, scores_of
-from circuitcut.experiments.flags import TaskConfig, command, flag
-from circuitcut.experiments.scores import checked_ranking
+from circuitcut.experiments.base_model import prepare
+from circuitcut.experiments.circuits.edges_of_mask import (
+    MOST_EDGES,
+    circuit_of,
+    edges_of,
+    scores_of,
+)
+from circuitcut.experiments.flags import TaskConfig, command
+from circuitcut.experiments.saved_runs import (
+    RANKING_FILE,
+    check_fit,
+    checked_ranking,
+    mask_at,
+    with_flags_of_run,
+)
 from circuitcut.masks.formats.drawings import dot, graphml
 from circuitcut.masks.formats.edge_files import FORMATS, write_edges, write_named_edges
 from circuitcut.masks.frozen_mask import FrozenMask
-from circuitcut.masks.mask_files import check_model
 from circuitcut.models.residual.graph import ResidualGraph
 from circuitcut.reports.circuit_picture import circuit_svg
-from circuitcut.scripts.evaluate import from_run, mask_at
-from circuitcut.scripts.train_base import prepare
 from circuitcut.storage.atomic import write_text
 from circuitcut.storage.errors import UserError
+from circuitcut.storage.flag_fields import flag
 from circuitcut.storage.run_directory import run_holding
 from circuitcut.training.config import run_script
 
@@ -106,7 +116,7 @@ def main(config: ExportConfig) -> Path:
 def _ranking(config: ExportConfig, mask: FrozenMask) -> Mapping[str, Tensor] | None:
     """The scores asked for, or those that lie beside the mask."""
     assert config.mask is not None
-    beside = config.mask / "ranking.safetensors"
+    beside = config.mask / RANKING_FILE
     path = config.scores or (beside if beside.exists() else None)
     return None if path is None else checked_ranking(path, mask)
 
@@ -122,20 +132,12 @@ def _write_foreign(
     assert config.mask is not None
     assert config.out is not None
     path = config.mask
-    experiment = prepare(from_run(config, run_holding(path) or path))
-    model = experiment.loaded.model
-    check_model(
-        mask.sites,
-        mask.provenance,
-        path,
-        model,
-        config_hash=experiment.loaded.config_hash,
-        allow_other_weights=config.allow_other_weights,
-    )
+    experiment = prepare(with_flags_of_run(config, run_holding(path) or path))
+    check_fit(mask, path, experiment, config.allow_other_weights)
     write_edges(
         config.out,
         config.format,
-        model,
+        experiment.loaded.model,
         graph,
         kept,
         scores=scores,

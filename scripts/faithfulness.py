@@ -9,71 +9,50 @@ with the circuit ablated and the rest kept. CPR and CMD are the areas under f an
 ranks every unit, so one training serves all sizes.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
-from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from torch import Tensor
 
-from circuitcut.attribution.faithfulness import (
-    FRACTIONS,
-    areas,
-    faithfulness,
-)
-from circuitcut.attribution.gate_gradients import position_margin
+from circuitcut.attribution.faithfulness import FRACTIONS
 from circuitcut.attribution.registry import METHODS
-from circuitcut.experiments.flags import (
-    Experiment,
-    TaskConfig,
-    UnitsConfig,
-    command,
-    flag,
+from circuitcut.experiments.base_model import with_base_model
+from circuitcut.experiments.circuits.faithfulness import (
+    Rankers,
+    measured,
+    nothing_kept,
+    rankings,
 )
-from circuitcut.experiments.gates import (
-    MaskSettings,
-    ablation_values,
-    cut_with,
-    special_ids,
-)
+from circuitcut.experiments.flags import TaskConfig, UnitsConfig, command
+from circuitcut.experiments.freeze import provenance
+from circuitcut.experiments.gate_training import ablation_values, special_ids
+from circuitcut.experiments.load import Experiment, load
 from circuitcut.experiments.plan import (
     check_pairs,
-    has_pairs,
     methods_of,
     sites_for,
     units_of,
 )
-from circuitcut.experiments.scores import (
-    cut_by,
-    provenance,
+from circuitcut.experiments.saved_runs import (
+    check_fit,
+    mask_at,
     ranking_of_run,
-    responsibility,
+    with_flags_of_run,
 )
-from circuitcut.masks.edges.sites import (
-    by_site,
-    flat_gates,
-    graph_at,
-    modules_and_edges,
-)
+from circuitcut.experiments.settings import MaskSettings
 from circuitcut.masks.frozen_mask import FrozenMask
-from circuitcut.masks.mask_files import check_model
-from circuitcut.models.loading import LoadedModel
-from circuitcut.models.residual.connected_edges import connected
+from circuitcut.models.sites import Site
 from circuitcut.reports.figures import draw_all
 from circuitcut.reports.load import load_run
 from circuitcut.reports.tables import area_rows, faithfulness_rows, format_table
-from circuitcut.scripts.evaluate import from_run, mask_at
-from circuitcut.scripts.train_base import prepare
 from circuitcut.storage.errors import UserError
+from circuitcut.storage.flag_fields import flag
 from circuitcut.storage.run_directory import RunDirectory
-from circuitcut.tasks.base import SPLITS
-from circuitcut.tasks.evaluation import References, evaluate
+from circuitcut.tasks.base import SPLITS, has_pairs
+from circuitcut.tasks.registry import TASKS
 from circuitcut.training.config import config_dict, run_script
-
-Rankings = dict[tuple[str, int, str], Mapping[str, Tensor]]
-"""By method, seed and order (`signed` or `absolute`); the highest are kept."""
 
 
 @dataclass(frozen=True)
@@ -139,15 +118,14 @@ def main(config: FaithfulnessConfig) -> Path:
         config = _with_flags_of(config, masks)
     elif not config.units:
         config = replace(config, units=["edges"])
-    experiment = prepare(config, check=partial(_check, config, masks))
+    experiment = load(config)
+    sites = masks[0].sites if masks else _sites(config, experiment)
+    methods = methods_of(
+        config.methods, list(dict.fromkeys(site.kind for site in sites))
+    )
+    experiment = with_base_model(experiment)
     for path, mask in zip(config.mask, masks, strict=True):
-        check_model(
-            mask.sites,
-            mask.provenance,
-            path,
-            experiment.loaded.model,
-            config_hash=experiment.loaded.config_hash,
-        )
+        check_fit(mask, path, experiment)
     run = RunDirectory.create(
         config.run_dir,
         kind="faithfulness",
@@ -157,16 +135,35 @@ def main(config: FaithfulnessConfig) -> Path:
     )
     if not run.is_writer:  # one of several processes is enough
         return run.path
-    empty = _nothing_kept(config, experiment, masks)
-    rankings = _rankings(config, experiment, empty, masks)
-    results = _measured(config, experiment, empty, rankings)
+    results = _results(config, experiment, sites, methods, masks)
+    results["next"] = command("report", {"runs": run.path})
     run.write_results(results)
     for rows in (faithfulness_rows(results), area_rows(results)):
         print(f"{format_table(rows, list(rows[0]))}\n")
     for figure in draw_all(load_run(run.path)).values():
         print(f"figure: {figure}")
-    print(f"run: {run.path}\nnext: {command('report', {'runs': run.path})}")
+    print(f"run: {run.path}\nnext: {results['next']}")
     return run.path
+
+
+def _results(
+    config: FaithfulnessConfig,
+    experiment: Experiment,
+    sites: tuple[Site, ...],
+    methods: list[str],
+    masks: Sequence[FrozenMask],
+) -> dict[str, Any]:
+    empty = nothing_kept(masks[0]) if masks else _empty(config, experiment, sites)
+    if not config.methods:
+        methods = [*methods, "random"]
+    rankers = Rankers(methods, config.n_random, config.n_batches, config.seed)
+    learned = dict(zip(config.mask, masks, strict=True))
+    ranked = rankings(experiment, empty, rankers, learned)
+    split: Any = config.split
+    results = measured(
+        experiment, empty, ranked, fractions=config.fractions, split=split
+    )
+    return results | {"masks": [str(path) for path in config.mask]}
 
 
 def _with_flags_of(
@@ -185,191 +182,38 @@ def _with_flags_of(
                 f"--mask {path} has other units or another ablation than "
                 f"{config.mask[0]}; measure them one by one"
             )
-    return from_run(config, config.mask[0])
+    return with_flags_of_run(config, config.mask[0])
 
 
-def _check(
-    config: FaithfulnessConfig, masks: Sequence[FrozenMask], loaded: LoadedModel
-) -> None:
-    if not masks:
-        check_pairs(config.task, _ablation_kind(config))
-        sites_for(config, loaded.model)
-    methods_of(config.methods, _kinds(config, masks))
-
-
-def _kinds(config: FaithfulnessConfig, masks: Sequence[FrozenMask]) -> list[str]:
-    if masks:
-        return list(dict.fromkeys(site.kind for site in masks[0].sites))
-    return list(units_of(config))
+def _sites(config: FaithfulnessConfig, experiment: Experiment) -> tuple[Site, ...]:
+    check_pairs(config.task, _ablation_kind(config))
+    return sites_for(config, experiment.loaded.model)
 
 
 def _ablation_kind(config: FaithfulnessConfig) -> Any:
-    usual = "counterfactual" if has_pairs(config.task) else "mean"
+    usual = "counterfactual" if has_pairs(TASKS[config.task]) else "mean"
     return config.ablation or usual
 
 
-def _nothing_kept(
-    config: FaithfulnessConfig, experiment: Experiment, masks: Sequence[FrozenMask]
+def _empty(
+    config: FaithfulnessConfig, experiment: Experiment, sites: tuple[Site, ...]
 ) -> FrozenMask:
     """The mask that ablates every unit, with the ablation values of all circuits."""
-    if masks:
-        first = masks[0]
-        sites, ablated = first.sites, first.ablated
-        special, made = first.special_ids, first.provenance
-    else:
-        sites = sites_for(config, experiment.loaded.model)
-        settings = MaskSettings(
-            gate="none",
-            ablation=_ablation_kind(config),
-            direction="isolate",
-            positions="all" if "edges" in config.units else "words",
-            seed=config.seed,
-        )
-        ablated = ablation_values(experiment, sites, settings)
-        special = special_ids(experiment, settings)
-        made = provenance(config, experiment, settings)
-    keep = {site.name: torch.zeros(site.n_units, dtype=torch.bool) for site in sites}
-    return FrozenMask(keep, sites, ablated, special, made)
-
-
-def _rankings(
-    config: FaithfulnessConfig,
-    experiment: Experiment,
-    empty: FrozenMask,
-    masks: Sequence[FrozenMask],
-) -> Rankings:
-    rankings: Rankings = {}
-    for path, mask in zip(config.mask, masks, strict=True):
-        gate = str(mask.provenance["gate"])
-        number = sum(method == gate for method, *_ in rankings)
-        rankings[gate, number, "signed"] = ranking_of_run(path, mask)
-    kinds = list(dict.fromkeys(site.kind for site in empty.sites))
-    methods = methods_of(config.methods, kinds)
-    if not config.methods:
-        methods.append("random")
-    for method in methods:
-        seeds = config.n_random if method == "random" else 1
-        for number in range(seeds):
-            ranking = responsibility(
-                experiment,
-                empty,
-                method,
-                seed=config.seed + number,
-                n_batches=config.n_batches,
-            )
-            rankings[method, number, "signed"] = ranking
-            if method != "random":
-                rankings[method, number, "absolute"] = {
-                    name: values.abs() for name, values in ranking.items()
-                }
-    return rankings
-
-
-def _measured(
-    config: FaithfulnessConfig,
-    experiment: Experiment,
-    empty: FrozenMask,
-    rankings: Rankings,
-) -> dict[str, Any]:
-    measure = _Measure(config, experiment)
-    whole, none = measure(_complement(empty)), measure(empty)
-    ends = whole["margin"], none["margin"]
-    curve = []
-    for (method, seed, order), ranking in rankings.items():
-        for fraction in config.fractions:
-            n_kept = int(fraction * empty.n_units)
-            circuit = _circuit(empty, ranking, n_kept)
-            kept, cut = measure(circuit), measure(_complement(circuit))
-            curve.append(
-                {
-                    "method": method,
-                    "order": order,
-                    "seed": seed,
-                    "fraction": fraction,
-                    "n_kept": n_kept,
-                    "n_connected": circuit.n_units - circuit.n_ablated,
-                    "faithfulness": faithfulness(kept["margin"], *ends),
-                    "scores": kept,
-                    "without": {
-                        "faithfulness": faithfulness(cut["margin"], *ends),
-                        "scores": cut,
-                    },
-                }
-            )
-    task = experiment.task
-    return {
-        "kind": "faithfulness",
-        "task": config.task,
-        "model": config.model_name,
-        "split": config.split,
-        "masks": [str(path) for path in config.mask],
-        "units": list(dict.fromkeys(site.kind for site in empty.sites)),
-        "ablation": empty.ablated.kind,
-        "n_units": empty.n_units,
-        "scores": {"uncut": whole, "nothing kept": none},
-        "curve": curve,
-        "areas": _areas(config.fractions, curve),
-        "concept_metric": vars(task.concept_metric),
-        "retain_metric": vars(task.retain_metric),
-    }
-
-
-class _Measure:
-    """Scores of a mask on the split, each mask once."""
-
-    def __init__(self, config: FaithfulnessConfig, experiment: Experiment):
-        self.split: Any = config.split
-        self.experiment = experiment
-        self.references = References()
-        self.known: dict[bytes, dict[str, float]] = {}
-
-    def __call__(self, mask: FrozenMask) -> dict[str, float]:
-        flat = torch.cat([mask.keep[site.name] for site in mask.sites])
-        key = flat.numpy().tobytes()
-        if key not in self.known:
-            self.known[key] = evaluate(
-                self.experiment.task,
-                self.experiment.loaded.model,
-                self.split,
-                cut=cut_with(self.experiment, mask),
-                reference=self.references,
-                of_concept={"margin": position_margin},
-            ).scores
-        return self.known[key]
-
-
-def _circuit(
-    empty: FrozenMask, ranking: Mapping[str, Tensor], n_kept: int
-) -> FrozenMask:
-    """The top of a ranking; of edges those that connect an input to the logits."""
-    mask = cut_by(empty, ranking, empty.n_units - n_kept)
-    modules, edges = modules_and_edges(mask.sites)
-    if modules or not edges or len(edges) <= graph_at(edges).n_layers:
-        return mask  # what is in no site stays on, and may connect anything
-    graph = graph_at(edges)
-    flat = connected(graph, flat_gates(edges, mask.keep))
-    return replace(mask, keep=by_site(edges, flat))
-
-
-def _complement(mask: FrozenMask) -> FrozenMask:
-    return replace(mask, keep={name: ~kept for name, kept in mask.keep.items()})
-
-
-def _areas(
-    fractions: Sequence[float], curve: Sequence[Mapping[str, Any]]
-) -> list[dict[str, Any]]:
-    """CPR and CMD of every ranking."""
-    groups: dict[tuple[str, str, int], list[float | None]] = {}
-    for entry in curve:
-        key = entry["method"], entry["order"], entry["seed"]
-        groups.setdefault(key, []).append(entry["faithfulness"])
-    found = []
-    for (method, order, seed), shares in groups.items():
-        cpr, cmd = areas(fractions, shares)
-        found.append(
-            {"method": method, "order": order, "seed": seed, "cpr": cpr, "cmd": cmd}
-        )
-    return found
+    settings = MaskSettings(
+        gate="none",
+        ablation=_ablation_kind(config),
+        direction="isolate",
+        positions="all" if "edges" in units_of(config) else "words",
+        seed=config.seed,
+    )
+    return FrozenMask.exactly_k(
+        {site.name: torch.zeros(site.n_units) for site in sites},
+        sites,
+        ablation_values(experiment, sites, settings),
+        n_ablated=sum(site.n_units for site in sites),
+        special_ids=special_ids(experiment, settings),
+        provenance=provenance(experiment, settings),
+    )
 
 
 if __name__ == "__main__":

@@ -10,28 +10,32 @@ to load the model and measure means.
 """
 
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
 from torch import Tensor
 
-from circuitcut.experiments.circuit import circuit_of, per_site
-from circuitcut.experiments.flags import Experiment, TaskConfig, command, flag, where
-from circuitcut.experiments.gates import MaskSettings, ablation_values
+from circuitcut.experiments.base_model import with_base_model
+from circuitcut.experiments.circuits.edges_of_mask import circuit_of
+from circuitcut.experiments.describe import header, per_site
+from circuitcut.experiments.flags import TaskConfig, command, run_dir_flag
+from circuitcut.experiments.freeze import provenance
+from circuitcut.experiments.gate_training import ablation_values
+from circuitcut.experiments.load import Experiment, load
 from circuitcut.experiments.plan import check_pairs
-from circuitcut.experiments.scores import provenance
+from circuitcut.experiments.saved_runs import RANKING_FILE
+from circuitcut.experiments.settings import MaskSettings
 from circuitcut.masks.ablation import AblationKind
 from circuitcut.masks.edges.sites import by_site
 from circuitcut.masks.formats.conventions import CONVENTIONS
-from circuitcut.masks.formats.edge_files import FORMATS, Embeddings, Found, read_edges
+from circuitcut.masks.formats.edge_files import FORMATS, Embeddings, EdgesOfFile, read_edges
 from circuitcut.masks.frozen_mask import FrozenMask
 from circuitcut.masks.gate import Direction
 from circuitcut.models.architectures import edge_sites
 from circuitcut.models.loading import LoadedModel
-from circuitcut.scripts.train_base import prepare
 from circuitcut.storage.atomic import write_tensors
 from circuitcut.storage.errors import UserError
+from circuitcut.storage.flag_fields import flag
 from circuitcut.storage.run_directory import RunDirectory
 from circuitcut.training.config import config_dict, run_script
 
@@ -80,9 +84,10 @@ def main(config: ImportConfig) -> Path:
         raise UserError(f"--file must be a file with a mask, got {config.file}")
     check_pairs(config.task, _ablation(config))
     RunDirectory.check(config.run_dir, config.name)
-    experiment = prepare(config, check=partial(_read, config))
-    found = _read(config, experiment.loaded)
-    mask, ranking = _frozen(config, experiment, found)
+    experiment = load(config)
+    edges = _read(config, experiment.loaded)
+    experiment = with_base_model(experiment)
+    mask, ranking = _frozen(config, experiment, edges)
     run = RunDirectory.create(
         config.run_dir,
         kind="import_mask",
@@ -95,31 +100,19 @@ def main(config: ImportConfig) -> Path:
         return run.path
     mask.save(run.path)
     if ranking is not None:
-        write_tensors(
-            run.path / "ranking.safetensors", ranking, {"polarity": "high keeps"}
-        )
-    again = command("evaluate", {"mask": run.path, **where(config)})
-    run.write_results(_results(config, mask, ranking) | {"next": again})
-    print(f"{mask.n_ablated:,} of {mask.n_units:,} edges ablated: {_switches(found)}")
-    print(f"run: {run.path}\nnext: {again}")
-    return run.path
-
-
-def _results(
-    config: ImportConfig, mask: FrozenMask, ranking: dict[str, Tensor] | None
-) -> dict[str, Any]:
-    return {
-        "kind": "import_mask",
-        "task": config.task,
-        "model": config.model_name,
+        file = run.path / RANKING_FILE
+        write_tensors(file, ranking, {"polarity": "high keeps"})
+    results = header("import_mask", experiment, mask=mask) | {
         "file": config.file,
         "format": config.format,
-        "ablation": mask.ablated.kind,
-        "n_ablated": mask.n_ablated,
-        "n_units": mask.n_units,
         "per_site": per_site(mask),
         "circuit": circuit_of(mask, ranking),
+        "next": command("evaluate", {"mask": run.path, **run_dir_flag(config)}),
     }
+    run.write_results(results)
+    print(f"{mask.n_ablated:,} of {mask.n_units:,} edges ablated: {_switches(edges)}")
+    print(f"run: {run.path}\nnext: {results['next']}")
+    return run.path
 
 
 def _ablation(config: ImportConfig) -> AblationKind:
@@ -129,9 +122,9 @@ def _ablation(config: ImportConfig) -> AblationKind:
     return config.ablation or usual
 
 
-def _read(config: ImportConfig, loaded: LoadedModel) -> Found:
+def _read(config: ImportConfig, loaded: LoadedModel) -> EdgesOfFile:
     assert config.file is not None
-    found = read_edges(
+    edges = read_edges(
         config.file,
         config.format,
         loaded.model,
@@ -139,56 +132,54 @@ def _read(config: ImportConfig, loaded: LoadedModel) -> Found:
         shared=config.shared,
         embeddings=config.embeddings,
     )
-    n_edges = found.graph.n_edges
+    n_edges = edges.graph.n_edges
     if config.n_kept is not None and config.n_kept > n_edges:
         raise UserError(
             f"--n_kept must be at most the {n_edges} edges of {config.model_name}, got "
             f"{config.n_kept}"
         )
-    return found
+    return edges
 
 
 def _frozen(
-    config: ImportConfig, experiment: Experiment, found: Found
+    config: ImportConfig, experiment: Experiment, edges: EdgesOfFile
 ) -> tuple[FrozenMask, dict[str, Tensor] | None]:
     """The mask, and the ranking that it was chosen by."""
-    sites = edge_sites(experiment.loaded.model, found.graph)
+    sites = edge_sites(experiment.loaded.model, edges.graph)
     settings = MaskSettings(
         gate="none",
-        direction=_direction(config, found),
+        direction=_direction(config, edges),
         ablation=_ablation(config),
         mean_over=config.mean_over,
         positions="all",
         seed=config.seed,
     )
     source = {"file": str(config.file), "format": config.format}
-    extra: dict[str, Any] = {
-        "provenance": provenance(config, experiment, settings) | source
-    }
+    extra: dict[str, Any] = {"provenance": provenance(experiment, settings) | source}
     ablated = ablation_values(experiment, sites, settings)
-    if found.kept is not None:
-        keep = by_site(sites, found.kept)
+    if edges.kept is not None:
+        keep = by_site(sites, edges.kept)
         return FrozenMask(keep, sites, ablated, **extra), None
-    assert found.scores is not None
+    assert edges.scores is not None
     assert config.n_kept is not None
     usual = "absolute" if config.format in ("mib", "auto_circuit") else "signed"
     is_absolute = (config.order or usual) == "absolute"
-    scores = found.scores.abs() if is_absolute else found.scores
+    scores = edges.scores.abs() if is_absolute else edges.scores
     ranking = by_site(sites, scores)
-    n_ablated = found.graph.n_edges - config.n_kept
+    n_ablated = edges.graph.n_edges - config.n_kept
     mask = FrozenMask.exactly_k(ranking, sites, ablated, n_ablated=n_ablated, **extra)
     return mask, ranking
 
 
-def _direction(config: ImportConfig, found: Found) -> Direction:
+def _direction(config: ImportConfig, edges: EdgesOfFile) -> Direction:
     """A file that keeps the fewer edges is a circuit, else it is a cut."""
-    n_kept = config.n_kept if found.kept is None else int(found.kept.sum())
+    n_kept = config.n_kept if edges.kept is None else int(edges.kept.sum())
     assert n_kept is not None
-    return "isolate" if n_kept <= found.graph.n_edges / 2 else "break"
+    return "isolate" if n_kept <= edges.graph.n_edges / 2 else "break"
 
 
-def _switches(found: Found) -> str:
-    graph = found.graph
+def _switches(edges: EdgesOfFile) -> str:
+    graph = edges.graph
     return (
         f"position embedding {graph.position}, attention bias {graph.attention_bias}, "
         f"queries, keys and values {'separate' if graph.separate_qkv else 'merged'}"

@@ -16,26 +16,29 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from circuitcut.experiments.flags import (
-    Experiment,
-    TaskConfig,
-    command,
-    flag,
-    make_accelerator,
-)
+from circuitcut.experiments.base_model import prepare
+from circuitcut.experiments.describe import header
+from circuitcut.experiments.flags import TaskConfig, command
+from circuitcut.experiments.load import Experiment, make_accelerator
 from circuitcut.experiments.micro_batches import check_relearning
+from circuitcut.experiments.saved_runs import check_fit, mask_at, with_flags_of_run
 from circuitcut.experiments.whereabouts import Whereabouts
 from circuitcut.masks.frozen_mask import FrozenMask
-from circuitcut.masks.mask_files import check_model
-from circuitcut.relearning.conditions import CONDITIONS, HOLDINGS, Condition, conditions
+from circuitcut.relearning.conditions import (
+    CONDITIONS,
+    HOLDINGS,
+    Condition,
+    conditions,
+)
 from circuitcut.relearning.holding import check_holdable, cuts_edges
 from circuitcut.relearning.probe import probe_conditions
-from circuitcut.relearning.protocol import RelearnSettings, relearn
+from circuitcut.relearning.protocol import relearn
+from circuitcut.relearning.records import ConditionRun
 from circuitcut.relearning.statistics import describe
+from circuitcut.relearning.study import Findings, RelearnSettings, Study
 from circuitcut.reports.tables import format_table, recovery_rows, relearning_rows
-from circuitcut.scripts.evaluate import from_run, mask_at
-from circuitcut.scripts.train_base import prepare
 from circuitcut.storage.errors import UserError
+from circuitcut.storage.flag_fields import flag
 from circuitcut.storage.processes import by_first
 from circuitcut.storage.run_directory import RunDirectory
 from circuitcut.training.config import config_dict, run_script
@@ -88,12 +91,12 @@ class RelearnConfig(TaskConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.wanted()  # checks conditions, holdings, seeds and limits
+        self.combined()  # checks conditions, holdings, seeds and limits
         for name in ("n_steps", "batch_size", "n_evaluations"):
             if getattr(self, name) < 1:
                 raise UserError(f"--{name} must be positive, got {getattr(self, name)}")
 
-    def wanted(self) -> list[Condition]:
+    def combined(self) -> list[Condition]:
         """Every combination of conditions, holdings, seeds and limits."""
         limits: list[int | None] = []
         for text in self.limits or DEFAULT_LIMITS:
@@ -123,109 +126,134 @@ class RelearnConfig(TaskConfig):
 
 def main(config: RelearnConfig) -> Path:
     """Relearn under every condition, describe, and say where the concept went."""
-    run = RunDirectory.open(config.resume) if config.resume is not None else None
-    if run is not None and run.is_finished:
-        raise UserError(f"{run.path} is finished; start a new run without --resume")
-    make_accelerator(config)  # connects the processes, which must take the same run
-    mask_path = config.mask or by_first(
-        lambda: RunDirectory.newest(config.run_dir, "train_mask").path
-    )
-    mask = mask_at(mask_path)
-    if config.fresh_mask:
-        _check_fresh_mask(mask)
-    config = from_run(replace(config, mask=mask_path), mask_path)
+    run = _unfinished(config)
+    mask_path, mask = _mask(config)
+    config = with_flags_of_run(replace(config, mask=mask_path), mask_path)
     if run is None:
         RunDirectory.check(config.run_dir)
     experiment = prepare(config)
-    loaded = experiment.loaded
-    check_model(
-        mask.sites,
-        mask.provenance,
-        mask_path,
-        loaded.model,
-        config_hash=loaded.config_hash,
-        allow_other_weights=config.allow_other_weights,
-    )
-    check_holdable(mask, set(config.holdings))
-    if cuts_edges(mask) and (config.probe or config.redistribute):
-        logger.info("a mask on edges: no probes and no ranking of units afterwards")
-        config = replace(config, probe=False, redistribute=False)
-    check_relearning(loaded.model, mask.sites, config.max_length, config.batch_size)
-    wanted = _possible(config, experiment)
+    config = _fitted(config, mask, mask_path, experiment)
     never_learned = None
     if "never_learned" in config.conditions:
         never_learned = prepare(config, without_concept=True)
     resumed = run is not None
-    if run is None:
-        run = RunDirectory.create(
-            config.run_dir,
-            kind="relearn",
-            task=config.task,
-            model=config.model_name,
-            config=config_dict(config),
-        )
-    task = experiment.task
-    other = never_learned.loaded if never_learned else None
-    probes = []
-    if config.probe and run.is_writer:
-        probes = probe_conditions(
-            task,
-            loaded.model,
-            mask,
-            wanted,
-            never_learned=other.model if other else None,
-            seed=config.seed,
-        )
-    tracker = Tracker(run)
-
-    whereabouts = Whereabouts(experiment, mask, mask_path, config.fresh_mask)
-    runs = relearn(
-        task,
-        loaded,
-        mask,
-        wanted,
-        config.settings(built_in=bool(experiment.base.get("from_scratch"))),
-        run.path / "conditions",
-        never_learned=other,
-        resume=resumed,
-        accelerator=experiment.accelerator,
-        at_end=whereabouts if config.redistribute else None,
-        on_log=lambda condition, step, numbers: tracker.scalars(
-            step, {f"{condition.key}/{name}": v for name, v in numbers.items()}
-        ),
+    run = run or RunDirectory.create(
+        config.run_dir,
+        kind="relearn",
+        task=config.task,
+        model=config.model_name,
+        config=config_dict(config),
     )
-    tracker.close()
+    study = _study(config, experiment, mask, never_learned)
+    probes = _probes(config, study) if config.probe and run.is_writer else []
+    whereabouts = Whereabouts(experiment, mask, mask_path, config.fresh_mask)
+    with Tracker(run) as tracker:
+        runs = relearn(
+            study,
+            config.combined(),
+            run.path / "conditions",
+            resume=resumed,
+            findings=Findings(
+                at_end=whereabouts if config.redistribute else None,
+                on_log=lambda condition, step, numbers: tracker.scalars(
+                    step, {f"{condition.key}/{name}": v for name, v in numbers.items()}
+                ),
+            ),
+        )
     if not run.is_writer:  # the first of several processes has the measurements
         return run.path
-    results = {
-        "kind": "relearn",
-        "task": config.task,
-        "model": config.model_name,
+    results = header("relearn", experiment, mask=mask) | {
         "mask": str(mask_path),
-        "n_ablated": mask.n_ablated,
-        "n_units": mask.n_units,
-        "concept_metric": vars(task.concept_metric),
-        "retain_metric": vars(task.retain_metric),
-        **describe(task, runs, seed=config.seed),
+        **describe(study.task, runs, seed=config.seed),
         "never_learned": never_learned.base if never_learned else None,
         "probe": probes,
-        "after": [
-            {
-                "condition": r.condition.name,
-                "holding": r.condition.holding,
-                "seed": r.condition.seed,
-                "limit": r.condition.limit,
-                **r.at_end,
-            }
-            for r in runs
-            if r.at_end
-        ],
+        "after": _after(runs),
         "words_note": whereabouts.words_note,
         "next": command("report", {"runs": [mask_path, run.path]}),
     }
     run.write_results(results)
     _show(results, run.path)
     return run.path
+
+
+def _unfinished(config: RelearnConfig) -> RunDirectory | None:
+    """The run to continue; None for a new one."""
+    if config.resume is None:
+        return None
+    run = RunDirectory.open(config.resume)
+    if run.is_finished:
+        raise UserError(f"{run.path} is finished; start a new run without --resume")
+    return run
+
+
+def _mask(config: RelearnConfig) -> tuple[Path, FrozenMask]:
+    """The mask asked for, or that of the newest finished run."""
+    make_accelerator(config)  # connects the processes, which must take the same run
+    path = config.mask or by_first(
+        lambda: RunDirectory.newest(config.run_dir, "train_mask").path
+    )
+    mask = mask_at(path)
+    if config.fresh_mask:
+        _check_fresh_mask(mask)
+    return path, mask
+
+
+def _fitted(
+    config: RelearnConfig, mask: FrozenMask, path: Path, experiment: Experiment
+) -> RelearnConfig:
+    """The flags as mask and model allow; refuses what they cannot follow."""
+    check_fit(mask, path, experiment, config.allow_other_weights)
+    check_holdable(mask, set(config.holdings))
+    if cuts_edges(mask) and (config.probe or config.redistribute):
+        logger.info("a mask on edges: no probes and no ranking of units afterwards")
+        config = replace(config, probe=False, redistribute=False)
+    check_relearning(
+        experiment.loaded.model, mask.sites, config.max_length, config.batch_size
+    )
+    return _with_possible_limits(config, experiment)
+
+
+def _study(
+    config: RelearnConfig,
+    experiment: Experiment,
+    mask: FrozenMask,
+    never_learned: Experiment | None,
+) -> Study:
+    return Study(
+        experiment.task,
+        experiment.loaded,
+        mask,
+        config.settings(built_in=bool(experiment.base.get("from_scratch"))),
+        never_learned=never_learned.loaded if never_learned else None,
+        accelerator=experiment.accelerator,
+    )
+
+
+def _probes(config: RelearnConfig, study: Study) -> list[dict[str, Any]]:
+    other = study.never_learned
+    return probe_conditions(
+        study.task,
+        study.loaded.model,
+        study.mask,
+        config.combined(),
+        never_learned=other.model if other else None,
+        seed=config.seed,
+    )
+
+
+def _after(runs: list[ConditionRun]) -> list[dict[str, Any]]:
+    """Where the concept is after relearning, by condition."""
+    return [
+        {
+            "condition": r.condition.name,
+            "holding": r.condition.holding,
+            "seed": r.condition.seed,
+            "limit": r.condition.limit,
+            **r.at_end,
+        }
+        for r in runs
+        if r.at_end
+    ]
 
 
 def _check_fresh_mask(mask: FrozenMask) -> None:
@@ -243,21 +271,23 @@ def _check_fresh_mask(mask: FrozenMask) -> None:
             )
 
 
-def _possible(config: RelearnConfig, experiment: Experiment) -> list[Condition]:
-    """The conditions, where the concept has the examples that they are limited to.
+def _with_possible_limits(
+    config: RelearnConfig, experiment: Experiment
+) -> RelearnConfig:
+    """The limits, where the concept has the examples that they are limited to.
 
     Raises:
         UserError: When a limit that was asked for is above the examples there are.
     """
-    wanted = config.wanted()
+    limited = {c.limit for c in config.combined() if c.name != "retain_only"}
     try:
-        for limit in {c.limit for c in wanted if c.name != "retain_only"}:
+        for limit in limited:
             experiment.task.finetune_batch("relearn", 0, size=1, seed=0, limit=limit)
     except UserError:
         if config.limits:
             raise
-        return replace(config, limits=["all"]).wanted()
-    return wanted
+        return replace(config, limits=["all"])
+    return config
 
 
 def _show(results: dict[str, Any], path: Path) -> None:

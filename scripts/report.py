@@ -7,12 +7,12 @@ Without --runs the newest finished train_mask run and the newest relearn run are
 Reads run directories only; the report is written into the last of them, or to --out.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
-from circuitcut.experiments.flags import flag
 from circuitcut.reports.html import write_report
 from circuitcut.storage.errors import UserError
+from circuitcut.storage.flag_fields import flag
 from circuitcut.storage.run_directory import RunDirectory
 from circuitcut.training.config import run_script
 
@@ -21,9 +21,7 @@ from circuitcut.training.config import run_script
 class ReportConfig:
     """Which runs, and where the page goes."""
 
-    runs: list[Path] = field(
-        default_factory=list, metadata={"help": "run directories, in reading order"}
-    )
+    runs: list[Path] = flag([], "run directories, in reading order")
     run_dir: Path = flag(Path("runs"), "where the newest runs are looked for")
     out: Path | None = flag(None, "the HTML file; default: report.html in the last run")
 

@@ -12,6 +12,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from circuitcut.storage.errors import UserError
+from circuitcut.tasks.defaults import TaskDefaults
 
 Split = Literal["base", "mask", "tune", "relearn", "heldout"]
 SPLITS: tuple[Split, ...] = ("base", "mask", "tune", "relearn", "heldout")
@@ -116,6 +117,9 @@ class Task(ABC):
     head: ClassVar[Head]
     concept_metric: ClassVar[Metric]
     retain_metric: ClassVar[Metric]
+    defaults: ClassVar[TaskDefaults]
+    own_options: ClassVar[tuple[str, ...]] = ()
+    """`TaskOptions` that this task reads and not every task does."""
 
     @classmethod
     @abstractmethod
@@ -236,6 +240,11 @@ class Task(ABC):
             self.rivals(batch, where),
             batch["weights"][where],
         )
+
+
+def has_pairs(task: type[Task]) -> bool:
+    """Whether the task's inputs have counterfactuals."""
+    return task.counterfactual is not Task.counterfactual
 
 
 def to_device(batch: Batch, device: torch.device) -> Batch:

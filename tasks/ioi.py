@@ -8,6 +8,7 @@ text that copies names outside the prompts shares the circuit and is only report
 """
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -31,6 +32,7 @@ from circuitcut.tasks.base import (
     TaskOptions,
     check_limit,
 )
+from circuitcut.tasks.defaults import BaseRecipe, ModelDefaults, TaskDefaults
 from circuitcut.tasks.ioi_rows import KINDS, ioi_rows, one_token_names
 from circuitcut.tasks.language_rows import Row, collate, pad_id_of, share, token_nll
 
@@ -41,6 +43,17 @@ SEVERAL = "builtin:several"
 """What `data` is called for a corpus of several behaviours."""
 CONCEPT_SHARE = 0.5
 """Share of prompts in a mask-training batch; the rest is text without names."""
+
+
+_DECODER = BaseRecipe(
+    n_steps=600,
+    batch_size=64,
+    lr=3e-3,
+    schedule="late",
+    warmup=30,
+    n_heads=8,
+    embedding_noise=0.5,
+)
 
 
 class IoiTask(Task):
@@ -60,6 +73,30 @@ class IoiTask(Task):
     head: ClassVar[Head] = "causal_lm"
     concept_metric: ClassVar[Metric] = Metric("accuracy", True, "fraction", 0.5)
     retain_metric: ClassVar[Metric] = Metric("retain_nll", False, "nats/token")
+    defaults = TaskDefaults(
+        model="tiny-decoder",
+        units=("neurons", "heads"),
+        mask={
+            "ablation": "mean",
+            "concept_objective": "uniform",
+            "k_min": 1.0,
+            "k_max": 64.0,
+            "retain_weight": 16.0,
+        },
+        mask_on_edges={
+            "ablation": "mean",
+            "concept_objective": "uniform",
+            "k_min": 1.0,
+            "k_max": 16.0,
+            "retain_weight": 4.0,
+        },
+        of_model={
+            "tiny-decoder": ModelDefaults(base=_DECODER),
+            "deep-decoder": ModelDefaults(
+                base=replace(_DECODER, n_steps=1000, warmup=60, n_layers=4)
+            ),
+        },
+    )
 
     @classmethod
     def read(cls, options: TaskOptions) -> IoiCorpus:

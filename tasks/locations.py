@@ -34,6 +34,7 @@ from circuitcut.tasks.base import (
     TaskOptions,
     check_limit,
 )
+from circuitcut.tasks.defaults import BaseRecipe, ModelDefaults, TaskDefaults
 from circuitcut.tasks.span_counts import (
     SpanCounter,
     mean_defined,
@@ -50,6 +51,21 @@ ENTITY_WEIGHT = 2.0
 N_DONORS = 500
 """Sentences whose ordinary words replace locations in counterfactual inputs."""
 OUTCOMES = ("tp", "fp", "fn")
+
+
+_TINY = ModelDefaults(
+    # the small built-in models carry a concept in attention too
+    units=("neurons", "heads"),
+    mask={"ablation": "mean", "k_min": 8.0, "k_max": 320.0, "lr": 0.2},
+    base=BaseRecipe(
+        n_steps=1200,
+        batch_size=32,
+        lr=2e-3,
+        schedule="cosine",
+        warmup=50,
+        vocab_size=1000,
+    ),
+)
 
 
 @dataclass(frozen=True)
@@ -77,6 +93,14 @@ class LocationsTask(Task):
     head: ClassVar[Head] = "token_classification"
     concept_metric: ClassVar[Metric] = Metric("concept_f1", True, "fraction")
     retain_metric: ClassVar[Metric] = Metric("retain_f1", True, "fraction")
+    own_options = ("labels_file", "concept")
+    defaults = TaskDefaults(
+        model="tiny-encoder",
+        units=("neurons",),
+        # a real encoder has thousands, and a concept is carried by dozens of them
+        mask_on_edges={"k_min": 4.0, "k_max": 400.0},
+        of_model={"tiny-encoder": _TINY, "tiny-decoder": _TINY},
+    )
 
     @classmethod
     def read(cls, options: TaskOptions) -> NerCorpus:

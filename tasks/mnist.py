@@ -35,6 +35,7 @@ from circuitcut.tasks.base import (
     TaskOptions,
     check_limit,
 )
+from circuitcut.tasks.defaults import BaseRecipe, ModelDefaults, TaskDefaults
 
 # np.random.seed(0); np.random.permutation(10), taken in pairs as in the experiment.
 PUBLISHED_PAIRS = ((2, 8), (4, 9), (1, 6), (7, 3), (0, 5))
@@ -74,6 +75,11 @@ class DigitCorpus:
         return self.images.fingerprint()
 
 
+_MLP = BaseRecipe(
+    n_steps=1500, batch_size=64, lr=1e-3, weight_decay=0.0, schedule="constant"
+)
+
+
 class MnistTask(Task):
     """The concept is that images of some digits are classified right."""
 
@@ -81,6 +87,28 @@ class MnistTask(Task):
     head: ClassVar[Head] = "image_classification"
     concept_metric: ClassVar[Metric] = Metric("concept_accuracy", True, "fraction")
     retain_metric: ClassVar[Metric] = Metric("retain_accuracy", True, "fraction")
+    own_options = ("concept",)
+    defaults = TaskDefaults(
+        model="mlp",
+        units=("weights",),
+        mask={
+            "ablation": "mean",
+            "margin_floor": 6.0,
+            "retain_weight": 6.0,
+            "k_min": 100.0,
+            "k_max": 1500.0,
+            "n_steps": 1500,
+            "batch_size": 128,
+        },
+        of_model={
+            "mlp": ModelDefaults(
+                base=_MLP,
+                base_on_own_data=replace(
+                    _MLP, n_steps=12_000, d_hidden=128, schedule="linear"
+                ),
+            )
+        },
+    )
 
     @classmethod
     def read(cls, options: TaskOptions) -> DigitCorpus:

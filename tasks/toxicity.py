@@ -30,6 +30,7 @@ from circuitcut.tasks.base import (
     TaskOptions,
     check_limit,
 )
+from circuitcut.tasks.defaults import BaseRecipe, ModelDefaults, TaskDefaults
 from circuitcut.tasks.language_rows import (
     Row,
     Tokens,
@@ -54,6 +55,15 @@ many of them would be three quarters of the retained tokens, and the neutral tex
 the toxic ones' register would pay."""
 
 
+_MASK: dict[str, Any] = {
+    "concept_objective": "ascent",
+    "token_cap": 10.0,  # with less, the tokens of a weak model have no gradient
+    "retain_objective": "cross_entropy",
+    "n_steps": 500,
+    "batch_size": 48,
+}
+
+
 class ToxicityTask(Task):
     """Language modelling of toxic, neutral and (where given) encyclopaedic texts.
 
@@ -67,6 +77,37 @@ class ToxicityTask(Task):
     head: ClassVar[Head] = "causal_lm"
     concept_metric: ClassVar[Metric] = Metric("toxic_nll", False, "nats/token")
     retain_metric: ClassVar[Metric] = Metric("retain_nll", False, "nats/token")
+    own_options = ("concept_values", "retain_data")
+    defaults = TaskDefaults(
+        model="tiny-decoder",
+        units=("neurons", "heads"),
+        mask=_MASK | {"retain_weight": 2.7, "k_min": 20.0, "k_max": 300.0},
+        mask_on_edges=_MASK
+        | {
+            "ablation": "mean",
+            "retain_weight": 2.0,
+            "k_min": 2.0,
+            "k_max": 64.0,
+            "n_steps": 300,
+        },
+        of_model={
+            "tiny-decoder": ModelDefaults(
+                base=BaseRecipe(
+                    n_steps=600, batch_size=32, lr=3e-3, schedule="cosine", warmup=30
+                ),
+                # a corpus of one's own is larger and its vocabulary open
+                base_on_own_data=BaseRecipe(
+                    n_steps=1500,
+                    batch_size=32,
+                    lr=3e-3,
+                    schedule="cosine",
+                    warmup=100,
+                    tokenizer_kind="bpe",
+                    n_layers=4,
+                ),
+            )
+        },
+    )
 
     @classmethod
     def read(cls, options: TaskOptions) -> TextCorpus:

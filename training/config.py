@@ -19,7 +19,7 @@ from circuitcut.storage.errors import UserError
 
 T = TypeVar("T")
 NONE = "none"
-"""What stands for no value on the command line, for instance `--clip_norm none`."""
+"""Stands for no value on the command line, for instance `--clip_norm none`."""
 
 _NOT_REPEATED = ("kind", "resume")
 """Keys of a config.json that belong to the run itself."""
@@ -81,10 +81,10 @@ def run_script(main: Callable[[T], Any], config_class: type[T]) -> None:
         _leave(2, f"error: {error}")
     except KeyboardInterrupt as error:
         names = {field.name for field in fields(config_class)}  # type: ignore[arg-type]
-        again = "if the run had begun, continue it with --resume RUN"
-        hint = str(error) or (again if "resume" in names else "start it again")
+        resume = "if the run had begun, continue it with --resume RUN"
+        hint = str(error) or (resume if "resume" in names else "start it again")
         _leave(130, f"interrupted: {hint}")
-    else:  # not after an error: the others may wait for this process in vain
+    else:  # not after an error: other processes may still wait for this one
         leave_process_group()
 
 
@@ -135,6 +135,7 @@ class _Parser(HfArgumentParser):
         )
 
     def add_argument(self, *names: Any, **settings: Any) -> argparse.Action:
+        settings.pop("has_own_default", None)  # of storage.flag_fields
         if settings.get("nargs") == "+":
             settings["nargs"] = "*"
         if settings.get("help"):
@@ -205,9 +206,9 @@ def _flags_of(config_class: Any, saved: Mapping[str, Any], path: Path) -> list[s
 
 
 def _quiet_libraries() -> None:
-    """Show our own log lines, and only errors of the libraries."""
+    """Show the log lines of circuitcut, and of the libraries only errors."""
     logging.basicConfig(format="%(message)s", level=logging.WARNING)
-    # of several processes, whose launcher numbers them, one tells how far they are
+    # of several processes, numbered by their launcher, the first alone logs progress
     level = logging.INFO if os.environ.get("RANK", "0") == "0" else logging.WARNING
     for package in _OURS:
         logging.getLogger(package).setLevel(level)

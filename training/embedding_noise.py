@@ -2,7 +2,7 @@
 
 After Jain et al. (2023), "NEFTune: Noisy Embeddings Improve Instruction Finetuning",
 https://arxiv.org/abs/2310.05914. Departures: normal noise rather than uniform, in units
-of the embeddings' own standard deviation.
+of the standard deviation of the embeddings.
 """
 
 from collections.abc import Iterator
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 @contextmanager
 def noisy_embeddings(model: nn.Module, scale: float) -> Iterator[None]:
-    """Add noise to what the token embedding gives; drawn from the default generator.
+    """Add noise to the output of the token embedding, from the default generator.
 
     Args:
         model: A transformers model.

@@ -1,4 +1,4 @@
-"""How parameters are moved: steps, learning rate, optimiser and schedule."""
+"""Settings of one optimisation: steps, learning rate, optimiser and schedule."""
 
 import math
 from dataclasses import dataclass
@@ -27,7 +27,7 @@ class FitSettings:
     momentum: float = 0.0
     """Of sgd."""
     beta2: float = 0.999
-    """Of adam and adamw: how much of the squares' running mean stays in a step."""
+    """Of adam and adamw: decay of the running mean of squared gradients, per step."""
     schedule: Schedule = "constant"
     warmup: int = 0
     """Steps over which the learning rate rises."""

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, assert_never
 
 import torch
 from accelerate import Accelerator
@@ -11,6 +11,7 @@ from accelerate.utils import broadcast
 from torch import Tensor, nn
 
 from circuitcut.storage.errors import UserError
+from circuitcut.training.fit_arguments import Ascent
 from circuitcut.training.fit_settings import FitSettings
 from circuitcut.training.schedules import learning_rate_factor
 
@@ -23,7 +24,7 @@ class FitState:
     Args:
         minimised: Parameters by name; on several processes all of them start from those
             of the first.
-        maximised: Parameters that ascend, with `lr_maximised` and without weight decay.
+        ascent: Parameters that are maximised, if any, and their learning rate.
         buffers: Further tensors that belong to a checkpoint.
 
     Raises:
@@ -33,13 +34,14 @@ class FitState:
     def __init__(
         self,
         minimised: Mapping[str, nn.Parameter],
-        maximised: Mapping[str, nn.Parameter],
-        lr_maximised: float | None,
+        ascent: Ascent | None,
         buffers: Mapping[str, Tensor],
         settings: FitSettings,
         accelerator: Accelerator,
     ):
-        _check_arguments(minimised, maximised, lr_maximised, accelerator)
+        _check_arguments(minimised, accelerator)
+        maximised = ascent.parameters if ascent else {}
+        rates = [settings.lr, ascent.lr] if ascent else [settings.lr]
         self._tensors: dict[str, Mapping[str, Tensor]] = {
             "parameters": minimised,
             "maximised": maximised,
@@ -49,8 +51,7 @@ class FitState:
         self._maximised = list(maximised.values())
         self._settings = settings
         self._accelerator = accelerator
-        rates = [settings.lr, lr_maximised] if maximised else [settings.lr]
-        self._rates = [rate for rate in rates if rate is not None]
+        self._rates = rates if maximised else rates[:1]
         self._optimiser = _make_optimiser(self._minimised, self._maximised, settings)
         if accelerator.num_processes > 1:
             for tensors in self._tensors.values():
@@ -58,7 +59,7 @@ class FitState:
                     broadcast(tensor.data)
 
     def reduce_(self, loss: Tensor, stop: bool) -> tuple[float, float, bool]:
-        """Average gradients over processes; return loss, gradient norm, and who stops.
+        """Average gradients over processes; return loss, gradient norm, and if to stop.
 
         The norm is that of the minimised parameters, NaN if the gradient of a maximised
         one is not finite. A process that was asked to stop stops all of them.
@@ -102,7 +103,7 @@ class FitState:
         }
 
     def restore_(self, tree: Mapping[str, Any], folder: Path) -> None:
-        """Take over the contents of a checkpoint from `folder`.
+        """Read the contents of a checkpoint from `folder` into the tensors.
 
         Raises:
             UserError: When it was written with other settings or for other tensors.
@@ -122,30 +123,27 @@ class FitState:
 def _make_optimiser(
     minimised: list[nn.Parameter], maximised: list[nn.Parameter], settings: FitSettings
 ) -> torch.optim.Optimizer:
-    decay, rate = settings.weight_decay, settings.lr
+    decay, rate, optimiser = settings.weight_decay, settings.lr, settings.optimiser
     groups: list[dict[str, Any]] = [{"params": minimised, "weight_decay": decay}]
     if maximised:
         groups.append({"params": maximised, "weight_decay": 0.0, "maximize": True})
     betas = 0.9, settings.beta2
-    match settings.optimiser:
+    match optimiser:
         case "adam":
             return torch.optim.Adam(groups, lr=rate, betas=betas)
         case "adamw":
             return torch.optim.AdamW(groups, lr=rate, betas=betas)
         case "sgd":
             return torch.optim.SGD(groups, lr=rate, momentum=settings.momentum)
+        case _:
+            assert_never(optimiser)
 
 
 def _check_arguments(
-    minimised: Mapping[str, nn.Parameter],
-    maximised: Mapping[str, nn.Parameter],
-    lr_maximised: float | None,
-    accelerator: Accelerator,
+    minimised: Mapping[str, nn.Parameter], accelerator: Accelerator
 ) -> None:
     if not minimised:
         raise UserError("nothing to train: no parameter is left; check what is frozen")
-    if maximised and not (lr_maximised and lr_maximised > 0):
-        raise UserError(f"lr_maximised must be positive, got {lr_maximised}")
     if accelerator.mixed_precision not in ("no", "bf16"):
         raise UserError(
             f"mixed_precision must be no or bf16, got {accelerator.mixed_precision!r}: "
@@ -173,11 +171,11 @@ def _check_shapes(
             "on one side; resume with the flags of the run"
         )
     for name, tensor in tensors.items():
-        other = saved[name]
-        if (tensor.shape, tensor.dtype) != (other.shape, other.dtype):
+        stored = saved[name]
+        if (tensor.shape, tensor.dtype) != (stored.shape, stored.dtype):
             raise UserError(
                 f"the checkpoint in {folder} has {kind} {name!r} of shape "
-                f"{tuple(other.shape)} ({other.dtype}), got {tuple(tensor.shape)} "
+                f"{tuple(stored.shape)} ({stored.dtype}), got {tuple(tensor.shape)} "
                 f"({tensor.dtype}); resume with the flags of the run"
             )
 

@@ -28,7 +28,7 @@ def stop_request() -> Iterator[threading.Event]:
         if stop.is_set():
             raise KeyboardInterrupt
         stop.set()
-        _log.info("stopping after this step; the same again stops at once")
+        _log.info("stopping after this step; a second signal stops at once")
 
     signals = (signal.SIGINT, signal.SIGTERM)
     before = [signal.signal(number, handle) for number in signals]
@@ -40,10 +40,10 @@ def stop_request() -> Iterator[threading.Event]:
 
 
 def interruption(step: int, checkpoints: Path | None) -> KeyboardInterrupt:
-    """The exception that ends a stopped loop and says how to go on."""
+    """The exception that ends a stopped loop and says how to continue."""
     if checkpoints is None:
         return KeyboardInterrupt(f"{step} steps were done, none of them is saved")
     run = run_holding(checkpoints)
     if run is None:
-        return KeyboardInterrupt(f"{step} steps are saved; the same command goes on")
+        return KeyboardInterrupt(f"{step} steps are saved; the same command continues")
     return KeyboardInterrupt(f"{step} steps are saved; continue with --resume {run}")

@@ -17,6 +17,13 @@ from torch import Tensor, nn
 
 from circuitcut.storage.checkpoints import latest_step, load_latest, save_state
 from circuitcut.storage.errors import UserError
+from circuitcut.training.fit_arguments import (
+    NO_CHECKPOINTS,
+    NO_WATCH,
+    Ascent,
+    Checkpoints,
+    Watch,
+)
 from circuitcut.training.fit_settings import FitSettings
 from circuitcut.training.fit_state import FitState
 from circuitcut.training.interruption import interruption, stop_request
@@ -31,14 +38,10 @@ def fit(
     settings: FitSettings,
     *,
     accelerator: Accelerator | None = None,
-    maximised: Mapping[str, nn.Parameter] | None = None,
-    lr_maximised: float | None = None,
+    ascent: Ascent | None = None,
     buffers: Mapping[str, Tensor] | None = None,
-    after_step: Callable[[int], None] | None = None,
-    on_log: Callable[[int, dict[str, float]], None] | None = None,
-    checkpoints: Path | None = None,
-    resume: bool = False,
-    progress: str | None = None,
+    watch: Watch = NO_WATCH,
+    checkpoints: Checkpoints = NO_CHECKPOINTS,
 ) -> None:
     """Minimise `step_loss` over `parameters`, in place.
 
@@ -51,49 +54,40 @@ def fit(
             share of the batch: gradients are averaged.
         accelerator: Device, precision and processes; made if None. Its autocast holds
             around `step_loss`.
-        maximised: Parameters that ascend instead (Lagrange multipliers), with
-            `lr_maximised`, the same schedule, no weight decay and no clipping.
+        ascent: Parameters that are maximised by the same steps; None means none.
         buffers: Tensors that the callbacks update in place; part of a checkpoint.
-        after_step: Called with the step's number after the optimiser moved (projection,
-            running averages).
-        on_log: Called on the main process with every step's number and `step_loss`'s
-            numbers, `loss`, `grad_norm` (before clipping) and `lr`.
-        checkpoints: Folder of checkpoints; None writes none. It must hold none before,
-            unless `resume`.
-        resume: Continue from the newest whole checkpoint, if there is one.
-        progress: Label of the progress bar (on a terminal) or the log lines
-            (elsewhere); None shows neither.
+        watch: Callbacks and the progress bar.
+        checkpoints: Where the state is saved, and whether to continue from there.
 
     Raises:
         UserError: When an argument is wrong, a checkpoint does not fit, or the loss or
             a gradient is not finite; the optimiser has not used it then.
-        KeyboardInterrupt: On SIGINT or SIGTERM, after the step at work was finished and
+        KeyboardInterrupt: On SIGINT or SIGTERM, after the current step was finished and
             a checkpoint written.
     """
     accelerator = accelerator or Accelerator()
-    state = FitState(
-        parameters, maximised or {}, lr_maximised, buffers or {}, settings, accelerator
-    )
-    start = _start(state, checkpoints, resume)
+    state = FitState(parameters, ascent, buffers or {}, settings, accelerator)
+    start, folder = _start(state, checkpoints), checkpoints.folder
     is_main, n_steps = accelerator.is_main_process, settings.n_steps
-    bar = Progress(progress if is_main else None, start, n_steps)
-    with _own_random_state(accelerator), stop_request() as stop, bar:
+    bar = Progress(watch.progress if is_main else None, start, n_steps)
+    with _restored_random_state(accelerator), stop_request() as stop, bar:
         for step in range(start, n_steps):
             loss, numbers = _backward(step, step_loss, settings.seed, accelerator)
             value, norm, stopping = state.reduce_(loss, stop.is_set())
-            _check_finite(value, norm, step, checkpoints)
+            _check_finite(value, norm, step, folder)
             rate = state.step_(step, norm)
-            if after_step is not None:
-                after_step(step)
-            if on_log is not None and is_main:
-                on_log(step, {**numbers, "loss": value, "grad_norm": norm, "lr": rate})
+            if watch.after_step is not None:
+                watch.after_step(step)
+            if watch.on_log is not None and is_main:
+                numbers = {**numbers, "loss": value, "grad_norm": norm, "lr": rate}
+                watch.on_log(step, numbers)
             bar.advance(step, value)
             done = step + 1
             due = settings.checkpoint_every and done % settings.checkpoint_every == 0
-            if is_main and checkpoints and (due or stopping or done == n_steps):
-                save_state(checkpoints, done, state.tree())
+            if is_main and folder and (due or stopping or done == n_steps):
+                save_state(folder, done, state.tree())
             if stopping or (done == n_steps and stop.is_set()):
-                raise interruption(done, checkpoints)
+                raise interruption(done, folder)
     accelerator.wait_for_everyone()
 
 
@@ -103,18 +97,19 @@ def mixed_seed(seed: int, step: int) -> int:
     return int.from_bytes(digest[:8], "big") >> 2
 
 
-def _start(state: FitState, checkpoints: Path | None, resume: bool) -> int:
-    """Number of steps that were done before; their outcome is taken over."""
-    latest = None if checkpoints is None else load_latest(checkpoints)
-    if checkpoints is None or latest is None:
+def _start(state: FitState, checkpoints: Checkpoints) -> int:
+    """Number of the steps already done, whose outcome is read from the checkpoint."""
+    folder = checkpoints.folder
+    latest = None if folder is None else load_latest(folder)
+    if folder is None or latest is None:
         return 0
-    if not resume:
+    if not checkpoints.resume:
         raise UserError(
-            f"{checkpoints} holds a checkpoint; continue it with --resume, or name an "
+            f"{folder} holds a checkpoint; continue it with --resume, or name an "
             "empty folder"
         )
     step, tree = latest
-    state.restore_(tree, checkpoints)
+    state.restore_(tree, folder)
     return step
 
 
@@ -130,13 +125,11 @@ def _backward(
     return loss.detach(), numbers
 
 
-def _check_finite(
-    loss: float, norm: float, step: int, checkpoints: Path | None
-) -> None:
+def _check_finite(loss: float, norm: float, step: int, folder: Path | None) -> None:
     if math.isfinite(loss) and math.isfinite(norm):
         return
     what = "gradient" if math.isfinite(loss) else "loss"
-    saved = latest_step(checkpoints) if checkpoints else 0
+    saved = latest_step(folder) if folder else 0
     last = f"the last checkpoint is that of {saved} steps" if saved else "none is saved"
     raise UserError(
         f"the {what} is not finite at step {step} (loss {loss}, gradient norm {norm}); "
@@ -157,7 +150,7 @@ def _seed_global(seed: int, device: torch.device) -> None:
 
 
 @contextmanager
-def _own_random_state(accelerator: Accelerator) -> Iterator[None]:
+def _restored_random_state(accelerator: Accelerator) -> Iterator[None]:
     """Leave torch's global generators as they were before."""
     device = accelerator.device
     devices = [] if device.type == "cpu" else [device]

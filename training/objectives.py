@@ -46,8 +46,8 @@ def margin(logits: Logits, concept_classes: Classes, rivals: Rivals) -> PerPosit
             "the concept must leave a class to compete with, got "
             f"{concept_classes.shape[1]} of {logits.shape[1]} classes; choose another"
         )
-    others = logits.scatter(1, concept_classes, -torch.inf)
-    return answer - others.logsumexp(1)
+    other_classes = logits.scatter(1, concept_classes, -torch.inf)
+    return answer - other_classes.logsumexp(1)
 
 
 def margin_hinge(
@@ -107,8 +107,8 @@ def jensen_shannon(
     """Mean Jensen-Shannon divergence from the reference, which gets no gradient.
 
     (KL(r || m) + KL(p || m)) / 2 with m = (r + p) / 2: at most ln 2 nats a position
-    (Lin 1991, "Divergence measures based on the Shannon entropy"). A position that is
-    lost costs no more however wrong it is, so nothing is kept to make it less wrong.
+    (Lin 1991, "Divergence measures based on the Shannon entropy"). The loss
+    of a wrong position is bounded, so no unit is kept only to make it less wrong.
     """
     log_p = logits.log_softmax(1)
     log_reference = reference_logits.detach().log_softmax(1)
@@ -145,7 +145,7 @@ class Answers(Protocol):
 
 @dataclass(frozen=True)
 class ObjectiveSettings:
-    """Settings of all objectives; each reads its own."""
+    """Settings of all objectives; each reads those that it needs."""
 
     floor: float = 1.0
     """Margin: nats by which the answer shall fall behind its rivals."""
@@ -158,7 +158,7 @@ Objective = Callable[[Answers, Tensor | None, ObjectiveSettings], Tensor]
 
 
 def _from_uncut(name: str, divergence: Callable[..., Tensor]) -> Objective:
-    """A divergence from the uncut model, which has to be at hand."""
+    """A divergence from the uncut model, whose logits must be given."""
 
     def objective(
         answers: Answers, reference: Tensor | None, settings: ObjectiveSettings
@@ -187,7 +187,7 @@ CONCEPT_OBJECTIVES: dict[str, Objective] = {
     "js": _js,
     "cross_entropy": lambda a, _, s: cross_entropy(a.logits, a.targets, a.weights),
 }
-"""The first three drive the concept out (break), the others keep it (isolate)."""
+"""The first three drive the concept out (break), the other three keep it (isolate)."""
 
 RETAIN_OBJECTIVES: dict[str, Objective] = {
     "kl": _kl,

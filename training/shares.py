@@ -19,7 +19,7 @@ def own_share(
     """Every `n_processes`-th example from `index` on, and the weight of their loss.
 
     The mean over processes of weight times loss is the loss of the whole batch, so the
-    result of a training does not depend on the number of processes but for rounding. A
+    result of training depends on the number of processes by rounding alone. A
     batch of which some process would get no weight goes to all of them, with weight 1.
 
     Args:

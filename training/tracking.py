@@ -1,4 +1,4 @@
-"""What a run shows while it runs: TensorBoard, and the same scalars in JSON lines."""
+"""What is logged during a run: TensorBoard, and the same scalars in JSON lines."""
 
 from collections.abc import Mapping
 from types import TracebackType
@@ -11,12 +11,12 @@ from circuitcut.storage.run_directory import RunDirectory
 
 
 class Tracker:
-    """Writes scalars to `metrics.jsonl` and to TensorBoard, the rest to TensorBoard.
+    """Writes scalars to `metrics.jsonl` and TensorBoard, all else to TensorBoard.
 
-    On several processes the first one alone writes; the others' calls do nothing.
+    On several processes the first one alone writes; calls on the rest do nothing.
 
     Args:
-        run: Where both lie.
+        run: The directory of both.
         resume_step: First step that will be written; what an interrupted run wrote from
             there on is cut off from `metrics.jsonl` and hidden in TensorBoard.
     """

@@ -1,4 +1,8 @@
-"""A model's own attention, given the queries, keys and values of gated reads."""
+"""A model's own attention, given the queries, keys and values of gated reads.
+
+Its projections are replaced for one call by p[r, t] and its output projection by the
+identity, so what comes back is o[n, t]. Symbols: docs/edge_engine.md.
+"""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -12,75 +16,78 @@ from circuitcut.models.residual.graph import ResidualGraph
 
 
 def attend(run: EdgeRun, layer: int, projected: Tensor) -> Tensor:
-    """What the heads find, (batch, seq, head * d_head), by the model's own code.
+    """o of all heads, (batch, seq, head * d_head), by the model's own code.
 
     Args:
         run: Of which masks and shapes are taken.
         layer: Number of the block.
-        projected: Queries, keys and values of all readers: (reader, token, width).
+        projected: p, queries, keys and values of all readers: (reader, token, width).
     """
-    return attend_given(run, layer, _as_projected(run, projected))
+    return attend_given(run, layer, _as_outputs(run, projected))
 
 
-def attend_given(run: EdgeRun, layer: int, given: Sequence[Tensor]) -> Tensor:
+def attend_given(run: EdgeRun, layer: int, outputs: Sequence[Tensor]) -> Tensor:
     """The same, of the outputs of the model's own projections."""
     model = run.model
     attention = model.attention(layer)
     with (
-        _answering(model.projections(layer), given, model.output(layer)),
+        _replaced(model.projections(layer), outputs, model.output(layer)),
         _ungrouped(attention, model.graph),
     ):
-        # only the shape of the first argument is read
-        shaped = given[0].new_empty(()).expand(*run.shape, model.d_model)
-        found = attention(shaped, **run.attention_kwargs[layer])[0]
+        # attention takes the shape of its first argument, and nothing else of it
+        shaped = outputs[0].new_empty(()).expand(*run.shape, model.d_model)
+        attended = attention(shaped, **run.attention_kwargs[layer])[0]
         if model.parts.output.startswith(f"{model.parts.attention}."):
-            return found
-        return model.output(layer)(found)  # which does nothing but run its hooks
+            return attended
+        return model.output(layer)(attended)  # the identity here: it runs its hooks
 
 
-def _as_projected(run: EdgeRun, projected: Tensor) -> list[Tensor]:
-    """The projections' outputs as the model's attention takes them."""
+def _as_outputs(run: EdgeRun, projected: Tensor) -> list[Tensor]:
+    """p, (reader, token, width), as the outputs of the model's projections."""
     model = run.model
     graph, d_head = model.graph, model.d_head
     n_tokens = projected.shape[1]
     groups = graph.n_kv_heads
     if not graph.separate_qkv:
         groups = graph.n_heads
+        # (head, token, 3 * d_head) -> (q heads, k heads, v heads; token; d_head)
         projected = projected.view(graph.n_heads, n_tokens, 3, d_head)
         projected = projected.permute(2, 0, 1, 3).reshape(-1, n_tokens, d_head)
     if model.parts.fused == "by head":
+        # (qkv, head, token, d_head) -> (batch, seq, head * qkv * d_head)
         by_head = projected.view(3, graph.n_heads, n_tokens, d_head)
         return [by_head.permute(2, 1, 0, 3).reshape(*run.shape, -1)]
     parts = [projected]
     if model.parts.fused == "separate":
         parts = list(projected.split([graph.n_heads, groups, groups]))
+    # (reader, token, d_head) -> (batch, seq, reader * d_head)
     return [part.transpose(0, 1).reshape(*run.shape, -1) for part in parts]
 
 
 @contextmanager
-def _answering(
+def _replaced(
     projections: Sequence[Any], values: Sequence[Tensor], output: Any
 ) -> Iterator[None]:
     """Projections that give these values; an output projection that does nothing."""
-    replaced = [*projections, output]
-    earlier = [vars(module).get("forward") for module in replaced]
+    modules = [*projections, output]
+    earlier = [vars(module).get("forward") for module in modules]
     for module, value in zip(projections, values, strict=True):
-        vars(module)["forward"] = partial(_given, value)
-    vars(output)["forward"] = _unchanged
+        vars(module)["forward"] = partial(_constant, value)
+    vars(output)["forward"] = _identity
     try:
         yield
     finally:
-        for module, forward in zip(replaced, earlier, strict=True):
+        for module, forward in zip(modules, earlier, strict=True):
             vars(module).pop("forward")
             if forward is not None:
                 vars(module)["forward"] = forward
 
 
-def _given(value: Tensor, _: Tensor) -> Tensor:
+def _constant(value: Tensor, _: Tensor) -> Tensor:
     return value
 
 
-def _unchanged(x: Tensor) -> Tensor:
+def _identity(x: Tensor) -> Tensor:
     return x
 
 

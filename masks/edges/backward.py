@@ -1,4 +1,9 @@
-"""The backward pass through all blocks of a model under gates on its edges."""
+"""The backward pass through all blocks of a model under gates on its edges.
+
+Symbols and equations: docs/edge_engine.md, sections 5 to 7. D[w, t] is dL/dx[w, t],
+D0[t] is dL/dx0[t], and y[w, t] is what a gate multiplies: x[w, t], or the run's
+`differences`.
+"""
 
 import torch
 from torch import Tensor
@@ -15,75 +20,100 @@ from circuitcut.models.residual.edge_slices import (
 from circuitcut.models.residual.folded_model import FoldedLayer
 
 
-class _ByWriter:
-    """What arrives at every writer, a row each, as gates let it through."""
+class _WriterGradients:
+    """D[w, t] of every writer, summed over the readers passed so far.
 
-    def __init__(self, run: EdgeRun, gates: Tensor, arriving: Tensor):
+    D[w, t] = sum_r g[r, w] dL/dread[r, t]   (writer, token, d_model)
+    """
+
+    def __init__(self, run: EdgeRun, gates: Tensor, d_logits_read: Tensor):
         self.run, self.gates = run, gates
         graph = run.model.graph
-        shape = graph.n_writers, *arriving.shape
-        self.rows = run.buffers.borrow(arriving, *shape, spread=True)
-        # the last layer's; older writers are reached through one more of its reads
+        shape = graph.n_writers, *d_logits_read.shape
+        self.rows = run.buffers.borrow(d_logits_read, *shape, spread=True)
+        # D[w] = g[logits, w] dL/dread[logits] of the last layer's writers; the others
+        # get it with that layer's reads, of which the logits are one
         last = graph.n_before(graph.n_layers - 1)
-        own = output_gates(graph, gates)[last:, None]
-        torch.mul(own, arriving.view(-1), out=self.rows[last:].flatten(1))
+        logits_gates = output_gates(graph, gates)[last:, None]
+        d_last = self.rows[last:].flatten(1)  # (writer, token * d_model)
+        torch.mul(logits_gates, d_logits_read.view(-1), out=d_last)
 
-    def add_seen(self, layer: int, d_seen: Tensor) -> None:
-        """At a layer's heads, of the gradient of what its MLP saw, flat."""
+    def add_mlp_read(self, layer: int, d_mlp_read: Tensor) -> None:
+        """D[n] += g[mlp, n] dL/dread[mlp] of a layer's own heads n.
+
+        Args:
+            d_mlp_read: (token * d_model,).
+        """
         graph = self.run.model.graph
         first = graph.n_before(layer)
-        own_gates = mlp_gates(graph, layer, self.gates)[first:]
-        own = self.rows[first : first + graph.n_heads]
-        own.flatten(1).addr_(own_gates, d_seen)
+        head_gates = mlp_gates(graph, layer, self.gates)[first:]
+        head_rows = self.rows[first : first + graph.n_heads]
+        head_rows.flatten(1).addr_(head_gates, d_mlp_read)
 
     def add_reads(
         self,
         layer: int,
-        given: Tensor,
-        reads: Tensor,
+        read_gates: Tensor,
+        d_reads: Tensor,
         tokens: slice,
-        weighed: Tensor | None,
+        gated_rows: Tensor | None,
     ) -> Tensor | None:
-        """At the writers before a layer, of the gradient of a tile of its reads.
+        """D[w] += sum_r g[r, w] dL/dread[r] of the writers w before a layer.
 
-        Returns the gradient of the reads' gates, if given what they weigh.
+        Args:
+            read_gates: [1, g[r, w]], (reader, x0 and writer).
+            d_reads: dL/dread of a tile of tokens, (reader, tile, d_model).
+            gated_rows: y of the tile, (writer, tile, d_model).
+
+        Returns:
+            The tile's part of dL/dg, (reader, writer); None without `gated_rows`.
         """
         graph = self.run.model.graph
-        own = self.rows[: graph.n_before(layer), tokens]
+        rows = self.rows[: graph.n_before(layer), tokens]
+        # nothing has been added to these rows before the last layer's reads
         is_first = layer + 1 == graph.n_layers
-        return through_reads(reads, given[:, 1:], weighed, own, add=not is_first)
+        return through_reads(
+            d_reads, read_gates[:, 1:], gated_rows, rows, add=not is_first
+        )
 
     def release(self) -> None:
-        """Nothing reads it any more."""
+        """Give the rows' buffer back, once nothing reads it any more."""
         self.run.buffers.give_back(self.rows)
 
 
-class _Alike:
-    """The same with all gates open: the same arrives everywhere, so one row does."""
+class _SharedGradient:
+    """The same where all gates are open: D is one row, the same for all writers.
 
-    def __init__(self, run: EdgeRun, arriving: Tensor):
+    D[t] = sum_r dL/dread[r, t] over the readers passed so far   (token, d_model)
+    """
+
+    def __init__(self, run: EdgeRun, d_logits_read: Tensor):
         self.graph = run.model.graph
-        self.total = arriving.clone()
+        self.total = d_logits_read.clone()
         self.rows = self.total.expand(self.graph.n_writers, -1, -1)
 
-    def add_seen(self, layer: int, d_seen: Tensor) -> None:
-        """Here earlier writers get it too."""
+    def add_mlp_read(self, layer: int, d_mlp_read: Tensor) -> None:
+        """D += dL/dread[mlp], which the writers before the layer get here as well."""
         del layer
-        self.total.view(-1).add_(d_seen)
+        self.total.view(-1).add_(d_mlp_read)
 
     def add_reads(
         self,
         layer: int,
-        given: Tensor,
-        reads: Tensor,
+        read_gates: Tensor,
+        d_reads: Tensor,
         tokens: slice,
-        weighed: Tensor | None,
+        gated_rows: Tensor | None,
     ) -> Tensor | None:
-        """All but what `add_seen` has added, and what was there from the start."""
+        """D += sum_r dL/dread[r] of the readers that D does not hold yet.
+
+        It holds the logits' from the start, and the MLP's by `add_mlp_read`, which is
+        not called where attention and MLP are parallel.
+        """
         del layer
         n_new = self.graph.n_attention_readers + self.graph.parallel
-        self.total[tokens] += reads[:n_new].sum(0)
-        return through_reads(reads, given[:, 1:], weighed, None)
+        self.total[tokens] += d_reads[:n_new].sum(0)
+        return through_reads(d_reads, read_gates[:, 1:], gated_rows, None)
 
     def release(self) -> None:
         """No buffer to give back."""
@@ -95,10 +125,10 @@ class Backward:
     Args:
         run: The forward pass, with what every layer kept.
         gates: Gates of all edges.
-        rows: What the writers wrote, row 0 the part that is always on.
-        grad: Gradient of what the logits read.
-        of_gates: Whether the gates' own gradient is asked for.
-        of_positions: Whether that of a position embedding apart is.
+        rows: x0 and x[w] of the forward pass, (1 + writer, token, d_model).
+        grad: dL/dread[logits], (batch, seq, d_model).
+        of_gates: Whether dL/dg is needed.
+        of_positions: Whether the gradient of a separate position embedding is needed.
     """
 
     def __init__(
@@ -113,70 +143,91 @@ class Backward:
     ):
         self.run, self.gates, self.rows = run, gates, rows
         graph = run.model.graph
-        self.arriving = centred(run.model, grad).reshape(-1)
-        # of every writer what its gates weigh; what it is multiplied by is centred
-        self.weighed = rows[1:] if run.differences is None else run.differences
-        arriving = self.arriving.view(rows.shape[1:])
-        self.arrived: _ByWriter | _Alike
+        # C dL/dread[logits], flat   (token * d_model,)
+        self.d_logits_read = centred(run.model, grad).reshape(-1)
+        # y[w, t]; need not be centred, for every dL/dread that it meets is
+        self.gated_rows = rows[1:] if run.differences is None else run.differences
+        by_token = self.d_logits_read.view(rows.shape[1:])
+        self.running: _WriterGradients | _SharedGradient
         if run.is_open:
-            self.arrived = _Alike(run, arriving)
+            self.running = _SharedGradient(run, by_token)
         else:
-            self.arrived = _ByWriter(run, gates, arriving)
-        self.grads = self.arrived.rows
+            self.running = _WriterGradients(run, gates, by_token)
+        self.grads = self.running.rows  # D[w, t]   (writer, token, d_model)
         self.d_keep = torch.empty_like(gates) if of_gates else None
         if self.d_keep is not None:
+            # of the last layer's writers w:
+            # dL/dg[logits, w] = sum_t <y[w, t], dL/dread[logits, t]>   (writer,)
             last = graph.n_before(graph.n_layers - 1)
-            d_own = output_gates(graph, self.d_keep)[last:]
-            torch.mv(self.weighed[last:].flatten(1), self.arriving, out=d_own)
-        # of row 0, which only weights and positions have a use for
+            d_gates = output_gates(graph, self.d_keep)[last:]
+            torch.mv(self.gated_rows[last:].flatten(1), self.d_logits_read, out=d_gates)
+        # D0[t] = sum_r dL/dread[r, t], flat; only weights and positions need it
         self.of_always = of_positions or run.trained is not None
-        self.d_always = self.arriving.clone()
+        self.d_always = self.d_logits_read.clone()
 
     def through_layer(self, layer: int, kept: KeptLayer) -> None:
-        """From what the writers of a layer wrote to what its readers saw."""
+        """From D of a layer's writers to dL/dread of its readers and D before it."""
         graph = self.run.model.graph
         first = graph.n_before(layer)
-        own = slice(first, first + graph.n_heads)
-        d_seen = self._through_mlp(layer, kept)
+        heads = slice(first, first + graph.n_heads)
+        d_mlp_read = self._through_mlp(layer, kept)
         if not graph.parallel:
-            self.d_always.add_(d_seen)
+            # read[mlp] = x0 with this layer's b_O + ... + sum_n g[mlp, n] x[n]
+            self.d_always.add_(d_mlp_read)
             if self.d_keep is not None:
-                d_own = mlp_gates(graph, layer, self.d_keep)[first:]
-                torch.mv(self.weighed[own].flatten(1), d_seen, out=d_own)
-            self.arrived.add_seen(layer, d_seen)
+                # dL/dg[mlp, n] = sum_t <y[n, t], dL/dread[mlp, t]>   (head,)
+                d_gates = mlp_gates(graph, layer, self.d_keep)[first:]
+                torch.mv(self.gated_rows[heads].flatten(1), d_mlp_read, out=d_gates)
+            self.running.add_mlp_read(layer, d_mlp_read)
         self._take_output_bias(layer)
         if graph.parallel:
-            self.d_always.add_(d_seen)
+            # read[mlp] has x0 without this layer's b_O, and none of its heads
+            self.d_always.add_(d_mlp_read)
         d_projected = self._through_heads(layer, kept)
-        self._to_writers_before(layer, kept, d_projected, d_seen.view_as(self.rows[0]))
+        self._to_writers_before(
+            layer, kept, d_projected, d_mlp_read.view_as(self.rows[0])
+        )
 
     def _to_writers_before(
-        self, layer: int, kept: KeptLayer, d_projected: Tensor, d_seen: Tensor
+        self, layer: int, kept: KeptLayer, d_projected: Tensor, d_mlp_read: Tensor
     ) -> None:
-        """Through the reads of a layer, tile by tile: to gates and earlier writers."""
+        """Through a layer's reads, tile by tile: to gates and to writers before it.
+
+        Args:
+            d_projected: dL/dp, (reader, token, width).
+            d_mlp_read: dL/dread[mlp], (token, d_model).
+        """
         run, graph = self.run, self.run.model.graph
-        first = graph.n_before(layer)
-        given = gates_of_reads(graph, layer, self.gates)
+        first = graph.n_before(layer)  # W_l
+        read_gates = gates_of_reads(graph, layer, self.gates)
         n_readers, is_last = graph.n_attention_readers, layer + 1 == graph.n_layers
         folded = run.layers[layer]
-        d_gates = torch.zeros_like(given[:, 1:])
-        for place, tokens in enumerate(tiles(self.rows[0], len(given))):
-            reads = self._reads(kept, given, place, tokens)
-            of_heads, grad = reads[:n_readers], d_projected[:, tokens]
+        d_gates = torch.zeros_like(read_gates[:, 1:])  # (reader, writer)
+        for place, tokens in enumerate(tiles(self.rows[0], len(read_gates))):
+            # read[r, t], which becomes dL/dread[r, t] in place
+            reads = self._reads(kept, read_gates, place, tokens)
+            attention_reads, grad = reads[:n_readers], d_projected[:, tokens]
             scale = None if kept.scale is None else kept.scale[:, tokens]
             if run.trained is not None:
-                self._take_projections(layer, of_heads, grad, scale)
+                self._take_projections(layer, attention_reads, grad, scale)
             projected = kept.projected.detach()[:, tokens]
-            _through_projection(folded, of_heads, projected, grad, scale)
+            _through_projection(folded, attention_reads, projected, grad, scale)
             if self.of_always:
-                self.d_always.view_as(d_seen)[tokens] += of_heads.sum(0)
-            reads[n_readers].copy_(d_seen[tokens])
+                # D0[t] += sum_r dL/dread[r, t]
+                self.d_always.view_as(d_mlp_read)[tokens] += attention_reads.sum(0)
+            reads[n_readers].copy_(d_mlp_read[tokens])
             if is_last:
-                reads[-1].copy_(self.arriving.view_as(d_seen)[tokens])
-            weighed = None if self.d_keep is None else self.weighed[:first, tokens]
-            found = self.arrived.add_reads(layer, given, reads, tokens, weighed)
-            if found is not None:
-                d_gates += found
+                reads[-1].copy_(self.d_logits_read.view_as(d_mlp_read)[tokens])
+            # D[w] += sum_r g[r, w] dL/dread[r], and
+            # dL/dg[r, w] += sum over the tile's t of <y[w, t], dL/dread[r, t]>
+            gated_rows = None
+            if self.d_keep is not None:
+                gated_rows = self.gated_rows[:first, tokens]
+            tile_d_gates = self.running.add_reads(
+                layer, read_gates, reads, tokens, gated_rows
+            )
+            if tile_d_gates is not None:
+                d_gates += tile_d_gates
             run.buffers.give_back(reads)
         if self.d_keep is not None:
             attention_gates(graph, layer, self.d_keep).copy_(d_gates[:n_readers])
@@ -185,88 +236,108 @@ class Backward:
                 output_gates(graph, self.d_keep)[:first] = d_gates[-1]
 
     def _reads(
-        self, kept: KeptLayer, given: Tensor, place: int, tokens: slice
+        self, kept: KeptLayer, read_gates: Tensor, place: int, tokens: slice
     ) -> Tensor:
-        """A tile of a layer's reads, to be turned into its gradient."""
+        """A tile of a layer's reads, stored or recomputed: (reader, tile, d_model).
+
+        Only those of attention are filled in; the caller overwrites the others.
+        """
         if kept.reads:
             return kept.reads[place]
-        reads = self.run.tile(self.rows, len(given), tokens)
-        n_heads = self.run.model.graph.n_attention_readers  # the others are overwritten
-        of_heads = reads[:n_heads]
-        if kept.live is not None:
-            of_heads.copy_(kept.live[tokens])
-        elif kept.scale is not None or self.run.trained is not None:  # looked at
+        reads = self.run.tile(self.rows, len(read_gates), tokens)
+        n_readers = self.run.model.graph.n_attention_readers
+        attention_reads = reads[:n_readers]
+        if kept.shared_read is not None:
+            attention_reads.copy_(kept.shared_read[tokens])
+        elif kept.scale is not None or self.run.trained is not None:
+            # read = x0 + sum_w g x, with x0 as it was at this layer; without a norm and
+            # with frozen weights dL/dread does not depend on read
             self.rows[0, tokens] = kept.always[tokens]
-            mix(of_heads, given[:n_heads], self.rows[: given.shape[1], tokens])
+            writer_rows = self.rows[: read_gates.shape[1], tokens]
+            mix(attention_reads, read_gates[:n_readers], writer_rows)
         return reads
 
     def of_inputs(self, like: Tensor) -> tuple[Tensor, Tensor]:
-        """Gradients of the input's stream and, where it is apart, of the positions."""
+        """Gradients of the stream and of a separate position embedding e.
+
+        x[input] = stream - e, so dL/dstream = D[input] and dL/de = D' - D[input], with
+        D' = D[position] where e is a writer and D' = D0 where it is always on.
+        """
         model = self.run.model
         d_stream = centred(model, self.grads[0]).reshape(like.shape).clone()
         if model.graph.position == "own":
             d_position = centred(model, self.grads[1]).reshape(like.shape) - d_stream
         else:
-            always = self.d_always.view(self.rows[0].shape)
-            d_position = centred(model, always).reshape(like.shape) - d_stream
+            d_always = self.d_always.view(self.rows[0].shape)
+            d_position = centred(model, d_always).reshape(like.shape) - d_stream
         self.run.buffers.give_back(self.rows)
-        self.arrived.release()
+        self.running.release()
         return d_stream, d_position
 
     def _through_mlp(self, layer: int, kept: KeptLayer) -> Tensor:
-        """Gradient of what the MLP saw, flat."""
+        """dL/dread[mlp], flat (token * d_model,), of D of a layer's MLP."""
         run, graph = self.run, self.run.model.graph
-        written = self.grads[graph.n_before(layer) + graph.n_heads]
-        grad = centred(run.model, written).view_as(kept.written)
+        # x = C (h - a), so dL/dh = C D   (batch, seq, d_model)
+        d_row = self.grads[graph.n_before(layer) + graph.n_heads]
+        grad = centred(run.model, d_row).view_as(kept.mlp_written)
         weights = () if run.trained is None else run.trained.layers[layer].mlp
-        return run.through(kept.written, kept.seen, grad, weights).reshape(-1)
+        d_mlp_read = run.through(kept.mlp_written, kept.mlp_read, grad, weights)
+        return d_mlp_read.reshape(-1)
 
     def _through_heads(self, layer: int, kept: KeptLayer) -> Tensor:
-        """Gradient of queries, keys and values, of that of what the heads write."""
+        """dL/dp, (reader, token, width), of D of a layer's heads."""
         run, graph = self.run, self.run.model.graph
         folded, trained = run.layers[layer], run.trained
         first = graph.n_before(layer)
-        own = slice(first, first + graph.n_heads)
-        grad = self.grads[own]
-        found = kept.attended.detach().reshape(-1, graph.n_heads, run.model.d_head)
+        heads = slice(first, first + graph.n_heads)
+        grad = self.grads[heads]  # D[n, t]   (head, token, d_model)
+        # o[n, t] by token: (token, head, d_head)
+        attended = kept.attended.detach().reshape(-1, graph.n_heads, run.model.d_head)
         if kept.head_scale is not None:
             if trained is not None:
-                plain = torch.bmm(found.transpose(0, 1), folded.write)
-                d_gain = (grad * plain * kept.head_scale[0]).sum((0, 1))
+                # h[n] = s gain o[n] O[n]: dL/dgain = sum_nt D[n, t] o[n, t] O[n] s[t]
+                products = torch.bmm(attended.transpose(0, 1), folded.write)
+                d_gain = (grad * products * kept.head_scale[0]).sum((0, 1))
                 trained.sums.add(trained.layers[layer].head_gain, d_gain)
             grad = _through_head_norm(
-                run, layer, kept.head_scale, grad, self.rows[1:][own]
+                run, layer, kept.head_scale, grad, self.rows[1:][heads]
             )
         if trained is not None:
-            # centred weights: the gradient's own mean over d_model is taken by autograd
-            d_write = torch.bmm(found.permute(1, 2, 0), grad)
+            # dL/dO[n] = sum_t o[n, t]^T D[n, t]   (head, d_head, d_model)
+            # O = O' C is folded with a graph: autograd centres it for the model's O'
+            d_write = torch.bmm(attended.permute(1, 2, 0), grad)
             trained.sums.add(trained.layers[layer].folded.write, d_write)
-        d_found = torch.bmm(grad, folded.write.transpose(1, 2)).transpose(0, 1)
-        d_found = d_found.reshape(kept.attended.shape)
+        # dL/do[n, t] = D[n, t] O[n]^T   (token, head, d_head), then autograd to p
+        d_attended = torch.bmm(grad, folded.write.transpose(1, 2)).transpose(0, 1)
+        d_attended = d_attended.reshape(kept.attended.shape)
         weights = () if trained is None else trained.layers[layer].attention
-        return run.through(kept.attended, kept.projected, d_found, weights)
+        return run.through(kept.attended, kept.projected, d_attended, weights)
 
     def _take_output_bias(self, layer: int) -> None:
-        """Gradient of the bias of attention's output projection."""
+        """dL/db_O, (d_model,), of the bias of attention's output projection."""
         run, graph = self.run, self.run.model.graph
         if run.trained is None or run.layers[layer].write_bias is None:
             return
         first = graph.n_before(layer)
         if graph.attention_bias == "heads":
+            # x[n] holds b_O / H: dL/db_O = sum_nt D[n, t] / H
             d_bias = self.grads[first : first + graph.n_heads].sum((0, 1))
             d_bias = d_bias / graph.n_heads
         else:
+            # x0 holds b_O for all later readers: dL/db_O = sum_t D0[t]
             d_bias = self.d_always.view(self.rows[0].shape).sum(0)
         run.trained.sums.add(run.trained.layers[layer].folded.write_bias, d_bias)
 
     def _take_projections(
         self, layer: int, reads: Tensor, grad: Tensor, scale: Tensor | None
     ) -> None:
-        """Gradients of queries', keys' and values' weights and biases."""
+        """dL/dA and dL/db of p = s read A + b, of a tile of dL/dp = `grad`."""
         trained = self.run.trained
         assert trained is not None
         folded = trained.layers[layer].folded
+        # dL/db[r] = sum_t dL/dp[r, t]   (reader, 1, width)
         trained.sums.add(folded.read_bias, grad.sum(1, keepdim=True))
+        # dL/dA[r] = sum_t read[r, t]^T s[r, t] dL/dp[r, t]   (reader, d_model, width)
         scaled = grad if scale is None else grad * scale
         trained.sums.add(folded.read, torch.bmm(reads.transpose(1, 2), scaled))
 
@@ -276,19 +347,28 @@ def _through_head_norm(
     layer: int,
     head_scale: tuple[Tensor, Tensor],
     grad: Tensor,
-    written: Tensor,
+    head_rows: Tensor,
 ) -> Tensor:
-    """Through h_i = o_i * gain * s, s = 1 / root(mean square of the sum of o + eps)."""
+    """Through the norm on what attention writes, h[n] = s gain u[n], u[n] = o[n] O[n].
+
+    With s = (|sum_m u[m]|^2 / d + eps)^(-1/2):
+    dL/du[n] = s gain D[n] - s^3 / d (dL/ds) sum_m u[m], dL/ds = sum_n <D[n], h[n]> / s
+
+    Args:
+        head_scale: s (token, 1) and sum_m u[m] (token, d_model).
+        grad: D[n, t], (head, token, d_model).
+        head_rows: x[n, t] = h[n, t] - a[n, t], (head, token, d_model).
+    """
     model = run.model
     graph = model.graph
     first = graph.n_before(layer)
     scale, total = head_scale
-    values = written
+    written = head_rows  # h[n, t]
     if run.ablated is not None:
-        values = values + run.ablated[first : first + graph.n_heads]
+        written = written + run.ablated[first : first + graph.n_heads]
     gain = model.gain(model.norm(layer, model.parts.norm_attention))
-    d_scale = (grad * values).sum((0, 2))[:, None] / scale
-    d_total = d_scale * (-(scale**3) / model.d_model) * total
+    d_scale = (grad * written).sum((0, 2))[:, None] / scale  # (token, 1)
+    d_total = d_scale * (-(scale**3) / model.d_model) * total  # (token, d_model)
     return grad * (gain * scale) + d_total
 
 
@@ -299,19 +379,22 @@ def _through_projection(
     grad: Tensor,
     scale: Tensor | None,
 ) -> None:
-    """Turn a tile of the reads into their gradient, in place.
+    """Turn a tile of attention's reads into their gradient, in place.
 
-    With R a read, s its scale and p = s R W + b: dR = s dp W^T - s^2 / d <p - b, dp> R.
+    With p = s read A + b and s = (|read|^2 / d + eps)^(-1/2):
+    dL/dread = s dL/dp A^T - s^2 / d <p - b, dL/dp> read
 
     Args:
-        reads: R, (reader, token, d_model).
+        reads: read, (reader, token, d_model).
         projected: p, (reader, token, width).
-        grad: dp.
+        grad: dL/dp, (reader, token, width).
         scale: s, (#reader, token, 1); None where there is no norm.
     """
     if scale is None:
-        torch.bmm(grad, folded.read.mT, out=reads)
+        torch.bmm(grad, folded.read.mT, out=reads)  # dL/dread = dL/dp A^T
         return
-    along = ((projected - folded.read_bias) * grad).sum(-1)
-    factors = along.mul_(scale[..., 0].square()).mul_(-1 / reads.shape[-1])
+    # <p - b, dL/dp> = s <read A, dL/dp>   (reader, token)
+    inner = ((projected - folded.read_bias) * grad).sum(-1)
+    factors = inner.mul_(scale[..., 0].square()).mul_(-1 / reads.shape[-1])
+    # read <- factors read + (s dL/dp) A^T
     products_into(reads, grad * scale, folded.read.mT, factors)

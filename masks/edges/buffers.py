@@ -10,7 +10,7 @@ CACHE_LINE = 64
 PAGE_LINES = 64
 """Cache lines whose sets repeat: 4 KiB, one way of a first-level cache."""
 LINES_APART = 9
-"""By how many sets a row begins after the one before: measured (LOG.md)."""
+"""By how many sets a row begins after the row before it: measured (LOG.md)."""
 
 
 def spread_rows(like: Tensor, *shape: int) -> Tensor:
@@ -38,14 +38,14 @@ class Buffers:
     def start(self, n_tokens: int) -> None:
         """A pass over that many tokens begins; buffers for another number are dropped.
 
-        They will hardly be asked for again.
+        They are hardly ever needed a second time.
         """
         if n_tokens != self._n_tokens:
             self.clear()
         self._n_tokens = n_tokens
 
     def borrow(self, like: Tensor, *shape: int, spread: bool = False) -> Tensor:
-        """A buffer of that shape, of an earlier pass where one is free.
+        """A buffer of that shape, one of an earlier pass where one is free.
 
         Args:
             like: Has the precision and the device.
@@ -59,7 +59,7 @@ class Buffers:
 
     @property
     def n_bytes(self) -> int:
-        """Memory that waits for the next pass."""
+        """Memory of the buffers that are free."""
         return sum(buffer.nbytes for buffer in self._free)
 
     def clear(self) -> None:

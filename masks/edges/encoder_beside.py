@@ -1,10 +1,13 @@
 """An encoder run as it is, and beside it what closed edges take out of its stream.
 
-A reader sees r_v = x - sum over u of (1 - z_uv) d_u, with d_u = h_u - a_u carried
-through every norm since it was written, by the norm's own statistics. Only writers with
-a closed edge are carried, so a mask that breaks something costs little more than the
-plain model. Autograd goes through it, at a copy of what is carried for every norm: so
-weights are trained under a held mask.
+    read[r, t] = live[t] - sum_w (1 - g[r, w]) d[w, t]
+
+Here d[w, t] is h[w, t] - a[w, t] carried through every norm since it was written, by
+the norm's own statistics. Only writers with a closed edge are carried, so a mask that
+breaks something costs little more than the plain model. Autograd goes through it, and
+keeps a copy of what is carried for every norm: so weights are trained under a held
+mask. Gates are held here: one at 1 gets a gradient only where its writer and its reader
+have a closed edge. Derivation: docs/edge_engine.md, section 9.
 """
 
 from collections.abc import Sequence
@@ -26,29 +29,29 @@ from circuitcut.models.residual.folded_model import FoldedLayer
 
 
 @dataclass
-class _Lost:
-    """What writers with closed edges wrote, less ablation values, as it is now."""
+class _Differences:
+    """d[w, t] of the writers with closed edges, at the current place of the stream."""
 
     numbers: list[int]
     """Writers that have a closed edge, in the graph's order."""
     rows: list[Float[Tensor, "token d_model"]] = field(default_factory=list)
     """Of those that have written so far."""
 
-    def take(self, run: EdgeRun, written: Sequence[Tensor]) -> None:
-        """What the next of the writers wrote."""
+    def append(self, run: EdgeRun, written: Sequence[Tensor]) -> None:
+        """d[w] = h[w] - a[w] of the next writers, of their h: (token, d_model) each."""
         for row in written:
             ablated = run.ablated
             number = self.numbers[len(self.rows)]
             self.rows.append(row if ablated is None else row - ablated[number])
 
-    def seen_by(
+    def removed_from(
         self, closed: Float[Tensor, "reader writer"]
     ) -> Float[Tensor, "reader token d_model"] | None:
-        """What readers miss whose gates on the writers so far are 1 - `closed`."""
-        found = self.numbers[: len(self.rows)]
-        if not found:
+        """sum_w closed[r, w] d[w, t] over the writers so far; None without writers."""
+        so_far = self.numbers[: len(self.rows)]
+        if not so_far:
             return None
-        return torch.einsum("rw,wtd->rtd", closed[:, found], torch.stack(self.rows))
+        return torch.einsum("rw,wtd->rtd", closed[:, so_far], torch.stack(self.rows))
 
 
 def run_beside(
@@ -59,39 +62,42 @@ def run_beside(
     """What the logits read; the run's layers read and write the stream itself."""
     model, graph = run.model, run.model.graph
     closed = 1 - keep.to(stream)
-    live = stream.reshape(-1, model.d_model)
-    lost = _Lost(writers_of(graph, closed != 0))
-    if 0 in lost.numbers:
-        lost.take(run, [live])
+    live = stream.reshape(-1, model.d_model)  # (token, d_model)
+    differences = _Differences(writers_of(graph, closed != 0))
+    if 0 in differences.numbers:
+        differences.append(run, [live])
     assert model.parts.norms_on_stream is not None
     after_attention, after_mlp = model.parts.norms_on_stream
     for layer, folded in enumerate(run.layers):
         first = graph.n_before(layer)
         projected = _projected(
-            folded, live, lost, attention_gates(graph, layer, closed)
+            folded, live, differences, attention_gates(graph, layer, closed)
         )
-        found = attend(run, layer, projected).reshape(len(live), -1)
-        live = live + found @ folded.write.flatten(0, 1)
+        # o of all heads, (token, head * d_head); live += sum_n o[n] O[n] + b_O
+        attended = attend(run, layer, projected).reshape(len(live), -1)
+        live = live + attended @ folded.write.flatten(0, 1)
         if folded.write_bias is not None:
             live = live + folded.write_bias
-        by_head = found.view(len(live), graph.n_heads, -1)
-        own = [n - first for n in lost.numbers if first <= n < first + graph.n_heads]
-        lost.take(run, [_written(run, folded, by_head, head) for head in own])
-        live = _through_norm(run, layer, after_attention, live, lost)
-        missed = lost.seen_by(mlp_gates(graph, layer, closed)[None])
-        seen = live if missed is None else live - missed[0]
-        of_mlp = model.run_mlp(layer, seen.view_as(stream)).reshape(live.shape)
-        live = live + of_mlp
-        if first + graph.n_heads in lost.numbers:
-            lost.take(run, [of_mlp])
-        live = _through_norm(run, layer, after_mlp, live, lost)
-    missed = lost.seen_by(output_gates(graph, closed)[None])
-    return (live if missed is None else live - missed[0]).view_as(stream)
+        by_head = attended.view(len(live), graph.n_heads, -1)
+        last = first + graph.n_heads
+        heads = [n - first for n in differences.numbers if first <= n < last]
+        differences.append(run, [_written(run, folded, by_head, n) for n in heads])
+        live = _through_norm(run, layer, after_attention, live, differences)
+        # read[mlp] = live - sum_w (1 - g[mlp, w]) d[w]
+        removed = differences.removed_from(mlp_gates(graph, layer, closed)[None])
+        mlp_read = live if removed is None else live - removed[0]
+        written = model.run_mlp(layer, mlp_read.view_as(stream)).reshape(live.shape)
+        live = live + written
+        if first + graph.n_heads in differences.numbers:
+            differences.append(run, [written])
+        live = _through_norm(run, layer, after_mlp, live, differences)
+    removed = differences.removed_from(output_gates(graph, closed)[None])
+    return (live if removed is None else live - removed[0]).view_as(stream)
 
 
-def _written(run: EdgeRun, folded: FoldedLayer, found: Tensor, head: int) -> Tensor:
-    """What one head writes, of what all heads found: (token, head, d_head)."""
-    written = found[:, head] @ folded.write[head]
+def _written(run: EdgeRun, folded: FoldedLayer, by_head: Tensor, head: int) -> Tensor:
+    """h[n] = o[n] O[n] of one head, + b_O / H: (token, head, d_head) to (token, d)."""
+    written = by_head[:, head] @ folded.write[head]
     if folded.write_bias is None or run.model.graph.attention_bias == "always":
         return written
     return written + folded.write_bias / run.model.graph.n_heads
@@ -100,29 +106,36 @@ def _written(run: EdgeRun, folded: FoldedLayer, found: Tensor, head: int) -> Ten
 def _projected(
     folded: FoldedLayer,
     live: Tensor,
-    lost: _Lost,
+    differences: _Differences,
     closed: Float[Tensor, "reader writer"],
 ) -> Tensor:
-    """Queries, keys and values of all readers: (reader, token, width)."""
+    """p of all readers, (reader, token, width).
+
+    p[r] = live A[r] + b[r] - (sum_w (1 - g[r, w]) d[w]) A[r]
+    """
     n_readers, _, width = folded.read.shape
+    # [A[0] ... A[R - 1]]   (d_model, reader * width)
     together = folded.read.transpose(0, 1).reshape(live.shape[1], -1)
     plain = (live @ together).view(len(live), n_readers, width).transpose(0, 1)
     plain = plain + folded.read_bias
     readers = (closed != 0).any(1).nonzero()[:, 0]
-    missed = lost.seen_by(closed[readers]) if len(readers) else None
-    if missed is None:
+    removed = differences.removed_from(closed[readers]) if len(readers) else None
+    if removed is None:
         return plain
     return plain.index_add(
-        0, readers, torch.bmm(missed, folded.read[readers]), alpha=-1
+        0, readers, torch.bmm(removed, folded.read[readers]), alpha=-1
     )
 
 
 def _through_norm(
-    run: EdgeRun, layer: int, name: str, live: Tensor, lost: _Lost
+    run: EdgeRun, layer: int, name: str, live: Tensor, differences: _Differences
 ) -> Tensor:
-    """The stream after a norm, and with it what was lost."""
+    """The live stream after a norm; d[w] <- gain (d[w] - mean of d[w]) / sigma."""
     model, norm = run.model, run.model.norm(layer, name)
+    # 1 / sigma of the live stream, (token, 1)
     inverse = model.inverse_deviation(norm, live - live.mean(-1, keepdim=True))
     scale = inverse * model.gain(norm)
-    lost.rows = [(row - row.mean(-1, keepdim=True)) * scale for row in lost.rows]
+    differences.rows = [
+        (row - row.mean(-1, keepdim=True)) * scale for row in differences.rows
+    ]
     return norm(live)

@@ -1,22 +1,26 @@
 """The blocks of an encoder under gates on its edges, whose norms sit on the stream.
 
-The statistics of a norm are those of the sum of all live writers, no edge removed: of
-the stream as it is, which runs along once. Given them every writer's share goes through
-the norm by an affine map, and a reader sees row 0 plus the gated shares as they are at
+The statistics of a norm are those of the live stream, the sum of what all writers write
+in this run with no edge removed. Given them the norm is affine, so each writer's share
+goes through it on its own, and a reader reads x0 plus the gated shares as they are at
 its place, without a norm of its own.
 
 Rows hold carried values (`models.residual.carried_norms`), which no norm changes: each
 writer has **one** row for all places, so memory and products are those of a decoder,
-with rows wider by two numbers a layer. A row is 1 / s_p times values of its writer, and
-a reader sees s_q times its sum, where s is the product of 1 / deviation of the norms
-passed, a number a token. The gradient of every s is an inner product as well: with
-e_q(t) that of all reads at place q with their gradients, and f_p(t) that of all rows
-written at p,
+with rows wider by two numbers a layer. With sigma_j the deviation of norm j, K_p and
+V_q the linear maps `carried` and `read`, and s_q = product over j < q of 1 / sigma_j:
 
-    d loss / d log(deviation of norm j) = -sum over places after j of (e - f).
+    x[w, t] = K_p (h[w, t] - a[w, t]) / s_p[t]                    written at place p
+    read[r, t] = s_q[t] V_q (x0[t] + sum_w g[r, w] x[w, t])       read at place q
 
-It goes to the stream, and from there, by the backward pass of the norms, to all earlier
-writers. Row 0 is always on: ablation values, and biases of projections and norms.
+The gradient of every s is an inner product as well. With e_q[t] that of all reads at
+place q with their gradients, and f_p[t] that of all rows written at p with theirs,
+
+    dL/dlog sigma_j[t] = -sum over places q > j of (e_q[t] - f_q[t]).
+
+It goes to the live stream, and from there, by the backward pass of the norms, to all
+earlier writers. Row 0 is always on: x0 holds ablation values, and the biases of
+projections and norms. Derivation: docs/edge_engine.md, section 9.
 """
 
 from collections.abc import Iterator
@@ -48,9 +52,9 @@ class _Norm:
     """A norm on the stream, as it was."""
 
     normal: Float[Tensor, "token d_model"]
-    """The stream, centred, by its deviation."""
+    """(live - mean of live) / sigma."""
     inverse: Float[Tensor, "token 1"]
-    """1 / deviation."""
+    """1 / sigma."""
 
 
 @dataclass
@@ -62,11 +66,13 @@ class _Kept(KeptBlock):
 
 
 @dataclass
-class _Written:
-    """Values that writers of one place add to the rows whatever was computed."""
+class _Constants:
+    """Carried values that do not depend on the run; rows get them divided by s_p."""
 
-    own: Float[Tensor, "writer #token width"] | None
-    always: Float[Tensor, "#token width"] | None
+    of_writers: Float[Tensor, "writer #token width"] | None
+    """Added to x[w]: K_p of -a[w], and of b_O / H where heads have it."""
+    of_always: Float[Tensor, "#token width"] | None
+    """Added to x0: K_p of sum_w a[w], and of b_O where it is always on."""
 
 
 class EncoderStack(torch.autograd.Function):
@@ -80,25 +86,25 @@ class EncoderStack(torch.autograd.Function):
         needs_grad = any(ctx.needs_input_grad)
         gates = keep.detach().to(stream.dtype)
         rows, scales = _run_forward(run, stream.detach(), gates, needs_grad)
-        row = with_always(output_gates(run.model.graph, gates)[None])
-        read = (row @ rows.flatten(1)).view(rows.shape[1:])
+        # read[logits] = s_q V_q (x0 + sum_w g[logits, w] x[w]), q after all norms
+        logits_gates = with_always(output_gates(run.model.graph, gates)[None])
+        carried_read = (logits_gates @ rows.flatten(1)).view(rows.shape[1:])
         carried = _carried(run)
-        seen = carried.seen(carried.n_norms, read).mul_(scales[-1])
+        read = carried.read(carried.n_norms, carried_read).mul_(scales[-1])
         if needs_grad:
             ctx.run, ctx.dtype, ctx.scales = run, keep.dtype, scales
-            ctx.save_for_backward(gates, rows, seen)
+            ctx.save_for_backward(gates, rows, read)
         else:
             run.buffers.give_back(rows)
-        return seen.view_as(stream)
+        return read.view_as(stream)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        gates, rows, seen = ctx.saved_tensors
-        d_logits = grad.reshape(seen.shape)
-        d_stream, d_keep = _Backward(ctx.run, gates, rows, ctx.scales).run_all(
-            d_logits, seen
-        )
+        gates, rows, read = ctx.saved_tensors
+        d_read = grad.reshape(read.shape)
+        backward = _Backward(ctx.run, gates, rows, ctx.scales)
+        d_stream, d_keep = backward.run_all(d_read, read)
         ctx.run.kept.clear()
         d_inside = ctx.run.d_inside.take(ctx.run.inside)
         return d_stream.view_as(grad), d_keep.to(ctx.dtype), None, *d_inside
@@ -115,88 +121,108 @@ def _run_forward(
     """Rows of all writers, and s of every place; the rest goes into `run.kept`."""
     model, carried = run.model, _carried(run)
     graph = model.graph
-    live = stream.reshape(-1, model.d_model)
-    scales = [torch.ones_like(live[:, :1])]
+    live = stream.reshape(-1, model.d_model)  # the stream as it is, no edge removed
+    scales = [torch.ones_like(live[:, :1])]  # s_0 = 1   (token, 1)
+    # rows[0] is x0 and rows[1 + w] is x[w]: (1 + writer, token, width)
     shape = 1 + graph.n_writers, len(live), carried.width
     rows = run.buffers.borrow(live, *shape, spread=True)
     rows[0].zero_()
     rows[1].copy_(carried.carried(0, live))
-    _add_always(rows, slice(1, 2), _constants(run, 0, slice(0, 1)), scales[0])
+    _add_constants(rows, slice(1, 2), _ablation(run, 0, slice(0, 1)), scales[0])
     for layer in range(graph.n_layers):
-        first = graph.n_before(layer)
-        projected, read = _read(run, layer, gates, rows, scales[-1])
+        first = graph.n_before(layer)  # W_l
+        # attention reads and writes at place 2l
+        projected, partial = _read(run, layer, gates, rows, scales[-1])
         always = rows[0].clone()
         with torch.set_grad_enabled(needs_grad):
             attended = attend(run, layer, projected.requires_grad_(needs_grad))
-        found = attended.detach().reshape(len(live), -1)
-        live = live + _write_heads(run, layer, rows, found, scales[-1])
+        by_token = attended.detach().reshape(len(live), -1)
+        live = live + _write_heads(run, layer, rows, by_token, scales[-1])
         live, norm_attention = _through_norm(run, 2 * layer, live, rows, scales)
 
-        complete(read, rows, always, first, mlp_gates(graph, layer, gates)[first:])
-        seen = carried.seen(2 * layer + 1, read).mul_(scales[-1]).view_as(stream)
+        # the MLP at 2l + 1: x0 + sum_w g x, now with this layer's heads and constants
+        new_gates = mlp_gates(graph, layer, gates)[first:]
+        complete(partial, rows, always, first, new_gates)
+        mlp_read = carried.read(2 * layer + 1, partial).mul_(scales[-1])
+        mlp_read = mlp_read.view_as(stream)
         with torch.set_grad_enabled(needs_grad):
-            seen.requires_grad_(needs_grad)
-            written = model.run_mlp(layer, seen)
+            mlp_read.requires_grad_(needs_grad)
+            written = model.run_mlp(layer, mlp_read)
         live = live + _write_mlp(run, layer, rows, written.detach(), scales[-1])
         live, norm_mlp = _through_norm(run, 2 * layer + 1, live, rows, scales)
         if needs_grad:
             norms = norm_attention, norm_mlp
-            run.kept.append(_Kept(projected, attended, seen, written, norms))
+            run.kept.append(_Kept(projected, attended, mlp_read, written, norms))
     return rows, scales
 
 
 def _read(
     run: EdgeRun, layer: int, gates: Tensor, rows: Tensor, scale: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Queries, keys and values; of what the MLP reads the part before the layer."""
-    folded, given = run.layers[layer], layer_gates(run.model.graph, layer, gates)
-    projected = rows.new_empty(len(given) - 1, rows.shape[1], folded.read.shape[-1])
-    of_mlp = rows.new_empty(rows.shape[1:])
-    for tokens in tiles(rows[0], len(given)):
-        reads = run.read(rows, given, tokens)
+    """p, (reader, token, d_head), and the MLP's partial read, carried: (token, width).
+
+    p = s_q (x0 + sum_w g x) A + b, where A reads carried values: V_q is folded in.
+    """
+    folded = run.layers[layer]
+    # 1 and g[r, w] of w < W_l: (attention reader and MLP, x0 and writer)
+    read_gates = layer_gates(run.model.graph, layer, gates)
+    n_readers, width = len(read_gates) - 1, folded.read.shape[-1]
+    projected = rows.new_empty(n_readers, rows.shape[1], width)
+    partial = rows.new_empty(rows.shape[1:])
+    for tokens in tiles(rows[0], len(read_gates)):
+        reads = run.read(rows, read_gates, tokens)  # (reader, tile, width)
         projected[:, tokens] = torch.bmm(reads[:-1], folded.read)
-        of_mlp[tokens] = reads[-1]
+        partial[tokens] = reads[-1]
         run.buffers.give_back(reads)
-    return projected.mul_(scale).add_(folded.read_bias), of_mlp
+    return projected.mul_(scale).add_(folded.read_bias), partial
 
 
 def _write_heads(
-    run: EdgeRun, layer: int, rows: Tensor, found: Tensor, scale: Tensor
+    run: EdgeRun, layer: int, rows: Tensor, attended: Tensor, scale: Tensor
 ) -> Tensor:
-    """Fill the rows of a layer's heads; what they add to the stream."""
+    """Fill the rows of a layer's heads; what they add to the live stream.
+
+    Args:
+        attended: o of all heads, (token, head * d_head).
+        scale: s_p, (token, 1).
+    """
     graph, folded = run.model.graph, _folded(run, layer)
     first = graph.n_before(layer)
-    own = slice(1 + first, 1 + first + graph.n_heads)
-    by_head = (found / scale).view(len(found), graph.n_heads, -1).transpose(0, 1)
-    products_into(rows[own], by_head, folded.write)
-    _add_always(rows, own, _head_constants(run, layer), scale)
-    total = found @ folded.plain_write
+    heads = slice(1 + first, 1 + first + graph.n_heads)
+    # x[n] = (o[n] / s_p) K_p(O[n])   (head, token, d_head) @ (head, d_head, width)
+    by_head = (attended / scale).view(len(attended), graph.n_heads, -1).transpose(0, 1)
+    products_into(rows[heads], by_head, folded.write)
+    _add_constants(rows, heads, _head_constants(run, layer), scale)
+    # live += sum_n o[n] O[n] + b_O   (token, d_model)
+    total = attended @ folded.plain_write
     return total if folded.plain_bias is None else total.add_(folded.plain_bias)
 
 
 def _write_mlp(
     run: EdgeRun, layer: int, rows: Tensor, written: Tensor, scale: Tensor
 ) -> Tensor:
-    """Fill the row of a layer's MLP; what it adds to the stream."""
+    """Fill the row of a layer's MLP; what it adds to the live stream."""
     writer = run.model.graph.n_before(layer) + run.model.graph.n_heads
     total = written.reshape(-1, run.model.d_model)
-    own = slice(1 + writer, 2 + writer)
+    # x[w] = K_p (h[w] / s_p), and constants: (token, width)
     rows[1 + writer].copy_(_carried(run).carried(2 * layer + 1, total / scale))
-    _add_always(rows, own, _mlp_constants(run, layer), scale)
+    place = slice(1 + writer, 2 + writer)
+    _add_constants(rows, place, _mlp_constants(run, layer), scale)
     return total
 
 
 def _through_norm(
     run: EdgeRun, number: int, live: Tensor, rows: Tensor, scales: list[Tensor]
 ) -> tuple[Tensor, _Norm]:
-    """The stream after a norm; s there, and the norm's bias in row 0."""
+    """The live stream after norm j = `number`; appends s, and adds its bias to x0."""
     carried = _carried(run)
     norm = carried.norms[number]
     centred = live - live.mean(-1, keepdim=True)
-    inverse = run.model.inverse_deviation(norm, centred)
+    inverse = run.model.inverse_deviation(norm, centred)  # 1 / sigma_j   (token, 1)
     normal = centred.mul_(inverse)
-    scales.append(scales[-1] * inverse)
-    rows[0].add_(carried.biases[number] / scales[-1])
+    scales.append(scales[-1] * inverse)  # s_{j+1} = s_j / sigma_j
+    rows[0].add_(carried.biases[number] / scales[-1])  # x0 += K_{j+1}(bias) / s_{j+1}
+    # live after it: bias + normal * gain
     after = torch.addcmul(norm.bias.detach(), normal, run.model.gain(norm).detach())
     return after, _Norm(normal, inverse)
 
@@ -207,45 +233,49 @@ def _folded(run: EdgeRun, layer: int) -> CarriedLayer:
     return folded
 
 
-def _head_constants(run: EdgeRun, layer: int) -> _Written:
+def _head_constants(run: EdgeRun, layer: int) -> _Constants:
     """Of a layer's heads: ablation values, and the bias of the output projection."""
     first, n_heads = run.model.graph.n_before(layer), run.model.graph.n_heads
-    constants = _constants(run, 2 * layer, slice(first, first + n_heads))
+    constants = _ablation(run, 2 * layer, slice(first, first + n_heads))
     bias = _folded(run, layer).write_bias
     if bias is None:
         return constants
-    own, always = constants.own, constants.always
+    of_writers, of_always = constants.of_writers, constants.of_always
     if run.model.graph.attention_bias == "heads":
-        part = (bias / n_heads).expand(n_heads, 1, -1)
-        return _Written(part if own is None else own + part, always)
-    return _Written(own, bias[None] if always is None else always + bias)
+        share = (bias / n_heads).expand(n_heads, 1, -1)  # K_p(b_O) / H
+        of_writers = share if of_writers is None else of_writers + share
+        return _Constants(of_writers, of_always)
+    return _Constants(of_writers, bias[None] if of_always is None else of_always + bias)
 
 
-def _mlp_constants(run: EdgeRun, layer: int) -> _Written:
+def _mlp_constants(run: EdgeRun, layer: int) -> _Constants:
     """Of a layer's MLP: its ablation value."""
     writer = run.model.graph.n_before(layer) + run.model.graph.n_heads
-    return _constants(run, 2 * layer + 1, slice(writer, writer + 1))
+    return _ablation(run, 2 * layer + 1, slice(writer, writer + 1))
 
 
-def _constants(run: EdgeRun, place: int, writers: slice) -> _Written:
-    """Ablation values, out of the writers' rows and into the row always on."""
+def _ablation(run: EdgeRun, place: int, writers: slice) -> _Constants:
+    """-K_p(a[w]) for the writers' rows, and sum_w K_p(a[w]) for x0."""
     if run.ablated is None:
-        return _Written(None, None)
+        return _Constants(None, None)
     values = _carried(run).carried(place, run.ablated[writers])
-    return _Written(-values, values.sum(0))
+    return _Constants(-values, values.sum(0))
 
 
-def _add_always(rows: Tensor, own: slice, constants: _Written, scale: Tensor) -> None:
+def _add_constants(
+    rows: Tensor, place: slice, constants: _Constants, scale: Tensor
+) -> None:
+    """Add constants, divided by s_p, to the rows at `place` and to x0."""
     inverse = scale.reciprocal()
-    if constants.own is not None:
-        rows[own].addcmul_(constants.own, inverse)
-    if constants.always is not None:
-        rows[0].addcmul_(constants.always, inverse)
+    if constants.of_writers is not None:
+        rows[place].addcmul_(constants.of_writers, inverse)
+    if constants.of_always is not None:
+        rows[0].addcmul_(constants.of_always, inverse)
 
 
 @dataclass
 class _Backward:
-    """The backward pass: what has arrived so far, from the last layer to the first."""
+    """The backward pass: gradients summed so far, from the last layer to the first."""
 
     run: EdgeRun
     gates: Tensor
@@ -255,128 +285,167 @@ class _Backward:
     def __post_init__(self) -> None:
         self.model, self.carried = self.run.model, _carried(self.run)
         self.grads = self.run.buffers.borrow(self.rows, *self.rows.shape, spread=True)
-        """Of the rows; of row 0 what reads it later than the current place."""
+        """D0 and D[w], (1 + writer, token, width); D0 of the readers after the current
+        place."""
         self.d_keep = torch.empty_like(self.gates)
-        self.live = self.rows.new_zeros(self.rows.shape[1], self.model.d_model)
-        """Of the stream at the current place."""
+        self.d_live = self.rows.new_zeros(self.rows.shape[1], self.model.d_model)
+        """dL/dlive at the current place, (token, d_model)."""
         self.excess = torch.zeros_like(self.scales[0])
-        """e - f of the places after the current norm, a number a token."""
-        self.weighed = _weighed(self.run, self.rows, self.scales)
+        """sum of (e_q - f_q) over the places q after the current norm, (token, 1)."""
+        self.gated_rows = _gated_rows(self.run, self.rows, self.scales)
+        """y[w, t]; row 0 has no gate: (1 + writer, token, width)."""
 
-    def run_all(self, grad: Tensor, seen: Tensor) -> tuple[Tensor, Tensor]:
-        """Gradients of the input's stream and of the gates."""
+    def run_all(self, d_read: Tensor, read: Tensor) -> tuple[Tensor, Tensor]:
+        """Gradients of the input's stream and of the gates.
+
+        Args:
+            d_read: dL/dread[logits], (token, d_model).
+            read: read[logits], (token, d_model).
+        """
         graph = self.model.graph
-        arriving = self._read_at(self.carried.n_norms, grad, seen).view(-1)
-        row = output_gates(graph, self.gates)
-        torch.mul(row[:, None], arriving, out=self.grads[1:].flatten(1))
-        self.grads[0].view(-1).copy_(arriving)
-        d_row = output_gates(graph, self.d_keep)
-        torch.mv(self.weighed[1:].flatten(1), arriving, out=d_row)
+        d_carried = self._through_read(self.carried.n_norms, d_read, read).view(-1)
+        # D[w] = g[logits, w] dL/dread, D0 = dL/dread   (token * width,)
+        logits_gates = output_gates(graph, self.gates)
+        torch.mul(logits_gates[:, None], d_carried, out=self.grads[1:].flatten(1))
+        self.grads[0].view(-1).copy_(d_carried)
+        # dL/dg[logits, w] = sum_t <y[w, t], dL/dread[logits, t]>   (writer,)
+        d_gates = output_gates(graph, self.d_keep)
+        torch.mv(self.gated_rows[1:].flatten(1), d_carried, out=d_gates)
         for layer in reversed(range(graph.n_layers)):
             kept: _Kept = self.run.kept.pop()
             self._through_norm(2 * layer + 1, kept.norms[1])
-            of_mlp = self._through_mlp(layer, kept)
+            d_mlp_read = self._through_mlp(layer, kept)
             self._through_norm(2 * layer, kept.norms[0])
-            projected = self._through_attention(layer, kept)
-            self._to_writers_before(layer, projected, of_mlp)
-        d_stream = self.carried.through_carried(0, self.grads[1]).add_(self.live)
+            d_projected = self._through_attention(layer, kept)
+            self._to_writers_before(layer, d_projected, d_mlp_read)
+        # dL/dstream = K_0^T D[input] + dL/dlive   (s_0 = 1)
+        d_stream = self.carried.through_carried(0, self.grads[1]).add_(self.d_live)
         self.run.buffers.give_back(self.rows, self.grads)
         return d_stream, self.d_keep
 
-    def _read_at(self, place: int, grad: Tensor, seen: Tensor) -> Tensor:
-        """Gradient of carried values, of that of one read of them."""
-        self.excess += (grad * seen).sum(-1, keepdim=True)
-        return self.carried.through_seen(place, grad * self.scales[place])
+    def _through_read(self, place: int, grad: Tensor, read: Tensor) -> Tensor:
+        """dL/d(x0 + sum_w g x), (token, width), of dL/dread = `grad` at `place` q.
+
+        read = s_q V_q (x0 + sum_w g x): e_q += <read, dL/dread>.
+        """
+        self.excess += (grad * read).sum(-1, keepdim=True)
+        return self.carried.through_read(place, grad * self.scales[place])
 
     def _through_norm(self, number: int, norm: _Norm) -> None:
-        """Of the stream before a norm: as it is, and through the norm's deviation."""
-        in_row_0 = self.grads[0] @ self.carried.biases[number]
-        self.excess -= in_row_0[:, None] / self.scales[number + 1]
-        grad = self.live * self.model.gain(self.carried.norms[number])
+        """dL/dlive before norm j = `number`, of that after it and of dL/dlog sigma_j.
+
+        With normal = c / sigma, c = C live, sigma^2 = |c|^2 / d + eps, and
+        u = gain dL/dlive after the norm, before it dL/dlive is
+        C (u - normal (mean of (u normal) + excess / d)) / sigma.
+        """
+        # x0 holds K_{j+1}(bias) / s_{j+1}: f += <that, D0>   (token, 1)
+        d_bias = self.grads[0] @ self.carried.biases[number]
+        self.excess -= d_bias[:, None] / self.scales[number + 1]
+        grad = self.d_live * self.model.gain(self.carried.norms[number])
         along = (grad * norm.normal).mean(-1, keepdim=True)
+        # dL/dlog sigma_j = -excess, dlog sigma_j/dc = normal / (sigma d)
         along += self.excess / self.model.d_model
         grad -= grad.mean(-1, keepdim=True)
-        self.live = grad.addcmul_(norm.normal, along, value=-1).mul_(norm.inverse)
+        self.d_live = grad.addcmul_(norm.normal, along, value=-1).mul_(norm.inverse)
 
     def _through_mlp(self, layer: int, kept: _Kept) -> Tensor:
-        """From what an MLP wrote to the carried values that it read."""
+        """From D of a layer's MLP to dL/dread[mlp], carried: (token, width)."""
         graph, place = self.model.graph, 2 * layer + 1
         first = graph.n_before(layer)
         writer, scale = first + graph.n_heads, self.scales[place]
-        grad = self.grads[1 + writer]
+        grad = self.grads[1 + writer]  # D[w]   (token, width)
+        # f_p = <x[w], D[w]> + <constants in x0 / s_p, D0>
         self.excess -= (grad * self.rows[1 + writer]).sum(-1, keepdim=True)
         constants = _mlp_constants(self.run, layer)
-        self.excess -= _row_0(self.grads, constants) / scale
-        d_written = self.carried.through_carried(place, grad / scale).add_(self.live)
-        d_seen = self.run.through(
-            kept.written, kept.seen, d_written.view_as(kept.written)
+        self.excess -= _inner_of_always(self.grads, constants) / scale
+        # x[w] = K_p (h - a) / s_p and live += h: dL/dh = K_p^T D[w] / s_p + dL/dlive
+        d_written = self.carried.through_carried(place, grad / scale).add_(self.d_live)
+        d_read = self.run.through(
+            kept.mlp_written, kept.mlp_read, d_written.view_as(kept.mlp_written)
         )
-        seen = kept.seen.detach().reshape(-1, self.model.d_model)
-        read = self._read_at(place, d_seen.reshape(seen.shape), seen)
-        self.grads[0] += read
-        own = slice(1 + first, 1 + writer)
+        mlp_read = kept.mlp_read.detach().reshape(-1, self.model.d_model)
+        d_carried = self._through_read(place, d_read.reshape(mlp_read.shape), mlp_read)
+        self.grads[0] += d_carried  # D0 += dL/dread[mlp]
+        # this layer's heads n: dL/dg[mlp, n] = sum_t <y[n, t], dL/dread[mlp, t]>
+        heads = slice(1 + first, 1 + writer)
         gates = mlp_gates(graph, layer, self.gates)[first:]
         d_gates = mlp_gates(graph, layer, self.d_keep)[first:]
-        own_weighed = self.weighed[own].flatten(1)
-        torch.mv(own_weighed, read.view(-1), out=d_gates)
-        self.grads[own].flatten(1).addr_(gates, read.view(-1))
-        return read
+        head_rows = self.gated_rows[heads].flatten(1)
+        torch.mv(head_rows, d_carried.view(-1), out=d_gates)
+        # D[n] += g[mlp, n] dL/dread[mlp]
+        self.grads[heads].flatten(1).addr_(gates, d_carried.view(-1))
+        return d_carried
 
     def _through_attention(self, layer: int, kept: _Kept) -> Tensor:
-        """From what the heads wrote to products of carried values and weights."""
+        """From D of a layer's heads to s_q dL/dp, (reader, token, width)."""
         graph, folded = self.model.graph, _folded(self.run, layer)
         first, scale = graph.n_before(layer), self.scales[2 * layer]
         grad = self.grads[1 + first : 1 + first + graph.n_heads]
-        d_found = torch.bmm(grad, folded.write.mT).transpose(0, 1).flatten(1) / scale
-        found = kept.attended.detach().reshape(d_found.shape)
-        self.excess -= (d_found * found).sum(-1, keepdim=True)
+        # x[n] = o[n] K_p(O[n]) / s_p + constants / s_p: D[n] K_p(O[n])^T / s_p
+        d_attended = torch.bmm(grad, folded.write.mT).transpose(0, 1)
+        d_attended = d_attended.flatten(1) / scale  # (token, head * d_head)
+        # f_p = <o, that> + <constants / s_p, D[n] and D0>
+        attended = kept.attended.detach().reshape(d_attended.shape)
+        self.excess -= (d_attended * attended).sum(-1, keepdim=True)
         constants = _head_constants(self.run, layer)
-        of_constants = _row_0(self.grads, constants)
-        if constants.own is not None:
-            of_constants = of_constants + _inner_by_token(grad, constants.own)
-        self.excess -= of_constants / scale
-        d_found.addmm_(self.live, folded.plain_write.T)
+        inner = _inner_of_always(self.grads, constants)
+        if constants.of_writers is not None:
+            inner = inner + _inner_by_token(grad, constants.of_writers)
+        self.excess -= inner / scale
+        # live += o O + b_O: dL/do += dL/dlive O^T
+        d_attended.addmm_(self.d_live, folded.plain_write.T)
         d_projected = self.run.through(
-            kept.attended, kept.projected, d_found.view_as(kept.attended)
+            kept.attended, kept.projected, d_attended.view_as(kept.attended)
         )
-        seen = kept.projected.detach() - folded.read_bias
-        self.excess += (d_projected * seen).sum((0, 2))[:, None]
+        # p - b = s_q (x0 + sum_w g x) A: e_q += sum_r <p - b, dL/dp>
+        products = kept.projected.detach() - folded.read_bias
+        self.excess += (d_projected * products).sum((0, 2))[:, None]
         return d_projected * scale
 
-    def _to_writers_before(self, layer: int, projected: Tensor, of_mlp: Tensor) -> None:
-        """To gates and rows of a layer's reads; row 0 has that of the MLP already."""
+    def _to_writers_before(
+        self, layer: int, d_projected: Tensor, d_mlp_read: Tensor
+    ) -> None:
+        """Through a layer's reads, tile by tile: to gates, D0 and D before the layer.
+
+        Args:
+            d_projected: s_q dL/dp, (reader, token, d_head).
+            d_mlp_read: dL/dread[mlp] in carried values, (token, width); D0 has it.
+        """
         graph = self.model.graph
         first, weights = graph.n_before(layer), self.run.layers[layer].read.mT
-        gates = layer_gates(graph, layer, self.gates)
-        gates[-1, 0] = 0
-        d_gates = torch.zeros_like(gates[:, 1:])
-        for tokens in tiles(self.rows[0], len(gates)):
-            reads = self.run.tile(self.rows, len(gates), tokens)
-            torch.bmm(projected[:, tokens], weights, out=reads[:-1])
-            reads[-1] = of_mlp[tokens]
-            found = through_reads(
-                reads,
-                gates,
-                self.weighed[: 1 + first, tokens],
+        read_gates = layer_gates(graph, layer, self.gates)  # (reader, x0 and writer)
+        read_gates[-1, 0] = 0
+        d_gates = torch.zeros_like(read_gates[:, 1:])
+        for tokens in tiles(self.rows[0], len(read_gates)):
+            # dL/dread[r, t] = s_q dL/dp[r, t] A[r]^T   (reader, tile, width)
+            d_reads = self.run.tile(self.rows, len(read_gates), tokens)
+            torch.bmm(d_projected[:, tokens], weights, out=d_reads[:-1])
+            d_reads[-1] = d_mlp_read[tokens]
+            # D[w] += sum_r g[r, w] dL/dread[r], and D0 += sum_r dL/dread[r];
+            # dL/dg[r, w] += sum over the tile's t of <y[w, t], dL/dread[r, t]>
+            tile_d_gates = through_reads(
+                d_reads,
+                read_gates,
+                self.gated_rows[: 1 + first, tokens],
                 self.grads[: 1 + first, tokens],
             )
-            assert found is not None
-            d_gates += found[:, 1:]
-            self.run.buffers.give_back(reads)
+            assert tile_d_gates is not None
+            d_gates += tile_d_gates[:, 1:]
+            self.run.buffers.give_back(d_reads)
         attention_gates(graph, layer, self.d_keep).copy_(d_gates[:-1])
         mlp_gates(graph, layer, self.d_keep)[:first] = d_gates[-1]
 
 
-def _weighed(run: EdgeRun, rows: Tensor, scales: list[Tensor]) -> Tensor:
-    """Of row 0 and every writer what its gates weigh; row 0 has no gate."""
+def _gated_rows(run: EdgeRun, rows: Tensor, scales: list[Tensor]) -> Tensor:
+    """y[w, t], what a gate multiplies: x[w], or K_p(difference) / s_p; 0 in row 0."""
     if run.differences is None:
         return rows
     graph, carried = run.model.graph, _carried(run)
-    weighed = torch.zeros_like(rows)
+    gated_rows = torch.zeros_like(rows)
     for first, last, place in _places(graph):
-        own = run.differences[first:last] / scales[place]
-        weighed[1 + first : 1 + last] = carried.carried(place, own)
-    return weighed
+        differences = run.differences[first:last] / scales[place]
+        gated_rows[1 + first : 1 + last] = carried.carried(place, differences)
+    return gated_rows
 
 
 def _places(graph: ResidualGraph) -> Iterator[tuple[int, int, int]]:
@@ -389,15 +458,15 @@ def _places(graph: ResidualGraph) -> Iterator[tuple[int, int, int]]:
         yield mlp, mlp + 1, 2 * layer + 1
 
 
-def _row_0(grads: Tensor, constants: _Written) -> Tensor:
-    """Inner products of row 0's gradient and what was added to it, a number a token."""
-    if constants.always is None:
+def _inner_of_always(grads: Tensor, constants: _Constants) -> Tensor:
+    """<D0[t], constants added to x0>, (token, 1)."""
+    if constants.of_always is None:
         return grads.new_zeros(())
-    return _inner_by_token(grads[:1], constants.always[None])
+    return _inner_by_token(grads[:1], constants.of_always[None])
 
 
 def _inner_by_token(grads: Tensor, constants: Tensor) -> Tensor:
-    """Sums over writers and width: (writer, token, width) to (token, 1)."""
+    """sum_w <grads[w, t], constants[w, t]>: (writer, token, width) to (token, 1)."""
     if constants.shape[1] == 1:
         return torch.bmm(grads, constants.mT).sum(0)
     return (grads * constants).sum((0, 2))[:, None]

@@ -1,4 +1,7 @@
-"""All blocks of a model under gates on its edges, forward."""
+"""All blocks of a model under gates on its edges, forward.
+
+Symbols and equations: docs/edge_engine.md, sections 2 to 4.
+"""
 
 from dataclasses import dataclass
 
@@ -24,15 +27,18 @@ class KeptLayer(KeptBlock):
     """What a layer's backward pass needs of its forward pass."""
 
     scale: Tensor | None
-    """1 / deviation of every read: (reader, token, 1)."""
+    """s[r, t] of the attention readers: (reader, token, 1); None without a norm."""
     head_scale: tuple[Tensor, Tensor] | None
-    """Of a norm on what attention writes: 1 / deviation, and the heads' sum."""
+    """Of a norm on what attention writes: its scale (token, 1) and sum_n o[n] O[n],
+    (token, d_model), which it normalises."""
     always: Tensor
-    """Row 0 as this layer's attention read it."""
+    """x0 as this layer's attention reads it: (token, d_model)."""
     reads: list[Tensor]
-    """The reads themselves, a tile each, where they are stored and not repeated."""
-    live: Tensor | None
-    """The read of all readers, (token, d_model), where all gates are open."""
+    """read[r, t], one (reader, token, d_model) a tile; empty where the backward pass
+    recomputes them."""
+    shared_read: Tensor | None
+    """The one read of all attention readers, (token, d_model), where all gates are
+    open."""
 
 
 def run_forward(
@@ -46,45 +52,45 @@ def run_forward(
 
     What the backward pass needs goes into `run.kept`.
     """
-    model, buffers = run.model, run.buffers
-    graph, n_tokens = model.graph, stream.shape[0] * stream.shape[1]
+    model, graph = run.model, run.model.graph
+    n_tokens = stream.shape[0] * stream.shape[1]
+    # rows[0] is x0 and rows[1 + w] is x[w]: (1 + writer, token, d_model)
     shape = 1 + graph.n_writers, n_tokens, model.d_model
-    rows = buffers.borrow(stream, *shape, spread=True)
+    rows = run.buffers.borrow(stream, *shape, spread=True)
     _write_inputs(run, rows, stream, position)
-    live = rows[: 1 + graph.n_inputs].sum(0) if run.is_open else None
+    # all gates open: read[r, t] = x0 + sum_w x[w], the same for every reader
+    shared = rows[: 1 + graph.n_inputs].sum(0) if run.is_open else None
     for layer in range(graph.n_layers):
         always = rows[0].clone()
-        first = graph.n_before(layer)
-        if live is None:
-            projected, scale, later, stored = _read(run, layer, gates, rows, needs_grad)
+        first = graph.n_before(layer)  # W_l
+        if shared is None:
+            projected, scale, partial, reads = _read(
+                run, layer, gates, rows, needs_grad
+            )
         else:
-            projected, scale, later = _read_alike(run, layer, live)
-            stored = []
-        seen = later[0]
-        with torch.set_grad_enabled(needs_grad):
-            projected.requires_grad_(needs_grad)
-            attended = attend(run, layer, projected)
+            projected, scale, partial = _read_shared(run, layer, shared)
+            reads = []
+        attended = _attend(run, layer, projected, needs_grad)
         head_scale = _write_heads(run, layer, rows, attended.detach())
         if not graph.parallel:
-            own = mlp_gates(graph, layer, gates)[first:]
-            complete(seen, rows, always, first, own)
-        seen = seen.view_as(stream)
-        with torch.set_grad_enabled(needs_grad):
-            seen.requires_grad_(needs_grad)
-            written = model.run_mlp(layer, seen)
-        _write_mlp(run, layer, rows, written.detach())
+            # read[mlp] += b_O + sum_n (g[mlp, n] x[n] + a[n]), n this layer's heads
+            new_gates = mlp_gates(graph, layer, gates)[first:]
+            complete(partial[0], rows, always, first, new_gates)
+        mlp_read = partial[0].view_as(stream)
+        mlp_written = _run_mlp(run, layer, mlp_read, needs_grad)
+        _write_mlp(run, layer, rows, mlp_written.detach())
         if needs_grad:
             run.kept.append(
                 KeptLayer(
-                    projected, attended, seen, written, scale, head_scale, always,
-                    stored, live,
+                    projected, attended, mlp_read, mlp_written, scale, head_scale,
+                    always, reads, shared,
                 )
             )  # fmt: skip
-        if live is not None:
-            live = live.clone()
-            complete(live, rows, always, first, gates.new_ones(graph.n_heads + 1))
-    # the last layer's reads have one more row, of what was written before that layer
-    read = later[1]
+        if shared is not None:
+            shared = shared.clone()
+            complete(shared, rows, always, first, gates.new_ones(graph.n_heads + 1))
+    # read[logits] over w < W_l of the last layer l, then over that layer's writers
+    read = partial[1]
     complete(read, rows, always, first, output_gates(graph, gates)[first:])
     return rows, read
 
@@ -92,74 +98,104 @@ def run_forward(
 def _read(
     run: EdgeRun, layer: int, gates: Tensor, rows: Tensor, needs_grad: bool
 ) -> tuple[Tensor, Tensor | None, list[Tensor], list[Tensor]]:
-    """Queries, keys and values, the reads' scales, and what is completed later.
+    """The reads of a layer, tile by tile, over the writers before it.
 
-    That is what the MLP sees, and in the last layer the logits, so far. Last come the
-    reads themselves, tile by tile, where they are to be stored.
+    Returns:
+        p, (reader, token, width); s, (reader, token, 1); the partial reads of the MLP
+        and, in the last layer, of the logits, (token, d_model) each; and the reads
+        themselves, a tile each, where they are stored for the backward pass.
     """
     model, folded = run.model, run.layers[layer]
-    given = gates_of_reads(model.graph, layer, gates)
+    # [1, g[r, w < W_l]]   (reader, x0 and writer); readers: attention, MLP, logits
+    read_gates = gates_of_reads(model.graph, layer, gates)
     n_tokens, n_readers = rows.shape[1], model.graph.n_attention_readers
     projected = rows.new_empty(n_readers, n_tokens, folded.read.shape[-1])
-    # apart, for autograd keeps the first and the second is still added to
-    later = [torch.empty_like(rows[0]) for _ in given[n_readers:]]
+    # separate tensors: autograd keeps the MLP's, the logits' is still added to
+    partial = [torch.empty_like(rows[0]) for _ in read_gates[n_readers:]]
     scales, stored = [], []
     wide = torch.promote_types(rows.dtype, torch.float32)
-    for tokens in tiles(rows[0], len(given)):
-        n_own = tokens.stop - tokens.start
-        squares = rows.new_empty(len(given), n_own, dtype=wide)
-        reads = run.read(rows, given, tokens, squares)
-        of_heads = reads[:n_readers]
+    for tokens in tiles(rows[0], len(read_gates)):
+        tile_length = tokens.stop - tokens.start
+        squares = rows.new_empty(len(read_gates), tile_length, dtype=wide)
+        # read[r, t] = x0[t] + sum_w g[r, w] x[w, t], and |read[r, t]|^2
+        reads = run.read(rows, read_gates, tokens, squares)
+        # s = (|read|^2 / d + eps)^(-1/2), p = s read A + b   (reader, tile, width)
+        attention_reads = reads[:n_readers]
         scale = scale_of(model, layer, squares[:n_readers], rows.dtype)
-        project_into(projected[:, tokens], folded, of_heads, scale)
-        for read, found in zip(later, reads[n_readers:], strict=True):
-            read[tokens] = found
+        project_into(projected[:, tokens], folded, attention_reads, scale)
+        for partial_read, tile in zip(partial, reads[n_readers:], strict=True):
+            partial_read[tokens] = tile
         if scale is not None:
             scales.append(scale)
         if needs_grad and run.store_reads:
             stored.append(reads)
         else:
             run.buffers.give_back(reads)
-    return projected, torch.cat(scales, 1) if scales else None, later, stored
+    return projected, torch.cat(scales, 1) if scales else None, partial, stored
 
 
-def _read_alike(
-    run: EdgeRun, layer: int, live: Tensor
+def _read_shared(
+    run: EdgeRun, layer: int, shared: Tensor
 ) -> tuple[Tensor, Tensor | None, list[Tensor]]:
-    """The same of readers that all see the same, in one product."""
+    """The first three of `_read` where all gates are open: one read, (token, d_model).
+
+    The projections of all readers are then one product.
+    """
     folded = run.layers[layer]
-    scale = scale_of(run.model, layer, squares_of(live[None]), live.dtype)
+    # s of the one read: (1, token, 1)
+    scale = scale_of(run.model, layer, squares_of(shared[None]), shared.dtype)
     n_readers, width = folded.read.shape[0], folded.read.shape[-1]
-    together = live @ folded.read.mT.flatten(0, 1).T
-    projected = together.view(len(live), n_readers, width).transpose(0, 1).contiguous()
+    # read [A[0] ... A[R - 1]]   (token, reader * width) -> (reader, token, width)
+    products = shared @ folded.read.mT.flatten(0, 1).T
+    projected = products.view(len(shared), n_readers, width).transpose(0, 1)
+    projected = projected.contiguous()
     if scale is not None:
         projected.mul_(scale)
     is_last = layer + 1 == run.model.graph.n_layers
-    later = [live.clone() for _ in range(2 if is_last else 1)]
-    return projected.add_(folded.read_bias), scale, later
+    partial = [shared.clone() for _ in range(2 if is_last else 1)]
+    return projected.add_(folded.read_bias), scale, partial
 
 
 def gates_of_reads(graph: ResidualGraph, layer: int, gates: Tensor) -> Tensor:
-    """Of a layer's readers, in the last layer of the logits too: writers before it."""
+    """Gates of one product of reads: (reader, x0 and writer before the layer).
+
+    The readers are the layer's attention and MLP, in the last layer also the logits.
+    """
     is_last = layer + 1 == graph.n_layers
     return layer_gates(graph, layer, gates, with_output=is_last)
+
+
+def _attend(run: EdgeRun, layer: int, projected: Tensor, needs_grad: bool) -> Tensor:
+    """o of all heads, (batch, seq, head * d_head), with a graph to the leaf p."""
+    with torch.set_grad_enabled(needs_grad):
+        projected.requires_grad_(needs_grad)
+        return attend(run, layer, projected)
+
+
+def _run_mlp(run: EdgeRun, layer: int, mlp_read: Tensor, needs_grad: bool) -> Tensor:
+    """h of the MLP, (batch, seq, d_model), with a graph to the leaf read[mlp]."""
+    with torch.set_grad_enabled(needs_grad):
+        mlp_read.requires_grad_(needs_grad)
+        return run.model.run_mlp(layer, mlp_read)
 
 
 def _write_inputs(
     run: EdgeRun, rows: Tensor, stream: Tensor, position: Tensor | None
 ) -> None:
+    """Fill the rows of `input` and `position`, and x0."""
     model = run.model
     shape = (len(rows[0]), model.d_model)
     rows[0].zero_()
     if position is None:
         rows[1].copy_(stream.reshape(shape))
     else:
-        apart = position.expand_as(stream).reshape(shape)
-        torch.sub(stream.reshape(shape), apart, out=rows[1])
+        # h[input] = stream - e, with e the position embedding
+        embedding = position.expand_as(stream).reshape(shape)
+        torch.sub(stream.reshape(shape), embedding, out=rows[1])
         if model.graph.position == "own":
-            rows[2].copy_(centred(model, apart))
+            rows[2].copy_(centred(model, embedding))  # h[position] = e
         else:
-            rows[0].copy_(centred(model, apart))
+            rows[0].copy_(centred(model, embedding))  # x0 = e
     if model.centred:
         rows[1].sub_(rows[1].mean(-1, keepdim=True))
     _ablate(run, rows, slice(0, model.graph.n_inputs))
@@ -168,38 +204,41 @@ def _write_inputs(
 def _write_heads(
     run: EdgeRun, layer: int, rows: Tensor, attended: Tensor
 ) -> tuple[Tensor, Tensor] | None:
-    """Fill the rows of a layer's heads and row 0; the scale of a norm on them."""
+    """Fill the rows of a layer's heads and x0; what `KeptLayer.head_scale` keeps."""
     model, folded = run.model, run.layers[layer]
     graph = model.graph
     first = graph.n_before(layer)
-    own = rows[1 + first : 1 + first + graph.n_heads]
-    found = attended.reshape(-1, graph.n_heads, model.d_head).transpose(0, 1)
-    products_into(own, found, folded.write)
+    head_rows = rows[1 + first : 1 + first + graph.n_heads]
+    # h[n, t] = o[n, t] O[n]   (head, token, d_head) @ (head, d_head, d_model)
+    by_head = attended.reshape(-1, graph.n_heads, model.d_head).transpose(0, 1)
+    products_into(head_rows, by_head, folded.write)
     head_scale = None
     norm = model.norm(layer, model.parts.norm_attention)
     if norm is not None:
-        total = own.sum(0)
+        # h[n] = s gain o[n] O[n], s = (|sum_n o[n] O[n]|^2 / d + eps)^(-1/2)
+        total = head_rows.sum(0)
         scale = model.inverse_deviation(norm, total)
-        own.mul_(scale).mul_(model.gain(norm))
+        head_rows.mul_(scale).mul_(model.gain(norm))
         head_scale = scale, total
     if folded.write_bias is not None:
         if graph.attention_bias == "heads":
-            own.add_(folded.write_bias / graph.n_heads)
+            head_rows.add_(folded.write_bias / graph.n_heads)  # h[n] += b_O / H
         else:
-            rows[0].add_(folded.write_bias)
+            rows[0].add_(folded.write_bias)  # x0 += b_O
     _ablate(run, rows, slice(first, first + graph.n_heads))
     return head_scale
 
 
 def _write_mlp(run: EdgeRun, layer: int, rows: Tensor, written: Tensor) -> None:
+    """Fill the row of a layer's MLP and x0."""
     model = run.model
-    place = model.graph.n_before(layer) + model.graph.n_heads
-    rows[1 + place].copy_(centred(model, written.reshape(-1, model.d_model)))
-    _ablate(run, rows, slice(place, place + 1))
+    writer = model.graph.n_before(layer) + model.graph.n_heads
+    rows[1 + writer].copy_(centred(model, written.reshape(-1, model.d_model)))
+    _ablate(run, rows, slice(writer, writer + 1))
 
 
 def _ablate(run: EdgeRun, rows: Tensor, writers: slice) -> None:
-    """Take the ablation values out of the writers' rows into the row always on."""
+    """x[w] = C (h[w] - a[w]) of rows that hold C h[w], and x0 += sum_w C a[w]."""
     if run.ablated is not None:
         values = centred(run.model, run.ablated[writers])
         rows[1:][writers].sub_(values)

@@ -6,7 +6,7 @@ engine, and is itself loaded only when a mask has edges.
 The model's own code makes the embeddings, the attention masks and the position
 embeddings, and applies the final norm and the head; inside the context only its blocks
 are replaced, so any task head works, and `generate` does without a cache. Hooks below a
-block run as they would; a block itself no longer has an output of its own.
+block run as usual; a block itself no longer has an output of its own.
 """
 
 import inspect
@@ -44,7 +44,7 @@ AttentionArguments = Sequence[Mapping[str, Any]]
 RunBlocks = Callable[[Tensor, AttentionArguments, Tensor | None], Tensor]
 """(stream, arguments of attention, position embedding) -> what the logits read."""
 
-# What a block passes on to its attention is all of its arguments but these.
+# A block passes all of its arguments but these on to its attention.
 _OF_THE_BLOCK = frozenset(
     {
         "hidden_states", "past_key_values", "layer_past", "use_cache",
@@ -66,15 +66,15 @@ def edge_gated(
     The blocks compute in the precision of their weights, under autocast too.
 
     Args:
-        stack: The model's blocks; folded again where a weight changed.
+        stack: The model's blocks; folded anew where a weight changed.
         keep: Gates of all edges in the graph's order; may carry a gradient. Bools are a
             finished mask: where no gradient is asked for, few ablated edges cost
             little more than the model itself, and few kept ones less.
-        ablated: Ablation value of every writer; `token` is 1 or batch * seq, or two
-            axes, 1 or batch and 1 or seq. None is zero.
+        ablated: a[w], the ablation value of every writer; `token` is 1 or batch * seq,
+            or two axes, 1 or batch and 1 or seq. None is zero.
         inside: Gates that hooks inside the blocks use; may carry a gradient.
-        differences: What the gradient of `keep` weighs instead of each writer's value
-            in this run less its ablation value (`attribution.edge_integrated`).
+        differences: y[w] in dL/dg[r, w] = sum_t <y[w, t], dL/dread[r, t]>, in place of
+            h[w] - a[w] of this run (`attribution.edge_integrated`).
 
     Raises:
         UserError: When the gates are not one an edge, or the blocks are gated already.
@@ -160,7 +160,7 @@ def _run_instead(stack: EdgeStack, run: RunBlocks) -> Iterator[None]:
 
 
 class _Blocks:
-    """Stands in for all blocks: at the last one they are run, the others wait."""
+    """Replaces all blocks: the last one runs them all, the others only pass on."""
 
     def __init__(self, model: ResidualModel, run: RunBlocks):
         self.model, self.run = model, run
@@ -188,7 +188,7 @@ class _Blocks:
 
 @contextmanager
 def _without_cache(model: ResidualModel) -> Iterator[None]:
-    """`generate` gives the whole text at every token: the stack keeps no cache."""
+    """`generate` runs the whole text for every token: the stack keeps no cache."""
     settings = [model.base.config, getattr(model.model, "generation_config", None)]
     earlier = [getattr(each, "use_cache", None) for each in settings]
     for each in settings:

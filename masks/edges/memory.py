@@ -2,6 +2,7 @@
 
 The count is of numbers that live at once at the end of the forward pass: rows of all
 writers and of their gradients, reads, what the blocks' own modules keep, and logits.
+docs/edge_engine.md, section 11, has the formula.
 """
 
 import psutil
@@ -28,15 +29,16 @@ def token_bytes(model: ResidualModel, *, stored: bool, n_classes: int = 0) -> in
     graph, d_model = model.graph, model.d_model
     weight = model.write(0)
     d_mlp = max(weight.numel() for weight in model.mlp_weights(0)) // d_model
-    rows = 2 * (1 + graph.n_writers) * d_model
-    reads = (graph.n_attention_readers + 1) * d_model
+    rows = 2 * (1 + graph.n_writers) * d_model  # x0 and x[w], D0 and D[w]
+    reads = (graph.n_attention_readers + 1) * d_model  # of attention and MLP
     if stored:
         reads *= graph.n_layers
-    projected = graph.n_attention_readers * model.d_head
+    projected = graph.n_attention_readers * model.d_head  # p
     if not graph.separate_qkv:
         projected *= 3
-    found = graph.n_heads * model.d_head
-    kept = projected + found + 3 * d_model + OF_MLP * d_mlp
+    attended = graph.n_heads * model.d_head  # o
+    # x0 of the layer, read[mlp], h of the MLP, and the MLP's own graph
+    kept = projected + attended + 3 * d_model + OF_MLP * d_mlp
     numbers = rows + reads + graph.n_layers * kept
     return numbers * weight.element_size() + OF_LOGITS * n_classes
 

@@ -1,10 +1,16 @@
 // Products of a few gates with very long rows, for `masks/edges/products.py`.
 //
+//   mix_rows       read[r, t] = sum_w g[r, w] x[w, t], and |read[r, t]|^2
+//   through_reads  dL/dg[r, w] = sum_t <x[w, t], dL/dread[r, t]>
+//                  D[w, t] (+)= sum_r g[r, w] dL/dread[r, t]
+//   item_products  rows[i] = factors[i] rows[i] + left[i] right[i], one product a row
+//
 // A row is what one writer wrote for all tokens, far longer than a cache, and a product
 // has some dozens of them: it takes about as long to fetch its rows as to multiply. The
-// loops below ask for the next columns while they multiply these, and leave the rows
+// loops below prefetch the next columns while they multiply these, and leave the rows
 // where they are; a general product copies them into its own order first.
-// Numbers are float32. Rows are contiguous, `*_stride` numbers apart.
+// Numbers are float32. A row is contiguous; `*_stride` numbers lead to the next one.
+// Symbols: docs/edge_engine.md.
 
 #include <cstddef>
 #include <cstring>
@@ -25,7 +31,7 @@ constexpr int lanes = 4, tile_rows = 6, tile_dots = 3;
 constexpr int chunk = 2 * lanes;  // columns of one tile
 constexpr int block = 256;        // columns whose rows stay in a core's cache
 constexpr int line = 16;          // numbers in a cache line
-constexpr int apart = block + line;  // between the rows of a copy: in other sets
+constexpr int copy_stride = block + line;  // rows of a copy begin in different sets
 
 typedef float vec __attribute__((vector_size(4 * lanes), aligned(4), may_alias));
 typedef std::ptrdiff_t size;
@@ -58,33 +64,33 @@ inline float sum(vec value) {
 
 inline int smaller(size a, size b) { return static_cast<int>(a < b ? a : b); }
 
-// Rows that will be needed soon: `n` of them, `columns` numbers of each.
-struct Soon {
+// Rows to prefetch: `n` of them, `columns` numbers of each.
+struct Next {
   const float *first;
   size stride;
   int n, columns;
 };
 
-inline void ask(const Soon &soon, int row) {
-  const float *from = soon.first + row * soon.stride;
-  for (int j = 0; j < soon.columns; j += line) __builtin_prefetch(from + j, 0, 2);
+inline void prefetch(const Next &next, int row) {
+  const float *from = next.first + row * next.stride;
+  for (int j = 0; j < next.columns; j += line) __builtin_prefetch(from + j, 0, 2);
 }
 
 // What a tile adds its products to: nothing, what is there, or that times a factor.
 enum Start { zero, as_is, scaled };
 
-// out[r][j] = start + sum over k of left[k][r] * right[k][j], for R rows, n columns.
-// With `squares`, adds every result's square to its row's.
+// out[r][j] = start + sum over k of left[k][r] * right[k][j]     r < R, j < n
+// squares[r] += sum over j of out[r][j]^2, lane by lane, if `squared`.
 template <int R, Start start, bool squared>
 void tile(float *out, size out_stride, const float *right, size right_stride,
           const float *left, int n_inner, int n, const float *factor, vec *squares,
-          const Soon &soon) {
+          const Next &next) {
   const int n_chunks = n / chunk;
-  int asked = 0;
+  int fetched = 0;
   for (int c = 0; c < n_chunks; c++, out += chunk, right += chunk) {
-    for (const int stop = (c + 1) * soon.n / n_chunks; asked < stop; asked++)
-      ask(soon, asked);
-    vec total[R][2];
+    for (const int stop = (c + 1) * next.n / n_chunks; fetched < stop; fetched++)
+      prefetch(next, fetched);
+    vec total[R][2];  // R rows of one chunk of columns, in registers
     UNROLL for (int r = 0; r < R; r++) {
       UNROLL for (int v = 0; v < 2; v++) {
         if (start == zero) total[r][v] = vec{};
@@ -107,7 +113,7 @@ void tile(float *out, size out_stride, const float *right, size right_stride,
         squares[r] += total[r][0] * total[r][0] + total[r][1] * total[r][1];
     }
   }
-  for (; asked < soon.n; asked++) ask(soon, asked);
+  for (; fetched < next.n; fetched++) prefetch(next, fetched);
   for (int j = 0; j < n - n_chunks * chunk; j++) {  // fewer columns than a chunk
     for (int r = 0; r < R; r++) {
       float *to = out + r * out_stride + j;
@@ -121,7 +127,7 @@ void tile(float *out, size out_stride, const float *right, size right_stride,
 }
 
 typedef void (*Tile)(float *, size, const float *, size, const float *, int, int,
-                     const float *, vec *, const Soon &);
+                     const float *, vec *, const Next &);
 
 template <Start start, bool squared, int... R>
 Tile tile_of(int rows, std::integer_sequence<int, R...>) {
@@ -134,13 +140,13 @@ Tile tile_of(int rows) {
   return tile_of<start, squared>(rows, std::make_integer_sequence<int, tile_rows>());
 }
 
-// Rows of a tile, so that all tiles of `n_rows` are nearly as high.
+// Rows of a tile, at most tile_rows, so that all tiles of `n_rows` are about as high.
 inline int tile_height(int n_rows) {
   const int n_tiles = (n_rows + tile_rows - 1) / tile_rows;
   return (n_rows + n_tiles - 1) / n_tiles;
 }
 
-// left[r][k] into tiles of `height` rows, each in the order in which `tile` reads it.
+// left[r][k] into tiles of `height` rows, each as `tile` reads it: to[k][r].
 void pack(float *to, const float *left, size row_stride, size inner_stride, int n_rows,
           int n_inner, int height) {
   for (int first = 0; first < n_rows; first += height) {
@@ -151,7 +157,7 @@ void pack(float *to, const float *left, size row_stride, size inner_stride, int 
   }
 }
 
-// d and h: rows of n columns. part[r][k] += their products, lane by lane.
+// part[r][k] += sum over j of d[r][j] * h[k][j], lane by lane     r < R, k < K, j < n
 template <int R, int K>
 void dots(vec *part, size part_stride, const float *d, size d_stride, const float *h,
           size h_stride, int n) {
@@ -192,8 +198,9 @@ Dots dots_of(int rows, int columns) {
 
 extern "C" {
 
-// out[r] = sum over k of gates[r][k] * rows[k], for n_tokens * width columns.
-// `squares`, where given, gets every out[r]'s sum of squares for every token.
+// out[r][j] = sum over k of gates[r][k] * rows[k][j]     j < n_tokens * width
+// squares[r][t] = sum over the columns j of token t of out[r][j]^2, where given.
+// A thread takes a range of columns, whole tokens where there are squares.
 void mix_rows(float *out, size out_stride, const float *gates, size gate_row_stride,
               size gate_inner_stride, const float *rows, size row_stride, int n_out,
               int n_rows, size n_tokens, size width, float *squares, int n_threads) {
@@ -201,11 +208,11 @@ void mix_rows(float *out, size out_stride, const float *gates, size gate_row_str
   const int height = tile_height(n_out);
   Scratch packed(size(n_out) * n_rows);
   pack(packed.floats(), gates, gate_row_stride, gate_inner_stride, n_out, n_rows, height);
-  if (!squares) {  // tokens are of no matter then
+  if (!squares) {  // all tokens in one row of columns
     width *= n_tokens;
     n_tokens = 1;
   }
-  const size per_token = (width + block - 1) / block;
+  const size per_token = (width + block - 1) / block;  // blocks of columns
   const size n_units = squares ? n_tokens : per_token;
   const size per_unit = squares ? per_token : 1;
 #pragma omp parallel for schedule(static) num_threads(n_threads)
@@ -215,21 +222,23 @@ void mix_rows(float *out, size out_stride, const float *gates, size gate_row_str
     for (size i = n_units * thread / n_threads * per_unit; i < stop; i++) {
       const size token = i / per_token, within = i % per_token * block;
       const int n = smaller(width - within, block);
-      const float *seen = rows + token * width + within;
+      const float *columns = rows + token * width + within;
       float *to = out + token * width + within;
       const int n_next = i + 1 < stop ? smaller(block, width) : 0;
       if (squares && within == 0)
         std::memset(sums.floats(), 0, sizeof(vec) * n_out);
       for (int first = 0; first < n_out; first += height) {
-        const int own = smaller(n_out - first, height);
+        const int n_tile = smaller(n_out - first, height);
+        // this tile prefetches its part of the rows' next block
         const int from = static_cast<int>(size(n_rows) * first / n_out);
-        const int until = static_cast<int>(size(n_rows) * (first + own) / n_out);
-        const Soon soon = {seen + n + from * row_stride, row_stride,
+        const int until = static_cast<int>(size(n_rows) * (first + n_tile) / n_out);
+        const Next next = {columns + n + from * row_stride, row_stride,
                            n_next ? until - from : 0, n_next};
-        const Tile run = squares ? tile_of<zero, true>(own) : tile_of<zero, false>(own);
-        run(to + first * out_stride, out_stride, seen, row_stride,
+        const Tile run =
+            squares ? tile_of<zero, true>(n_tile) : tile_of<zero, false>(n_tile);
+        run(to + first * out_stride, out_stride, columns, row_stride,
             packed.floats() + size(first) * n_rows, n_rows, n, nullptr,
-            sums.vecs() + (squares ? first : 0), soon);
+            sums.vecs() + (squares ? first : 0), next);
       }
       if (squares && within + n == width)
         for (int r = 0; r < n_out; r++)
@@ -238,9 +247,10 @@ void mix_rows(float *out, size out_stride, const float *gates, size gate_row_str
   }
 }
 
-// Of the gradient of reads to that of gates and of what the reads read:
-// d_gates[r][k] = sum over the columns of d_reads[r] * rows[k], where asked for, and
-// d_rows[k] (+)= sum over r of gates[r][k] * d_reads[r], where asked for.
+// From the gradient of reads to that of gates and of the rows that were read:
+// d_gates[r][k] = sum over j of d_reads[r][j] * rows[k][j]           unless d_gates is 0
+// d_rows[k][j] (+)= sum over r of gates[r][k] * d_reads[r][j]        unless d_rows is 0
+// A thread takes a range of columns j; its d_gates are added up at the end.
 void through_reads(float *d_gates, const float *rows, size row_stride, float *d_rows,
                    size d_row_stride, const float *gates, size gate_row_stride,
                    size gate_inner_stride, int add, const float *d_reads,
@@ -260,38 +270,43 @@ void through_reads(float *d_gates, const float *rows, size row_stride, float *d_
     for (int thread = 0; thread < n_threads; thread++) {
       vec *part = parts.vecs() + (d_gates ? n_gates * thread : 0);
       if (d_gates) std::memset(static_cast<void *>(part), 0, sizeof(vec) * n_gates);
-      Scratch copy(size(n_reads) * apart);  // their places may all be of one set
+      // the block's d_reads, whose rows may all begin in one set of the cache
+      Scratch copy(size(n_reads) * copy_stride);
       const size stop = n_blocks * (thread + 1) / n_threads;
       for (size i = n_blocks * thread / n_threads; i < stop; i++) {
         const size start = i * block;
         const int n = smaller(n_columns - start, block);
         const int n_next = i + 1 < stop ? smaller(n_columns - start - n, block) : 0;
         for (int r = 0; r < n_reads; r++)
-          std::memcpy(copy.floats() + r * apart, d_reads + r * d_read_stride + start,
-                      n * sizeof(float));
+          std::memcpy(copy.floats() + r * copy_stride,
+                      d_reads + r * d_read_stride + start, n * sizeof(float));
         for (int k = 0; d_gates && k < n_rows; k += tile_dots) {
-          const int columns = smaller(n_rows - k, tile_dots);
-          const float *seen = rows + k * row_stride + start;
-          const Soon soon = {seen + n, row_stride, n_next ? columns : 0, n_next};
-          int asked = 0;
+          // part[r][k] += <d_reads[r], rows[k]> of the block
+          const int n_writers = smaller(n_rows - k, tile_dots);
+          const float *columns = rows + k * row_stride + start;
+          const Next next = {columns + n, row_stride, n_next ? n_writers : 0, n_next};
+          int fetched = 0;
           for (int r = 0; r < n_reads; r += tile_dots) {
-            if (asked < soon.n) ask(soon, asked++);
-            const int own = smaller(n_reads - r, tile_dots);
-            dots_of(own, columns)(part + size(r) * n_rows + k, n_rows,
-                                  copy.floats() + r * apart, apart, seen, row_stride, n);
+            if (fetched < next.n) prefetch(next, fetched++);
+            const int n_readers = smaller(n_reads - r, tile_dots);
+            dots_of(n_readers, n_writers)(part + size(r) * n_rows + k, n_rows,
+                                          copy.floats() + r * copy_stride, copy_stride,
+                                          columns, row_stride, n);
           }
         }
         for (int first = 0; d_rows && first < n_rows; first += height) {
-          const int own = smaller(n_rows - first, height);
+          // d_rows[k] (+)= sum over r of gates[r][k] * d_reads[r] of the block
+          const int n_tile = smaller(n_rows - first, height);
           float *to = d_rows + first * d_row_stride + start;
-          const Soon soon = {to + n, d_row_stride, n_next && add ? own : 0, n_next};
-          const Tile run = add ? tile_of<as_is, false>(own) : tile_of<zero, false>(own);
-          run(to, d_row_stride, copy.floats(), apart,
-              packed.floats() + size(first) * n_reads, n_reads, n, nullptr, nullptr, soon);
+          const Next next = {to + n, d_row_stride, n_next && add ? n_tile : 0, n_next};
+          const Tile run =
+              add ? tile_of<as_is, false>(n_tile) : tile_of<zero, false>(n_tile);
+          run(to, d_row_stride, copy.floats(), copy_stride,
+              packed.floats() + size(first) * n_reads, n_reads, n, nullptr, nullptr, next);
         }
       }
     }
-    if (d_gates) {
+    if (d_gates) {  // sums over threads, then over lanes
 #pragma omp for schedule(static)
       for (size i = 0; i < n_gates; i++) {
         vec total = parts.vecs()[i];
@@ -303,8 +318,8 @@ void through_reads(float *d_gates, const float *rows, size row_stride, float *d_
   }
 }
 
-// out[i][t] = factor[i][t] * out[i][t] + sum over k of left[i][t][k] * right[i][k];
-// without factors out[i][t] is just the sum. Strides: of i, of t, of k.
+// out[i][t][j] = factor[i][t] * out[i][t][j] + sum over k of left[i][t][k] * right[i][k][j]
+// Without factors the sum alone. Strides: of i, of t (right: of k), of k.  j < width
 void item_products(float *out, const size *out_strides, const float *left,
                    const size *left_strides, const float *right,
                    const size *right_strides, const float *factor, int n_items,
@@ -313,23 +328,24 @@ void item_products(float *out, const size *out_strides, const float *left,
   const int height = tile_height(n_tokens);
 #pragma omp parallel for schedule(static) num_threads(n_threads)
   for (int item = 0; item < n_items; item++) {
-    const size copy_stride = width + line;  // rows in other sets
-    Scratch packed(size(n_tokens) * n_inner), copy(n_inner * copy_stride);
+    const size right_copy_stride = width + line;  // rows begin in different sets
+    Scratch packed(size(n_tokens) * n_inner), copy(n_inner * right_copy_stride);
     pack(packed.floats(), left + item * left_strides[0], left_strides[1],
          left_strides[2], n_tokens, n_inner, height);
     for (int k = 0; k < n_inner; k++)
-      std::memcpy(copy.floats() + k * copy_stride,
+      std::memcpy(copy.floats() + k * right_copy_stride,
                   right + item * right_strides[0] + k * right_strides[1],
                   width * sizeof(float));
     for (int first = 0; first < n_tokens; first += height) {
-      const int own = smaller(n_tokens - first, height);
+      const int n_tile = smaller(n_tokens - first, height);
       float *to = out + item * out_strides[0] + first * out_strides[1];
-      const int n_next = factor ? smaller(n_tokens - first - own, height) : 0;
-      const Soon soon = {to + own * out_strides[1], out_strides[1], n_next, width};
-      const Tile run = factor ? tile_of<scaled, false>(own) : tile_of<zero, false>(own);
-      run(to, out_strides[1], copy.floats(), copy_stride,
+      const int n_next = factor ? smaller(n_tokens - first - n_tile, height) : 0;
+      const Next next = {to + n_tile * out_strides[1], out_strides[1], n_next, width};
+      const Tile run =
+          factor ? tile_of<scaled, false>(n_tile) : tile_of<zero, false>(n_tile);
+      run(to, out_strides[1], copy.floats(), right_copy_stride,
           packed.floats() + size(first) * n_inner, n_inner, width,
-          factor ? factor + size(item) * n_tokens + first : nullptr, nullptr, soon);
+          factor ? factor + size(item) * n_tokens + first : nullptr, nullptr, next);
     }
   }
 }

@@ -1,7 +1,8 @@
 """Products of gates with the rows of writers: compiled where it can be, else torch's.
 
 A row is what one writer wrote for all tokens, (token, width) numbers in one piece; rows
-may lie apart. Compiled are those of float32 on a CPU (`products.cpp`).
+need not be adjacent in memory. Those of float32 on a CPU are compiled (`products.cpp`).
+Symbols and equations: docs/edge_engine.md.
 """
 
 import ctypes
@@ -32,13 +33,13 @@ def mix(
     rows: Float[Tensor, "writer token width"],
     squares: Float[Tensor, "reader token"] | None = None,
 ) -> None:
-    """Sums of rows under gates, into `out`.
+    """out[r, t] = sum_w gates[r, w] rows[w, t].
 
     Args:
-        out: Rows.
+        out: Filled in place.
         gates: Need not be contiguous.
-        rows: Of the writers.
-        squares: Gets the sum of squares of every reader and token.
+        rows: x0 and x[w], or x[w] alone.
+        squares: Gets |out[r, t]|^2.
     """
     compiled = _compiled(out, gates, rows)
     if compiled is not None and _in_one_piece(out, rows):
@@ -49,13 +50,14 @@ def mix(
             None if squares is None else squares.data_ptr(), torch.get_num_threads(),
         )  # fmt: skip
         return
+    # of shapes (reader, writer) and (writer, token * width)
     torch.mm(gates, rows.flatten(1), out=out.flatten(1))
     if squares is not None:
         squares.copy_(squares_of(out))
 
 
 def squares_of(reads: Float[Tensor, "reader token width"]) -> Tensor:
-    """Sum of squares of every read, in single precision or better."""
+    """|read[r, t]|^2, (reader, token), in single precision or better."""
     wide = torch.promote_types(reads.dtype, torch.float32)
     return torch.linalg.vector_norm(reads, dim=-1, dtype=wide).square_()
 
@@ -68,21 +70,24 @@ def through_reads(
     *,
     add: bool = True,
 ) -> Float[Tensor, "reader writer"] | None:
-    """From the gradient of reads to that of gates and of what was read.
+    """From the gradient of reads to that of gates and of the rows that were read.
+
+    d_gates[r, w] = sum_t <rows[w, t], d_reads[r, t]>
+    d_rows[w, t] (+)= sum_r gates[r, w] d_reads[r, t]
 
     Args:
-        d_reads: Gradient of the reads.
+        d_reads: dL/dread.
         gates: Need not be contiguous.
-        rows: What the gates weigh; None asks for no gradient of the gates.
-        d_rows: Gets the gradient of the rows; None asks for none.
-        add: To what `d_rows` holds.
+        rows: y[w, t], what the gates multiply; without it there is no `d_gates`.
+        d_rows: D[w, t], in place; without it only `d_gates` is computed.
+        add: Add to what `d_rows` holds, or overwrite it.
 
     Returns:
-        Inner products of all `d_reads` and all `rows`: the gates' gradient.
+        d_gates; None without `rows`.
     """
-    asked = [values for values in (rows, d_rows) if values is not None]
-    compiled = _compiled(d_reads, gates, *asked)
-    if compiled is not None and _in_one_piece(d_reads, *asked):
+    present = [values for values in (rows, d_rows) if values is not None]
+    compiled = _compiled(d_reads, gates, *present)
+    if compiled is not None and _in_one_piece(d_reads, *present):
         d_gates = None if rows is None else d_reads.new_empty(gates.shape)
         compiled.through_reads(
             *_place(d_gates)[:1], *_place(rows), *_place(d_rows), gates.data_ptr(),
@@ -92,6 +97,7 @@ def through_reads(
         return d_gates
     if d_rows is not None:
         beta = 1 if add else 0
+        # of shapes (writer, reader) and (reader, token * width)
         d_rows.flatten(1).addmm_(gates.T, d_reads.flatten(1), beta=beta)
     return None if rows is None else _inner(d_reads, rows)
 
@@ -100,7 +106,7 @@ def _inner(
     left: Float[Tensor, "reader token width"],
     right: Float[Tensor, "writer token width"],
 ) -> Float[Tensor, "reader writer"]:
-    """Inner products of rows.
+    """sum_t <left[r, t], right[w, t]>.
 
     Piece by piece: faster than one product with a very long inner dimension.
     """
@@ -110,6 +116,7 @@ def _inner(
         values.view(len(values), n_tokens // at_once, at_once * width)
         for values in (left, right)
     ]
+    # sum over pieces of (piece, reader, inner) @ (piece, inner, writer)
     return torch.bmm(pieces[0].transpose(0, 1), pieces[1].permute(1, 2, 0)).sum(0)
 
 
@@ -119,13 +126,15 @@ def products_into(
     right: Float[Tensor, "row inner width"],
     factors: Float[Tensor, "row token"] | None = None,
 ) -> None:
-    """One matrix product a row.
+    """rows[i] = left[i] @ right[i], one matrix product a row.
+
+    With `factors`: rows[i, t] = factors[i, t] rows[i, t] + left[i, t] @ right[i].
 
     Args:
-        rows: The results; may lie apart.
+        rows: In place; need not be adjacent in memory.
         left: Need not be contiguous.
         right: Likewise.
-        factors: Add the products to what `rows` holds times these.
+        factors: Of what `rows` holds.
     """
     compiled = _compiled(rows, left, right)
     if factors is not None:
@@ -140,7 +149,7 @@ def products_into(
     elif factors is not None:
         rows.mul_(factors[..., None]).baddbmm_(left, right)
     else:
-        # torch makes many at once only in one piece of memory, else one by one
+        # into rows that are not adjacent torch would multiply one row after the other
         rows.copy_(torch.bmm(left, right))
 
 
@@ -154,12 +163,12 @@ def _place(rows: Tensor | None) -> tuple[int | None, int]:
 
 
 def _in_one_piece(*rows: Tensor) -> bool:
-    """Whether every row is."""
+    """Whether every row lies in one piece of memory."""
     return all(row.is_contiguous() for values in rows for row in values[:1])
 
 
 def _compiled(*values: Tensor) -> ctypes.CDLL | None:
-    """The compiled products, where they are for such tensors."""
+    """The compiled products; None for tensors that they do not multiply."""
     if any(v.dtype != torch.float32 or v.device.type != "cpu" for v in values):
         return None
     return _library()

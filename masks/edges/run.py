@@ -1,4 +1,7 @@
-"""One pass through all blocks under gates on edges: what it is given and keeps."""
+"""One pass through all blocks under gates on edges: its inputs and stored tensors.
+
+Symbols and equations: docs/edge_engine.md.
+"""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -20,13 +23,13 @@ class KeptBlock:
     """Graphs of a block's own modules, for the backward pass through it."""
 
     projected: Tensor
-    """Queries, keys and values, a leaf: (reader, token, d_head)."""
+    """p, queries, keys and values, a leaf: (reader, token, width)."""
     attended: Tensor
-    """What the heads found, of that leaf: (batch, seq, head * d_head)."""
-    seen: Tensor
-    """What the MLP read, a leaf: (batch, seq, d_model)."""
-    written: Tensor
-    """What the MLP wrote, of that leaf."""
+    """o of all heads, with a graph to that leaf: (batch, seq, head * d_head)."""
+    mlp_read: Tensor
+    """read[mlp], a leaf: (batch, seq, d_model)."""
+    mlp_written: Tensor
+    """h of the MLP, with a graph to that leaf: (batch, seq, d_model)."""
 
 
 @dataclass
@@ -35,6 +38,7 @@ class EdgeRun:
 
     model: ResidualModel
     layers: Sequence[FoldedLayer]
+    """A, b, O and b_O of every layer."""
     carried: CarriedNorms | None
     """How norms on the stream itself carry what was written; None: there are none."""
     buffers: Buffers
@@ -42,42 +46,43 @@ class EdgeRun:
     """Sequences, and tokens in each."""
     attention_kwargs: Sequence[Mapping[str, Any]]
     ablated: Float[Tensor, "writer #token d_model"] | None
+    """a[w, t]; None is zero."""
     store_reads: bool
     trained: TrainedWeights | None = None
     """The base weights, where they take gradients."""
     differences: Float[Tensor, "writer token d_model"] | None = None
-    """What the gates' gradient takes for h_u - a_u; None: the run's own."""
+    """y[w, t] of the gates' gradient in place of x[w, t]; None: x[w, t]."""
     inside: Sequence[Tensor] = ()
     """Tensors that hooks inside the blocks use and that take a gradient."""
     is_open: bool = False
-    """All gates are 1: every reader sees the same, and every writer's gradient is the
-    same, so that one sum stands for all of them (attribution)."""
+    """All gates are 1: every reader reads the same, and D[w, t] is the same for every
+    writer, so that one row stands for all of them (attribution)."""
     kept: list[Any] = field(default_factory=list)
     """Of every layer, the last one on top."""
     d_inside: GradientSums = field(default_factory=GradientSums)
 
     def tile(self, rows: Tensor, n_reads: int, tokens: slice) -> Tensor:
-        """A buffer for the reads of some tokens: (reader, token, width)."""
+        """A buffer for the reads of a tile of tokens: (reader, tile, width)."""
         n_tokens = tokens.stop - tokens.start
         return self.buffers.borrow(rows, n_reads, n_tokens, rows.shape[-1])
 
     def read(
         self,
         rows: Tensor,
-        given: Tensor,
+        read_gates: Tensor,
         tokens: slice,
         squares: Tensor | None = None,
     ) -> Tensor:
-        """The reads of some tokens, in a buffer: (reader, token, width).
+        """read[r, t] = x0[t] + sum_w g[r, w] x[w, t], (reader, tile, width), borrowed.
 
         Args:
-            rows: Of the writers, row 0 the part that is always on.
-            given: Gates of the first of them, (reader, always on and writer).
-            tokens: Which.
-            squares: Gets every read's sum of squares, (reader, token).
+            rows: x0 and x[w], (1 + writer, token, width).
+            read_gates: [1, g[r, w]] of the first writers, (reader, x0 and writer).
+            tokens: The tile.
+            squares: Gets |read[r, t]|^2, (reader, tile).
         """
-        reads = self.tile(rows, len(given), tokens)
-        mix(reads, given, rows[: given.shape[1], tokens], squares)
+        reads = self.tile(rows, len(read_gates), tokens)
+        mix(reads, read_gates, rows[: read_gates.shape[1], tokens], squares)
         return reads
 
     def through(
@@ -87,7 +92,10 @@ class EdgeRun:
         grad: Tensor,
         weights: Sequence[Tensor] = (),
     ) -> Tensor:
-        """Gradient of `inputs` through a part of a block; the others are taken."""
+        """dL/d`inputs` of dL/d`output` = `grad`, by the graph of a block's own module.
+
+        Gradients of `weights` and of `inside` are added to their sums.
+        """
         d_inputs, *others = torch.autograd.grad(
             output, (inputs, *weights, *self.inside), grad, allow_unused=True
         )

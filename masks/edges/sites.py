@@ -5,9 +5,9 @@ other units do without it.
 
 The sites of one mask are pieces of one `ResidualGraph`; edges of layers that have no
 site stay open. The ablation value at a site belongs to the writers that its readers can
-see: (writer, d_model), (writer, position, d_model) or, for counterfactuals, (writer,
+read: (writer, d_model), (writer, position, d_model) or, for counterfactuals, (writer,
 batch, position, d_model), the first writers of the graph, so that the values of the
-site that sees most are those of all sites.
+site that can read most are those of all sites.
 """
 
 from collections.abc import Mapping, Sequence
@@ -46,7 +46,7 @@ def check_one_graph(sites: Sequence[Site]) -> None:
     """Refuse sites whose edges are of two graphs; other kinds are left alone.
 
     Raises:
-        UserError: Telling the graphs apart.
+        UserError: With the difference between the graphs.
     """
     graphs = list(dict.fromkeys(site.graph for site in sites if site.graph))
     for other in graphs[1:]:
@@ -57,13 +57,13 @@ def check_one_graph(sites: Sequence[Site]) -> None:
 
 
 def graph_difference(sites: Sequence[Site], model: nn.Module) -> str | None:
-    """What tells the sites' graph from that of `model` with the same switches."""
+    """The difference between the sites' graph and that of `model`, same switches."""
     _, edges = modules_and_edges(sites)
     if not edges:
         return None
     graph = graph_at(edges)
     try:
-        here = graph_of(
+        model_graph = graph_of(
             model,
             separate_qkv=graph.separate_qkv,
             attention_bias=graph.attention_bias,
@@ -71,12 +71,12 @@ def graph_difference(sites: Sequence[Site], model: nn.Module) -> str | None:
         )
     except UserError as error:
         return str(error)
-    told = graph.difference_from(here)
-    return told and f"another residual graph: {told} here"
+    difference = graph.difference_from(model_graph)
+    return difference and f"another residual graph: {difference} here"
 
 
 def n_seen(site: Site) -> int:
-    """Writers that the readers of a site of `edges` can see."""
+    """Writers that the readers of a site of `edges` can read."""
     assert site.graph is not None
     return site.graph.n_seen_at(site.layer)
 
@@ -89,12 +89,12 @@ def flat_gates(
     Bools where all are a finished mask.
     """
     graph = graph_at(sites)
-    given = {site.layer: keep[site.name] for site in sites}
-    floats = [gate for gate in given.values() if gate.dtype != torch.bool]
-    like = next(iter(floats or given.values()))
+    by_layer = {site.layer: keep[site.name] for site in sites}
+    floats = [gate for gate in by_layer.values() if gate.dtype != torch.bool]
+    like = next(iter(floats or by_layer.values()))
     pieces = [
-        given[layer].to(like)
-        if layer in given
+        by_layer[layer].to(like)
+        if layer in by_layer
         else like.new_full((graph.n_edges_at(layer),), elsewhere)
         for layer in range(graph.n_layers + 1)
     ]
@@ -114,10 +114,10 @@ def by_site(
 def writer_values(
     site: Site, values: Float[Tensor, "seen *token d_model"]
 ) -> Float[Tensor, "writer #batch #seq d_model"]:
-    """Ablation values of all writers, of those at the site that sees most.
+    """Ablation values of all writers, of those at the site that can read most.
 
     Raises:
-        UserError: When they are not of as many writers as the site's readers see.
+        UserError: When they are not of as many writers as the site can read.
     """
     if not 2 <= values.dim() <= 4 or len(values) != n_seen(site):
         raise UserError(
@@ -140,5 +140,5 @@ def edge_names(
     _, edges = modules_and_edges(sites)
     if not edges:
         return []
-    chosen = flat_gates(edges, keep, elsewhere=float(not kept)) == float(kept)
-    return list(compress(graph_at(edges).edges(), chosen.tolist()))
+    is_named = flat_gates(edges, keep, elsewhere=float(not kept)) == float(kept)
+    return list(compress(graph_at(edges).edges(), is_named.tolist()))

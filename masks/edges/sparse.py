@@ -1,9 +1,14 @@
-"""A finished mask on edges, run for what it costs: its few ablated, or few kept, edges.
+"""A finished mask on edges, run at the cost of its few ablated or few kept edges.
 
-With few ablated edges the model runs as it is, and readers with an ablated edge take
-what it carried out of the stream: r_v = x - sum over ablated u of (h_u - a_u). With few
-kept edges only what reaches the logits through kept edges is run, on
-r_v = always on + sum over kept u of (h_u - a_u). Both give what the whole stack gives.
+With few ablated edges the model runs as it is, and their readers read less of it:
+
+    read[r, t] = C stream[t] - sum over ablated w of x[w, t],   x = C (h - a)
+
+With few kept edges only writers that reach the logits through kept edges run:
+
+    read[r, t] = x0[t] + sum over kept w of x[w, t]
+
+Both give what the whole stack gives. Symbols: docs/edge_engine.md, section 8.
 """
 
 from collections.abc import Sequence
@@ -70,26 +75,29 @@ def plan_of(model: ResidualModel, keep: Bool[Tensor, "edge"]) -> SparsePlan:
 
 
 def _all_plan(model: ResidualModel) -> SparsePlan:
+    """Every edge: the plain model, and E d for the reads."""
     cost = _plain_cost(model) + model.graph.n_edges * model.d_model
     return SparsePlan("all", {}, (), (), frozenset(), {"all": cost})
 
 
 def _ablated_plan(model: ResidualModel, keep: Tensor) -> SparsePlan:
+    """The plain model, and beside it the writers and readers of ablated edges."""
     graph, d_model = model.graph, model.d_model
-    cut = ~keep
-    sources = writers_of(graph, cut)
+    is_ablated = ~keep
+    sources = writers_of(graph, is_ablated)
     rows = {writer: place for place, writer in enumerate(sources)}
     readers, heads, mlps = [], [], set()
     for layer in range(graph.n_layers):
         first = graph.n_before(layer)
-        found = attention_gates(graph, layer, cut).any(1).nonzero()[:, 0]
-        readers.append(tuple(found.tolist()))
-        own = range(first, first + graph.n_heads)
-        heads.append(tuple(w - first for w in own if w in rows))
-        if bool(mlp_gates(graph, layer, cut).any()):
+        reads_less = attention_gates(graph, layer, is_ablated).any(1)  # (reader,)
+        readers.append(tuple(reads_less.nonzero()[:, 0].tolist()))
+        of_layer = range(first, first + graph.n_heads)
+        heads.append(tuple(w - first for w in of_layer if w in rows))
+        if bool(mlp_gates(graph, layer, is_ablated).any()):
             mlps.add(layer)
     n_projected, n_written = sum(map(len, readers)), sum(map(len, heads))
-    cost = _plain_cost(model) + int(cut.sum()) * d_model
+    # sums of rows: d an edge; projections: d width a reader; rows of heads: d_head d
+    cost = _plain_cost(model) + int(is_ablated.sum()) * d_model
     cost += n_projected * d_model * _width(graph, model.d_head)
     cost += n_written * model.d_head * d_model
     return SparsePlan(
@@ -101,18 +109,21 @@ def _ablated_plan(model: ResidualModel, keep: Tensor) -> SparsePlan:
 def _beside_plan(model: ResidualModel, keep: Tensor) -> SparsePlan:
     """Of an encoder, which runs as it is (`masks/edges/encoder_beside.py`)."""
     graph, d_model = model.graph, model.d_model
-    cut, sources = ~keep, len(writers_of(graph, ~keep))
-    cost = _plain_cost(model) + graph.n_layers * 2 * sources * d_model
+    is_ablated = ~keep
+    n_sources = len(writers_of(graph, is_ablated))
+    # two norms a layer for every source, then reads, projections and rows of heads
+    cost = _plain_cost(model) + graph.n_layers * 2 * n_sources * d_model
     for layer in range(graph.n_layers):
-        n_read = int(attention_gates(graph, layer, cut).any(1).sum())
-        cost += n_read * d_model * (sources + _width(graph, model.d_head))
-    cost += sources * model.d_head * d_model
+        n_read = int(attention_gates(graph, layer, is_ablated).any(1).sum())
+        cost += n_read * d_model * (n_sources + _width(graph, model.d_head))
+    cost += n_sources * model.d_head * d_model
     return SparsePlan("ablated", {}, (), (), frozenset(), {"ablated": cost})
 
 
 def _kept_plan(model: ResidualModel, keep: Tensor) -> SparsePlan:
-    graph, d_model = model.graph, model.d_model
-    needed = set(output_gates(graph, keep).nonzero()[:, 0].tolist())
+    """Only what reaches the logits through kept edges, found from the logits down."""
+    graph = model.graph
+    needed = set(output_gates(graph, keep).nonzero()[:, 0].tolist())  # writers
     readers: list[tuple[int, ...]] = []
     heads: list[tuple[int, ...]] = []
     mlps = set()
@@ -121,28 +132,43 @@ def _kept_plan(model: ResidualModel, keep: Tensor) -> SparsePlan:
         if first + graph.n_heads in needed:
             mlps.add(layer)
             needed |= set(mlp_gates(graph, layer, keep).nonzero()[:, 0].tolist())
-        own = [head for head in range(graph.n_heads) if first + head in needed]
-        read = sorted({r for head in own for r in _readers_of(graph, head)})
+        of_layer = [head for head in range(graph.n_heads) if first + head in needed]
+        read = sorted({r for head in of_layer for r in _readers_of(graph, head)})
         if read:
-            seen = attention_gates(graph, layer, keep)[read].any(0)
-            needed |= set(seen.nonzero()[:, 0].tolist())
-        heads.insert(0, tuple(own))
+            is_read = attention_gates(graph, layer, keep)[read].any(0)  # (writer,)
+            needed |= set(is_read.nonzero()[:, 0].tolist())
+        heads.insert(0, tuple(of_layer))
         readers.insert(0, tuple(read))
     rows = {writer: place for place, writer in enumerate(sorted(needed))}
+    return SparsePlan(
+        "kept", rows, tuple(readers), tuple(heads), frozenset(mlps),
+        {"kept": _kept_cost(model, rows, readers, heads, mlps)},
+    )  # fmt: skip
+
+
+def _kept_cost(
+    model: ResidualModel,
+    rows: dict[int, int],
+    readers: Sequence[Sequence[int]],
+    heads: Sequence[Sequence[int]],
+    mlps: set[int],
+) -> int:
+    """Multiplications a token of the stored rows, readers, heads and MLPs."""
+    graph, d_model = model.graph, model.d_model
     d_mlp = architecture_of(model.model).d_mlp(model.base.config)
     cost = len(mlps) * 3 * d_model * d_mlp
     for layer in range(graph.n_layers):
+        # a reader: d a stored row before it, d width to project; a head: d_head d
         before = sum(writer < graph.n_before(layer) for writer in rows)
         projected = before + _width(graph, model.d_head)
         cost += len(readers[layer]) * d_model * projected
         cost += len(heads[layer]) * model.d_head * d_model
         cost += (layer in mlps) * before * d_model
-    return SparsePlan(
-        "kept", rows, tuple(readers), tuple(heads), frozenset(mlps), {"kept": cost}
-    )
+    return cost
 
 
 def _plain_cost(model: ResidualModel) -> int:
+    """Multiplications a token of the blocks' weights; an MLP counts as a gated one."""
     graph, d_model = model.graph, model.d_model
     d_mlp = architecture_of(model.model).d_mlp(model.base.config)
     attention = (graph.n_heads * 2 + 2 * graph.n_kv_heads) * model.d_head * d_model
@@ -150,6 +176,7 @@ def _plain_cost(model: ResidualModel) -> int:
 
 
 def _width(graph: ResidualGraph, d_head: int) -> int:
+    """Numbers that a reader projects a token to."""
     return d_head if graph.separate_qkv else 3 * d_head
 
 
@@ -165,7 +192,7 @@ def _readers_of(graph: ResidualGraph, head: int) -> list[int]:
 class SparseRun:
     """One pass under a finished mask; no gradients.
 
-    Row 0 of the buffer is always on, as in the whole stack.
+    Row 0 of the buffer is x0, as in the whole stack; the others are those of the plan.
     """
 
     def __init__(self, run: EdgeRun, plan: SparsePlan, keep: Tensor):
@@ -176,110 +203,130 @@ class SparseRun:
         """What the logits read, (batch, seq, d_model)."""
         shape = stream.shape[0] * stream.shape[1], self.model.d_model
         buffers, n_rows = self.run.buffers, 1 + len(self.plan.rows)
+        # x0 and x[w] of the stored writers   (1 + stored, token, d_model)
         self.rows = buffers.borrow(stream, n_rows, *shape, spread=True)
         self.rows[0].zero_()
         self.dtype, self.shape = stream.dtype, stream.shape
-        whole = stream.reshape(shape)
-        inputs = [whole]
+        flat = stream.reshape(shape)  # (token, d_model)
+        inputs = [flat]
         if position is not None:
-            apart = position.expand_as(stream).reshape(shape)
-            inputs = [whole - apart]
+            # h[input] = stream - e; e is a writer of its own, or in x0
+            embedding = position.expand_as(stream).reshape(shape)
+            inputs = [flat - embedding]
             if self.graph.position == "own":
-                inputs.append(apart)
+                inputs.append(embedding)
             else:
-                self.rows[0] += centred(self.model, apart)
+                self.rows[0] += centred(self.model, embedding)
         for writer, value in enumerate(inputs):
             self._store(writer, centred(self.model, value))
         self._add_ablated(slice(0, len(inputs)))
         if self.plan.form == "ablated":
-            found = self._beside_the_model(whole)
+            read = self._run_beside_model(flat)
         else:
-            found = self._alone()
+            read = self._run_kept()
         buffers.give_back(self.rows)
-        return found.view(self.shape)
+        return read.view(self.shape)
 
-    def _beside_the_model(self, stream: Tensor) -> Tensor:
+    def _run_beside_model(self, stream: Tensor) -> Tensor:
+        """Form `ablated`: all blocks of the model, on the plain stream (token, d)."""
         model, graph = self.model, self.graph
-        cut = ~self.keep
+        is_ablated = ~self.keep
         for layer in range(graph.n_layers):
-            first = graph.n_before(layer)
-            norm = model.norm(layer, model.parts.norm_in)
-            normed = stream if norm is None else norm(stream)
-            given = [
-                projection(normed.view(self.shape))
-                for projection in model.projections(layer)
-            ]
-            readers = list(self.plan.readers[layer])
-            if readers:
-                taken = attention_gates(graph, layer, cut)[readers]
-                reads = centred(model, stream) - self._sum(taken)
-                self._give(layer, readers, reads, given)
-            found = attend_given(self.run, layer, given)
-            written = model.output(layer)(found)
+            written, attended = self._attend_beside_model(layer, stream, is_ablated)
             scale = None
             norm = model.norm(layer, model.parts.norm_attention)
             if norm is not None:
+                # h[n] = s gain o[n] O[n], s of the sum of all heads
                 total = written.reshape(stream.shape)
                 scale = model.inverse_deviation(norm, total) * model.gain(norm)
                 written = norm(written)
-            self._store_heads(layer, found, scale)
+            self._store_heads(layer, attended, scale)
             before = stream
             stream = stream + written.reshape(stream.shape)
-            seen = before if graph.parallel else stream
+            mlp_read = before if graph.parallel else stream
             if layer in self.plan.mlps:
-                taken = mlp_gates(graph, layer, cut)[None]
-                seen = centred(model, seen) - self._sum(taken)[0]
-            written = model.run_mlp(layer, seen.view(self.shape))
+                # read[mlp] = C stream - sum over ablated w of x[w]
+                ablated = mlp_gates(graph, layer, is_ablated)[None]
+                mlp_read = centred(model, mlp_read) - self._sum(ablated)[0]
+            written = model.run_mlp(layer, mlp_read.view(self.shape))
             written = written.reshape(stream.shape)
-            self._store(first + graph.n_heads, centred(model, written))
+            writer = graph.n_before(layer) + graph.n_heads
+            self._store(writer, centred(model, written))
             stream = stream + written
-        taken = output_gates(graph, cut)[None]
-        return stream - self._sum(taken)[0] if bool(taken.any()) else stream
+        ablated = output_gates(graph, is_ablated)[None]
+        return stream - self._sum(ablated)[0] if bool(ablated.any()) else stream
 
-    def _alone(self) -> Tensor:
+    def _attend_beside_model(
+        self, layer: int, stream: Tensor, is_ablated: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """What attention writes, b_O included, and o of all heads, (batch, seq, ...).
+
+        The projections of the plain stream, but for readers with an ablated edge.
+        """
+        model = self.model
+        norm = model.norm(layer, model.parts.norm_in)
+        normed = stream if norm is None else norm(stream)
+        outputs = [
+            projection(normed.view(self.shape))
+            for projection in model.projections(layer)
+        ]
+        readers = list(self.plan.readers[layer])
+        if readers:
+            # read[r] = C stream - sum over ablated w of x[w]   (reader, token, d_model)
+            ablated = attention_gates(self.graph, layer, is_ablated)[readers]
+            reads = centred(model, stream) - self._sum(ablated)
+            self._replace(layer, readers, reads, outputs)
+        attended = attend_given(self.run, layer, outputs)
+        return model.output(layer)(attended), attended
+
+    def _run_kept(self) -> Tensor:
+        """Form `kept`: the needed readers, heads and MLPs alone."""
         model, graph = self.model, self.graph
         for layer in range(graph.n_layers):
             first = graph.n_before(layer)
-            seen = self._seen_by_mlp(layer) if graph.parallel else None
+            mlp_read = self._mlp_read(layer) if graph.parallel else None
             if self.plan.readers[layer]:
-                found = attend(self.run, layer, self._read(layer))
-                self._store_heads(layer, found, None)
+                attended = attend(self.run, layer, self._read(layer))
+                self._store_heads(layer, attended, None)
             bias = self.run.layers[layer].write_bias
             if bias is not None and graph.attention_bias == "always":
-                self.rows[0] += bias
+                self.rows[0] += bias  # x0 += b_O
             self._add_ablated(slice(first, first + graph.n_heads))
-            place = first + graph.n_heads
+            writer = first + graph.n_heads
             if layer in self.plan.mlps:
-                if seen is None:
-                    seen = self._seen_by_mlp(layer)
-                written = model.run_mlp(layer, seen.view(self.shape))
-                written = written.reshape(seen.shape)
-                self._store(place, centred(model, written))
-            self._add_ablated(slice(place, place + 1))
-        return self._with_always(output_gates(graph, self.keep))
+                if mlp_read is None:
+                    mlp_read = self._mlp_read(layer)
+                written = model.run_mlp(layer, mlp_read.view(self.shape))
+                written = written.reshape(mlp_read.shape)
+                self._store(writer, centred(model, written))
+            self._add_ablated(slice(writer, writer + 1))
+        return self._read_one(output_gates(graph, self.keep))
 
     def _read(self, layer: int) -> Tensor:
-        """Queries, keys and values of all readers; zero where nothing needs them."""
+        """p of all attention readers, (reader, token, width); 0 where not needed."""
         readers = list(self.plan.readers[layer])
         gates = attention_gates(self.graph, layer, self.keep)[readers]
-        given = with_always(gates[:, self._stored(gates)].to(self.dtype))
-        projected = []
-        for tokens in tiles(self.rows[0], len(given)):
-            reads = self.run.read(self.rows, given, tokens)
-            projected.append(self._projected(layer, readers, reads))
+        # [1, g[r, stored w]]   (needed reader, x0 and stored writer)
+        read_gates = with_always(gates[:, self._stored(gates)].to(self.dtype))
+        pieces = []
+        for tokens in tiles(self.rows[0], len(read_gates)):
+            reads = self.run.read(self.rows, read_gates, tokens)
+            pieces.append(self._projected(layer, readers, reads))
             self.run.buffers.give_back(reads)
-        found = torch.cat(projected, 1)
+        projected = torch.cat(pieces, 1)
         if len(readers) == self.graph.n_attention_readers:
-            return found
-        every = found.new_zeros(self.graph.n_attention_readers, *found.shape[1:])
-        every[readers] = found
-        return every
+            return projected
+        n_readers = self.graph.n_attention_readers
+        all_projected = projected.new_zeros(n_readers, *projected.shape[1:])
+        all_projected[readers] = projected
+        return all_projected
 
-    def _seen_by_mlp(self, layer: int) -> Tensor:
-        return self._with_always(mlp_gates(self.graph, layer, self.keep))
+    def _mlp_read(self, layer: int) -> Tensor:
+        return self._read_one(mlp_gates(self.graph, layer, self.keep))
 
-    def _with_always(self, marked: Bool[Tensor, "writer"]) -> Tensor:
-        return self._sum(marked[None])[0].add_(self.rows[0])
+    def _read_one(self, kept: Bool[Tensor, "writer"]) -> Tensor:
+        """x0 + sum over kept w of x[w], (token, d_model)."""
+        return self._sum(kept[None])[0].add_(self.rows[0])
 
     def _stored(self, marked: Bool[Tensor, "reader writer"]) -> list[int]:
         """Writers that are stored, of those that the readers may read."""
@@ -287,13 +334,14 @@ class SparseRun:
         return [writer for writer in self.plan.rows if writer < marked.shape[1]]
 
     def _sum(self, marked: Bool[Tensor, "reader writer"]) -> Tensor:
-        """Of every reader, the stored rows of the writers it marks."""
+        """sum over marked w of x[w, t]: (reader, token, d_model)."""
         gates = marked[:, self._stored(marked)].to(self.dtype)
-        found = self.rows.new_empty(len(marked), *self.rows.shape[1:])
-        mix(found, gates, self.rows[1 : 1 + gates.shape[1]])
-        return found
+        sums = self.rows.new_empty(len(marked), *self.rows.shape[1:])
+        mix(sums, gates, self.rows[1 : 1 + gates.shape[1]])
+        return sums
 
     def _projected(self, layer: int, readers: Sequence[int], reads: Tensor) -> Tensor:
+        """p = s read A + b of these readers: (reader, token, width)."""
         folded = self.run.layers[layer]
         if len(readers) < len(folded.read):
             folded = FoldedLayer(
@@ -304,20 +352,21 @@ class SparseRun:
         project_into(projected, folded, reads, scale)
         return projected
 
-    def _give(
-        self, layer: int, readers: Sequence[int], reads: Tensor, given: list[Tensor]
+    def _replace(
+        self, layer: int, readers: Sequence[int], reads: Tensor, outputs: list[Tensor]
     ) -> None:
-        """Put these readers' queries, keys and values into the projections' outputs."""
+        """Put p of these readers into the projections' outputs, (batch, seq, ...)."""
         width = self.model.d_head
         projected = self._projected(layer, readers, reads)
         for reader, values in zip(readers, projected, strict=True):
+            # merged readers: p = [q, k, v], three pieces of d_head
             for part, value in enumerate(values.split(width, -1)):
                 place = reader
                 if not self.graph.separate_qkv:
                     place = part * self.graph.n_heads + reader
                 module, first = self._columns(place)
                 columns = slice(first, first + width)
-                given[module][..., columns] = value.view(*self.shape[:2], width)
+                outputs[module][..., columns] = value.view(*self.shape[:2], width)
 
     def _columns(self, reader: int) -> tuple[int, int]:
         """Which projection's output a reader's values lie in, and from which column."""
@@ -332,27 +381,30 @@ class SparseRun:
         part, head = divmod(reader - graph.n_heads, graph.n_kv_heads)
         return 1 + part, head * width
 
-    def _store_heads(self, layer: int, found: Tensor, scale: Tensor | None) -> None:
+    def _store_heads(self, layer: int, attended: Tensor, scale: Tensor | None) -> None:
+        """Fill the rows of a layer's stored heads, of o of all heads."""
         heads = list(self.plan.heads[layer])
         if not heads:
             return
         folded, first = self.run.layers[layer], self.graph.n_before(layer)
-        found = found.reshape(-1, self.graph.n_heads, self.model.d_head).transpose(0, 1)
-        weights = folded.write
+        # x[n] = C (scale o[n] O[n] + b_O / H - a[n])   (head, token, d_model)
+        by_head = attended.reshape(-1, self.graph.n_heads, self.model.d_head)
+        by_head, weights = by_head.transpose(0, 1), folded.write
         if len(heads) < len(weights):
-            found, weights = found[heads], weights[heads]
+            by_head, weights = by_head[heads], weights[heads]
         place = 1 + self.plan.rows[first + heads[0]]
-        own = self.rows[place : place + len(heads)]
-        products_into(own, found, weights)
+        head_rows = self.rows[place : place + len(heads)]
+        products_into(head_rows, by_head, weights)
         if scale is not None:
-            own *= scale
+            head_rows *= scale
         if folded.write_bias is not None and self.graph.attention_bias == "heads":
-            own += folded.write_bias / self.graph.n_heads
+            head_rows += folded.write_bias / self.graph.n_heads
         if self.run.ablated is not None:
             writers = [first + head for head in heads]
-            own -= centred(self.model, self.run.ablated[writers])
+            head_rows -= centred(self.model, self.run.ablated[writers])
 
     def _store(self, writer: int, value: Tensor) -> None:
+        """x[w] = C h[w] - C a[w] where the writer is stored; `value` is C h[w]."""
         place = self.plan.rows.get(writer)
         if place is not None:
             if self.run.ablated is not None:
@@ -360,6 +412,6 @@ class SparseRun:
             self.rows[1 + place] = value
 
     def _add_ablated(self, writers: slice) -> None:
-        """Put the writers' ablation values into row 0."""
+        """x0 += sum_w C a[w]."""
         if self.run.ablated is not None:
             self.rows[0] += centred(self.model, self.run.ablated[writers]).sum(0)

@@ -1,17 +1,20 @@
 """All blocks of a model under gates on its edges: one forward and one backward pass.
 
-A reader v sees r_v = sum over u of [z_uv h_u + (1 - z_uv) a_u], with h_u what writer u
-writes in the masked run and a_u its ablation value. What is written is kept in one
-buffer, one row a writer, filled in place; a layer's reads are one matrix product of its
-gates and that buffer. The backward pass is written by hand: it goes through the layers
-in reverse, repeats a layer's reads, and adds up what reaches each writer in one buffer
-of gradients. Plain autograd would keep a copy of the writers for every layer. Only
-attention and the MLPs, which are the model's own modules, keep graphs of their own.
+    read[r] = sum_w (g[r, w] h[w] + (1 - g[r, w]) a[w]) = x0 + sum_w g[r, w] x[w]
+
+Here reader r reads writers w, h[w] is what w writes in the masked run, a[w] its
+ablation value and x[w] = h[w] - a[w]. What is written is kept in one buffer, one row a
+writer, filled in place; a layer's reads are one matrix product of its gates and that
+buffer. The backward pass is written by hand: it goes through the layers in reverse,
+takes a layer's reads as stored or recomputes them, and adds up the gradient of every
+writer in one buffer. Plain autograd would keep a copy of the writers for every layer.
+Only attention and the MLPs, which are the model's own modules, keep graphs of their
+own. docs/edge_engine.md derives the pass.
 
 Encoders, whose norms sit on the stream itself, run in `encoder_stack`.
 
-Row 0 of the buffer is always on: ablation values (rows hold h_u - a_u, so a constant
-reaches every reader whatever its gates) and the biases of the output projections.
+Row 0 of the buffer, x0, is always on: it holds sum_w a[w], which reaches every reader
+whatever its gates, and the biases of the output projections.
 """
 
 from collections.abc import Mapping, Sequence
@@ -31,7 +34,7 @@ from circuitcut.masks.edges.forward import run_forward
 from circuitcut.masks.edges.memory import free_bytes, token_bytes
 from circuitcut.masks.edges.run import EdgeRun
 from circuitcut.masks.edges.sparse import SparsePlan, SparseRun
-from circuitcut.masks.edges.weights import trained_weights
+from circuitcut.masks.edges.weights import TrainedWeights, trained_weights
 from circuitcut.models.residual.carried_norms import CarriedNorms
 from circuitcut.models.residual.folded_model import FoldedLayer, ResidualModel
 
@@ -42,11 +45,12 @@ class EdgeStack:
 
     Args:
         model: The model as a residual graph.
-        store_reads: Keep every layer's reads for the backward pass, which is faster
-            and takes (readers x tokens x d_model) numbers a layer, or repeat them, to
-            the same bits; None keeps them where half of the free memory holds them.
+        store_reads: Store every layer's reads for the backward pass, which is faster
+            and takes (readers x tokens x d_model) numbers a layer, or recompute them in
+            the backward pass, to the same bits; None stores them where half of the free
+            memory holds them.
         layers: Weights that were folded before; none folds them now.
-        carried: What was folded with them.
+        carried: Maps of the norms on the stream that were made with them.
         buffers: Those of earlier passes.
         versions: Of the weights when they were folded.
     """
@@ -76,7 +80,7 @@ class EdgeStack:
         self.buffers.clear()
 
     def fold(self) -> None:
-        """Take the weights from the model again, after they changed."""
+        """Take the weights from the model; needed anew after they changed."""
         layers = range(self.model.graph.n_layers)
         self.versions = self.model.versions()
         with torch.no_grad():
@@ -98,32 +102,24 @@ class EdgeStack:
         differences: Float[Tensor, "writer token d_model"] | None = None,
         plan: SparsePlan | None = None,
     ) -> Float[Tensor, "batch seq d_model"]:
-        """What the logits read, before the final norm.
+        """read[logits], before the final norm.
 
         Args:
             stream: What the embedding writes, positions included.
             keep: Gates of all edges in the graph's order; may carry a gradient.
             attention_kwargs: What the model gives each block's attention besides the
                 stream: masks, position embeddings.
-            position: The position embedding, where the graph has it apart.
-            ablated: Ablation value of every writer, one for all tokens or one a token
-                (batch * seq); None is zero.
+            position: The position embedding, where the graph separates it.
+            ablated: a[w], the ablation value of every writer, one for all tokens or one
+                a token (batch * seq); None is zero.
             inside: Tensors that hooks inside the blocks use, gates of neurons and
                 heads; where they take a gradient they get it.
-            differences: Per edge the gates' gradient is then the inner product of its
-                writer's difference and the gradient of its reader's input, instead of
-                that with h_u - a_u of this pass.
+            differences: y[w] in dL/dg[r, w] = sum_t <y[w, t], dL/dread[r, t]>; None is
+                x[w] = h[w] - a[w] of this pass.
             plan: How to run a finished mask `keep` for less, where nothing takes a
                 gradient.
         """
-        trained = None
-        if torch.is_grad_enabled() and self.model.is_trained:
-            trained = trained_weights(self.model)
-            if self.carried is None:
-                self.layers = [layer.folded.detached() for layer in trained.layers]
-                self.versions = self.model.versions()
-        elif self.versions != self.model.versions():  # in relearning
-            self.fold()
+        trained = self._fold_changed()
         self.buffers.start(stream.shape[0] * stream.shape[1])
         run = EdgeRun(
             self.model,
@@ -153,6 +149,18 @@ class EdgeStack:
         weights = [] if trained is None else trained.tensors
         return _Stack.apply(stream, keep, position, run, *run.inside, *weights)
 
+    def _fold_changed(self) -> TrainedWeights | None:
+        """Fold where a weight changed; returns the weights where they are trained."""
+        if torch.is_grad_enabled() and self.model.is_trained:
+            trained = trained_weights(self.model)
+            if self.carried is None:
+                self.layers = [layer.folded.detached() for layer in trained.layers]
+                self.versions = self.model.versions()
+            return trained
+        if self.versions != self.model.versions():  # in relearning
+            self.fold()
+        return None
+
 
 class _Stack(torch.autograd.Function):
     """Forward and backward pass through all blocks."""
@@ -164,9 +172,9 @@ class _Stack(torch.autograd.Function):
         keep: Tensor,
         position: Tensor | None,
         run: EdgeRun,
-        *others: Tensor,
+        *inside_and_weights: Tensor,
     ) -> Tensor:
-        del others  # gates inside the blocks and weights: the run has them
+        del inside_and_weights  # the run has them
         needs_grad = any(ctx.needs_input_grad)
         gates = keep.detach().to(stream.dtype)
         rows, read = run_forward(run, stream, gates, position, needs_grad)
@@ -181,23 +189,23 @@ class _Stack(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        gates, writers = ctx.saved_tensors
+        gates, rows = ctx.saved_tensors
         run: EdgeRun = ctx.run
         backward = Backward(
             run,
             gates,
-            writers,
+            rows,
             grad,
             of_gates=ctx.needs_input_grad[1],
             of_positions=ctx.needs_input_grad[2],
         )
         for layer in reversed(range(run.model.graph.n_layers)):
             backward.through_layer(layer, run.kept.pop())
-        d_stream, every_position = backward.of_inputs(grad)
+        d_stream, d_embedding = backward.of_inputs(grad)  # (batch, seq, d_model)
         d_position = None
         if ctx.n_positions is not None:
-            one = ctx.n_positions == 1  # the same for all sequences
-            d_position = every_position.sum(0, keepdim=True) if one else every_position
+            is_shared = ctx.n_positions == 1  # one embedding for all sequences
+            d_position = d_embedding.sum(0, keepdim=True) if is_shared else d_embedding
         d_keep = backward.d_keep
         if d_keep is not None:
             d_keep = d_keep.to(ctx.dtype)

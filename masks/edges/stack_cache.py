@@ -1,4 +1,4 @@
-"""One folded stack a model and graph, made again only after a weight changed."""
+"""One folded stack for each model and graph, folded anew after a weight changed."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -21,7 +21,7 @@ from circuitcut.storage.errors import UserError
 def writers_seen(
     model: nn.Module, sites: Sequence[Site], inputs: Mapping[str, Tensor]
 ) -> Float[Tensor, "seen batch seq d_model"]:
-    """What the writers that the last site sees write in the plain run on `inputs`."""
+    """h[w] in the plain run on `inputs`, of the writers that the last site can read."""
     residual = residual_model(model, graph_at(sites))
     return record_writers(residual, inputs)[: n_seen(sites[-1])]
 
@@ -38,18 +38,18 @@ def residual_model(model: nn.Module, graph: ResidualGraph) -> ResidualModel:
         attention_bias=graph.attention_bias,
         position=graph.position,
     )
-    told = graph.difference_from(residual.graph)
-    if told is not None:
+    difference = graph.difference_from(residual.graph)
+    if difference is not None:
         raise UserError(
-            f"the sites' residual graph is not this model's: {told} here; take the "
-            "sites of this model from sites_of"
+            f"the sites' residual graph is not this model's: {difference} here; take "
+            "the sites of this model from sites_of"
         )
     return residual
 
 
 @dataclass
 class _Folded:
-    """What is worth keeping of a stack; it holds no reference to the model."""
+    """What is kept of a stack for later runs; it holds no reference to the model."""
 
     layers: list[FoldedLayer]
     carried: CarriedNorms | None
@@ -63,23 +63,23 @@ _FOLDED: WeakKeyDictionary[nn.Module, dict[ResidualGraph, _Folded]] = (
 
 
 def stack_of(model: nn.Module, graph: ResidualGraph) -> EdgeStack:
-    """The blocks of `model` ready to run; folded again only after a weight changed.
+    """The blocks of `model` ready to run; folded anew only after a weight changed.
 
     Raises:
         UserError: When the model's graph is another one.
     """
     residual = residual_model(model, graph)
     versions = residual.versions()
-    known = _FOLDED.setdefault(model, {})
-    found = known.get(graph)
-    if found is None or found.versions != versions:
-        new = EdgeStack(residual)
-        found = _Folded(new.layers, new.carried, new.buffers, versions)
-        known[graph] = found
+    by_graph = _FOLDED.setdefault(model, {})
+    folded = by_graph.get(graph)
+    if folded is None or folded.versions != versions:
+        stack = EdgeStack(residual)
+        folded = _Folded(stack.layers, stack.carried, stack.buffers, versions)
+        by_graph[graph] = folded
     return EdgeStack(
         residual,
-        layers=found.layers,
-        carried=found.carried,
-        buffers=found.buffers,
+        layers=folded.layers,
+        carried=folded.carried,
+        buffers=folded.buffers,
         versions=versions,
     )

@@ -10,11 +10,11 @@ from circuitcut.models.residual.folded_model import FoldedLayer, ResidualModel
 
 @dataclass
 class LayerWeights:
-    """What the gradients of one block flow into."""
+    """The tensors of one block whose gradients the backward pass computes."""
 
     folded: FoldedLayer
-    """Of the attention weights and with a graph: autograd carries their gradients on to
-    the projections and to the norm before them."""
+    """A, b, O and b_O, with a graph: autograd carries their gradients on to the
+    projections and to the norm before them."""
     mlp: Sequence[nn.Parameter]
     attention: Sequence[nn.Parameter]
     head_gain: nn.Parameter | None
@@ -32,23 +32,24 @@ class LayerWeights:
 
 @dataclass
 class GradientSums:
-    """Gradients of some tensors, added up as they come in."""
+    """Sums of the gradients of some tensors."""
 
-    _found: dict[int, Tensor] = field(default_factory=dict)
+    _sums: dict[int, Tensor] = field(default_factory=dict)
+    """By the tensor's id."""
 
     def add(self, tensor: Tensor | None, gradient: Tensor | None) -> None:
-        """Take a gradient; None stands for a tensor, or a gradient, there is not."""
+        """Add a gradient; nothing where the tensor or the gradient is None."""
         if tensor is None or gradient is None:
             return
-        earlier = self._found.get(id(tensor))
+        earlier = self._sums.get(id(tensor))
         gradient = gradient.view_as(tensor)
-        self._found[id(tensor)] = gradient if earlier is None else earlier + gradient
+        self._sums[id(tensor)] = gradient if earlier is None else earlier + gradient
 
     def take(self, tensors: Sequence[Tensor]) -> tuple[Tensor | None, ...]:
-        """Those of all tensors that there are; none is kept."""
-        found = tuple(self._found.get(id(tensor)) for tensor in tensors)
-        self._found.clear()
-        return found
+        """The sums of these tensors, None without a gradient; all sums are dropped."""
+        gradients = tuple(self._sums.get(id(tensor)) for tensor in tensors)
+        self._sums.clear()
+        return gradients
 
 
 @dataclass
@@ -60,8 +61,8 @@ class TrainedWeights:
     sums: GradientSums = field(init=False, default_factory=GradientSums)
 
     def __post_init__(self) -> None:
-        found = {id(t): t for layer in self.layers for t in layer.tensors()}
-        self.tensors = [t for t in found.values() if t.requires_grad]
+        by_id = {id(t): t for layer in self.layers for t in layer.tensors()}
+        self.tensors = [t for t in by_id.values() if t.requires_grad]
 
 
 def trained_weights(model: ResidualModel) -> TrainedWeights:

@@ -1,7 +1,7 @@
-"""What every writer of a residual graph writes in a plain run: what ablates its edges.
+"""h[w] of every writer in a plain run of the model, from which ablation values come.
 
-With all edges open the plain model is the graph, so hooks on it see everything: a head
-writes its part of the output projection's input times its rows of that projection.
+With all edges open the plain model is the graph, so hooks on it record everything: a
+head writes its part of the output projection's input times its rows of that projection.
 """
 
 from collections.abc import Mapping
@@ -21,7 +21,7 @@ from circuitcut.models.residual.folded_model import ResidualModel
 def record_writers(
     model: ResidualModel, inputs: Mapping[str, Tensor]
 ) -> Float[Tensor, "writer batch seq d_model"]:
-    """What the writers of a model write on `inputs`, without a gradient.
+    """h[w] of all writers in the plain run on `inputs`, without a gradient.
 
     In the precision of the weights, under autocast too.
     """
@@ -58,18 +58,19 @@ class _Recorder:
     def hooks_after(self) -> list[tuple[Any, Any]]:
         """Modules whose output is read."""
         layers = range(self.model.graph.n_layers)
-        found: list[tuple[Any, Any]] = [
+        hooks: list[tuple[Any, Any]] = [
             (self.model.last_of_mlp(i), partial(self.on_mlp, i)) for i in layers
         ]
         name = self.model.parts.position
         if self.model.graph.position != "merged" and name is not None:
-            found.append((self.model.base.get_submodule(name), self.on_position))
-        return found
+            hooks.append((self.model.base.get_submodule(name), self.on_position))
+        return hooks
 
     def on_position(self, _: Any, __: Any, output: Tensor) -> None:
         self.position = output
 
     def on_stream(self, _: Any, args: Any, kwargs: Mapping[str, Any]) -> None:
+        # one row a writer: (writer, batch, seq, d_model)
         stream: Tensor = args[0] if args else kwargs["hidden_states"]
         self.rows = spread_rows(stream, self.model.graph.n_writers, *stream.shape)
         self.rows[0] = stream
@@ -81,16 +82,18 @@ class _Recorder:
     def on_heads(self, layer: int, _: Any, args: Any, __: Any) -> None:
         model, graph = self.model, self.model.graph
         first = graph.n_before(layer)
-        own = self.rows[first : first + graph.n_heads].flatten(1, 2)
-        found = args[0].flatten(0, 1).unflatten(1, (graph.n_heads, model.d_head))
-        products_into(own, found.transpose(0, 1), model.write(layer))
+        head_rows = self.rows[first : first + graph.n_heads].flatten(1, 2)
+        # h[n] = o[n] O[n]   (head, token, d_head) @ (head, d_head, d_model)
+        by_head = args[0].flatten(0, 1).unflatten(1, (graph.n_heads, model.d_head))
+        products_into(head_rows, by_head.transpose(0, 1), model.write(layer))
         norm = model.norm(layer, model.parts.norm_attention)
         if norm is not None:
-            scale = model.inverse_deviation(norm, own.sum(0))
-            own.mul_(scale).mul_(model.gain(norm))
+            # h[n] = s gain o[n] O[n], s of the sum of all heads
+            scale = model.inverse_deviation(norm, head_rows.sum(0))
+            head_rows.mul_(scale).mul_(model.gain(norm))
         bias = model.output(layer).bias
         if bias is not None and graph.attention_bias == "heads":
-            own.add_(bias / graph.n_heads)
+            head_rows.add_(bias / graph.n_heads)
 
     def on_mlp(self, layer: int, _: Any, __: Any, output: Tensor) -> None:
         graph = self.model.graph

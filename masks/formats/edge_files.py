@@ -56,7 +56,7 @@ Embeddings = Literal["auto", "nodes", "always"]
 
 
 @dataclass(frozen=True)
-class Found:
+class EdgesOfFile:
     """What a file says about the edges of a model's graph; one of two is None."""
 
     graph: ResidualGraph
@@ -73,7 +73,7 @@ def read_edges(
     scored: bool = False,
     shared: Shared = "refuse",
     embeddings: Embeddings = "auto",
-) -> Found:
+) -> EdgesOfFile:
     """A file in the format `name`, on the edges of the model's own graph.
 
     The graph has the switches of that program, so the cut is the same one.
@@ -106,9 +106,9 @@ def read_edges(
     ours = own_graph(model, theirs)
     if scored:
         assert scores is not None
-        return Found(ours, None, carried(theirs, scores, ours, shared="sum"))
+        return EdgesOfFile(ours, None, carried(theirs, scores, ours, shared="sum"))
     assert kept is not None
-    return Found(ours, carried(theirs, kept, ours, shared=shared), None)
+    return EdgesOfFile(ours, carried(theirs, kept, ours, shared=shared), None)
 
 
 def _from_tensors(

@@ -1,6 +1,6 @@
 """Which modules of a block are the writers and readers of its residual graph: a table.
 
-Decoders with norms before what reads, and encoders with norms on the stream itself.
+Decoders have norms before their readers, encoders have norms on the stream itself.
 """
 
 from collections.abc import Callable

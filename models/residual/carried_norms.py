@@ -1,17 +1,22 @@
 """Norms on the stream itself, as maps that carry every writer's share through them.
 
-With the mean and deviation of the whole stream given, a layer norm is affine, so a
-share h of the stream goes to (h - mean of h) * gain / deviation, and the norm's bias is
-one more share. Let G_p be the product of the gains of the first p norms, and s_p that
-of their 1 / deviation (a number a token). A share h written after p norms is, after q,
+With the mean and the deviation sigma of the whole stream given, a layer norm is affine,
+so a share h of the stream goes to (h - mean of h) * gain / sigma, and the norm's bias
+is one more share. Let G_p be the product of the gains of the first p norms, and s_p
+that of their 1 / sigma (a number a token). A share h written after p norms is, after q,
 
-    y = s_q G_q * [h / (s_p G_p) - sum over norms p <= j < q of b_j / G_j],
+    s_q G_q * [h / (s_p G_p) - sum over norms p <= j < q of m_j / G_j],
 
-where b_j, what norm j subtracts, is an inner product of h / s_p and a fixed vector.
-*Carried* values are the bracket before its sum, h / (s_p G_p), with all b_j at its end.
-They are those of every place: nothing of them changes when a norm is passed, sums of
-them are carried as well, and what a place sees of them is one linear map of its own
-times s_q. Here s_p is left to the caller.
+where s_j m_j is the mean that norm j subtracts; m_j is an inner product of h / s_p and
+a fixed vector. *Carried* values are the first term of the bracket, h / (s_p G_p), with
+all m_j after it. They are the same at every place: passing a norm does not change them,
+and sums of them are carried values too. What a reader at place q reads is s_q times a
+linear map of them. Here s_p and s_q are left to the caller:
+
+    K_p h = [h / G_p, (h / G_p) @ M_p]       `carried`, M_p is `means[p]`
+    V_q [c, m] = c G_q + m @ B_q             `read`, B_q is `back[q]`
+
+Derivation: docs/edge_engine.md, section 9.
 """
 
 from collections.abc import Sequence
@@ -28,7 +33,7 @@ from circuitcut.storage.errors import UserError
 
 @dataclass(frozen=True)
 class CarriedLayer(FoldedLayer):
-    """A block's attention that reads and writes carried values, in place of d_model."""
+    """A block's attention that reads and writes carried values, not the stream."""
 
     plain_write: Float[Tensor, "d_heads d_stream"]
     """The output projection as it is, for the stream itself."""
@@ -58,15 +63,17 @@ class CarriedNorms:
         self.d_model, self.n_norms = model.d_model, len(norms)
         dtype = norms[0].weight.dtype
         gains = torch.stack([model.gain(norm).detach().double() for norm in norms])
-        # lest one divides by zero; far below what the precision can tell from zero
+        # gains of zero are raised to this, so that 1 / G is finite; it is far below
+        # what the precision can tell from zero
         smallest = torch.finfo(dtype).eps ** 2
         signs = torch.where(gains < 0, -1.0, 1.0).to(gains)
         products = _products(signs * gains.abs().clamp(min=smallest))
         _check_range(products, dtype)
-        self.gains = products.to(dtype)
-        self.inverse = products.reciprocal().to(dtype)
-        self.means = _means(products).to(dtype)
-        self.back = _back(products).to(dtype)
+        self.gains = products.to(dtype)  # G   (place, d_model)
+        self.inverse = products.reciprocal().to(dtype)  # 1 / G   (place, d_model)
+        self.means = _means(products).to(dtype)  # M   (place, d_model, norm)
+        self.back = _back(products).to(dtype)  # B   (place, norm, d_model)
+        # K_{j+1} bias_j: a norm's bias is written at the place after it
         biases = torch.stack([norm.bias for norm in norms]).detach()
         self.biases: Float[Tensor, "norm width"] = torch.stack(
             [self.carried(1 + place, bias) for place, bias in enumerate(biases)]
@@ -80,36 +87,37 @@ class CarriedNorms:
     def carried(
         self, place: int, values: Float[Tensor, "*any d_model"]
     ) -> Float[Tensor, "*any width"]:
-        """Shares written at `place`."""
+        """K_p h of shares h written at `place` p: [h / G_p, (h / G_p) @ M_p]."""
         scaled = values * self.inverse[place]
         return torch.cat([scaled, scaled @ self.means[place]], -1)
 
     def through_carried(
         self, place: int, grad: Float[Tensor, "*any width"]
     ) -> Float[Tensor, "*any d_model"]:
-        """Gradient of the shares, of that of what `carried` gives."""
+        """K_p^T grad, the gradient of the shares: (d_c + d_m @ M_p^T) / G_p."""
         stream, means = grad.split([self.d_model, self.n_norms], -1)
         return (stream + means @ self.means[place].T) * self.inverse[place]
 
-    def seen(
+    def read(
         self, place: int, carried: Float[Tensor, "*any width"]
     ) -> Float[Tensor, "*any d_model"]:
-        """What a reader at `place` sees of carried values."""
+        """V_q of carried values [c, m], what is read at `place` q: c G_q + m @ B_q."""
         stream, means = carried.split([self.d_model, self.n_norms], -1)
         return stream * self.gains[place] + means @ self.back[place]
 
-    def through_seen(
+    def through_read(
         self, place: int, grad: Float[Tensor, "*any d_model"]
     ) -> Float[Tensor, "*any width"]:
-        """Gradient of carried values, of that of what `seen` gives."""
+        """V_q^T grad, the gradient of carried values: [grad G_q, grad @ B_q^T]."""
         return torch.cat([grad * self.gains[place], grad @ self.back[place].T], -1)
 
     def fold(self, layer: int) -> CarriedLayer:
-        """Weights that read and write carried values, of those for the stream."""
+        """Weights that read and write carried values: V_q^T A and K_p of O and b_O."""
         folded = self.plain[layer]
         place, bias = 2 * layer, folded.write_bias
+        # of shapes (reader, width, d_head) and (head, d_head, width)
         return CarriedLayer(
-            self.through_seen(place, folded.read.mT).mT,
+            self.through_read(place, folded.read.mT).mT,
             folded.read_bias,
             self.carried(place, folded.write),
             None if bias is None else self.carried(place, bias),
@@ -133,18 +141,21 @@ def _products(
 def _means(
     products: Float[Tensor, "place d_model"],
 ) -> Float[Tensor, "place d_model norm"]:
-    """Vectors whose inner products with h / G_p are the b_j of a share.
+    """M_p, vectors whose inner products with h / G_p are the m_j of a share.
 
-    Norm j subtracts b_j = mean of G_j * (h / G_p - sum over p <= i < j of b_i / G_i): a
-    triangular system.
+    m_j is the mean of G_j * (h / G_p - sum over p <= i < j of m_i / G_i), which makes a
+    triangular system:
+    m_j + sum over p <= i < j of <G_j / d, 1 / G_i> m_i = <G_j / d, h / G_p>.
     """
-    own = products[:-1] / products.shape[1]  # (norm, d_model)
-    n = len(own)
-    system = (own @ products[:-1].reciprocal().T).tril(-1) + torch.eye(n).to(own)
-    means = own.new_zeros(n + 1, products.shape[1], n)
-    for place in range(n):
+    averages = products[:-1] / products.shape[1]  # G_j / d   (norm, d_model)
+    n = len(averages)
+    # <G_j / d, 1 / G_i> of i < j, and 1 on the diagonal   (norm, norm)
+    system = (averages @ products[:-1].reciprocal().T).tril(-1)
+    system = system + torch.eye(n).to(averages)
+    means = averages.new_zeros(n + 1, products.shape[1], n)
+    for place in range(n):  # norms before it subtract nothing of the share: 0
         means[place, :, place:] = torch.linalg.solve_triangular(
-            system[place:, place:], own[place:], upper=False, unitriangular=True
+            system[place:, place:], averages[place:], upper=False, unitriangular=True
         ).T
     return means
 
@@ -152,11 +163,11 @@ def _means(
 def _back(
     products: Float[Tensor, "place d_model"],
 ) -> Float[Tensor, "place norm d_model"]:
-    """What each b_j takes at a place: -G_q / G_j of the norms passed."""
+    """B_q, what a place q reads of each m_j: -G_q / G_j of the norms j < q, else 0."""
     n = len(products) - 1
-    taken = -products[:, None] / products[:-1]
-    passed = torch.arange(n) < torch.arange(n + 1)[:, None]
-    return taken * passed[..., None].to(products)
+    ratios = -products[:, None] / products[:-1]  # (place, norm, d_model)
+    is_passed = torch.arange(n) < torch.arange(n + 1)[:, None]
+    return ratios * is_passed[..., None].to(products)
 
 
 def _check_range(products: Float[Tensor, "place d_model"], dtype: torch.dtype) -> None:

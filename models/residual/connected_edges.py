@@ -16,25 +16,25 @@ def connected(graph: ResidualGraph, keep: Bool[Tensor, "edge"]) -> Bool[Tensor, 
     """The kept edges that lie on a path from an input to the logits.
 
     That is what is left when nodes without incoming or without outgoing edges are
-    removed until none is found. Keys and values that a group of heads shares count as
+    removed until there is none. Keys and values that a group of heads shares count as
     read by each of its heads.
     """
     reached = _reached(graph, keep)
-    useful = torch.zeros_like(reached)
-    found = keep.clone()
-    of_logits = output_gates(graph, found)
+    useful = torch.zeros_like(reached)  # writers on a path to the logits
+    connecting = keep.clone()
+    of_logits = output_gates(graph, connecting)
     of_logits &= reached
     useful |= of_logits
     for layer in reversed(range(graph.n_layers)):
         before, n_heads = graph.n_before(layer), graph.n_heads
-        of_mlp = mlp_gates(graph, layer, found)
+        of_mlp = mlp_gates(graph, layer, connecting)
         of_mlp &= reached[: len(of_mlp)] & useful[before + n_heads]
         useful[: len(of_mlp)] |= of_mlp
-        of_heads = attention_gates(graph, layer, found)
+        of_heads = attention_gates(graph, layer, connecting)
         by_reader = _by_reader(graph, useful[before : before + n_heads])
         of_heads &= by_reader[:, None] & reached[:before]
         useful[:before] |= of_heads.any(0)
-    return found
+    return connecting
 
 
 def _reached(graph: ResidualGraph, keep: Tensor) -> Tensor:

@@ -33,11 +33,11 @@ def layer_gates(
     Args:
         with_output: Add a row, last: what the logits read of the same writers.
     """
-    alone = [mlp_gates(graph, layer, gates)]
+    single_readers = [mlp_gates(graph, layer, gates)]
     if with_output:
-        alone.append(output_gates(graph, gates))
-    others = [row[None, : graph.n_before(layer)] for row in alone]
-    return with_always(torch.cat([attention_gates(graph, layer, gates), *others]))
+        single_readers.append(output_gates(graph, gates))
+    rows = [row[None, : graph.n_before(layer)] for row in single_readers]
+    return with_always(torch.cat([attention_gates(graph, layer, gates), *rows]))
 
 
 def with_always(gates: Tensor) -> Tensor:
@@ -47,8 +47,9 @@ def with_always(gates: Tensor) -> Tensor:
 
 def writers_of(graph: ResidualGraph, marked: Tensor) -> list[int]:
     """Writers of the marked edges."""
-    found = output_gates(graph, marked).clone()
+    is_writer = output_gates(graph, marked).clone()  # (writer,)
     for layer in range(graph.n_layers):
-        found[: graph.n_before(layer)] |= attention_gates(graph, layer, marked).any(0)
-        found[: graph.n_seen_by_mlp(layer)] |= mlp_gates(graph, layer, marked)
-    return found.nonzero()[:, 0].tolist()
+        of_attention = attention_gates(graph, layer, marked).any(0)
+        is_writer[: graph.n_before(layer)] |= of_attention
+        is_writer[: graph.n_seen_by_mlp(layer)] |= mlp_gates(graph, layer, marked)
+    return is_writer.nonzero()[:, 0].tolist()

@@ -26,17 +26,22 @@ from circuitcut.storage.errors import UserError
 
 @dataclass(frozen=True)
 class FoldedLayer:
-    """Weights of one block's attention, as the residual graph uses them."""
+    """Weights of one block's attention, as the residual graph uses them.
+
+    p = s read A + b and h[n] = o[n] O[n] (docs/edge_engine.md, section 3).
+    """
 
     read: Float[Tensor, "reader d_model width"]
-    """Of every reader, times the gain of the norm before; centred where the model's
+    """A of every reader, times the gain of the norm before; centred where the model's
     norms centre. Width is d_head, or three times that where queries, keys and values
     are merged. In memory d_model is last, which the backward pass multiplies faster by
     (LOG.md)."""
     read_bias: Float[Tensor, "reader 1 width"]
+    """b, with the bias of the norm before."""
     write: Float[Tensor, "head d_head d_model"]
-    """Of every head; centred where the model's norms centre."""
+    """O of every head; centred where the model's norms centre."""
     write_bias: Float[Tensor, "d_model"] | None
+    """b_O, centred likewise."""
 
     def detached(self) -> "FoldedLayer":
         """The same numbers without a graph."""
@@ -82,7 +87,7 @@ class ResidualModel:
         block = architecture_of(model).block
         paths = [block.format(layer) for layer in range(self.graph.n_layers)]
         self.blocks: list[Any] = [self.base.get_submodule(path) for path in paths]
-        self._found: dict[tuple[int, str], Any] = {}
+        self._modules: dict[tuple[int, str], Any] = {}
         self._check_modules(config.model_type)
         self.d_model, self.d_head = config.hidden_size, d_head(config)
         last_norm = self.base.get_submodule(last_norm_of(model, paths[-1]))
@@ -109,11 +114,11 @@ class ResidualModel:
         return None if name is None else self._module(layer, name)
 
     def _module(self, layer: int, path: str) -> Any:
-        """A module below a block; looked up once, for every pass asks for some."""
+        """A module below a block; looked up once, for every pass uses some."""
         key = layer, path
-        if key not in self._found:
-            self._found[key] = self.blocks[layer].get_submodule(path)
-        return self._found[key]
+        if key not in self._modules:
+            self._modules[key] = self.blocks[layer].get_submodule(path)
+        return self._modules[key]
 
     def gain(self, norm: Any) -> Float[Tensor, "d_model"]:
         """What a norm multiplies by."""
@@ -136,24 +141,26 @@ class ResidualModel:
     def inverse_deviation(
         self, norm: Any, values: Float[Tensor, "*token d_model"]
     ) -> Float[Tensor, "*token 1"]:
-        """What a norm without centring scales values by, its gain apart."""
+        """(|values|^2 / d + eps)^(-1/2): the scale of a norm, without its gain."""
         square = values.square().mean(-1, keepdim=True)
         return (square + self.eps(norm)).rsqrt()
 
     def fold(self, layer: int) -> FoldedLayer:
-        """The layer's attention weights, a copy: fold again after a weight changed."""
+        """The layer's attention weights, a copy: to be folded anew after a change."""
         graph, norm = self.graph, self.norm(layer, self.parts.norm_in)
-        weight, bias = self._projection(layer)  # (reader, d_model, d_head), (reader, d)
+        # W, (reader, d_model, d_head), and b_W, (reader, d_head)
+        weight, bias = self._projection(layer)
         if norm is not None:
+            # norm(read) W + b_W = s (C read) (gain W) + (bias W + b_W)
             if getattr(norm, "bias", None) is not None:
                 bias = bias + torch.einsum("d,rdh->rh", norm.bias, weight)
             weight = weight * self.gain(norm)[:, None]
-            if self.centred:  # reads are, so this changes their gradient alone
+            if self.centred:  # A = C (gain W): C read = read, only dL/dread changes
                 weight = weight - weight.mean(1, keepdim=True)
         if not graph.separate_qkv:
             weight, bias = self._merged(weight), self._merged(bias)
         write, write_bias = self.write(layer), self.output(layer).bias
-        if self.centred:
+        if self.centred:  # O C and C b_O, so that what is written is centred
             write = write - write.mean(-1, keepdim=True)
             if write_bias is not None:
                 write_bias = write_bias - write_bias.mean()
@@ -163,7 +170,7 @@ class ResidualModel:
         )  # fmt: skip
 
     def write(self, layer: int) -> Float[Tensor, "head d_head d_model"]:
-        """What turns what a layer's heads find into what they write, as stored."""
+        """The output projection as stored, head by head: h[n] = o[n] O[n]."""
         output = self.output(layer)
         stored = output.weight if isinstance(output, Conv1D) else output.weight.T
         return stored.view(self.graph.n_heads, self.d_head, self.d_model)
@@ -189,8 +196,8 @@ class ResidualModel:
             for module in (*self.projections(layer), self.output(layer))
             for parameter in module.parameters()
         }
-        found = _trained([self.attention(layer)])
-        return [parameter for parameter in found if id(parameter) not in folded]
+        trained = _trained([self.attention(layer)])
+        return [parameter for parameter in trained if id(parameter) not in folded]
 
     def versions(self) -> tuple[tuple[int, int], ...]:
         """Changes when a weight of a block does: where each lies, and how often it did.

@@ -2,7 +2,7 @@
 
 Elhage et al. (2021), "A Mathematical Framework for Transformer Circuits": the stream is
 the sum of what the embedding, the heads and the MLPs write, and each of them reads that
-sum. An edge is one writer's share of what one reader sees. Names are those of the MIB
+sum. An edge is one writer's share of what one reader reads. Names are those of the MIB
 and EAP-IG graph files: `input`, `a{layer}.h{head}`, `m{layer}`, `logits`;
 `a0.h1->m3`, `input->a0.h0<q>`.
 """
@@ -32,9 +32,9 @@ class ResidualGraph:
         n_heads: Query heads of a block.
         n_kv_heads: Key-value heads of a block; each is a reader of its own for keys and
             for values where they are separate.
-        separate_qkv: Queries, keys and values read through their own edges; else a head
-            has             one reader for all three (with grouped queries: its group's key and value as
-            they are in *its* view).
+        separate_qkv: Queries, keys and values read through edges of their own;
+            otherwise a head has one reader for all three, which with grouped queries
+            reads its group's key and value too, for this head alone.
         parallel: Attention and MLP of a block read the same stream (GPT-NeoX).
         attention_bias: The bias of attention's output projection is `always` on, or
             an equal part of it belongs to each of the `heads`.
@@ -71,8 +71,8 @@ class ResidualGraph:
 
     def n_seen_by_mlp(self, layer: int) -> int:
         """Writers that the MLP of `layer` can read."""
-        own = 0 if self.parallel else self.n_heads
-        return self.n_before(layer) + own
+        n_new = 0 if self.parallel else self.n_heads
+        return self.n_before(layer) + n_new
 
     @cached_property
     def offsets(self) -> tuple[int, ...]:
@@ -113,8 +113,8 @@ class ResidualGraph:
             before = writers[: self.n_before(layer)]
             for reader in self._attention_readers(layer):
                 yield from (edge_name(writer, reader) for writer in before)
-            seen = writers[: self.n_seen_by_mlp(layer)]
-            yield from (edge_name(writer, f"m{layer}") for writer in seen)
+            before_mlp = writers[: self.n_seen_by_mlp(layer)]
+            yield from (edge_name(writer, f"m{layer}") for writer in before_mlp)
         yield from (edge_name(writer, "logits") for writer in writers)
 
     def _attention_readers(self, layer: int) -> list[str]:
@@ -129,7 +129,7 @@ class ResidualGraph:
         )
 
     def difference_from(self, other: "ResidualGraph") -> str | None:
-        """What tells two graphs apart, in words; None where they are the same."""
+        """The difference between two graphs, in words; None where they are equal."""
         names = {
             "n_layers": "layers",
             "n_heads": "heads",
@@ -139,12 +139,12 @@ class ResidualGraph:
             "attention_bias": "attention bias",
             "position": "position embedding",
         }
-        found = [
+        differences = [
             f"{label} {getattr(self, name)} against {getattr(other, name)}"
             for name, label in names.items()
             if getattr(self, name) != getattr(other, name)
         ]
-        return "; ".join(found) or None
+        return "; ".join(differences) or None
 
 
 def edge_name(writer: str, reader: str) -> str:

@@ -5,8 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from circuitcut.experiments.flags import TaskConfig, command, task_flags, where
-from circuitcut.scripts.train_base import TrainBaseConfig, recipe_for
+from circuitcut.experiments.flags import TaskConfig, command, run_dir_flag, task_flags
+from circuitcut.experiments.load import base_recipe
+from circuitcut.scripts.train_base import TrainBaseConfig
 from circuitcut.scripts.train_mask import TrainMaskConfig
 from circuitcut.training.config import parse_config
 
@@ -26,17 +27,17 @@ def test_the_next_command_gives_back_the_flags_of_the_task():
 
 
 def test_the_usual_folder_of_runs_is_not_repeated():
-    assert where(TaskConfig()) == {}
-    assert where(TaskConfig(run_dir=Path("x"))) == {"run_dir": Path("x")}
+    assert run_dir_flag(TaskConfig()) == {}
+    assert run_dir_flag(TaskConfig(run_dir=Path("x"))) == {"run_dir": Path("x")}
 
 
 @pytest.mark.parametrize("n_steps", [1, 20, 5000])
 def test_the_warm_up_of_a_short_base_training_is_shorter_than_it(n_steps: int):
-    recipe = recipe_for(TaskConfig(base_steps=n_steps))
+    recipe = base_recipe(TaskConfig(base_steps=n_steps))
     assert recipe.n_steps == n_steps
     assert recipe.warmup == min(50, n_steps - 1)
 
 
 def test_a_pretrained_model_learns_generated_data_in_fewer_steps_than_epochs():
-    assert recipe_for(TaskConfig(model="minilm")).n_steps == 400
-    assert recipe_for(TaskConfig(model="minilm", data="own.conll")).n_steps is None
+    assert base_recipe(TaskConfig(model="minilm")).n_steps == 400
+    assert base_recipe(TaskConfig(model="minilm", data="own.conll")).n_steps is None

@@ -10,7 +10,7 @@ from circuitcut.experiments import micro_batches
 from circuitcut.experiments.micro_batches import (
     check_memory,
     check_relearning,
-    loss_in_parts,
+    loss_in_micro_batches,
     rows_that_fit,
 )
 from circuitcut.masks.ablation import record_values
@@ -50,7 +50,7 @@ def test_parts_add_up_to_the_whole(kind: str, n_rows: int, how: str):
     }
     seen: list[int] = []
 
-    def part_loss(
+    def loss_of_rows(
         keep: Any, part: Batch, shares: dict[str, float]
     ) -> tuple[Tensor, dict[str, float]]:
         seen.append(len(part["concept"]))
@@ -67,10 +67,10 @@ def test_parts_add_up_to_the_whole(kind: str, n_rows: int, how: str):
         return loss, {"concept": shares["concept"] * concept.item()}
 
     batch = task.rows(0, 8)
-    whole, logs = loss_in_parts(gates, batch, 8, part_loss)
+    whole, logs = loss_in_micro_batches(gates, batch, 8, loss_of_rows)
     expected = torch.autograd.grad(whole, list(gates.values()))
     assert seen == [8]
-    loss, numbers = loss_in_parts(gates, batch, n_rows, part_loss)
+    loss, numbers = loss_in_micro_batches(gates, batch, n_rows, loss_of_rows)
     found = torch.autograd.grad(loss, list(gates.values()))
     assert max(seen[1:]) == n_rows
     assert sum(seen[1:]) == 8

@@ -12,9 +12,9 @@ from circuitcut.masks.ablation import (
     zero_values,
 )
 from circuitcut.masks.frozen_mask import FrozenMask
-from circuitcut.masks.gate import GateSettings
 from circuitcut.masks.gating import gated
 from circuitcut.masks.mask_set import MaskSet
+from circuitcut.masks.registry import GateSettings
 from circuitcut.models.architectures import sites_of
 from circuitcut.models.sites import Site
 from circuitcut.storage.errors import UserError

@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from circuitcut.masks.clamped import ClampedGate
-from circuitcut.masks.gate import Gate, GateSettings
-from circuitcut.masks.registry import GATES
+from circuitcut.masks.gate import Gate
+from circuitcut.masks.registry import GATES, GateSettings
 
 pytestmark = pytest.mark.parametrize("name", sorted(GATES))
 

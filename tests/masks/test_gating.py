@@ -11,9 +11,9 @@ from circuitcut.masks.ablation import (
     record_values,
     zero_values,
 )
-from circuitcut.masks.gate import GateSettings
 from circuitcut.masks.gating import gated
 from circuitcut.masks.mask_set import MaskSet
+from circuitcut.masks.registry import GateSettings
 from circuitcut.models.architectures import sites_of
 from circuitcut.models.mlp import Mlp
 from circuitcut.models.sites import MODULE_KINDS, Site

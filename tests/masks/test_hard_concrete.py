@@ -8,8 +8,8 @@ from captum.module import BinaryConcreteStochasticGates
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from circuitcut.masks.gate import GateSettings
 from circuitcut.masks.hard_concrete import HardConcreteGate
+from circuitcut.masks.registry import GateSettings
 from circuitcut.storage.errors import UserError
 
 N_SAMPLED = 20_000

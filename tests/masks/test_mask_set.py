@@ -5,9 +5,8 @@ import torch
 
 from circuitcut.masks.ablation import zero_values
 from circuitcut.masks.frozen_mask import FrozenMask
-from circuitcut.masks.gate import GateSettings
 from circuitcut.masks.mask_set import MaskSet
-from circuitcut.masks.registry import GATES
+from circuitcut.masks.registry import GATES, GateSettings
 from circuitcut.models.sites import Site
 from circuitcut.storage.errors import UserError
 

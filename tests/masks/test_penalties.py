@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from circuitcut.masks.gate import GateSettings
 from circuitcut.masks.mask_set import MaskSet
 from circuitcut.masks.penalties import Lagrangian, Price
+from circuitcut.masks.registry import GateSettings
 from circuitcut.models.sites import Site
 from circuitcut.storage.errors import UserError
 

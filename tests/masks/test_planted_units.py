@@ -7,10 +7,10 @@ from transformers import GPT2Config, GPT2LMHeadModel
 
 from circuitcut.masks.ablation import AblationValues, mean_values, zero_values
 from circuitcut.masks.frozen_mask import FrozenMask
-from circuitcut.masks.gate import GateSettings
 from circuitcut.masks.gating import gated
 from circuitcut.masks.mask_set import MaskSet
 from circuitcut.masks.penalties import Price
+from circuitcut.masks.registry import GateSettings
 from circuitcut.models.architectures import sites_of
 from circuitcut.models.mlp import Mlp
 from circuitcut.models.sites import Site

@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from circuitcut.masks.gate import GateSettings
+from circuitcut.masks.registry import GateSettings
 from circuitcut.masks.soft_topk import SoftTopKGate, soft_topk
 from circuitcut.storage.errors import UserError
 

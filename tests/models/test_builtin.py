@@ -1,12 +1,18 @@
 """Built-in models and their tokenizers: determinism, sizes, words, errors."""
 
+from dataclasses import fields
 from typing import Any
 
 import pytest
 import torch
 
 from circuitcut.models.architectures import n_layers, sites_of
-from circuitcut.models.builtin import BUILTIN, HEADS_OF_BUILTIN, build_builtin
+from circuitcut.models.builtin import (
+    BUILTIN,
+    HEADS_OF_BUILTIN,
+    BuiltinSizes,
+    build_builtin,
+)
 from circuitcut.models.tokenizer_training import TOKENIZER_KINDS, train_tokenizer
 from circuitcut.storage.errors import UserError
 
@@ -17,8 +23,10 @@ BUILDS = [(name, head) for name in sorted(BUILTIN) for head in HEADS_OF_BUILTIN[
 
 def build(name: str, head: str, **arguments: Any) -> Any:
     labels = None if head == "causal_lm" else ["O", "LOC", "PER"]
-    defaults = {"labels": labels, "texts": TEXTS, "n_pixels": 64}
-    return build_builtin(name, head=head, **defaults | arguments)
+    arguments = {"labels": labels, "texts": TEXTS, "n_pixels": 64} | arguments
+    names = {field.name for field in fields(BuiltinSizes)} & arguments.keys()
+    sizes = BuiltinSizes(**{name: arguments.pop(name) for name in names})
+    return build_builtin(name, head=head, sizes=sizes, **arguments)
 
 
 def tokens_of(tokenizer: Any, text: str) -> list[str]:

@@ -20,25 +20,25 @@ from circuitcut.storage.errors import UserError
 
 
 def test_every_combination_comes_once_and_uncut_has_no_holding():
-    wanted = conditions(("cut", "uncut"), ("lasting", "one_shot"), (0, 1), (4, None))
-    keys = [condition.key for condition in wanted]
+    chosen = conditions(("cut", "uncut"), ("lasting", "one_shot"), (0, 1), (4, None))
+    keys = [condition.key for condition in chosen]
     assert len(keys) == len(set(keys)) == 12
     assert "cut-lasting-4-seed1" in keys
     assert "uncut-all-seed0" in keys
-    assert all(c.holding is None for c in wanted if c.name == "uncut")
+    assert all(c.holding is None for c in chosen if c.name == "uncut")
 
 
 def test_controls_are_combined_only_where_they_differ():
     names = ("cut", "retain_only", "never_learned")
-    wanted = conditions(names, ("lasting", "one_shot"), (0,), (4, None))
-    keys = [c.key for c in wanted if c.name != "cut"]
+    chosen = conditions(names, ("lasting", "one_shot"), (0,), (4, None))
+    keys = [c.key for c in chosen if c.name != "cut"]
     assert sorted(keys) == [
         "never_learned-4-seed0",
         "never_learned-all-seed0",
         "retain_only-lasting-0-seed0",
         "retain_only-one_shot-0-seed0",
     ]
-    assert {c.name: c.start for c in wanted} == {
+    assert {c.name: c.start for c in chosen} == {
         "cut": "cut",
         "retain_only": "cut",
         "never_learned": "never_learned",

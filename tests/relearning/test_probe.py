@@ -46,17 +46,17 @@ def test_a_cut_of_the_outputs_inputs_leaves_the_concept_decodable(
 def test_controls_are_probed_where_their_model_is_another(
     task: Task, loaded: LoadedModel, mask: FrozenMask
 ):
-    wanted = [
+    chosen = [
         Condition("cut", "lasting", 0),
         Condition("retain_only", "lasting", 0, 0),
         Condition("never_learned", None, 0),
     ]
-    found = probe_conditions(task, loaded.model, mask, wanted)
+    found = probe_conditions(task, loaded.model, mask, chosen)
     assert [entry["condition"] for entry in found] == ["cut"]
     blind = copy.deepcopy(loaded.model)
     with torch.no_grad():
         blind.blocks[0].linear.weight.zero_()
-    found = probe_conditions(task, loaded.model, mask, wanted, never_learned=blind)
+    found = probe_conditions(task, loaded.model, mask, chosen, never_learned=blind)
     assert [entry["condition"] for entry in found] == ["cut", "never_learned"]
     assert [entry["levels"][0]["auc"] > 0.6 for entry in found] == [True, False]
 

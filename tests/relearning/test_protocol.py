@@ -1,7 +1,6 @@
 """The protocol: what is held, what is measured when, and going on after a kill."""
 
 import copy
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,6 +9,7 @@ import pytest
 import torch
 from torch import nn
 
+import circuitcut.relearning.finetune as finetune
 import circuitcut.relearning.protocol as protocol
 from circuitcut.masks.ablation import AblationValues
 from circuitcut.masks.frozen_mask import FrozenMask
@@ -22,6 +22,7 @@ from circuitcut.relearning.protocol import (
     run_condition,
 )
 from circuitcut.relearning.records import ConditionRun
+from circuitcut.relearning.study import Findings, Study
 from circuitcut.storage.errors import UserError
 from circuitcut.tasks.base import Task
 
@@ -48,23 +49,23 @@ def test_no_more_moments_than_asked_for(n_steps: int, n: int):
     assert steps == tuple(sorted(set(steps)))
 
 
-def _kept_model(found: dict[str, nn.Module]) -> Callable[..., dict[str, Any]]:
+def _kept_model(models: dict[str, nn.Module]) -> Findings:
     def at_end(
         condition: Condition, model: nn.Module, mask: FrozenMask | None
     ) -> dict[str, Any]:
-        found[condition.key] = model
+        models[condition.key] = model
         return {"held": mask is not None}
 
-    return at_end
+    return Findings(at_end)
 
 
 def test_a_cut_comes_back_and_its_controls_stay(
     task: Task, loaded: LoadedModel, mask: FrozenMask, tmp_path: Path
 ):
     """Planted: four units carry the concept; cut, it goes, then comes back."""
-    wanted = conditions(("cut", "uncut", "random"), ("lasting",), (0,), (None,))
+    chosen = conditions(("cut", "uncut", "random"), ("lasting",), (0,), (None,))
     settings = replace(SETTINGS, batch_size=30, lr=0.1)
-    runs = relearn(task, loaded, mask, wanted, settings, tmp_path)
+    runs = relearn(Study(task, loaded, mask, settings), chosen, tmp_path)
     curves = {
         run.condition.name: [m.scores["recall"] for m in run.measurements]
         for run in runs
@@ -81,9 +82,9 @@ def test_a_cut_comes_back_and_its_controls_stay(
 def test_without_its_examples_the_concept_stays_away_and_the_rest_is_learned(
     task: Task, loaded: LoadedModel, mask: FrozenMask, tmp_path: Path
 ):
-    wanted = conditions(("cut", "retain_only"), ("lasting",), (0,), (None,))
+    chosen = conditions(("cut", "retain_only"), ("lasting",), (0,), (None,))
     settings = replace(SETTINGS, batch_size=30, lr=0.1)
-    cut, control = relearn(task, loaded, mask, wanted, settings, tmp_path)
+    cut, control = relearn(Study(task, loaded, mask, settings), chosen, tmp_path)
     first, *_, last = control.measurements
     assert first.scores == cut.measurements[0].scores
     assert last.scores["recall"] == 0 < 0.8 < cut.measurements[-1].scores["recall"]
@@ -99,13 +100,12 @@ def test_a_model_that_never_learned_starts_from_its_own_weights(
     with torch.no_grad():
         ignorant.model.output.weight[0] = 0
         ignorant.model.output.bias[0] = -5
-    wanted = conditions(("uncut", "never_learned"), ("lasting",), (0,), (None,))
+    chosen = conditions(("uncut", "never_learned"), ("lasting",), (0,), (None,))
     with pytest.raises(UserError, match="needs a base model of its own"):
-        relearn(task, loaded, mask, wanted, SETTINGS, tmp_path / "refused")
+        relearn(Study(task, loaded, mask, SETTINGS), chosen, tmp_path / "refused")
     settings = replace(SETTINGS, batch_size=30, lr=0.2)
-    uncut, never = relearn(
-        task, loaded, mask, wanted, settings, tmp_path, never_learned=ignorant
-    )
+    study = Study(task, loaded, mask, settings, ignorant)
+    uncut, never = relearn(study, chosen, tmp_path)
     assert uncut.measurements[0].scores["recall"] > 0.9
     assert never.measurements[0].scores["recall"] == 0
     assert never.measurements[0].distance == 0
@@ -117,9 +117,8 @@ def test_a_lasting_cut_keeps_its_weights_through_the_real_loop(
 ):
     models: dict[str, nn.Module] = {}
     before = {k: v.clone() for k, v in loaded.model.state_dict().items()}
-    run = run_condition(
-        task, loaded, mask, CUT, SETTINGS, tmp_path, at_end=_kept_model(models)
-    )
+    study = Study(task, loaded, mask, SETTINGS)
+    run = run_condition(study, CUT, tmp_path, findings=_kept_model(models))
     weight = models[CUT.key].state_dict()["output.weight"]
     ablated = ~mask.keep[mask.sites[0].name]
     assert run.at_end == {"held": True}
@@ -134,14 +133,13 @@ def test_a_one_shot_cut_starts_at_the_same_scores_and_then_regrows(
     task: Task, loaded: LoadedModel, mask: FrozenMask, tmp_path: Path
 ):
     models: dict[str, nn.Module] = {}
-    wanted = conditions(("cut",), ("lasting", "one_shot"), (0,), (None,))
-    lasting, one_shot = relearn(
-        task, loaded, mask, wanted, SETTINGS, tmp_path, at_end=_kept_model(models)
-    )
+    chosen = conditions(("cut",), ("lasting", "one_shot"), (0,), (None,))
+    study = Study(task, loaded, mask, SETTINGS)
+    lasting, one_shot = relearn(study, chosen, tmp_path, findings=_kept_model(models))
     assert one_shot.measurements[0].scores == lasting.measurements[0].scores
     assert one_shot.at_end == {"held": False}
     ablated = ~mask.keep[mask.sites[0].name]
-    weight = models[wanted[1].key].state_dict()["output.weight"]
+    weight = models[chosen[1].key].state_dict()["output.weight"]
     assert (weight[:, ablated] != 0).any()
 
 
@@ -151,7 +149,7 @@ def test_special_positions_do_not_stop_a_one_shot_cut(
     spared = replace(mask, special_ids=(0,))
     condition = Condition("cut", "one_shot", 0)
     first, second = (
-        run_condition(task, loaded, m, condition, SETTINGS, tmp_path / name)
+        run_condition(Study(task, loaded, m, SETTINGS), condition, tmp_path / name)
         for name, m in (("all", mask), ("spared", spared))
     )
     assert first.measurements[-1].scores == second.measurements[-1].scores
@@ -162,9 +160,8 @@ def test_only_the_named_part_trains(
 ):
     models: dict[str, nn.Module] = {}
     settings = replace(SETTINGS, trained="head")
-    run_condition(
-        task, loaded, mask, CUT, settings, tmp_path, at_end=_kept_model(models)
-    )
+    study = Study(task, loaded, mask, settings)
+    run_condition(study, CUT, tmp_path, findings=_kept_model(models))
     before, after = loaded.model.state_dict(), models[CUT.key].state_dict()
     changed = {key for key in before if not torch.equal(before[key], after[key])}
     assert changed == {"output.weight", "output.bias"}
@@ -189,7 +186,7 @@ def test_conditions_see_the_same_batches(
     for name, holding in (("cut", "lasting"), ("uncut", None), ("random", "lasting")):
         current[0] = name
         condition = Condition(name, holding, 3, limit=4)
-        run_condition(task, loaded, mask, condition, SETTINGS, tmp_path / name)
+        run_condition(Study(task, loaded, mask, SETTINGS), condition, tmp_path / name)
     assert asked["cut"] == asked["uncut"] == asked["random"]
     assert asked["cut"][0] == ("relearn", 0, ("size", 6), ("seed", 3), ("limit", 4))
 
@@ -199,7 +196,7 @@ def test_examples_count_what_a_small_pool_really_gives(
 ):
     """Six asked for, but only one example holds the concept: one a step."""
     condition = Condition("cut", "lasting", 0, limit=1)
-    run = run_condition(task, loaded, mask, condition, SETTINGS, tmp_path)
+    run = run_condition(Study(task, loaded, mask, SETTINGS), condition, tmp_path)
     assert [m.examples for m in run.measurements] == [m.step for m in run.measurements]
 
 
@@ -219,17 +216,10 @@ def test_a_killed_run_goes_on_to_the_same_bits(
     mask: FrozenMask,
     tmp_path: Path,
 ):
-    settings = replace(SETTINGS, checkpoint_every=2)
+    study = Study(task, loaded, mask, replace(SETTINGS, checkpoint_every=2))
     models: dict[str, nn.Module] = {}
-    whole = run_condition(
-        task,
-        loaded,
-        mask,
-        CUT,
-        settings,
-        tmp_path / "whole",
-        at_end=_kept_model(models),
-    )
+    keep = _kept_model(models)
+    whole = run_condition(study, CUT, tmp_path / "whole", findings=keep)
     expected = models.pop(CUT.key).state_dict()
 
     def kill(condition: Condition, step: int, numbers: dict[str, float]) -> None:
@@ -238,19 +228,10 @@ def test_a_killed_run_goes_on_to_the_same_bits(
 
     folder = tmp_path / "killed"
     with pytest.raises(Killed):
-        run_condition(task, loaded, mask, CUT, settings, folder, on_log=kill)
-    resumed = run_condition(
-        task,
-        loaded,
-        mask,
-        CUT,
-        settings,
-        folder,
-        resume=True,
-        at_end=_kept_model(models),
-    )
-    found = models[CUT.key].state_dict()
-    assert all(torch.equal(found[key], value) for key, value in expected.items())
+        run_condition(study, CUT, folder, findings=Findings(on_log=kill))
+    resumed = run_condition(study, CUT, folder, resume=True, findings=keep)
+    weights = models[CUT.key].state_dict()
+    assert all(torch.equal(weights[key], value) for key, value in expected.items())
     assert _rows(resumed) == _rows(whole)
     assert not (folder / "checkpoints").exists()
 
@@ -262,14 +243,15 @@ def test_finished_conditions_are_read_not_run_again(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ):
-    wanted = conditions(("cut", "uncut"), ("lasting",), (0,), (4,))
-    first = relearn(task, loaded, mask, wanted, SETTINGS, tmp_path)
+    chosen = conditions(("cut", "uncut"), ("lasting",), (0,), (4,))
+    study = Study(task, loaded, mask, SETTINGS)
+    first = relearn(study, chosen, tmp_path)
 
     def refuse(*_: Any, **__: Any) -> None:
         raise AssertionError("a finished condition was run again")
 
-    monkeypatch.setattr(protocol, "fit", refuse)
-    again = relearn(task, loaded, mask, wanted, SETTINGS, tmp_path, resume=True)
+    monkeypatch.setattr(finetune, "fit", refuse)
+    again = relearn(study, chosen, tmp_path, resume=True)
     assert [_rows(run) for run in again] == [_rows(run) for run in first]
     for name, value in first[0].measurements[-1].counts.items():
         assert torch.equal(again[0].measurements[-1].counts[name], value)
@@ -278,30 +260,24 @@ def test_finished_conditions_are_read_not_run_again(
 def test_other_settings_or_another_mask_cannot_go_on(
     task: Task, loaded: LoadedModel, mask: FrozenMask, tmp_path: Path
 ):
-    run_condition(task, loaded, mask, CUT, SETTINGS, tmp_path)
-    other = replace(SETTINGS, lr=0.01)
+    study = Study(task, loaded, mask, SETTINGS)
+    run_condition(study, CUT, tmp_path)
+    slower = replace(study, settings=replace(SETTINGS, lr=0.01))
     with pytest.raises(UserError, match="other settings"):
-        run_condition(task, loaded, mask, CUT, other, tmp_path, resume=True)
+        run_condition(slower, CUT, tmp_path, resume=True)
+    drawn_anew = replace(study, mask=mask.random_like(1))
     with pytest.raises(UserError, match="another mask"):
-        run_condition(
-            task, loaded, mask.random_like(1), CUT, SETTINGS, tmp_path, resume=True
-        )
+        run_condition(drawn_anew, CUT, tmp_path, resume=True)
     with pytest.raises(UserError, match="holds results"):
-        run_condition(task, loaded, mask, CUT, SETTINGS, tmp_path)
+        run_condition(study, CUT, tmp_path)
 
 
 def test_the_same_seed_gives_the_same_bits_and_another_seed_others(
     task: Task, loaded: LoadedModel, mask: FrozenMask, tmp_path: Path
 ):
+    study = Study(task, loaded, mask, SETTINGS)
     first, second, third = (
-        run_condition(
-            task,
-            loaded,
-            mask,
-            Condition("cut", "lasting", seed),
-            SETTINGS,
-            tmp_path / n,
-        )
+        run_condition(study, Condition("cut", "lasting", seed), tmp_path / n)
         for n, seed in (("a", 0), ("b", 0), ("c", 1))
     )
     assert _rows(first) == _rows(second)
@@ -343,9 +319,10 @@ def test_what_cannot_work_is_refused_before_the_first_step(
         (replace(mask, ablated=paired), [CUT], SETTINGS, "counterfactual"),
         (replace(mask, ablated=per_position), one_shot, SETTINGS, "cannot be baked"),
     ]
-    for given, wanted, settings, message in cases:
+    for given, chosen, settings, message in cases:
         with pytest.raises(UserError, match=message):
-            relearn(task, loaded, given, wanted, settings, tmp_path)
+            relearn(Study(task, loaded, given, settings), chosen, tmp_path)
+    empty = type(task)(n_examples=0)
     with pytest.raises(UserError, match="must not be empty"):
-        relearn(type(task)(n_examples=0), loaded, mask, [CUT], SETTINGS, tmp_path)
+        relearn(Study(empty, loaded, mask, SETTINGS), [CUT], tmp_path)
     assert not any(tmp_path.iterdir())

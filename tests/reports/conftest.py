@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from circuitcut.reports.load import Run, load_run
 from circuitcut.storage.run_directory import RunDirectory
 
 METRICS = {
@@ -53,6 +54,7 @@ def mask_results() -> dict[str, Any]:
         "model": "minilm",
         "units": ["neurons", "heads"],
         "direction": "break",
+        "ablation": "mean",
         "n_ablated": sum(site["n_ablated"] for site in sites),
         "n_units": sum(site["n_units"] for site in sites),
         "per_site": sites,
@@ -135,7 +137,11 @@ def relearn_results() -> dict[str, Any]:
         "n_ablated": 25,
         "n_units": 9216,
         "settings": {"n_steps": 60, "lr": 5e-5},
-        "rows": [],
+        "rows": [
+            entry | {"seed": seed, "scores": _scores(entry["concept"] + d, 0.5)}
+            for entry in summary
+            for seed, d in ((0, -0.01), (1, 0.0), (2, 0.04))
+        ],
         "summary": summary,
         "recovery": [
             _recovery(*key, limit) for limit in LIMITS for key in conditions[::3]
@@ -183,6 +189,7 @@ def _recovery(name: str, holding: str, limit: int | None) -> dict[str, Any]:
         "condition": name,
         "holding": holding,
         "limit": limit,
+        "uncut_limit": limit,
         "n_seeds": 3,
         "minimum": 0.05,
         "points": points,
@@ -213,14 +220,14 @@ def _after(seed: int) -> dict[str, Any]:
         }
         for layer in range(6)
     ]
-    found = {"n_compared": 100, "overlap": 0.31, "overlap_with_mask": 0.0}
-    found |= {"fresh_n": 15, "fresh_overlap": 0.123, "layers": layers}
+    overlaps = {"n_compared": 100, "overlap": 0.31, "overlap_with_mask": 0.0}
+    overlaps |= {"fresh_n": 15, "fresh_overlap": 0.123, "layers": layers}
     return {
         "condition": "cut",
         "holding": "lasting",
         "seed": seed,
         "limit": None,
-        "redistribution": found,
+        "redistribution": overlaps,
         "words": [
             _unit("before", 37, True, {"before": ["Paris", "Rome"], "after": []}),
             _unit("after", 5, False, {"before": ["eats"], "after": [f"<Oslo{seed}>"]}),
@@ -239,18 +246,18 @@ def _unit(
         "unit": unit,
         "ablated": ablated,
         "words": {
-            moment: [{"word": word, "activation": 1.25} for word in found]
-            for moment, found in words.items()
+            moment: [{"word": word, "activation": 1.25} for word in top_words]
+            for moment, top_words in words.items()
         },
     }
 
 
 def curve_results(kind: str) -> dict[str, Any]:
     """Results of evaluate.py or attribute.py."""
-    wanted = ("task", "model", "scores", "curve", *METRICS)
-    results = {key: value for key, value in mask_results().items() if key in wanted}
-    kept = ("uncut", "cut") if kind == "evaluate" else ("uncut",)
-    scores = {name: results["scores"][name] for name in kept}
+    keys = ("task", "model", "scores", "curve", *METRICS)
+    results = {key: value for key, value in mask_results().items() if key in keys}
+    models = ("uncut", "cut") if kind == "evaluate" else ("uncut",)
+    scores = {name: results["scores"][name] for name in models}
     return {**results, "kind": kind, "scores": scores}
 
 
@@ -305,8 +312,8 @@ def faithfulness_results() -> dict[str, Any]:
             "scores": _scores(0.7 * (share or 0.0), 0.5) | {"kl_concept": 0.2},
             "without": {"faithfulness": 0.5, "scores": _scores(0.3, 0.5)},
         }
-        for (method, seed), found in shares.items()
-        for fraction, share in zip((0.01, 0.1, 1.0), found, strict=True)
+        for (method, seed), by_size in shares.items()
+        for fraction, share in zip((0.01, 0.1, 1.0), by_size, strict=True)
     ]
     areas = [
         {"method": method, "order": "signed", "seed": seed, "cpr": cpr, "cmd": cmd}
@@ -356,3 +363,15 @@ def write_run(tmp_path_factory: pytest.TempPathFactory) -> WriteRun:
         return run.path
 
     return write
+
+
+@pytest.fixture
+def mask_run(write_run: WriteRun) -> Run:
+    """A finished train_mask run."""
+    return load_run(write_run(mask_results()))
+
+
+@pytest.fixture
+def relearn_run(write_run: WriteRun) -> Run:
+    """A finished relearn run."""
+    return load_run(write_run(relearn_results()))

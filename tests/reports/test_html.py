@@ -9,8 +9,9 @@ from typing import Any
 
 import pytest
 
-from circuitcut.reports.html import page, table, write_report
+from circuitcut.reports.html import page, table_html, write_report
 from circuitcut.reports.load import load_run
+from circuitcut.reports.sections import Table
 from circuitcut.reports.tables import format_cell
 from tests.reports.conftest import (
     curve_results,
@@ -126,23 +127,40 @@ def _numbers(tree: Any) -> list[float]:
     return [tree] if isinstance(tree, float) else []
 
 
-def test_findings_are_made_of_the_numbers(text: str):
+def test_the_report_opens_with_one_paragraph_of_numbers(write_run: Any):
+    runs = [load_run(write_run(r)) for r in (mask_results(), relearn_results())]
+    text = page([(run, {}) for run in runs])
+    opening = re.findall(r'<div class="opening">(.*?)</div>', text, re.DOTALL)
+    assert len(opening) == 1
+    assert opening[0].count("<p>") == 1
+    assert text.index("opening") < text.index("<table>")
+    assert text.index("How to read this report") < text.index("<table>")
+    plain = re.sub("<[^>]*>", "", opening[0])
     assert (
-        "With 13 of 9,288 units ablated (0.14%) the concept (concept f1) goes from "
-        "0.733 to 0.012, the rest (retain f1) goes from 0.566 to 0.520, on held-out "
-        "data."
-    ) in text
+        "The cut is selective: the concept is lost, the rest is kept. 13 of 9,288 "
+        "neurons and heads (0.1 %) of minilm are ablated; ablation value: mean; seed "
+        "3. On held-out data, F1 of the concept (span F1) is 0.733 uncut and 0.012 "
+        "cut; F1 of other types (span F1) is 0.566 uncut and 0.520 cut. Two random "
+        "cuts with the same counts at every site give on average (range) 0.726 (0.722 "
+        "to 0.730) for the concept and 0.563 (0.561 to 0.566) for the rest."
+    ) in plain
     assert (
-        "Random cuts of the same counts leave the concept at 0.726 and the rest at "
-        "0.563."
-    ) in text
+        "After 60 steps of fine-tuning on 1 concept example (3 seeds, mask held), "
+        in plain
+    )
+
+
+def test_further_findings_stand_in_the_section(text: str):
     assert (
-        "Attribution cuts of the same size leave the concept and the rest at: gradient "
-        "margin 0.017 and 0.514; probeless 0.293 and 0.552."
+        "Attribution cuts of the same size (no mask trained) give for the concept and "
+        "the rest: gradient \u00d7 activation of the margin 0.017 and 0.514; probeless "
+        "(mean difference) 0.293 and 0.552."
     ) in text
-    assert "1 example, 60 steps, cut, lasting: the concept is back at 73%" in text
-    assert "the rest is at 0.411, in the uncut model at 0.411." in text
-    assert "With 200 units ablated, concept (concept_f1): learned 1.6e-10" in text
+
+
+def test_every_table_scrolls_and_every_figure_has_a_caption(text: str):
+    assert text.count("<table>") == text.count('<div class="scroll"><table>')
+    assert text.count("<figure>") == text.count("<figcaption>")
 
 
 def test_a_circuit_is_drawn_in_the_page_with_a_title_an_edge(text: str):
@@ -152,7 +170,9 @@ def test_a_circuit_is_drawn_in_the_page_with_a_title_an_edge(text: str):
         title = escape(f"{name}: {format_cell(score)}")
         assert drawn.count(f"<title>{title}</title>") == 1
     assert "The 5 ablated edges of 51; the other 46 are kept." in text
-    assert "The mask from graph.json (mib) ablates 5 of 51 units (9.80%)." in text
+    assert (
+        "The mask from graph.json (format mib) ablates 5 of 51 units (9.8 %)." in text
+    )
 
 
 def test_a_run_whose_circuit_is_too_large_has_no_picture(write_run: Any):
@@ -172,8 +192,8 @@ def test_text_of_users_is_escaped(write_run: Any):
     text = page([(load_run(write_run(results)), {})])
     assert evil not in text
     assert "&lt;script&gt;" in text
-    assert "<td>&lt;b&gt;</td>" in table([{"a & b": "<b>"}])
-    assert "<th>a &amp; b</th>" in table([{"a & b": "<b>"}])
+    assert "<td>&lt;b&gt;</td>" in table_html(Table("", [{"a & b": "<b>"}]))
+    assert '<th scope="col">a &amp; b</th>' in table_html(Table("", [{"a & b": "<b>"}]))
 
 
 def test_the_same_run_gives_the_same_report(paths: dict[str, Path], tmp_path: Path):
@@ -188,5 +208,5 @@ def test_results_without_the_optional_parts_still_give_a_report(write_run: Any):
     bare["scores"] = {k: bare["scores"][k] for k in ("uncut", "cut")}
     few = {**relearn_results(), "recovery": [], "probe": [], "after": [], "next": None}
     text = page([(load_run(write_run(results)), {}) for results in (bare, few)])
-    assert "No recovery: cut and uncut models were not both run." in text
+    assert "No recovery: cut and uncut models were not both fine-tuned." in text
     assert "0.012" in Page(text).cells

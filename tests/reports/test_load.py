@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from circuitcut.reports.html import write_report
-from circuitcut.reports.load import KINDS, load_run
+from circuitcut.reports.load import KIND_NAMES, KINDS, load_run
 from circuitcut.storage.errors import UserError
 from tests.reports.conftest import (
     curve_results,
@@ -34,7 +34,7 @@ def test_a_finished_run_of_every_kind_is_read(kind: str, write_run: Any):
     assert run.kind == kind
     assert run.results == RESULTS[kind]()
     assert run.config["seed"] == 3
-    assert run.title == f"{kind.replace('_', ' ')}: locations, minilm"
+    assert run.title == f"{KIND_NAMES[kind]}: task locations, model minilm"
     assert len(run.metrics) == 20
 
 

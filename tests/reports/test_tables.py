@@ -10,14 +10,11 @@ from circuitcut.reports.tables import (
     faithfulness_rows,
     format_cell,
     format_table,
-    location_rows,
-    probe_rows,
     recovery_rows,
     relearning_rows,
     score_rows,
     site_rows,
     with_interval,
-    word_rows,
 )
 from tests.reports.conftest import (
     curve_results,
@@ -68,15 +65,15 @@ def test_every_model_of_a_mask_run_has_a_row():
     rows = score_rows(mask_results())
     assert [row["model"] for row in rows] == [
         "uncut",
-        "cut",
-        "cut before rounding",
+        "learned cut",
+        "learned gates before rounding to 0 or 1",
         "random cut 1",
         "random cut 2",
-        "attribution: gradient margin",
-        "attribution: probeless",
+        "attribution cut: gradient \u00d7 activation of the margin",
+        "attribution cut: probeless (mean difference)",
     ]
-    assert rows[1]["concept: concept_f1"] == "0.012 [-0.009, 0.046]"
-    assert rows[3]["concept: concept_f1"] == "0.722"
+    assert rows[1]["F1 of the concept"] == "0.012 [-0.009, 0.046]"
+    assert rows[3]["F1 of the concept"] == "0.722"
 
 
 def test_layers_have_one_row_with_every_kind():
@@ -84,9 +81,9 @@ def test_layers_have_one_row_with_every_kind():
     assert rows[3] == {
         "layer": "3",
         "neurons ablated": 1,
-        "of neurons": 1536,
+        "neurons in total": 1536,
         "heads ablated": 1,
-        "of heads": 12,
+        "heads in total": 12,
     }
     assert len(rows) == 6
 
@@ -99,64 +96,35 @@ def test_weights_of_one_layer_are_added_up_and_the_embedding_level_has_its_name(
     ]
     first, second = site_rows({"per_site": sites})
     assert (first["layer"], first["hidden ablated"]) == ("embeddings", 1)
-    assert (second["weights ablated"], second["of weights"]) == (5, 30)
+    assert (second["weights ablated"], second["weights in total"]) == (5, 30)
 
 
 def test_curves_have_one_row_a_method_and_size():
     rows = curve_rows(curve_results("attribute"))
     assert len(rows) == 18
-    assert {row["method"] for row in rows} == {"learned", "gradient margin", "random"}
+    assert {row["method"] for row in rows} == {
+        "learned mask",
+        "gradient \u00d7 activation of the margin",
+        "random",
+    }
 
 
 def test_relearning_rows_hold_the_first_and_the_last_moment():
     rows = relearning_rows(relearn_results())
     assert len(rows) == 16
-    assert rows[0]["condition"] == "cut, lasting"
-    assert rows[0]["concept at 0"].startswith("0.012")
-    assert rows[1]["condition"] == "cut, one shot"
+    assert rows[0]["condition"] == "cut, mask held"
+    assert rows[0]["concept, step 0"].startswith("0.012")
+    assert rows[1]["condition"] == "cut, written once"
     assert rows[2]["condition"] == "uncut"
     assert {row["steps"] for row in rows} == {60}
-    assert rows[-1]["examples"] == "all"
+    assert rows[-1]["concept examples"] == "all"
 
 
 def test_recovery_says_never_and_undefined():
     cut, random, *_ = recovery_rows(relearn_results())
-    assert (cut["steps to 50%"], cut["steps to 95%"]) == ("8", "never")
-    assert cut["area"] == "0.432 [0.390, 0.470]"
-    assert random["normalised"] == "undefined"
-
-
-def test_probe_and_location_rows():
-    probes = probe_rows(relearn_results())
-    assert len(probes) == 3 * 7
-    assert probes[0]["layer"] == "embeddings"
-    assert probes[0]["with shuffled labels"] == 0.51
-    located = location_rows(relearn_results())
-    assert [row["seed"] for row in located] == [0, 1]
-    assert located[0]["its overlap with the mask"] == 0.123
-    assert located[0]["fresh mask ablates"] == 15
-    assert location_rows({"after": [{"condition": "cut"}]}) == []
-
-
-def test_words_are_those_of_the_cut_relearned_from_most_examples():
-    results = relearn_results()
-    results["after"].insert(0, results["after"][1] | {"limit": 4})
-    before, after = word_rows(results)
-    assert before == {
-        "unit": "layer 1, neurons 37",
-        "at the top": "before the cut",
-        "ablated": "yes",
-        "words before the cut": "Paris (1.250), Rome (1.250)",
-        "words after relearning": "none: constant",
-    }
-    assert after["words after relearning"] == "<Oslo0> (1.250)"
-    results["after"][1]["words"].append(
-        results["after"][1]["words"][0] | {"top": "after"}
-    )
-    both, _ = word_rows(results)
-    assert both["at the top"] == "before the cut and after relearning"
-    left_out = {"after": [entry | {"words": None} for entry in results["after"]]}
-    assert word_rows(left_out) == []
+    assert (cut["steps to 50 %"], cut["steps to 95 %"]) == ("8", "never")
+    assert cut["mean recovery (area)"] == "0.432 [0.390, 0.470]"
+    assert random["recovery (normalised)"] == "undefined"
 
 
 def test_faithfulness_means_are_over_known_seeds():
@@ -164,10 +132,10 @@ def test_faithfulness_means_are_over_known_seeds():
     rows = {(row["ranking"], row["kept"]): row for row in faithfulness_rows(results)}
     assert rows["random", "1 %"]["faithfulness"] == pytest.approx(0.1)
     assert rows["random", "10 %"]["faithfulness"] == pytest.approx(0.1)
-    assert rows["topk", "10 %"]["units"] == 100
-    assert rows["topk", "10 %"]["connected"] == 90
+    assert rows["soft top-k (learned)", "10 %"]["units kept"] == 100
+    assert rows["soft top-k (learned)", "10 %"]["units on a path"] == 90
     learned, random = area_rows(results)
-    assert learned["CPR (more is better)"] == "0.900"
+    assert learned["CPR (higher is better)"] == "0.900"
     assert learned["CMD (0 is best)"] == "0.050"
-    assert random["CPR (more is better)"] == "0.500"
+    assert random["CPR (higher is better)"] == "0.500"
     assert (learned["seeds"], random["seeds"]) == (1, 2)

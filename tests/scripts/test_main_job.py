@@ -12,7 +12,7 @@ import torch
 from matplotlib import pyplot as plt
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from circuitcut.experiments.unit_maps import ABLATED, KEPT
+from circuitcut.experiments.watch import ABLATED, KEPT
 from circuitcut.scripts import attribute, evaluate, relearn, report, train_mask
 from circuitcut.storage.atomic import read_tensors
 from circuitcut.storage.errors import UserError

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from circuitcut.storage.checkpoints import latest_step
 from circuitcut.storage.errors import UserError
+from circuitcut.training.fit_arguments import Ascent, Checkpoints, Watch
 from circuitcut.training.loop import FitSettings, fit, mixed_seed
 
 Numbers = dict[str, float]
@@ -54,8 +55,8 @@ def test_a_multiplier_ascends_its_constraint():
     def step_loss(step: int, rng: torch.Generator) -> tuple[Tensor, Numbers]:
         return 0 * x.sum() + 3.0 * multiplier.sum(), {}
 
-    own = {"maximised": {"multiplier": multiplier}, "lr_maximised": 0.5}
-    fit({"x": x}, step_loss, FitSettings(4, 0.1, "sgd", weight_decay=0.5), **own)
+    chosen = FitSettings(4, 0.1, "sgd", weight_decay=0.5)
+    fit({"x": x}, step_loss, chosen, ascent=Ascent({"multiplier": multiplier}, 0.5))
     assert (x.item(), multiplier.item()) == (0.0, 4 * 0.5 * 3.0)
 
 
@@ -68,9 +69,8 @@ def test_a_lagrangian_holds_its_constraint():
         value = (x - 3) ** 2 / 2 + multiplier * gap + 2 * gap**2
         return value.sum(), {}
 
-    own = {"maximised": {"multiplier": multiplier}, "lr_maximised": 0.3}
     chosen = FitSettings(200, 0.1, "sgd", schedule="linear")
-    fit({"x": x}, step_loss, chosen, **own)
+    fit({"x": x}, step_loss, chosen, ascent=Ascent({"multiplier": multiplier}, 0.3))
     assert x.item() == pytest.approx(1.0, abs=1e-2)
     assert multiplier.item() == pytest.approx(2.0, abs=2e-2)
 
@@ -83,7 +83,7 @@ def test_the_schedule_scales_every_step():
         {"x": x},
         lambda step, rng: (x.sum(), {}),
         chosen,
-        on_log=lambda step, numbers: rates.append(numbers["lr"]),
+        watch=Watch(on_log=lambda step, numbers: rates.append(numbers["lr"])),
     )
     assert rates[0] == 1.0
     assert max(rates) == 2.0
@@ -99,7 +99,7 @@ def test_a_gradient_is_clipped_to_its_largest_norm(norm: float):
         {"x": x, "y": y},
         lambda step, rng: ((3 * x + 4 * y).sum(), {}),
         FitSettings(1, 1.0, "sgd", clip_norm=norm),
-        on_log=lambda step, numbers: seen.append(numbers["grad_norm"]),
+        watch=Watch(on_log=lambda step, numbers: seen.append(numbers["grad_norm"])),
     )
     assert seen == [5.0]  # before clipping
     scale = min(1.0, norm / 5)
@@ -167,8 +167,10 @@ def test_callbacks_see_every_step_after_it_was_taken():
         {"x": x},
         lambda step, rng: (x.square().sum() / 2, {"own": float(step)}),
         chosen,
-        after_step=lambda step: seen.append(("after", step, x.item())),
-        on_log=lambda step, numbers: seen.append(("log", step, numbers)),
+        watch=Watch(
+            after_step=lambda step: seen.append(("after", step, x.item())),
+            on_log=lambda step, numbers: seen.append(("log", step, numbers)),
+        ),
     )
     assert [entry[:2] for entry in seen] == [
         (name, step) for step in range(3) for name in ("after", "log")
@@ -184,7 +186,8 @@ def test_a_projection_after_the_step_holds():
         with torch.no_grad():
             x.clamp_(0.0, 1.0)
 
-    fit({"x": x}, lambda s, r: (x.sum(), {}), FitSettings(5, 0.7), after_step=clamp)
+    watch = Watch(after_step=clamp)
+    fit({"x": x}, lambda s, r: (x.sum(), {}), FitSettings(5, 0.7), watch=watch)
     assert x.item() == 0.0
 
 
@@ -225,9 +228,8 @@ def test_what_is_not_finite_stops_the_run_before_the_optimiser(
             {"x": x},
             step_loss,
             FitSettings(9, 0.1, checkpoint_every=2),
-            maximised={"y": y},
-            lr_maximised=0.1,
-            checkpoints=tmp_path,
+            ascent=Ascent({"y": y}, 0.1),
+            checkpoints=Checkpoints(tmp_path),
         )
     assert "the last checkpoint is that of 4 steps" in str(caught.value)
     assert [x.item(), y.item()] == before
@@ -256,17 +258,29 @@ def test_wrong_arguments_are_refused_before_any_step():
     x, chosen = _parameter(1.0), FitSettings(1, 0.1)
     with pytest.raises(UserError, match="nothing to train"):
         fit({}, _halved_square(x), chosen)
-    with pytest.raises(UserError, match="lr_maximised must be positive, got None"):
-        fit({"x": x}, _halved_square(x), chosen, maximised={"y": _parameter(0.0)})
     assert x.item() == 1.0
+
+
+@pytest.mark.parametrize("lr", [0.0, -1.0, float("nan"), float("inf")])
+def test_an_ascent_needs_a_learning_rate_where_it_has_parameters(lr: float):
+    Ascent({}, lr)
+    with pytest.raises(UserError, match=f"must be positive and finite, got {lr}"):
+        Ascent({"y": _parameter(0.0)}, lr)
+
+
+def test_an_ascent_of_no_parameters_is_no_ascent():
+    one, other = _parameter(1.0), _parameter(1.0)
+    fit({"x": one}, _halved_square(one), FitSettings(3, 0.1), ascent=Ascent({}, 0.5))
+    fit({"x": other}, _halved_square(other), FitSettings(3, 0.1))
+    assert torch.equal(one, other)
 
 
 def test_log_lines_replace_the_bar_where_there_is_no_terminal(
     caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture
 ):
-    x = _parameter(1.0)
+    x, watch = _parameter(1.0), Watch(progress="mask")
     with caplog.at_level(logging.INFO):
-        fit({"x": x}, _halved_square(x), FitSettings(200, 0.1), progress="mask")
+        fit({"x": x}, _halved_square(x), FitSettings(200, 0.1), watch=watch)
         lines = [record.getMessage() for record in caplog.records]
         fit({"x": x}, _halved_square(x), FitSettings(40, 0.1))
     assert len(caplog.records) == len(lines) == 10
@@ -284,10 +298,10 @@ class Terminal(io.StringIO):
 def test_a_terminal_gets_a_bar_and_no_log_lines(
     caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ):
-    x, terminal = _parameter(1.0), Terminal()
+    x, terminal, watch = _parameter(1.0), Terminal(), Watch(progress="mask")
     monkeypatch.setattr(sys, "stderr", terminal)
     with caplog.at_level(logging.INFO):
-        fit({"x": x}, _halved_square(x), FitSettings(40, 0.1), progress="mask")
+        fit({"x": x}, _halved_square(x), FitSettings(40, 0.1), watch=watch)
     assert "mask: 100%" in terminal.getvalue()
     assert "40/40" in terminal.getvalue()
     assert not caplog.records

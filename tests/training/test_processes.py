@@ -25,6 +25,7 @@ from accelerate import Accelerator
 from torch import nn
 
 from circuitcut.training.config import leave_process_group
+from circuitcut.training.fit_arguments import Checkpoints, Watch
 from circuitcut.training.loop import FitSettings, fit
 
 folder, stop_at = Path(sys.argv[1]), int(sys.argv[2])
@@ -45,8 +46,9 @@ def step_loss(step, rng):
 
 try:
     fit({"x": x, "unused": unused}, step_loss, FitSettings(8, 0.1),
-        accelerator=accelerator, checkpoints=folder / "checkpoints", resume=True,
-        on_log=lambda step, numbers: logged.append(numbers["loss"]))
+        accelerator=accelerator,
+        checkpoints=Checkpoints(folder / "checkpoints", resume=True),
+        watch=Watch(on_log=lambda step, numbers: logged.append(numbers["loss"])))
     stopped = False
 except KeyboardInterrupt:
     stopped = True

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from circuitcut.storage.checkpoints import latest_step, load_latest
 from circuitcut.storage.errors import UserError
 from circuitcut.storage.run_directory import RunDirectory
+from circuitcut.training.fit_arguments import Ascent, Checkpoints, Watch
 from circuitcut.training.loop import FitSettings, fit
 
 N_STEPS = 12
@@ -66,18 +67,20 @@ class Problem:
             self.average.lerp_(self.gates, 0.3)
             self.n_seen.add_(6)
 
-    def fit(self, settings: FitSettings, checkpoints: Path | None, **options) -> None:
+    def fit(
+        self, settings: FitSettings, folder: Path | None, *, resume: bool = False
+    ) -> None:
         fit(
             {**dict(self.layer.named_parameters()), "gates": self.gates},
             self.step_loss,
             settings,
-            maximised={"multiplier": self.multiplier},
-            lr_maximised=0.05,
+            ascent=Ascent({"multiplier": self.multiplier}, 0.05),
             buffers={"average": self.average, "n_seen": self.n_seen},
-            after_step=self.after_step,
-            on_log=lambda step, numbers: self.logged.append((step, numbers["loss"])),
-            checkpoints=checkpoints,
-            **options,
+            watch=Watch(
+                self.after_step,
+                lambda step, numbers: self.logged.append((step, numbers["loss"])),
+            ),
+            checkpoints=Checkpoints(folder, resume),
         )
 
     def bits(self) -> list[Tensor]:
@@ -223,8 +226,7 @@ def test_a_checkpoint_for_other_tensors_is_refused(tmp_path: Path):
             parameters,
             lambda step, rng: (sum(p.sum() for p in parameters.values()), {}),
             FitSettings(1, 0.1),
-            checkpoints=tmp_path,
-            resume=True,
+            checkpoints=Checkpoints(tmp_path, resume=True),
         )
         return list(parameters.values())
 

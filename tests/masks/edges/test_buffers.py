@@ -12,9 +12,9 @@ def test_rows_begin_in_different_sets_of_the_cache(dtype, shape):
     rows = spread_rows(torch.empty(0, dtype=dtype), *shape)
     assert rows.shape == shape
     assert rows.dtype == dtype
-    apart = rows.stride(0) * rows.element_size()
-    assert apart % CACHE_LINE == 0
-    assert apart // CACHE_LINE % PAGE_LINES != 0
+    stride = rows.stride(0) * rows.element_size()
+    assert stride % CACHE_LINE == 0
+    assert stride // CACHE_LINE % PAGE_LINES != 0
     # a way of the cache more at most, and every row in one piece
     in_row = shape[1] * shape[2]
     assert 0 <= rows.stride(0) - in_row < 2 * CACHE_LINE * PAGE_LINES
@@ -24,7 +24,7 @@ def test_rows_begin_in_different_sets_of_the_cache(dtype, shape):
         assert bool((row == number).all())
 
 
-def test_a_buffer_is_borrowed_again_for_as_many_tokens_and_dropped_for_others():
+def test_a_buffer_is_reused_for_as_many_tokens_and_dropped_for_others():
     buffers, like = Buffers(), torch.empty(0)
     buffers.start(6)
     first = buffers.borrow(like, 3, 6, 4, spread=True)

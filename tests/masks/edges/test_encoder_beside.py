@@ -36,20 +36,20 @@ def with_gradient(
 
 def gradients(model: Any, loss: Tensor) -> dict[str, Tensor]:
     names, parameters = zip(*model.named_parameters(), strict=True)
-    found = torch.autograd.grad(loss, parameters, allow_unused=True)
-    return {n: g for n, g in zip(names, found, strict=True) if g is not None}
+    grads = torch.autograd.grad(loss, parameters, allow_unused=True)
+    return {n: g for n, g in zip(names, grads, strict=True) if g is not None}
 
 
 @pytest.mark.parametrize("kind", FAMILIES)
-@pytest.mark.parametrize("apart", [True, False])
+@pytest.mark.parametrize("separate_qkv", [True, False])
 @pytest.mark.parametrize("attention_bias", ["always", "heads"])
 def test_values_and_gates_gradient_are_those_of_the_stack(
-    kind: str, apart: bool, attention_bias: Any
+    kind: str, separate_qkv: bool, attention_bias: Any
 ):
     model = trainable(kind)
     rng = torch.Generator().manual_seed(0)
     stack = EdgeStack(
-        ResidualModel(model, separate_qkv=apart, attention_bias=attention_bias)
+        ResidualModel(model, separate_qkv=separate_qkv, attention_bias=attention_bias)
     )
     keep = random_gates(stack, rng).requires_grad_()
     for n_tokens in (None, 1, 12):
@@ -77,7 +77,9 @@ def test_a_finished_mask_runs_beside_the_model_to_the_same_logits(
     assert n_cut > 5 or plan_of(stack.model, keep).form == "ablated"
     ran: list[int] = []
     monkeypatch.setattr(
-        edge_stack, "run_beside", lambda *given: ran.append(1) or run_beside(*given)
+        edge_stack,
+        "run_beside",
+        lambda *arguments: ran.append(1) or run_beside(*arguments),
     )
     for n_tokens in (None, 1, 12):
         ablated = random_values(stack, rng, n_tokens) if n_tokens else None
@@ -97,11 +99,11 @@ def test_gradients_of_weights_at_open_gates_are_the_plain_ones(kind: str):
     stack = EdgeStack(ResidualModel(model))
     keep = torch.ones(stack.model.graph.n_edges, dtype=torch.float64)
     with edge_gated(stack, keep):
-        found = gradients(model, logits_of(model).sin().sum())
-    assert found.keys() == plain.keys()
+        weight_grads = gradients(model, logits_of(model).sin().sum())
+    assert weight_grads.keys() == plain.keys()
     for name in plain:
         torch.testing.assert_close(
-            found[name], plain[name], atol=1e-9, rtol=1e-9, msg=name
+            weight_grads[name], plain[name], atol=1e-9, rtol=1e-9, msg=name
         )
 
 
@@ -117,14 +119,14 @@ def test_gradients_of_weights_under_a_cut_follow_finite_differences(with_values:
         with edge_gated(stack, keep, ablated):
             return logits_of(model).sin().sum()
 
-    found = gradients(model, loss())
-    assert len(found) > 30
+    weight_grads = gradients(model, loss())
+    assert len(weight_grads) > 30
     step = 1e-6
     for name, parameter in model.named_parameters():
-        if name not in found:
+        if name not in weight_grads:
             continue
         flat = parameter.detach().view(-1)
-        place = int(found[name].abs().argmax())
+        place = int(weight_grads[name].abs().argmax())
         losses = []
         for sign in (1, -1):
             with torch.no_grad():  # the stack by hand, folded anew
@@ -133,7 +135,7 @@ def test_gradients_of_weights_under_a_cut_follow_finite_differences(with_values:
                 losses.append(float(loss()))
                 flat[place] -= sign * step
         slope = (losses[0] - losses[1]) / (2 * step)
-        expected = float(found[name].flatten()[place])
+        expected = float(weight_grads[name].flatten()[place])
         assert abs(slope - expected) < 1e-5 * (1 + abs(expected)), name
 
 
@@ -144,9 +146,9 @@ def test_a_writer_whose_edges_are_all_cut_reaches_norms_alone():
     names = list(stack.model.graph.edges())
     keep = torch.tensor([not name.startswith("m1->") for name in names])
     with edge_gated(stack, keep):
-        found = gradients(model, logits_of(model).sin().sum())
+        under_cut = gradients(model, logits_of(model).sin().sum())
     with edge_gated(stack, torch.ones_like(keep)):
         whole = gradients(model, logits_of(model).sin().sum())
     name = "bert.encoder.layer.1.output.dense.weight"
-    assert not torch.allclose(found[name], whole[name])
-    assert found["bert.encoder.layer.0.output.dense.weight"].any()
+    assert not torch.allclose(under_cut[name], whole[name])
+    assert under_cut["bert.encoder.layer.0.output.dense.weight"].any()

@@ -42,22 +42,26 @@ def random_values(stack: EdgeStack, rng: torch.Generator, n_tokens: int = 1) -> 
 
 
 @pytest.mark.parametrize("kind", FAMILIES)
-@pytest.mark.parametrize("apart", [True, False])
+@pytest.mark.parametrize("separate_qkv", [True, False])
 @pytest.mark.parametrize("attention_bias", ["always", "heads"])
-def test_open_gates_give_the_plain_logits(kind: str, apart: bool, attention_bias: Any):
+def test_open_gates_give_the_plain_logits(
+    kind: str, separate_qkv: bool, attention_bias: Any
+):
     model = double(kind)
     plain = logits_of(model)
-    residual = ResidualModel(model, separate_qkv=apart, attention_bias=attention_bias)
+    residual = ResidualModel(
+        model, separate_qkv=separate_qkv, attention_bias=attention_bias
+    )
     stack = EdgeStack(residual)
     open_gates = torch.ones(residual.graph.n_edges, dtype=torch.float64)
-    found = run(model, stack, open_gates)
-    torch.testing.assert_close(found, plain, atol=1e-10, rtol=0)
+    logits = run(model, stack, open_gates)
+    torch.testing.assert_close(logits, plain, atol=1e-10, rtol=0)
     # and any ablation value makes no difference while nothing is ablated
     rng = torch.Generator().manual_seed(0)
     for n_tokens in (1, 12):
         ablated = random_values(stack, rng, n_tokens)
-        found = run(model, stack, open_gates, ablated)
-        torch.testing.assert_close(found, plain, atol=1e-10, rtol=0)
+        logits = run(model, stack, open_gates, ablated)
+        torch.testing.assert_close(logits, plain, atol=1e-10, rtol=0)
     assert torch.equal(logits_of(model), plain)
     assert all("forward" not in vars(module) for module in model.modules())
 
@@ -66,22 +70,22 @@ def test_open_gates_give_the_plain_logits(kind: str, apart: bool, attention_bias
 def test_open_gates_in_single_precision(kind: str):
     model = tiny_model(kind, "token_classification").requires_grad_(False)
     stack = EdgeStack(ResidualModel(model))
-    found = run(model, stack, torch.ones(stack.model.graph.n_edges))
-    torch.testing.assert_close(found, logits_of(model), atol=5e-5, rtol=0)
+    logits = run(model, stack, torch.ones(stack.model.graph.n_edges))
+    torch.testing.assert_close(logits, logits_of(model), atol=5e-5, rtol=0)
 
 
 @pytest.mark.parametrize("kind", ["bert", "distilbert"])
-@pytest.mark.parametrize("apart", [True, False])
+@pytest.mark.parametrize("separate_qkv", [True, False])
 @pytest.mark.parametrize(
     ("attention_bias", "n_tokens"), [("always", 1), ("heads", 12), ("heads", None)]
 )
 def test_gradients_of_gates_are_those_of_finite_differences(
-    kind: str, apart: bool, attention_bias: Any, n_tokens: int | None
+    kind: str, separate_qkv: bool, attention_bias: Any, n_tokens: int | None
 ):
     model = double(kind)
     rng = torch.Generator().manual_seed(0)
     stack = EdgeStack(
-        ResidualModel(model, separate_qkv=apart, attention_bias=attention_bias)
+        ResidualModel(model, separate_qkv=separate_qkv, attention_bias=attention_bias)
     )
     keep = random_gates(stack, rng).requires_grad_()
     ablated = random_values(stack, rng, n_tokens) if n_tokens else None
@@ -89,14 +93,14 @@ def test_gradients_of_gates_are_those_of_finite_differences(
     def loss(gates: Tensor) -> Tensor:
         return run(model, stack, gates, ablated).sin().sum()
 
-    (found,) = torch.autograd.grad(loss(keep), keep)
+    (gradient,) = torch.autograd.grad(loss(keep), keep)
     chosen = torch.randperm(stack.model.graph.n_edges, generator=rng)[:40]
     with torch.no_grad():
         for edge in chosen.tolist():
             moved = torch.zeros_like(keep)
             moved[edge] = 1e-5
             slope = (loss(keep + moved) - loss(keep - moved)) / 2e-5
-            error = abs(float(slope - found[edge]))
+            error = abs(float(slope - gradient[edge]))
             assert error < 1e-6 * (1 + abs(float(slope)))
 
 
@@ -108,8 +112,10 @@ def test_the_gradient_of_the_input(kind: str):
     stack = EdgeStack(ResidualModel(model))
     embedded = model.get_input_embeddings()(inputs["input_ids"]).detach()
 
-    def loss(given: Tensor) -> Tensor:
-        logits = model(inputs_embeds=given, attention_mask=inputs["attention_mask"])
+    def loss(inputs_embeds: Tensor) -> Tensor:
+        logits = model(
+            inputs_embeds=inputs_embeds, attention_mask=inputs["attention_mask"]
+        )
         return logits.logits[real].sin().sum()
 
     def gradient() -> Tensor:
@@ -119,19 +125,19 @@ def test_the_gradient_of_the_input(kind: str):
     # with all gates open, the plain model's
     with edge_gated(stack, torch.ones(stack.model.graph.n_edges).double()):
         torch.testing.assert_close(gradient(), gradient())
-        found = gradient()
-    torch.testing.assert_close(found, gradient(), atol=1e-10, rtol=1e-8)
+        gated_gradient = gradient()
+    torch.testing.assert_close(gated_gradient, gradient(), atol=1e-10, rtol=1e-8)
     # with any gates, that of differences
     rng = torch.Generator().manual_seed(1)
     keep, ablated = random_gates(stack, rng), random_values(stack, rng)
     with edge_gated(stack, keep, ablated):
-        found = gradient()
+        gated_gradient = gradient()
         with torch.no_grad():
             for place in range(0, embedded[0].numel(), 11):
                 moved = torch.zeros_like(embedded)
                 moved[0].view(-1)[place] = 1e-5
                 slope = (loss(embedded + moved) - loss(embedded - moved)) / 2e-5
-                error = abs(float(slope - found[0].view(-1)[place]))
+                error = abs(float(slope - gated_gradient[0].view(-1)[place]))
                 assert error < 1e-6 * (1 + abs(float(slope)))
 
 
@@ -184,39 +190,39 @@ def bert_by_hand(
             for part in ("query", "key", "value"):
                 kind = f"<{part[0]}>" if separate_qkv else ""
                 module = getattr(attention, part)
-                seen = read(f"a{layer}.h{head}{kind}")
-                parts.append(seen @ module.weight[rows].T + module.bias[rows])
+                read_value = read(f"a{layer}.h{head}{kind}")
+                parts.append(read_value @ module.weight[rows].T + module.bias[rows])
             query, key, value = parts
-            found = (query @ key.transpose(1, 2) / width**0.5).softmax(-1) @ value
-            heads[f"a{layer}.h{head}"] = found @ output.dense.weight[:, rows].T
+            attended = (query @ key.transpose(1, 2) / width**0.5).softmax(-1) @ value
+            heads[f"a{layer}.h{head}"] = attended @ output.dense.weight[:, rows].T
         written |= heads
         values |= {name: ablated[name].expand_as(always) for name in heads}
         always = always + output.dense.bias
         pass_norm(output.LayerNorm)
-        seen = read(f"m{layer}")
-        written[f"m{layer}"] = block.output.dense(block.intermediate(seen))
+        read_value = read(f"m{layer}")
+        written[f"m{layer}"] = block.output.dense(block.intermediate(read_value))
         values[f"m{layer}"] = ablated[f"m{layer}"].expand_as(always)
         pass_norm(block.output.LayerNorm)
     return model.classifier(read("logits"))
 
 
 @pytest.mark.parametrize("with_values", [False, True])
-@pytest.mark.parametrize("apart", [True, False])
+@pytest.mark.parametrize("separate_qkv", [True, False])
 def test_a_random_cut_of_bert_is_that_of_loops_over_edges(
-    with_values: bool, apart: bool
+    with_values: bool, separate_qkv: bool
 ):
     model = double("bert")
-    stack = EdgeStack(ResidualModel(model, separate_qkv=apart))
+    stack = EdgeStack(ResidualModel(model, separate_qkv=separate_qkv))
     graph = stack.model.graph
     rng = torch.Generator().manual_seed(5)
     keep = torch.rand(graph.n_edges, generator=rng) < 0.6
     values = random_values(stack, rng) * with_values
     names = [name for name, on in zip(graph.edges(), keep.tolist(), strict=True) if on]
     ablated = dict(zip(graph.writers(), values, strict=True))
-    expected = bert_by_hand(model, set(names), ablated, separate_qkv=apart)
+    expected = bert_by_hand(model, set(names), ablated, separate_qkv=separate_qkv)
     with edge_gated(stack, keep, values):
-        found = model(tiny_inputs(model)["input_ids"][:1]).logits
-    torch.testing.assert_close(found, expected, atol=1e-10, rtol=0)
+        logits = model(tiny_inputs(model)["input_ids"][:1]).logits
+    torch.testing.assert_close(logits, expected, atol=1e-10, rtol=0)
 
 
 @pytest.mark.parametrize("with_bias", [False, True])
@@ -230,14 +236,14 @@ def test_with_all_edges_closed_the_logits_read_what_is_always_on(with_bias: bool
     stack = EdgeStack(ResidualModel(model, attention_bias=bias))
     keep = torch.zeros(stack.model.graph.n_edges, dtype=torch.float64)
     with edge_gated(stack, keep):
-        found = model(tiny_inputs(model)["input_ids"][:1]).logits
+        logits = model(tiny_inputs(model)["input_ids"][:1]).logits
     if with_bias:
         zero = torch.zeros(1, 1, dtype=torch.float64)
         ablated = dict.fromkeys(stack.model.graph.writers(), zero)
         expected = bert_by_hand(model, set(), ablated, separate_qkv=True)
     else:
-        expected = model.classifier(last.bias).expand_as(found)
-    torch.testing.assert_close(found, expected, atol=1e-10, rtol=0)
+        expected = model.classifier(last.bias).expand_as(logits)
+    torch.testing.assert_close(logits, expected, atol=1e-10, rtol=0)
 
 
 def test_an_edge_reaches_its_reader_and_what_is_after_it_only():
@@ -254,12 +260,12 @@ def test_an_edge_reaches_its_reader_and_what_is_after_it_only():
         for block in stack.model.blocks
     ]
     plain = logits_of(model)
-    cut = run(model, stack, keep)
+    ablated = run(model, stack, keep)
     for hook in hooks:
         hook.remove()
     torch.testing.assert_close(read[0], read[2])
     assert not torch.allclose(read[1], read[3])
-    assert not torch.allclose(plain, cut)
+    assert not torch.allclose(plain, ablated)
 
 
 def test_a_gain_of_zero_closes_its_channel():
@@ -268,8 +274,8 @@ def test_a_gain_of_zero_closes_its_channel():
     norm.weight[3] = 0.0
     stack = EdgeStack(ResidualModel(model))
     open_gates = torch.ones(stack.model.graph.n_edges, dtype=torch.float64)
-    found = run(model, stack, open_gates)
-    torch.testing.assert_close(found, logits_of(model), atol=1e-10, rtol=0)
+    logits = run(model, stack, open_gates)
+    torch.testing.assert_close(logits, logits_of(model), atol=1e-10, rtol=0)
 
 
 def test_gains_that_multiply_out_of_range_are_refused():
@@ -287,7 +293,7 @@ def test_gains_that_multiply_out_of_range_are_refused():
 
 
 @pytest.mark.parametrize("kind", FAMILIES)
-def test_the_position_embedding_cannot_be_apart(kind: str):
+def test_the_position_embedding_cannot_be_separate(kind: str):
     with pytest.raises(UserError, match="adds no position embedding to the stream"):
         ResidualModel(tiny_model(kind), position="own")
 

@@ -40,7 +40,7 @@ def fresh():
 
 
 def rows_of(n: int, n_tokens: int, width: int) -> Tensor:
-    """Rows that lie apart, with NaN between them."""
+    """Rows that are not adjacent in memory, with NaN between them."""
     rows = spread_rows(torch.empty(0), n, n_tokens, width)
     between(rows).fill_(math.nan)
     return rows.normal_()
@@ -53,11 +53,11 @@ def between(rows: Tensor) -> Tensor:
     return rows.as_strided(size, (rows.stride(0), 1), length)
 
 
-def check(found: Tensor, expected: Tensor, n_terms: int) -> None:
+def check(result: Tensor, expected: Tensor, n_terms: int) -> None:
     """Single precision of sums of that many terms."""
-    assert bool(found.isfinite().all())
+    assert bool(result.isfinite().all())
     bound = 1e-6 * (4 + math.sqrt(n_terms))
-    assert (found - expected).abs().max() <= bound * (1 + expected.abs().max())
+    assert (result - expected).abs().max() <= bound * (1 + expected.abs().max())
 
 
 def check_all(
@@ -83,8 +83,8 @@ def check_all(
     before = d_rows.double()
     through = torch.einsum("rk,rtd->ktd", gates.double(), d_reads.double())
     inner = torch.einsum("rtd,ktd->rk", d_reads.double(), rows.double())
-    found = edge_products.through_reads(d_reads, gates, rows, d_rows)
-    check(found, inner, n_tokens * width)
+    d_gates = edge_products.through_reads(d_reads, gates, rows, d_rows)
+    check(d_gates, inner, n_tokens * width)
     check(d_rows, before + through, n_reads)
     assert edge_products.through_reads(d_reads, gates, None, d_rows, add=False) is None
     check(d_rows, through, n_reads)
@@ -159,7 +159,7 @@ def test_a_step_is_the_same_compiled_or_not(
     stack = EdgeStack(ResidualModel(model), store_reads=store_reads)
     torch.manual_seed(0)
     keep = torch.rand(stack.model.graph.n_edges).requires_grad_()
-    found = []
+    results = []
     for switch in ("1", "0"):
         monkeypatch.setenv(compiled.SWITCH, switch)
         edge_products._library.cache_clear()
@@ -167,10 +167,12 @@ def test_a_step_is_the_same_compiled_or_not(
         with edge_gated(stack, keep):
             logits = model(**inputs).logits
         (grad,) = torch.autograd.grad(logits.square().sum(), keep)
-        found.append((logits.detach(), grad))
-    torch.testing.assert_close(found[0][0], found[1][0], atol=1e-5, rtol=1e-5)
-    size = float(found[1][1].abs().max())
-    torch.testing.assert_close(found[0][1], found[1][1], atol=1e-5 * size, rtol=1e-5)
+        results.append((logits.detach(), grad))
+    torch.testing.assert_close(results[0][0], results[1][0], atol=1e-5, rtol=1e-5)
+    size = float(results[1][1].abs().max())
+    torch.testing.assert_close(
+        results[0][1], results[1][1], atol=1e-5 * size, rtol=1e-5
+    )
 
 
 def test_double_precision_is_left_to_torch():
@@ -233,7 +235,7 @@ def test_a_source_that_cannot_be_compiled_is_named(
 
 @no_compiler
 @pytest.mark.parametrize("file", ["so", "sha256"])
-def test_a_damaged_file_in_the_cache_is_named_and_made_again(
+def test_a_damaged_file_in_the_cache_is_named_and_made_anew(
     file: str, cache: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ):
     source, compiler = tmp_path / "one.cpp", shutil.which("c++")

@@ -40,7 +40,7 @@ from tests.models.tiny import (
 )
 
 PRE_NORM = [kind for kind in PARTS if kind in DECODERS]
-"""In encoders the statistics of norms are those of live writers, cut or not."""
+"""In encoders the statistics of norms are those of live writers, ablated or not."""
 
 
 def double(kind: str = "gpt2") -> Any:
@@ -98,15 +98,15 @@ def test_gated_edges_are_one_stack_under_the_gates_in_a_row(
     with edge_gated(stack, torch.cat(list(keep.values())), rows):
         expected = logits(model)
     with gated(model, sites, keep, values):
-        found = logits(model)
-    torch.testing.assert_close(found, expected, atol=1e-12, rtol=0)
+        gated_logits = logits(model)
+    torch.testing.assert_close(gated_logits, expected, atol=1e-12, rtol=0)
 
 
 @pytest.mark.parametrize("kind", ["gpt2", "llama", "bert"])
 def test_under_autocast_the_blocks_keep_the_precision_of_their_weights(kind: str):
     model = double(kind).float()
     sites = sites_of(model, ["edges"])
-    found = []
+    results = []
     for enabled in (False, True):
         keep = {name: g.float().requires_grad_() for name, g in soft(sites).items()}
         with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
@@ -114,10 +114,10 @@ def test_under_autocast_the_blocks_keep_the_precision_of_their_weights(kind: str
             with gated(model, sites, keep, values):
                 last = model(**tiny_inputs(model)).logits.float()
         (gradient,) = torch.autograd.grad(last.sum(), keep[sites[0].name])
-        found.append((values.values[sites[-1].name], gradient))
-    assert torch.equal(found[0][0], found[1][0])
+        results.append((values.values[sites[-1].name], gradient))
+    assert torch.equal(results[0][0], results[1][0])
     # the head itself, and so the gradient that it hands on, is in bfloat16
-    torch.testing.assert_close(found[0][1], found[1][1], atol=0.5, rtol=0.05)
+    torch.testing.assert_close(results[0][1], results[1][1], atol=0.5, rtol=0.05)
 
 
 def test_edges_of_layers_without_a_site_stay_open():
@@ -128,9 +128,9 @@ def test_edges_of_layers_without_a_site_stay_open():
     values = record_values(model, all_sites, other_inputs(model))
     with gated(model, all_sites, keep_all | keep, values):
         expected = logits(model)
-    own = record_values(model, sites, other_inputs(model))
-    assert own.values.keys() == keep.keys()
-    with gated(model, sites, keep, own):
+    layer_values = record_values(model, sites, other_inputs(model))
+    assert layer_values.values.keys() == keep.keys()
+    with gated(model, sites, keep, layer_values):
         torch.testing.assert_close(logits(model), expected, atol=1e-12, rtol=0)
 
 
@@ -168,8 +168,8 @@ def test_gradients_of_units_beside_edges_are_those_of_finite_differences(
         with exact_norms(model), gated(model, sites, keep, values):
             return logits(model).sin().sum()
 
-    found = torch.autograd.grad(loss(gates), list(gates.values()))
-    for (name, gate), gradient in zip(gates.items(), found, strict=True):
+    gradients = torch.autograd.grad(loss(gates), list(gates.values()))
+    for (name, gate), gradient in zip(gates.items(), gradients, strict=True):
         direction = torch.zeros_like(gate).detach()
         direction[[0, 1, -1]] = torch.tensor([1.0, -0.5, 2.0], dtype=gate.dtype)
         with torch.no_grad():
@@ -195,49 +195,49 @@ def test_means_are_those_of_hooks_on_the_plain_model(kind: str, per_position: bo
         expected = (rows * weights).sum(1) / weights.sum(0)
     else:
         expected = rows[:, marked].mean(1)
-    found = mean_values(
+    means = mean_values(
         model, sites, [(inputs, where) for inputs in batches], per_position
     )
-    sizes = [len(found.values[site.name]) for site in sites]
+    sizes = [len(means.values[site.name]) for site in sites]
     assert sizes == [5, 10, 11]
     for site in sites:
-        value = found.values[site.name]
+        value = means.values[site.name]
         torch.testing.assert_close(value, expected[: len(value)], atol=1e-5, rtol=0)
     keep = {site.name: torch.zeros(site.n_units).bool() for site in sites}
-    with gated(model, sites, keep, found):
+    with gated(model, sites, keep, means):
         assert torch.isfinite(logits(model)).all()
 
 
 def _by_hand(model: Any, inputs: dict[str, Tensor]) -> Tensor:
     """What each writer adds to the stream: embedding, then heads and MLP by layer."""
-    seen: dict[str, Tensor] = {}
+    recorded: dict[str, Tensor] = {}
     base = model.base_model
     architecture = architecture_of(model)
     blocks = [base.get_submodule(architecture.block.format(i)) for i in range(N_LAYERS)]
     handles = [
-        blocks[0].register_forward_pre_hook(lambda _, a: seen.update(input=a[0]))
+        blocks[0].register_forward_pre_hook(lambda _, a: recorded.update(input=a[0]))
     ]
     for layer, block in enumerate(blocks):
         projection = base.get_submodule((architecture.heads or "").format(layer))
         handles += [
             projection.register_forward_pre_hook(
-                lambda _, a, key=f"a{layer}": seen.update({key: a[0]})
+                lambda _, a, key=f"a{layer}": recorded.update({key: a[0]})
             ),
             block.mlp.register_forward_hook(
-                lambda _, __, out, key=f"m{layer}": seen.update({key: out})
+                lambda _, __, out, key=f"m{layer}": recorded.update({key: out})
             ),
         ]
     model(**inputs)
     for handle in handles:
         handle.remove()
-    rows = [seen["input"]]
+    rows = [recorded["input"]]
     for layer in range(N_LAYERS):
         module = base.get_submodule((architecture.heads or "").format(layer))
         weight = module.weight if isinstance(module, Conv1D) else module.weight.T
-        found = seen[f"a{layer}"].split(weight.shape[0] // N_HEADS, -1)
-        for part, columns in zip(found, weight.chunk(N_HEADS), strict=True):
+        by_head = recorded[f"a{layer}"].split(weight.shape[0] // N_HEADS, -1)
+        for part, columns in zip(by_head, weight.chunk(N_HEADS), strict=True):
             rows.append(part @ columns)
-        rows.append(seen[f"m{layer}"])
+        rows.append(recorded[f"m{layer}"])
     return torch.stack(rows)
 
 
@@ -245,9 +245,11 @@ def _by_hand(model: Any, inputs: dict[str, Tensor]) -> Tensor:
 def test_what_the_writers_write_adds_up_to_what_the_final_norm_reads(kind: str):
     model = double(kind)
     sites = sites_of(model, ["edges"])
-    seen: list[Tensor] = []
+    final_inputs: list[Tensor] = []
     final = model.get_submodule(sites[-1].module)
-    handle = final.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
+    handle = final.register_forward_pre_hook(
+        lambda _, args: final_inputs.append(args[0])
+    )
     with exact_norms(model):
         written = record_values(model, sites, tiny_inputs(model)).values
     handle.remove()
@@ -256,7 +258,7 @@ def test_what_the_writers_write_adds_up_to_what_the_final_norm_reads(kind: str):
     for layer in range(N_LAYERS):
         bias = residual.output(layer).bias
         total = total if bias is None else total + bias
-    torch.testing.assert_close(total, seen[0], atol=1e-10, rtol=0)
+    torch.testing.assert_close(total, final_inputs[0], atol=1e-10, rtol=0)
     for site in sites:
         assert torch.equal(
             written[site.name], written[sites[-1].name][: len(written[site.name])]
@@ -272,8 +274,8 @@ def test_all_edges_cut_with_counterfactual_values_is_the_other_run(kind: str):
     mask = FrozenMask(keep, sites, nothing)
     other = other_inputs(model)
     with mask.applied(model, ablated=record_values(model, sites, other)):
-        cut = logits(model)
-    torch.testing.assert_close(cut, logits(model, other), atol=1e-5, rtol=0)
+        ablated = logits(model)
+    torch.testing.assert_close(ablated, logits(model, other), atol=1e-5, rtol=0)
     with pytest.raises(UserError, match="record them on the paired inputs"):
         mask.applied(model).__enter__()
 
@@ -309,7 +311,7 @@ def test_a_finished_mask_beside_heads_is_its_gates_at_zero_and_one(
         torch.testing.assert_close(logits(model), expected, atol=1e-10, rtol=0)
 
 
-def test_the_weights_are_folded_once_and_again_after_they_changed():
+def test_the_weights_are_folded_once_and_anew_after_they_changed():
     model = double()
     graph = ResidualModel(model).graph
     first = stack_of(model, graph)
@@ -317,13 +319,13 @@ def test_the_weights_are_folded_once_and_again_after_they_changed():
     merged = ResidualModel(model, separate_qkv=False).graph
     assert stack_of(model, merged).layers is not first.layers
     model.transformer.h[1].attn.c_attn.weight.mul_(1.5)
-    again = stack_of(model, graph)
-    assert again.layers is not first.layers
+    refolded = stack_of(model, graph)
+    assert refolded.layers is not first.layers
     sites = sites_of(model, ["edges"])
     keep = {site.name: torch.ones(site.n_units).double() for site in sites}
     with gated(model, sites, keep, zero_values(sites)):
-        found = logits(model)
-    torch.testing.assert_close(found, logits(model), atol=1e-10, rtol=0)
+        gated_logits = logits(model)
+    torch.testing.assert_close(gated_logits, logits(model), atol=1e-10, rtol=0)
 
 
 def test_what_is_folded_goes_with_its_model():
@@ -342,14 +344,14 @@ def test_edges_are_named_as_kept_or_as_ablated():
     keep[sites[0].name][[0, 4, -1]] = False
     keep[sites[1].name][1:] = False
     mask = FrozenMask(keep, sites, zero_values(sites))
-    cut = mask.edges(kept=False)
-    assert cut[:4] == [
+    ablated = mask.edges(kept=False)
+    assert ablated[:4] == [
         "input->a0.h0<q>",
         "input->a0.h0<k>",
         "a0.h3->m0",
         "a0.h0->logits",
     ]
-    assert len(cut) == mask.n_ablated
+    assert len(ablated) == mask.n_ablated
     assert mask.edges(kept=True)[-1] == "input->logits"
     assert len(mask.edges(kept=True)) == mask.n_units - mask.n_ablated
     control = mask.random_like(1)
@@ -379,16 +381,16 @@ def test_a_mask_of_another_graph_is_refused_with_the_difference(tmp_path: Path):
     model = double()
     sites = sites_of(model, ["edges"])
     merged = sites_of(model, ["edges"], merged_qkv=True)
-    told = "separate queries, keys and values True against False"
+    difference = "separate queries, keys and values True against False"
     masks = [
         FrozenMask.random(s, zero_values(s), n_ablated=3, seed=0)
         for s in (sites, merged)
     ]
-    with pytest.raises(UserError, match=told):
+    with pytest.raises(UserError, match=difference):
         masks[0].overlap(masks[1])
     mixed = (sites[0], *merged[1:])
     with (
-        pytest.raises(UserError, match=told),
+        pytest.raises(UserError, match=difference),
         gated(model, mixed, soft(mixed), zero_values(mixed)),
     ):
         pass

@@ -21,13 +21,13 @@ SWITCHES: list[dict[str, Any]] = [
 
 
 def masks(n_edges: int) -> dict[str, Tensor]:
-    """By the form they should take: few cut, few kept, and the ends."""
+    """By the form they should take: few ablated, few kept, and the ends."""
     rng = torch.Generator().manual_seed(7)
     order = torch.rand(n_edges, generator=rng).argsort()
     few = torch.zeros(n_edges, dtype=torch.bool)
     few[order[: n_edges // 12]] = True
     nothing = torch.zeros_like(few)
-    return {"cut": ~few, "kept": few, "none": nothing, "all": ~nothing}
+    return {"ablated": ~few, "kept": few, "none": nothing, "all": ~nothing}
 
 
 def check(model: Any, switches: dict[str, Any]) -> set[str]:
@@ -40,8 +40,8 @@ def check(model: Any, switches: dict[str, Any]) -> set[str]:
         for keep in masks(graph.n_edges).values():
             for ablated in (None, values):
                 whole = run(model, stack, keep.double(), ablated)
-                found = run(model, stack, keep, ablated)
-                torch.testing.assert_close(found, whole, atol=1e-10, rtol=0)
+                sparse = run(model, stack, keep, ablated)
+                torch.testing.assert_close(sparse, whole, atol=1e-10, rtol=0)
             forms.add(plan_of(stack.model, keep).form)
     return forms
 
@@ -71,8 +71,8 @@ def test_values_may_differ_by_token():
     with torch.no_grad():
         for keep in masks(graph.n_edges).values():
             whole = run(model, stack, keep.double(), values)
-            found = run(model, stack, keep, values)
-            torch.testing.assert_close(found, whole, atol=1e-10, rtol=0)
+            sparse = run(model, stack, keep, values)
+            torch.testing.assert_close(sparse, whole, atol=1e-10, rtol=0)
 
 
 def test_what_reaches_nothing_is_not_run():

@@ -35,18 +35,18 @@ def run(model: Any, stack: EdgeStack, keep: Tensor, ablated: Tensor | None = Non
 
 
 @pytest.mark.parametrize("kind", FAMILIES)
-@pytest.mark.parametrize("apart", [True, False])
+@pytest.mark.parametrize("separate_qkv", [True, False])
 @pytest.mark.parametrize("value", [1.0, BELOW_ONE])
-def test_open_gates_give_the_plain_logits(kind: str, apart: bool, value: float):
+def test_open_gates_give_the_plain_logits(kind: str, separate_qkv: bool, value: float):
     model, inputs = double(kind), None
-    if not apart and kind not in MERGED:
+    if not separate_qkv and kind not in MERGED:
         with pytest.raises(UserError, match="normalises all keys together"):
             ResidualModel(model, separate_qkv=False)
         return
     inputs = tiny_inputs(model)
     with exact_norms(model):
         plain = model(**inputs).logits[inputs["attention_mask"].bool()]
-        stack = EdgeStack(ResidualModel(model, separate_qkv=apart))
+        stack = EdgeStack(ResidualModel(model, separate_qkv=separate_qkv))
         n_edges = stack.model.graph.n_edges
         open_gates = torch.full((n_edges,), value, dtype=torch.float64)
         torch.testing.assert_close(
@@ -68,12 +68,12 @@ def test_open_gates_in_single_precision(kind: str, value: float):
     inputs = tiny_inputs(model)
     plain = model(**inputs).logits[inputs["attention_mask"].bool()]
     stack = EdgeStack(ResidualModel(model))
-    found = run(model, stack, torch.full((stack.model.graph.n_edges,), value))
-    torch.testing.assert_close(found, plain, atol=5e-5, rtol=0)
+    logits = run(model, stack, torch.full((stack.model.graph.n_edges,), value))
+    torch.testing.assert_close(logits, plain, atol=5e-5, rtol=0)
 
 
 @pytest.mark.parametrize(
-    ("kind", "apart", "position"),
+    ("kind", "separate_qkv", "position"),
     [
         *((kind, True, "merged") for kind in FAMILIES),
         *((kind, False, "merged") for kind in MERGED),
@@ -82,13 +82,15 @@ def test_open_gates_in_single_precision(kind: str, value: float):
     ],
 )
 def test_open_gates_have_the_gradient_of_gates_just_below(
-    kind: str, apart: bool, position: Any
+    kind: str, separate_qkv: bool, position: Any
 ):
     model, rng = double(kind), torch.Generator().manual_seed(0)
     inputs = tiny_inputs(model)
     n_batch, n_seq = inputs["input_ids"].shape
     with exact_norms(model):
-        stack = EdgeStack(ResidualModel(model, separate_qkv=apart, position=position))
+        stack = EdgeStack(
+            ResidualModel(model, separate_qkv=separate_qkv, position=position)
+        )
         graph = stack.model.graph
         shape = graph.n_writers, n_batch, n_seq, 32
         ablated = torch.randn(shape, generator=rng).double()
@@ -99,9 +101,9 @@ def test_open_gates_have_the_gradient_of_gates_just_below(
                 keep = torch.full((graph.n_edges,), value, dtype=torch.float64)
                 embedded = model.get_input_embeddings()(inputs["input_ids"])
                 leaves = keep.requires_grad_(), embedded.detach().requires_grad_()
-                given = {**inputs, "input_ids": None, "inputs_embeds": leaves[1]}
+                arguments = {**inputs, "input_ids": None, "inputs_embeds": leaves[1]}
                 with edge_gated(stack, keep, **how):
-                    logits = model(**given).logits[inputs["attention_mask"].bool()]
+                    logits = model(**arguments).logits[inputs["attention_mask"].bool()]
                 grads.append(torch.autograd.grad(logits.sin().sum(), leaves))
             for one, other in zip(*grads, strict=True):
                 assert float(one.abs().max()) > 1e-3
@@ -109,26 +111,30 @@ def test_open_gates_have_the_gradient_of_gates_just_below(
 
 
 @pytest.mark.parametrize("kind", FAMILIES)
-@pytest.mark.parametrize("apart", [True, False])
-def test_gradients_of_gates_are_those_of_finite_differences(kind: str, apart: bool):
-    if not apart and kind not in MERGED:
+@pytest.mark.parametrize("separate_qkv", [True, False])
+def test_gradients_of_gates_are_those_of_finite_differences(
+    kind: str, separate_qkv: bool
+):
+    if not separate_qkv and kind not in MERGED:
         pytest.skip("its heads cannot merge queries, keys and values")
     model = double(kind)
     rng = torch.Generator().manual_seed(0)
     with exact_norms(model):
-        again = EdgeStack(ResidualModel(model, separate_qkv=apart), store_reads=False)
-        stored = EdgeStack(again.model, store_reads=True)
-        graph = again.model.graph
+        recomputed = EdgeStack(
+            ResidualModel(model, separate_qkv=separate_qkv), store_reads=False
+        )
+        stored = EdgeStack(recomputed.model, store_reads=True)
+        graph = recomputed.model.graph
         keep = torch.rand(graph.n_edges, generator=rng, dtype=torch.float64)
         keep.requires_grad_()
         ablated = torch.randn(graph.n_writers, 1, 32, generator=rng).double()
 
-        def loss(gates: Tensor, stack: EdgeStack = again) -> Tensor:
+        def loss(gates: Tensor, stack: EdgeStack = recomputed) -> Tensor:
             return run(model, stack, gates, ablated).sin().sum()
 
-        (found,) = torch.autograd.grad(loss(keep), keep)
-        (other,) = torch.autograd.grad(loss(keep, stored), keep)
-        assert torch.equal(found, other)
+        (gradient,) = torch.autograd.grad(loss(keep), keep)
+        (of_stored,) = torch.autograd.grad(loss(keep, stored), keep)
+        assert torch.equal(gradient, of_stored)
         chosen = torch.randperm(graph.n_edges, generator=rng)[:25]
         step, allowed = (1e-2, 2e-3) if kind in SINGLE_SOFTMAX else (1e-5, 1e-5)
         with torch.no_grad():
@@ -136,7 +142,7 @@ def test_gradients_of_gates_are_those_of_finite_differences(kind: str, apart: bo
                 moved = torch.zeros_like(keep)
                 moved[edge] = step
                 slope = (loss(keep + moved) - loss(keep - moved)) / (2 * step)
-                error = abs(float(slope - found[edge]))
+                error = abs(float(slope - gradient[edge]))
                 assert error < allowed * (1 + abs(float(slope)))
 
 
@@ -151,15 +157,15 @@ def test_the_gradient_of_the_input_is_the_plain_one(kind: str):
         for gated in (False, True):
             embedded = model.get_input_embeddings()(inputs["input_ids"])
             embedded = embedded.detach().requires_grad_()
-            given = {
+            arguments = {
                 "inputs_embeds": embedded,
                 "attention_mask": inputs["attention_mask"],
             }
             if gated:
                 with edge_gated(stack, keep):
-                    logits = model(**given).logits
+                    logits = model(**arguments).logits
             else:
-                logits = model(**given).logits
+                logits = model(**arguments).logits
             logits[inputs["attention_mask"].bool()].sin().sum().backward()
             grads.append(embedded.grad)
         torch.testing.assert_close(grads[0], grads[1], atol=1e-10, rtol=1e-8)
@@ -190,14 +196,14 @@ def gpt2_by_hand(model: Any, kept: set[str], ablated: dict[str, Tensor]) -> Tens
                 columns = slice(
                     place * 32 + head * width, place * 32 + (head + 1) * width
                 )
-                seen = block.ln_1(read(f"a{layer}.h{head}<{part}>"))
-                parts.append(seen @ weight[:, columns] + bias[columns])
+                normed = block.ln_1(read(f"a{layer}.h{head}<{part}>"))
+                parts.append(normed @ weight[:, columns] + bias[columns])
             query, key, value = parts
             scores = query @ key.transpose(1, 2) / width**0.5
             future = torch.ones_like(scores).triu(1).bool()
-            found = scores.masked_fill(future, -torch.inf).softmax(-1) @ value
+            attended = scores.masked_fill(future, -torch.inf).softmax(-1) @ value
             rows = slice(head * width, (head + 1) * width)
-            heads[f"a{layer}.h{head}"] = found @ block.attn.c_proj.weight[rows]
+            heads[f"a{layer}.h{head}"] = attended @ block.attn.c_proj.weight[rows]
         written |= heads
         always = always + block.attn.c_proj.bias
         written[f"m{layer}"] = block.mlp(block.ln_2(read(f"m{layer}")))
@@ -206,8 +212,8 @@ def gpt2_by_hand(model: Any, kept: set[str], ablated: dict[str, Tensor]) -> Tens
 
 def gradients(model: Any, loss: Tensor) -> dict[str, Tensor]:
     names, parameters = zip(*model.named_parameters(), strict=True)
-    found = torch.autograd.grad(loss, parameters, allow_unused=True)
-    return {n: g for n, g in zip(names, found, strict=True) if g is not None}
+    grads = torch.autograd.grad(loss, parameters, allow_unused=True)
+    return {n: g for n, g in zip(names, grads, strict=True) if g is not None}
 
 
 @pytest.mark.parametrize("kind", FAMILIES)
@@ -219,12 +225,12 @@ def test_gradients_of_weights_at_open_gates_are_the_plain_ones(kind: str):
         plain = gradients(model, model(**inputs).logits[real].sin().sum())
         stack = EdgeStack(ResidualModel(model))
         keep = torch.ones(stack.model.graph.n_edges, dtype=torch.float64)
-        found = gradients(model, run(model, stack, keep).sin().sum())
-    assert found.keys() == plain.keys()
+        weight_grads = gradients(model, run(model, stack, keep).sin().sum())
+    assert weight_grads.keys() == plain.keys()
     allowed = 1e-5 if kind in SINGLE_SOFTMAX else 1e-9
     for name in plain:
         torch.testing.assert_close(
-            found[name], plain[name], atol=allowed, rtol=allowed, msg=name
+            weight_grads[name], plain[name], atol=allowed, rtol=allowed, msg=name
         )
 
 
@@ -243,11 +249,11 @@ def test_gradients_of_weights_under_a_cut_follow_finite_differences(switches: An
     stack = EdgeStack(ResidualModel(model, **switches))
     rng = torch.Generator().manual_seed(4)
     keep = torch.rand(stack.model.graph.n_edges, generator=rng) < 0.7
-    found = gradients(model, run(model, stack, keep).sin().sum())
+    weight_grads = gradients(model, run(model, stack, keep).sin().sum())
     step = 1e-6
     for name, parameter in model.named_parameters():
         flat = parameter.detach().view(-1)
-        place = int(found[name].abs().argmax())
+        place = int(weight_grads[name].abs().argmax())
         losses = []
         for sign in (1, -1):
             with torch.no_grad():
@@ -256,7 +262,7 @@ def test_gradients_of_weights_under_a_cut_follow_finite_differences(switches: An
                 losses.append(float(run(model, stack, keep).sin().sum()))
                 flat[place] -= sign * step
         slope = (losses[0] - losses[1]) / (2 * step)
-        expected = float(found[name].flatten()[place])
+        expected = float(weight_grads[name].flatten()[place])
         assert abs(slope - expected) < 1e-5 * (1 + abs(expected)), name
 
 
@@ -266,9 +272,9 @@ def test_a_cut_edge_gives_its_writer_no_gradient():
     graph = stack.model.graph
     names = list(graph.edges())
     keep = torch.tensor([not name.startswith("m1->") for name in names])
-    found = gradients(model, run(model, stack, keep).sin().sum())
-    assert not found["transformer.h.1.mlp.c_proj.weight"].any()
-    assert found["transformer.h.0.mlp.c_proj.weight"].any()
+    weight_grads = gradients(model, run(model, stack, keep).sin().sum())
+    assert not weight_grads["transformer.h.1.mlp.c_proj.weight"].any()
+    assert weight_grads["transformer.h.0.mlp.c_proj.weight"].any()
 
 
 @pytest.mark.parametrize("with_values", [False, True])
@@ -284,8 +290,8 @@ def test_a_random_cut_of_gpt2_is_that_of_loops_over_edges(with_values: bool):
     ablated = dict(zip(graph.writers(), values, strict=True))
     expected = gpt2_by_hand(model, set(names), ablated)
     with edge_gated(stack, keep, values):
-        found = model(tiny_inputs(model)["input_ids"][:1]).logits
-    torch.testing.assert_close(found, expected, atol=1e-10, rtol=0)
+        logits = model(tiny_inputs(model)["input_ids"][:1]).logits
+    torch.testing.assert_close(logits, expected, atol=1e-10, rtol=0)
 
 
 def test_position_may_be_a_writer_of_its_own_or_always_on():
@@ -298,8 +304,8 @@ def test_position_may_be_a_writer_of_its_own_or_always_on():
         graph = stack.model.graph
         for value in (1.0, BELOW_ONE):
             keep = torch.full((graph.n_edges,), value, dtype=torch.float64)
-            found = run(model, stack, keep)
-            torch.testing.assert_close(found, plain, atol=1e-10, rtol=0)
+            logits = run(model, stack, keep)
+            torch.testing.assert_close(logits, plain, atol=1e-10, rtol=0)
     own = EdgeStack(ResidualModel(model, position="own"))
     always = EdgeStack(ResidualModel(model, position="always"))
     numbers = {name: n for n, name in enumerate(own.model.graph.edges())}
@@ -326,7 +332,7 @@ def test_the_position_embedding_takes_its_gradient_alone(position: Any, is_open:
     def loss() -> Tensor:
         return run(model, stack, keep).sin().sum()
 
-    (found,) = torch.autograd.grad(loss(), weight)
+    (gradient,) = torch.autograd.grad(loss(), weight)
     with torch.no_grad():
         for row, column in ((0, 3), (1, 0), (2, 17)):
             ends = []
@@ -335,7 +341,9 @@ def test_the_position_embedding_takes_its_gradient_alone(position: Any, is_open:
                 ends.append(float(loss()))
             weight[row, column] += 1e-6
             slope = (ends[0] - ends[1]) / 2e-6
-            assert float(found[row, column]) == pytest.approx(slope, abs=1e-6, rel=1e-6)
+            assert float(gradient[row, column]) == pytest.approx(
+                slope, abs=1e-6, rel=1e-6
+            )
 
 
 def test_the_attention_bias_may_belong_to_the_heads():
@@ -346,9 +354,9 @@ def test_the_attention_bias_may_belong_to_the_heads():
     real = tiny_inputs(model)["attention_mask"].bool()
     ones = torch.ones(graph.n_edges, dtype=torch.float64)
     for gates in (ones, BELOW_ONE * ones):
-        found = run(model, stack, gates)
-        torch.testing.assert_close(found, plain[real], atol=1e-10, rtol=0)
-    # all edges cut: the logits read nothing, so they are the same at every position
+        logits = run(model, stack, gates)
+        torch.testing.assert_close(logits, plain[real], atol=1e-10, rtol=0)
+    # all edges ablated: the logits read nothing, so they are the same at every position
     nothing = run(model, stack, torch.zeros_like(ones))
     torch.testing.assert_close(nothing, nothing[:1].expand_as(nothing))
     final = model.lm_head(model.transformer.ln_f.bias)
@@ -364,7 +372,7 @@ def test_padding_on_either_side_gives_the_same_logits(kind: str):
     stack = EdgeStack(ResidualModel(model))
     rng = torch.Generator().manual_seed(3)
     keep = torch.rand(stack.model.graph.n_edges, generator=rng)
-    found = []
+    results = []
     for left in (True, False):
         pad = torch.zeros(1, 3, dtype=ids.dtype)
         mask = torch.cat([pad, ids * 0 + 1] if left else [ids * 0 + 1, pad], 1)
@@ -374,9 +382,9 @@ def test_padding_on_either_side_gives_the_same_logits(kind: str):
             logits = model(
                 input_ids=padded, attention_mask=mask, position_ids=positions
             ).logits
-        found.append(logits[mask.bool()])
+        results.append(logits[mask.bool()])
     allowed = 5e-5 if single else 1e-10
-    torch.testing.assert_close(found[0], found[1], atol=allowed, rtol=0)
+    torch.testing.assert_close(results[0], results[1], atol=allowed, rtol=0)
 
 
 def test_generation_works_under_a_mask():

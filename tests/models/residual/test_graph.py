@@ -42,11 +42,11 @@ def test_parallel_blocks_have_no_edge_from_heads_to_their_own_mlp():
     assert "a0.h0->m1" in names
 
 
-def test_graphs_say_what_tells_them_apart():
+def test_graphs_name_their_difference():
     graph = ResidualGraph(2, 4, 2)
     assert graph.difference_from(ResidualGraph(2, 4, 2)) is None
-    told = graph.difference_from(ResidualGraph(3, 4, 2, separate_qkv=False))
+    difference = graph.difference_from(ResidualGraph(3, 4, 2, separate_qkv=False))
     assert (
-        told
+        difference
         == "layers 2 against 3; separate queries, keys and values True against False"
     )

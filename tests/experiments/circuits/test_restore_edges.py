@@ -8,8 +8,12 @@ from torch import Tensor
 
 from circuitcut.benchmarks.planted_circuits import break_one, experiment_on
 from circuitcut.benchmarks.planted_edges import PlantedCircuit, two_behaviours
-from circuitcut.experiments.gates import MaskSettings
-from circuitcut.experiments.restore_edges import can_be_put_back, put_back
+from circuitcut.experiments.circuits.restore_edges import (
+    can_restore_edges,
+    with_edges_restored,
+)
+from circuitcut.experiments.freeze import Frozen
+from circuitcut.experiments.settings import MaskSettings
 from circuitcut.masks.ablation import zero_values
 from circuitcut.masks.frozen_mask import FrozenMask
 from circuitcut.models.architectures import sites_of
@@ -46,12 +50,14 @@ def scores_of(circuit: PlantedCircuit, true_rank: float) -> Tensor:
 
 
 @pytest.mark.parametrize("n_cut", [4, 30])
-def test_all_but_one_true_edge_are_put_back(circuit: PlantedCircuit, n_cut: int):
+def test_all_but_one_true_edge_are_restored(circuit: PlantedCircuit, n_cut: int):
     scores = scores_of(circuit, -1.0)
     mask = cut(circuit, scores, n_cut)
-    left, ranking = put_back(
-        experiment_on(circuit), SETTINGS, mask, by_site(circuit, scores), 0.05
+    frozen = with_edges_restored(
+        experiment_on(circuit), SETTINGS, Frozen(mask, by_site(circuit, scores)), 0.05
     )
+    left = frozen.mask
+    ranking = frozen.ranking
     assert left.n_ablated == 1
     assert set(left.edges(kept=False)) < circuit.truth
     joined = torch.cat([ranking[site.name] for site in mask.sites])
@@ -70,9 +76,10 @@ def test_where_the_concept_is_not_broken_more_is_cut_first(circuit: PlantedCircu
     assert n_before > 2
     mask = cut(circuit, scores, 2)
     assert not set(mask.edges(kept=False)) & circuit.truth
-    left, _ = put_back(
-        experiment_on(circuit), SETTINGS, mask, by_site(circuit, scores), 0.05
+    frozen = with_edges_restored(
+        experiment_on(circuit), SETTINGS, Frozen(mask, by_site(circuit, scores)), 0.05
     )
+    left = frozen.mask
     assert left.n_ablated == 1
     assert set(left.edges(kept=False)) < circuit.truth
 
@@ -80,27 +87,28 @@ def test_where_the_concept_is_not_broken_more_is_cut_first(circuit: PlantedCircu
 def test_a_cut_that_cannot_break_the_concept_only_loses_edges(circuit: PlantedCircuit):
     scores = scores_of(circuit, 1.0)  # the true edges come last
     mask = cut(circuit, scores, 3)
-    left, _ = put_back(
-        experiment_on(circuit), SETTINGS, mask, by_site(circuit, scores), 0.05
+    frozen = with_edges_restored(
+        experiment_on(circuit), SETTINGS, Frozen(mask, by_site(circuit, scores)), 0.05
     )
+    left = frozen.mask
     assert set(left.edges(kept=False)) <= set(mask.edges(kept=False))
     assert left.n_ablated >= 1
 
 
-def test_few_edges_of_no_asked_number_are_put_back(circuit: PlantedCircuit):
+def test_few_edges_of_no_asked_number_are_restored(circuit: PlantedCircuit):
     scores = scores_of(circuit, 0.0)
     mask = cut(circuit, scores, 9)
-    assert can_be_put_back(mask, SETTINGS, ACCURACY, None)
-    assert not can_be_put_back(mask, SETTINGS, ACCURACY, 9)
-    assert not can_be_put_back(mask, SETTINGS, LOSS, None)
+    assert can_restore_edges(mask, SETTINGS, ACCURACY, None)
+    assert not can_restore_edges(mask, SETTINGS, ACCURACY, 9)
+    assert not can_restore_edges(mask, SETTINGS, LOSS, None)
     isolate = replace(SETTINGS, direction="isolate")
-    assert not can_be_put_back(mask, isolate, ACCURACY, None)
-    assert not can_be_put_back(cut(circuit, scores, 1), SETTINGS, ACCURACY, None)
-    assert not can_be_put_back(cut(circuit, scores, 129), SETTINGS, ACCURACY, None)
+    assert not can_restore_edges(mask, isolate, ACCURACY, None)
+    assert not can_restore_edges(cut(circuit, scores, 1), SETTINGS, ACCURACY, None)
+    assert not can_restore_edges(cut(circuit, scores, 129), SETTINGS, ACCURACY, None)
     sites = sites_of(circuit.model, ["heads"])
     keep = {site.name: torch.arange(site.n_units) > 3 for site in sites}
     heads = FrozenMask(keep, sites, zero_values(sites))
-    assert not can_be_put_back(heads, SETTINGS, ACCURACY, None)
+    assert not can_restore_edges(heads, SETTINGS, ACCURACY, None)
 
 
 @pytest.mark.parametrize("gate", ["hard_concrete", "topk"])

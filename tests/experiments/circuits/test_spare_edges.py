@@ -8,9 +8,14 @@ from torch import Tensor
 
 from circuitcut.benchmarks.planted_circuits import experiment_on
 from circuitcut.benchmarks.planted_edges import CIRCUITS, PlantedCircuit
-from circuitcut.experiments import spare_edges as mask_trials
-from circuitcut.experiments.gates import MaskSettings
-from circuitcut.experiments.spare_edges import MOST_TRIED, can_be_tried, tried
+from circuitcut.experiments.circuits import spare_edges
+from circuitcut.experiments.circuits.spare_edges import (
+    MOST_EXACT,
+    can_remove_spare_edges,
+    without_spare_edges,
+)
+from circuitcut.experiments.freeze import Frozen
+from circuitcut.experiments.settings import MaskSettings
 from circuitcut.masks.ablation import zero_values
 from circuitcut.masks.frozen_mask import FrozenMask
 from circuitcut.models.architectures import sites_of
@@ -51,9 +56,11 @@ def scores_of(circuit: PlantedCircuit, seed: int) -> tuple[Tensor, Tensor]:
 def test_from_any_ranking_the_true_edges_are_left(circuit: PlantedCircuit, n_kept: int):
     scores, true = scores_of(circuit, n_kept)
     mask = start(circuit, scores, n_kept)
-    left, ranking = tried(
-        experiment_on(circuit), SETTINGS, mask, by_site(circuit, scores)
+    frozen = without_spare_edges(
+        experiment_on(circuit), SETTINGS, Frozen(mask, by_site(circuit, scores))
     )
+    left = frozen.mask
+    ranking = frozen.ranking
     assert set(left.edges(kept=True)) == circuit.truth
     assert left.special_ids == (7,)
     joined = torch.cat([ranking[site.name] for site in mask.sites])
@@ -66,32 +73,36 @@ def test_an_asked_number_is_met_and_a_mask_that_works_stays(circuit: PlantedCirc
     scores, true = scores_of(circuit, 0)
     experiment = experiment_on(circuit)
     working = start(circuit, scores + true, 9)
-    same, _ = tried(
-        experiment, SETTINGS, working, by_site(circuit, scores + true), n_ablated=101
-    )
-    assert same.edges(kept=True) == working.edges(kept=True)
-    broken = start(circuit, scores - 1.0 * true, 9)
-    mended, _ = tried(
+    frozen = without_spare_edges(
         experiment,
         SETTINGS,
-        broken,
-        by_site(circuit, scores - 1.0 * true),
+        Frozen(working, by_site(circuit, scores + true)),
         n_ablated=101,
     )
+    same = frozen.mask
+    assert same.edges(kept=True) == working.edges(kept=True)
+    broken = start(circuit, scores - 1.0 * true, 9)
+    frozen = without_spare_edges(
+        experiment,
+        SETTINGS,
+        Frozen(broken, by_site(circuit, scores - 1.0 * true)),
+        n_ablated=101,
+    )
+    mended = frozen.mask
     assert len(mended.edges(kept=True)) == 9
     assert circuit.truth < set(mended.edges(kept=True))
 
 
-def test_only_few_kept_edges_that_isolate_are_tried(circuit: PlantedCircuit):
+def test_only_few_kept_edges_that_isolate_may_be_removed(circuit: PlantedCircuit):
     scores, _ = scores_of(circuit, 0)
     mask = start(circuit, scores, 9)
-    assert can_be_tried(mask, SETTINGS)
-    assert not can_be_tried(mask, MaskSettings(direction="break"))
+    assert can_remove_spare_edges(mask, SETTINGS)
+    assert not can_remove_spare_edges(mask, MaskSettings(direction="break"))
     sites = sites_of(circuit.model, ["neurons"])
     keep = {site.name: torch.ones(site.n_units, dtype=torch.bool) for site in sites}
     neurons = FrozenMask(keep, sites, zero_values(sites))
-    assert neurons.n_units > MOST_TRIED
-    assert not can_be_tried(neurons, SETTINGS)
+    assert neurons.n_units > MOST_EXACT
+    assert not can_remove_spare_edges(neurons, SETTINGS)
 
 
 def reversed_mask(
@@ -110,24 +121,26 @@ def test_where_no_first_edges_work_all_are_searched(
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ):
-    monkeypatch.setattr(mask_trials, "MOST_TRIED", 4)
+    monkeypatch.setattr(spare_edges, "MOST_EXACT", 4)
     mask, ranking = reversed_mask(circuit, n_kept)
-    found, _ = tried(experiment_on(circuit), SETTINGS, mask, ranking)
+    frozen = Frozen(mask, ranking)
+    found = without_spare_edges(experiment_on(circuit), SETTINGS, frozen).mask
     assert set(found.edges(kept=True)) == circuit.truth
     assert "searching among all edges" in caplog.text
 
 
-def test_more_kept_edges_than_can_be_tried_go_in_pieces(
+def test_more_kept_edges_than_are_tried_one_by_one_go_in_pieces(
     circuit: PlantedCircuit,
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ):
-    monkeypatch.setattr(mask_trials, "MOST_TRIED", 4)
+    monkeypatch.setattr(spare_edges, "MOST_EXACT", 4)
     scores, true = scores_of(circuit, 0)
     mask = start(circuit, scores + 1.0 * true, 70)
-    assert can_be_tried(mask, SETTINGS)
-    assert not can_be_tried(mask, SETTINGS, n_ablated=40)
-    found, _ = tried(experiment_on(circuit), SETTINGS, mask, by_site(circuit, scores))
+    assert can_remove_spare_edges(mask, SETTINGS)
+    assert not can_remove_spare_edges(mask, SETTINGS, n_ablated=40)
+    frozen = Frozen(mask, by_site(circuit, scores))
+    found = without_spare_edges(experiment_on(circuit), SETTINGS, frozen).mask
     assert set(found.edges(kept=True)) == circuit.truth
     assert "searching" not in caplog.text
 
@@ -137,10 +150,11 @@ def test_a_mask_that_cannot_be_made_to_work_stays_as_it_was(
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ):
-    monkeypatch.setattr(mask_trials, "MOST_TRIED", 4)
+    monkeypatch.setattr(spare_edges, "MOST_EXACT", 4)
     mask, ranking = reversed_mask(circuit, 2)
     few = replace(SETTINGS, n_steps=3)
-    found, order = tried(experiment_on(circuit), few, mask, ranking)
+    frozen = without_spare_edges(experiment_on(circuit), few, Frozen(mask, ranking))
+    found, order = frozen.mask, frozen.ranking
     assert found is mask
     assert order == ranking
     assert "the mask stays as it was trained" in caplog.text

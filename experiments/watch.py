@@ -1,6 +1,7 @@
-"""A mask as a picture: one row a layer, one column a unit or a few, bright is ablated.
+"""What TensorBoard shows of a mask training: numbers, histograms and maps of the gates.
 
-Plain arrays, for TensorBoard: no plotting library is needed while a mask is trained.
+A map is a picture of a mask: one row a layer, one column a unit or a few, bright is
+ablated. Plain arrays: no plotting library is needed while a mask is trained.
 """
 
 import math
@@ -10,7 +11,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from circuitcut.experiments.gate_optimisation import GateWatch
+from circuitcut.experiments.settings import MaskSettings
+from circuitcut.masks.frozen_mask import FrozenMask
+from circuitcut.masks.mask_set import MaskSet
 from circuitcut.models.sites import Site
+from circuitcut.training.tracking import Tracker
 
 MAX_COLUMNS = 512
 ROW_HEIGHT, COLUMN_WIDTH = 16, 24
@@ -21,6 +27,41 @@ KEPT = (0.16, 0.20, 0.30)
 ABLATED = (1.00, 0.85, 0.20)
 NO_UNIT = (0.60, 0.60, 0.60)
 """Colours, red, green, blue; the last where a layer has fewer units than another."""
+
+
+def watched(tracker: Tracker, settings: MaskSettings) -> GateWatch:
+    """Every step's numbers; histograms and maps about ten times in a run."""
+    every = max(1, settings.n_steps // 10)
+
+    def on_step(step: int, masks: MaskSet) -> None:
+        if step % every == 0 or step == settings.n_steps - 1:
+            for name, values in masks.values().items():
+                tracker.histogram(step, f"gates/{name}", values.detach())
+            show_maps(tracker, step, "gates", masks.keep_probs(), masks.sites)
+
+    return GateWatch(on_log=tracker.scalars, on_step=on_step)
+
+
+def show_maps(
+    tracker: Tracker,
+    step: int,
+    what: str,
+    kept: Mapping[str, Tensor],
+    sites: Sequence[Site],
+) -> None:
+    """One image a kind of unit: layers by units, bright is ablated.
+
+    Args:
+        what: `gates` or `frozen`, the last part of the images' names.
+        kept: By site name, bools or expected gates in [0, 1].
+    """
+    for kind, image in unit_maps(kept, sites).items():
+        tracker.image(step, f"ablated_{kind}/{what}", image)
+
+
+def show_frozen(tracker: Tracker, settings: MaskSettings, mask: FrozenMask) -> None:
+    """The maps of a finished mask, after the last step."""
+    show_maps(tracker, settings.n_steps, "frozen", mask.keep, mask.sites)
 
 
 def unit_maps(

@@ -1,7 +1,7 @@
-"""The last step of `break` on few edges: each cut one is put back, exactly.
+"""The last step of `break` on few edges: each that need not be cut is restored.
 
 Soft gates share a cut out among edges any one of which would do, and a threshold takes
-them all. Here every cut edge is put back in turn, the one that the ranking is least
+them all. Here every cut edge is restored in turn, the one that the ranking is least
 sure of first, and stays where the concept is as broken as before and the rest as well
 off: what is left cut is needed for the cut. Where the mask does not break the concept,
 further edges are first cut by their rank.
@@ -9,21 +9,21 @@ further edges are first cut by their rank.
 
 import logging
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from circuitcut.attribution.gate_gradients import position_margin
-from circuitcut.experiments.flags import Experiment
-from circuitcut.experiments.gates import MaskSettings
-from circuitcut.experiments.spare_edges import (
-    MOST_TRIED,
+from circuitcut.experiments.circuits.spare_edges import (
+    MOST_EXACT,
     has_only_edges,
     tune_examples,
     with_kept,
 )
+from circuitcut.experiments.freeze import Frozen
+from circuitcut.experiments.load import Experiment
+from circuitcut.experiments.settings import MaskSettings
 from circuitcut.masks.frozen_mask import FrozenMask
 from circuitcut.masks.gating import gated
 from circuitcut.models.sites import split_by_site
@@ -32,7 +32,7 @@ from circuitcut.training.objectives import kl_to_reference
 
 logger = logging.getLogger(__name__)
 _SLACK = 1e-3
-"""Nats of KL on the rest that an edge put back may cost."""
+"""Nats of KL on the rest that a restored edge may cost."""
 
 
 @dataclass(frozen=True)
@@ -47,34 +47,30 @@ class _Cut:
     """KL from the uncut model where the concept is not."""
 
 
-def can_be_put_back(
+def can_restore_edges(
     mask: FrozenMask, settings: MaskSettings, metric: Metric, n_ablated: int | None
 ) -> bool:
     """Whether the mask cuts a few edges, of a number that nobody asked for.
 
     And the concept's score has a floor: of a loss the most is cut that can be afforded.
     """
-    few = n_ablated is None and 1 < mask.n_ablated <= MOST_TRIED
+    few = n_ablated is None and 1 < mask.n_ablated <= MOST_EXACT
     breaks = settings.direction == "break" and metric.higher_is_better
     return breaks and few and has_only_edges(mask)
 
 
-def put_back(
-    experiment: Experiment,
-    settings: MaskSettings,
-    mask: FrozenMask,
-    ranking: Mapping[str, Tensor],
-    target: float,
-) -> tuple[FrozenMask, dict[str, Tensor]]:
+def with_edges_restored(
+    experiment: Experiment, settings: MaskSettings, frozen: Frozen, target: float
+) -> Frozen:
     """The mask with all edges that need not be cut, and the ranking that gives it.
 
     Args:
-        mask: A frozen mask for which `can_be_put_back`.
-        ranking: Scores by site, (n_units,) each, high keeps.
+        frozen: A mask for which `can_restore_edges`, and its ranking.
         target: Share of the uncut model's margin and ability that counts as broken; a
             mask that leaves more may go on leaving as much.
     """
-    logger.info("putting back each of the %d edges that are cut", mask.n_ablated)
+    mask, ranking = frozen.mask, frozen.ranking
+    logger.info("restoring edges of the %d that are cut in vain", mask.n_ablated)
     attempt = _Attempts(experiment, settings, mask)
     keep = torch.cat([mask.keep[site.name] for site in mask.sites])
     scores = torch.cat([ranking[site.name] for site in mask.sites])
@@ -108,7 +104,7 @@ def _broken(
     wider, found, n_cut = keep, first, int((~keep).sum())
     while not _is_within(found, broken):
         n_cut = 2 * n_cut
-        if n_cut > min(2 * MOST_TRIED, len(order) // 2):
+        if n_cut > min(2 * MOST_EXACT, len(order) // 2):
             return keep, first
         wider = keep.clone()
         wider[order[-n_cut:]] = False

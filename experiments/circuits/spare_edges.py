@@ -1,4 +1,4 @@
-"""The last step of `isolate` on few edges: each kept one is tried without, exactly.
+"""The last step of `isolate` on few edges: those that it can spare are removed.
 
 Gates in training lie between 0 and 1 and hide what a finished mask needs: a norm undoes
 the scale of a read, so an edge that is all but closed still works. Here the divergence
@@ -18,15 +18,17 @@ with the input of a program.
 
 import logging
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from circuitcut.attribution.gate_gradients import position_margin
-from circuitcut.experiments.flags import Experiment
-from circuitcut.experiments.gates import MaskSettings, counterfactual_values
+from circuitcut.experiments.freeze import Frozen
+from circuitcut.experiments.gate_training import counterfactual_values
+from circuitcut.experiments.load import Experiment
+from circuitcut.experiments.settings import MaskSettings
 from circuitcut.masks.ablation import AblationValues
 from circuitcut.masks.frozen_mask import FrozenMask
 from circuitcut.masks.gating import gated
@@ -35,7 +37,7 @@ from circuitcut.tasks.base import Batch, to_device
 from circuitcut.training.objectives import jensen_shannon
 
 logger = logging.getLogger(__name__)
-MOST_TRIED = 128
+MOST_EXACT = 128
 """Edges, each of which costs a forward pass at least."""
 _EXAMPLES = 64
 _WORKS = 0.05
@@ -45,7 +47,7 @@ _MARGIN_COST = 0.05
 
 
 @dataclass(frozen=True)
-class _Tried:
+class _Attempt:
     """What a mask does on the examples."""
 
     loss: float
@@ -54,18 +56,18 @@ class _Tried:
     """Mean nats by which the answer leads its rivals."""
 
 
-Try = Callable[[Tensor], _Tried]
+Try = Callable[[Tensor], _Attempt]
 """Gates of all edges -> what they do."""
 
 
-def can_be_tried(
+def can_remove_spare_edges(
     mask: FrozenMask, settings: MaskSettings, n_ablated: int | None = None
 ) -> bool:
     """Whether the mask keeps edges alone, for the concept's sake.
 
     And not many, where their number was asked for.
     """
-    few = n_ablated is None or mask.n_units - mask.n_ablated <= MOST_TRIED
+    few = n_ablated is None or mask.n_units - mask.n_ablated <= MOST_EXACT
     return settings.direction == "isolate" and has_only_edges(mask) and few
 
 
@@ -74,14 +76,14 @@ def has_only_edges(mask: FrozenMask) -> bool:
     return all(site.kind == "edges" for site in mask.sites)
 
 
-def tried(
+def without_spare_edges(
     experiment: Experiment,
     settings: MaskSettings,
-    mask: FrozenMask,
-    ranking: Mapping[str, Tensor],
+    frozen: Frozen,
+    *,
     n_ablated: int | None = None,
     margin_cost: float = _MARGIN_COST,
-) -> tuple[FrozenMask, dict[str, Tensor]]:
+) -> Frozen:
     """The mask without the edges that it can spare, and the ranking that gives it.
 
     Where the mask does not do what the model does, edges are first added by their rank;
@@ -90,15 +92,15 @@ def tried(
     warning.
 
     Args:
-        mask: A frozen mask for which `can_be_tried`.
-        ranking: Scores by site, (n_units,) each, high keeps.
+        frozen: A mask for which `can_remove_spare_edges`, and its ranking.
         n_ablated: Ablate exactly so many in the end; a mask of that size that works
             stays as it is.
         margin_cost: Share of the uncut model's margin that may be lost: each edge may
             cost little, and all together too much.
     """
+    mask, ranking = frozen.mask, frozen.ranking
     n_kept = mask.n_units - mask.n_ablated
-    logger.info("trying the mask without edges of the %d it keeps", n_kept)
+    logger.info("removing spare edges of the %d that the mask keeps", n_kept)
     attempt = _attempts(experiment, settings, mask)
     whole = attempt(torch.ones(mask.n_units, dtype=torch.bool)).margin
     floor = (1 - margin_cost) * whole if whole > 0 else -math.inf
@@ -111,26 +113,26 @@ def tried(
         logger.warning(
             "the mask does not do what the model does, nor do the first %d of its "
             "ranking: searching among all edges",
-            2 * MOST_TRIED,
+            2 * MOST_EXACT,
         )
         working = torch.ones_like(keep)
-    if int(working.sum()) > 2 * MOST_TRIED:
+    if int(working.sum()) > 2 * MOST_EXACT:
         most = settings.n_steps
         working = _searched(working, order, attempt, settings.price, floor, most)
-    if int(working.sum()) > 2 * MOST_TRIED:
+    if int(working.sum()) > 2 * MOST_EXACT:
         logger.warning(
             "no %d edges were found that do what the model does, so the mask stays as "
             "it was trained: try more --n_steps or --k_max",
-            2 * MOST_TRIED,
+            2 * MOST_EXACT,
         )
-        return mask, dict(ranking)
+        return frozen
     keep = _spared(working, order, attempt, settings.price, floor, least)
     return with_kept(mask, keep, order, n_ablated)
 
 
 def with_kept(
     mask: FrozenMask, keep: Tensor, order: Tensor, n_ablated: int | None = None
-) -> tuple[FrozenMask, dict[str, Tensor]]:
+) -> Frozen:
     """The mask with other edges kept, and a ranking that has these before all others.
 
     Args:
@@ -141,16 +143,16 @@ def with_kept(
     """
     place = torch.empty(len(order))
     place[order] = torch.arange(len(order), 0, -1, dtype=place.dtype)
-    found = split_by_site(place + len(order) * keep, mask.sites)
-    frozen = FrozenMask.exactly_k(
-        found,
+    ranking = split_by_site(place + len(order) * keep, mask.sites)
+    kept = FrozenMask.exactly_k(
+        ranking,
         mask.sites,
         mask.ablated,
         n_ablated=int((~keep).sum()) if n_ablated is None else n_ablated,
         special_ids=mask.special_ids,
         provenance=mask.provenance,
     )
-    return frozen, found
+    return Frozen(kept, ranking)
 
 
 def _working(keep: Tensor, order: Tensor, attempt: Try, floor: float) -> Tensor | None:
@@ -167,9 +169,9 @@ def _working(keep: Tensor, order: Tensor, attempt: Try, floor: float) -> Tensor 
             if found.margin >= floor:
                 return wider
             near = wider if near is None else near
-        if n_kept >= 2 * MOST_TRIED:
+        if n_kept >= 2 * MOST_EXACT:
             return near
-        n_kept = min(max(1, 2 * n_kept), 2 * MOST_TRIED)
+        n_kept = min(max(1, 2 * n_kept), 2 * MOST_EXACT)
         wider = keep.clone()
         wider[order[:n_kept]] = True
 
@@ -198,7 +200,7 @@ def _spared(
     return keep
 
 
-def _is_spared(without: _Tried, now: _Tried, price: float, floor: float) -> bool:
+def _is_spared(without: _Attempt, now: _Attempt, price: float, floor: float) -> bool:
     """Whether what was taken away costs less than one edge, and margin to spare."""
     bears = without.margin >= min(floor, now.margin)
     return bears and without.loss - now.loss < price
@@ -236,12 +238,12 @@ def _attempts(experiment: Experiment, settings: MaskSettings, mask: FrozenMask) 
     with torch.no_grad():
         uncut = task.outputs(model, moved).concept.logits
 
-    def attempt(keep: Tensor) -> _Tried:
+    def attempt(keep: Tensor) -> _Attempt:
         named = split_by_site(keep, mask.sites)
         with torch.no_grad(), gated(model, mask.sites, named, ablated):
             concept = task.outputs(model, moved).concept
         loss = jensen_shannon(concept.logits, uncut, concept.weights)
-        return _Tried(loss.item(), position_margin(concept).mean().item())
+        return _Attempt(loss.item(), position_margin(concept).mean().item())
 
     return attempt
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from circuitcut.experiments.unit_maps import (
+from circuitcut.experiments.watch import (
     ABLATED,
     KEPT,
     MAX_COLUMNS,

@@ -6,7 +6,7 @@ import pytest
 import torch
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from circuitcut.experiments.published_circuit import CLASSES, published_overlap
+from circuitcut.experiments.circuits.published import CLASSES, published_overlap
 from circuitcut.masks.ablation import zero_values
 from circuitcut.masks.frozen_mask import FrozenMask
 from circuitcut.models.architectures import sites_of

@@ -1,4 +1,4 @@
-"""What runs keep of a mask on edges: its counts by site, and the circuit to draw."""
+"""The edges of a mask: graph, scores, and the circuit as results.json names it."""
 
 from collections.abc import Mapping
 from itertools import compress
@@ -63,18 +63,3 @@ def circuit_of(
         "edges": list(compress(graph.edges(), chosen.tolist())),
         "scores": scores,
     }
-
-
-def per_site(mask: FrozenMask) -> list[dict[str, Any]]:
-    """Units and ablated units of every site, as results.json lists them."""
-    return [
-        {
-            "site": site.name,
-            "kind": site.kind,
-            "layer": site.layer,
-            "n_units": site.n_units,
-            "n_ablated": int((~mask.keep[site.name]).sum()),
-        }
-        | ({"level": "logits"} if site.is_logits else {})
-        for site in mask.sites
-    ]

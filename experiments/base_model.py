@@ -1,0 +1,259 @@
+"""The model that will be cut, trained once; later runs take it from the cache.
+
+It lies in the user's cache folder (CIRCUITCUT_CACHE), named by a hash of data, model,
+recipe and versions.
+"""
+
+import json
+import logging
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from filelock import FileLock
+
+from circuitcut.experiments.flags import TaskConfig
+from circuitcut.experiments.load import Experiment, base_recipe, load, task_of
+from circuitcut.models.builtin import BUILTIN
+from circuitcut.models.loading import load_model, save_model
+from circuitcut.models.weights_hash import weights_hash
+from circuitcut.storage.atomic import read_json, told_to_the_user, write_json
+from circuitcut.storage.cache import cache_folder, content_hash
+from circuitcut.storage.errors import UserError
+from circuitcut.tasks.base import Batch, TaskOptions, to_device
+from circuitcut.tasks.defaults import BaseRecipe
+from circuitcut.tasks.evaluation import evaluate
+from circuitcut.tasks.registry import TASKS
+from circuitcut.training.embedding_noise import noisy_embeddings
+from circuitcut.training.fit_arguments import Checkpoints, Watch
+from circuitcut.training.loop import FitSettings, StepLoss, fit
+from circuitcut.training.shares import own_share
+
+CACHE_FORMAT = 2  # part of the hash: raise it when training changes
+logger = logging.getLogger(__name__)
+
+
+def prepare(config: TaskConfig, *, without_concept: bool = False) -> Experiment:
+    """`load`, then `with_base_model`: for runs whose flags need no plan in between."""
+    return with_base_model(load(config), without_concept=without_concept)
+
+
+def with_base_model(
+    experiment: Experiment, *, without_concept: bool = False
+) -> Experiment:
+    """The experiment with its base model, trained or taken from the cache, frozen.
+
+    A model that is used as it comes (`--base`) is only moved to the device.
+
+    Args:
+        without_concept: Leave out the examples of `base` that hold the concept: the
+            same model, that never learned it. A pretrained model may know it from
+            before.
+
+    Raises:
+        UserError: When the model is used as it comes, but has a new head or is asked
+            for `without_concept`.
+    """
+    config = experiment.config
+    if _needs_training(experiment):
+        experiment = _trained(experiment, without_concept)
+    elif without_concept:
+        raise UserError(
+            f"{config.model_name!r} is used as it comes, so it cannot be trained "
+            "without the concept; leave never_learned out, or use --base always"
+        )
+    experiment.loaded.model.to(experiment.accelerator.device).eval()
+    experiment.loaded.model.requires_grad_(False)
+    return experiment
+
+
+def _needs_training(experiment: Experiment) -> bool:
+    config = experiment.config
+    new = config.model_name in BUILTIN or experiment.loaded.head_is_new
+    if config.base == "never" and new:
+        raise UserError(
+            f"--base never leaves {config.model_name!r} with an untrained "
+            f"{TASKS[config.task].head.replace('_', ' ')} head; use --base auto"
+        )
+    return config.base == "always" or (config.base == "auto" and new)
+
+
+def _trained(experiment: Experiment, without_concept: bool) -> Experiment:
+    """Train the model where the cache has none, and load it from there."""
+    config, corpus = experiment.config, experiment.corpus
+    recipe = base_recipe(config)
+    folder = _cached(experiment, recipe, without_concept)
+    with _only_one(folder, experiment.accelerator):
+        if not (folder / "base.json").exists():
+            task = experiment.task
+            draw = task.retain_batch if without_concept else task.finetune_batch
+            _train(_Training(experiment, recipe, draw), folder)
+        experiment.accelerator.wait_for_everyone()
+    loaded = load_model(
+        str(folder),
+        head=TASKS[config.task].head,
+        labels=corpus.labels,
+        seed=config.base_seed,
+    )
+    loaded = replace(loaded, name=experiment.loaded.name)
+    return replace(
+        experiment,
+        loaded=loaded,
+        task=task_of(config, corpus, loaded),
+        base=read_json(folder / "base.json") | {"folder": str(folder)},
+    )
+
+
+def _cached(experiment: Experiment, recipe: BaseRecipe, without_concept: bool) -> Path:
+    """The folder of this base model, which need not exist."""
+    config = experiment.config
+    key = content_hash(
+        str(CACHE_FORMAT),
+        _canonical_json([config.task, config.model_name, config.base_seed]),
+        _canonical_json(asdict(recipe)),
+        _canonical_json(_options_dict(config.task_options("first"))),
+        experiment.corpus.fingerprint(),
+        weights_hash(experiment.loaded.model),
+        str(torch.__version__),
+        *(["without concept"] if without_concept else []),
+    )
+    model_tag = Path(config.model_name).name.replace(":", "-")
+    model_tag += "-without_concept" if without_concept else ""
+    return cache_folder() / "base" / f"{config.task}-{model_tag}-{key[:16]}"
+
+
+@contextmanager
+def _only_one(folder: Path, accelerator: Accelerator) -> Iterator[None]:
+    """Hold the lock of a base model: whoever comes second finds it trained."""
+    with told_to_the_user(folder):
+        folder.parent.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(f"{folder}.lock")
+    if accelerator.is_main_process:
+        lock.acquire()
+    accelerator.wait_for_everyone()
+    try:
+        yield
+    finally:
+        if accelerator.is_main_process:
+            lock.release()
+
+
+@dataclass(frozen=True)
+class _Training:
+    """What is trained, on which batches."""
+
+    experiment: Experiment
+    recipe: BaseRecipe
+    draw: Callable[..., Batch]
+    """`task.finetune_batch`, or `task.retain_batch`."""
+
+    @property
+    def n_steps(self) -> int:
+        n_examples = self.experiment.task.n_examples("base")
+        recipe = self.recipe
+        return recipe.n_steps or max(1, 3 * n_examples // recipe.batch_size)
+
+    def settings(self) -> FitSettings:
+        recipe = self.recipe
+        return FitSettings(
+            n_steps=self.n_steps,
+            lr=recipe.lr,
+            optimiser="adamw",
+            weight_decay=recipe.weight_decay,
+            schedule=recipe.schedule,
+            warmup=recipe.warmup,
+            clip_norm=1.0,
+            checkpoint_every=100,
+            seed=self.experiment.config.base_seed,
+        )
+
+    def step_loss(self) -> StepLoss:
+        """The task's own loss on this process's share of each batch."""
+        experiment, recipe = self.experiment, self.recipe
+        task, accelerator = experiment.task, experiment.accelerator
+        model, seed = experiment.loaded.model, experiment.config.base_seed
+
+        def loss_of_step(
+            step: int, rng: torch.Generator
+        ) -> tuple[torch.Tensor, dict[str, float]]:
+            model.train()
+            batch = self.draw("base", step, size=recipe.batch_size, seed=seed)
+            batch, weight = own_share(
+                batch,
+                task.target_weights(batch),
+                accelerator.process_index,
+                accelerator.num_processes,
+            )
+            with noisy_embeddings(model, recipe.embedding_noise):
+                loss = task.finetune_loss(model, to_device(batch, accelerator.device))
+            return weight * loss, {}
+
+        return loss_of_step
+
+
+def _train(training: _Training, folder: Path) -> None:
+    """Train, score on `heldout`, and put the model into `folder` in one rename."""
+    experiment, settings = training.experiment, training.settings()
+    loaded, accelerator = experiment.loaded, experiment.accelerator
+    model = loaded.model.to(accelerator.device)
+    model.requires_grad_(True)
+    logger.info("training the base model %s: %d steps", loaded.name, settings.n_steps)
+    # another version's checkpoint may have other settings, and is left alone
+    tag = content_hash(_canonical_json(asdict(settings)))[:8]
+    unfinished = folder.with_name(f"{folder.name}.{tag}.unfinished")
+    start = time.perf_counter()
+    fit(
+        dict(model.named_parameters()),
+        training.step_loss(),
+        settings,
+        accelerator=accelerator,
+        watch=Watch(progress="base model"),
+        checkpoints=Checkpoints(unfinished, resume=True),
+    )
+    seconds = time.perf_counter() - start
+    model.eval()
+    if accelerator.is_main_process:
+        _save(training, folder, seconds)
+
+
+def _save(training: _Training, folder: Path, seconds: float) -> None:
+    experiment = training.experiment
+    loaded = experiment.loaded
+    evaluation = evaluate(experiment.task, loaded.model, "heldout")
+    scratch = folder.with_name(f"{folder.name}.tmp")
+    shutil.rmtree(scratch, ignore_errors=True)
+    with told_to_the_user(scratch):
+        scratch.mkdir(parents=True)
+        save_model(loaded, scratch)
+    record = {
+        "model": loaded.name,
+        "revision": loaded.revision,
+        "recipe": asdict(training.recipe) | {"n_steps": training.n_steps},
+        "from_scratch": experiment.config.model_name in BUILTIN,
+        "seconds": round(seconds, 1),
+        "heldout": evaluation.scores,
+        "heldout_unseen": evaluation.unseen_scores,
+    }
+    write_json(scratch / "base.json", record)
+    with told_to_the_user(folder):
+        scratch.rename(folder)
+    for left in folder.parent.glob(f"{folder.name}.*unfinished"):
+        shutil.rmtree(left, ignore_errors=True)
+
+
+def _canonical_json(value: Any) -> str:
+    """JSON with sorted keys, for hashes."""
+    return json.dumps(value, sort_keys=True, default=str)
+
+
+def _options_dict(options: TaskOptions) -> dict[str, Any]:
+    """JSON-able form of the task options."""
+    return {
+        key: str(v) if isinstance(v, Path) else v for key, v in asdict(options).items()
+    }

@@ -1,0 +1,194 @@
+"""How faithful circuits of every size are, by learned and other rankings.
+
+Mueller et al. (2025), "MIB: A Mechanistic Interpretability Benchmark",
+https://arxiv.org/abs/2504.13151: the areas CPR and CMD over the shares of units kept.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from circuitcut.attribution.faithfulness import areas, faithfulness
+from circuitcut.attribution.gate_gradients import position_margin
+from circuitcut.experiments.describe import header
+from circuitcut.experiments.gate_training import cut_with
+from circuitcut.experiments.load import Experiment
+from circuitcut.experiments.saved_runs import ranking_of_run
+from circuitcut.experiments.scores import cut_by, responsibility
+from circuitcut.masks.edges.sites import (
+    by_site,
+    flat_gates,
+    graph_at,
+    modules_and_edges,
+)
+from circuitcut.masks.frozen_mask import FrozenMask
+from circuitcut.models.residual.connected_edges import connected
+from circuitcut.tasks.base import Split
+from circuitcut.tasks.evaluation import References, evaluate
+
+Rankings = dict[tuple[str, int, str], Mapping[str, Tensor]]
+"""By method, seed and order (`signed` or `absolute`); the highest are kept."""
+
+
+@dataclass(frozen=True)
+class Rankers:
+    """Which rankings are measured."""
+
+    methods: Sequence[str]
+    """Attribution methods."""
+    n_random: int
+    """Rankings of the method `random`."""
+    n_batches: int
+    """Batches of 16 examples that scores are averaged over."""
+    seed: int
+
+
+def rankings(
+    experiment: Experiment,
+    empty: FrozenMask,
+    rankers: Rankers,
+    learned: Mapping[Path, FrozenMask],
+) -> Rankings:
+    """Learned rankings and those of attribution, the latter signed and absolute.
+
+    Args:
+        empty: The mask that ablates every unit, with the ablation values of all.
+        learned: Masks by the run that they and their rankings lie in.
+    """
+    ranked: Rankings = {}
+    for path, mask in learned.items():
+        gate = str(mask.provenance["gate"])
+        number = sum(method == gate for method, *_ in ranked)
+        ranked[gate, number, "signed"] = ranking_of_run(path, mask)
+    for method in rankers.methods:
+        for number in range(rankers.n_random if method == "random" else 1):
+            scores = responsibility(
+                experiment,
+                empty,
+                method,
+                seed=rankers.seed + number,
+                n_batches=rankers.n_batches,
+            )
+            ranked[method, number, "signed"] = scores
+            if method != "random":
+                ranked[method, number, "absolute"] = {
+                    name: values.abs() for name, values in scores.items()
+                }
+    return ranked
+
+
+def measured(
+    experiment: Experiment,
+    empty: FrozenMask,
+    ranked: Rankings,
+    *,
+    fractions: Sequence[float],
+    split: Split,
+) -> dict[str, Any]:
+    """results.json of a faithfulness run, `masks` aside.
+
+    Args:
+        fractions: Shares of the units kept, rising.
+        split: Of the task, which scores are measured on.
+    """
+    measure = _Measure(experiment, split)
+    whole, none = measure(_complement(empty)), measure(empty)
+    ends = whole["margin"], none["margin"]
+    curve = []
+    for (method, seed, order), ranking in ranked.items():
+        for fraction in fractions:
+            n_kept = int(fraction * empty.n_units)
+            circuit = _circuit(empty, ranking, n_kept)
+            kept, cut = measure(circuit), measure(_complement(circuit))
+            curve.append(
+                {
+                    "method": method,
+                    "order": order,
+                    "seed": seed,
+                    "fraction": fraction,
+                    "n_kept": n_kept,
+                    "n_connected": circuit.n_units - circuit.n_ablated,
+                    "faithfulness": faithfulness(kept["margin"], *ends),
+                    "scores": kept,
+                    "without": {
+                        "faithfulness": faithfulness(cut["margin"], *ends),
+                        "scores": cut,
+                    },
+                }
+            )
+    return header("faithfulness", experiment, mask=empty) | {
+        "split": split,
+        "scores": {"uncut": whole, "nothing kept": none},
+        "curve": curve,
+        "areas": _areas(fractions, curve),
+    }
+
+
+def nothing_kept(mask: FrozenMask) -> FrozenMask:
+    """The same mask with every unit ablated."""
+    keep = {
+        site.name: torch.zeros(site.n_units, dtype=torch.bool) for site in mask.sites
+    }
+    return replace(mask, keep=keep)
+
+
+class _Measure:
+    """Scores of a mask on the split, each mask once."""
+
+    def __init__(self, experiment: Experiment, split: Split):
+        self.split = split
+        self.experiment = experiment
+        self.references = References()
+        self.known: dict[bytes, dict[str, float]] = {}
+
+    def __call__(self, mask: FrozenMask) -> dict[str, float]:
+        flat = torch.cat([mask.keep[site.name] for site in mask.sites])
+        key = flat.numpy().tobytes()
+        if key not in self.known:
+            self.known[key] = evaluate(
+                self.experiment.task,
+                self.experiment.loaded.model,
+                self.split,
+                cut=cut_with(self.experiment, mask),
+                reference=self.references,
+                of_concept={"margin": position_margin},
+            ).scores
+        return self.known[key]
+
+
+def _circuit(
+    empty: FrozenMask, ranking: Mapping[str, Tensor], n_kept: int
+) -> FrozenMask:
+    """The top of a ranking; of edges those that connect an input to the logits."""
+    mask = cut_by(empty, ranking, empty.n_units - n_kept)
+    modules, edges = modules_and_edges(mask.sites)
+    if modules or not edges or len(edges) <= graph_at(edges).n_layers:
+        return mask  # what is in no site stays on, and may connect anything
+    graph = graph_at(edges)
+    flat = connected(graph, flat_gates(edges, mask.keep))
+    return replace(mask, keep=by_site(edges, flat))
+
+
+def _complement(mask: FrozenMask) -> FrozenMask:
+    return replace(mask, keep={name: ~kept for name, kept in mask.keep.items()})
+
+
+def _areas(
+    fractions: Sequence[float], curve: Sequence[Mapping[str, Any]]
+) -> list[dict[str, Any]]:
+    """CPR and CMD of every ranking."""
+    groups: dict[tuple[str, str, int], list[float | None]] = {}
+    for entry in curve:
+        key = entry["method"], entry["order"], entry["seed"]
+        groups.setdefault(key, []).append(entry["faithfulness"])
+    rows = []
+    for (method, order, seed), shares in groups.items():
+        cpr, cmd = areas(fractions, shares)
+        rows.append(
+            {"method": method, "order": order, "seed": seed, "cpr": cpr, "cmd": cmd}
+        )
+    return rows

@@ -1,0 +1,111 @@
+"""How gates are optimised: one sample a step, one loss, one price for the units.
+
+It knows no task: `gate_training` gives it the loss of a task, `learn_mask` a user's.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor
+
+from circuitcut.experiments.settings import MaskSettings
+from circuitcut.masks.frozen_mask import FrozenMask
+from circuitcut.masks.mask_set import MaskSet
+from circuitcut.masks.penalties import Lagrangian, Price
+from circuitcut.models.sites import Site
+from circuitcut.training.fit_arguments import NO_CHECKPOINTS, Ascent, Checkpoints, Watch
+from circuitcut.training.loop import FitSettings, fit
+
+GateLoss = Callable[[Mapping[str, Tensor], int], tuple[Tensor, dict[str, float]]]
+"""(gates by site name, step) -> (loss, numbers to log)."""
+
+
+@dataclass(frozen=True)
+class GateWatch:
+    """What is told of a training of gates while it runs."""
+
+    on_log: Callable[[int, dict[str, float]], None] | None = None
+    """(step, numbers of the step)."""
+    on_step: Callable[[int, MaskSet], None] | None = None
+    """(step, gates after it)."""
+    progress: str | None = "mask"
+    """Label of the progress bar; None shows none."""
+
+
+PROGRESS_ALONE = GateWatch()
+"""A progress bar and nothing else."""
+
+
+def optimise_gates(
+    sites: Sequence[Site],
+    settings: MaskSettings,
+    loss: GateLoss,
+    *,
+    accelerator: Accelerator,
+    superset: FrozenMask | None = None,
+    checkpoints: Checkpoints = NO_CHECKPOINTS,
+    watch: GateWatch = PROGRESS_ALONE,
+) -> MaskSet:
+    """Train gates on `loss` plus the price of the units; noise is the step's own.
+
+    Args:
+        superset: Only the units that it ablates get a gate.
+
+    Raises:
+        UserError: When the loss is not finite; the last checkpoint stays.
+    """
+    masks = MaskSet(sites, settings.gate, settings, trainable=superset)
+    masks = masks.to(accelerator.device)
+    penalty = _penalty(settings, masks)
+    penalty.to(accelerator.device)
+
+    def step_loss(step: int, rng: torch.Generator) -> tuple[Tensor, dict[str, float]]:
+        masks.anneal(step / settings.n_steps)
+        value, logs = loss(masks.sample(rng), step)
+        value = value + penalty(masks, step / settings.n_steps)
+        logs["expected_ablated"] = float(masks.expected_ablated().detach())
+        return value, logs
+
+    def after_step(step: int) -> None:
+        masks.project_()
+        if settings.average > 0 and step >= settings.n_steps // 2:
+            masks.average_(1 - settings.average)
+        if watch.on_step is not None:
+            watch.on_step(step, masks)
+
+    fit(
+        dict(masks.named_parameters()),
+        step_loss,
+        FitSettings(
+            n_steps=settings.n_steps,
+            lr=settings.lr,
+            beta2=settings.beta2,
+            schedule="late",
+            checkpoint_every=settings.checkpoint_every,
+            seed=settings.seed,
+        ),
+        accelerator=accelerator,
+        ascent=Ascent(dict(penalty.named_parameters()), settings.lr_multipliers),
+        buffers=dict(masks.named_buffers()),
+        watch=Watch(after_step, watch.on_log, watch.progress),
+        checkpoints=checkpoints,
+    )
+    masks.anneal(1.0)
+    return masks
+
+
+def _penalty(settings: MaskSettings, masks: MaskSet) -> Price | Lagrangian:
+    """A price of 0 nats where none was asked for."""
+    if settings.penalty == "lagrangian":
+        target = settings.target_ablated
+        return Lagrangian(
+            direction="break",
+            n_units=masks.n_units,
+            count=target if target >= 1 else None,
+            fraction=None if target >= 1 else target,
+            ramp_fraction=settings.ramp,
+        )
+    price = settings.price if settings.penalty == "price" else 0.0
+    return Price(price, direction=settings.direction, ramp_fraction=settings.ramp)

@@ -1,0 +1,189 @@
+"""Gates trained on a task: its batches, ablation values and objectives."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from circuitcut.experiments.gate_optimisation import (
+    PROGRESS_ALONE,
+    GateWatch,
+    optimise_gates,
+)
+from circuitcut.experiments.load import Experiment
+from circuitcut.experiments.micro_batches import loss_in_micro_batches, rows_that_fit
+from circuitcut.experiments.settings import MaskSettings
+from circuitcut.masks.ablation import (
+    AblationValues,
+    mean_values,
+    record_values,
+    zero_values,
+)
+from circuitcut.masks.frozen_mask import FrozenMask
+from circuitcut.masks.gating import gated
+from circuitcut.masks.mask_set import MaskSet
+from circuitcut.models.sites import Site
+from circuitcut.tasks.base import Batch, Outputs, to_device
+from circuitcut.training.fit_arguments import NO_CHECKPOINTS, Checkpoints
+from circuitcut.training.objectives import (
+    CONCEPT_OBJECTIVES,
+    RETAIN_OBJECTIVES,
+    ObjectiveSettings,
+)
+
+
+def train_gates(
+    experiment: Experiment,
+    sites: Sequence[Site],
+    ablated: AblationValues,
+    settings: MaskSettings,
+    *,
+    superset: FrozenMask | None = None,
+    checkpoints: Checkpoints = NO_CHECKPOINTS,
+    watch: GateWatch = PROGRESS_ALONE,
+) -> MaskSet:
+    """Optimise the gates with the model frozen; the noise is a function of the step.
+
+    Args:
+        superset: Only the units that it ablates get a gate.
+
+    Raises:
+        UserError: When the loss is not finite; the last checkpoint stays.
+    """
+    accelerator = experiment.accelerator
+
+    def loss(keep: Mapping[str, Tensor], step: int) -> tuple[Tensor, dict[str, float]]:
+        index = step * accelerator.num_processes + accelerator.process_index
+        batch = experiment.task.batch(
+            "mask", index, size=settings.batch_size, seed=settings.seed
+        )
+        batch = to_device(batch, accelerator.device)
+        loss_of_rows = partial(_loss_of_rows, experiment, sites, ablated, settings)
+        n_rows = _rows_at_once(experiment, sites, settings, batch)
+        return loss_in_micro_batches(keep, batch, n_rows, loss_of_rows)
+
+    return optimise_gates(
+        sites,
+        settings,
+        loss,
+        accelerator=accelerator,
+        superset=superset,
+        checkpoints=checkpoints,
+        watch=watch,
+    )
+
+
+def special_ids(experiment: Experiment, settings: MaskSettings) -> tuple[int, ...]:
+    """Token ids whose positions are never cut: attention sinks such as [CLS]."""
+    return experiment.loaded.special_ids if settings.positions == "words" else ()
+
+
+def ablation_values(
+    experiment: Experiment, sites: Sequence[Site], settings: MaskSettings
+) -> AblationValues:
+    """What replaces an ablated activation, measured on the `mask` split."""
+    if settings.ablation == "mean":
+        key = "retain" if settings.mean_over == "retain" else "real"
+        return mean_values(
+            experiment.loaded.model,
+            sites,
+            _mean_batches(experiment, key),
+            per_position=settings.per_position,
+        )
+    if settings.ablation == "counterfactual":  # recorded batch by batch
+        return AblationValues("counterfactual", {})
+    return zero_values(sites)
+
+
+def _mean_batches(
+    experiment: Experiment, key: str
+) -> Iterator[tuple[dict[str, Tensor], Tensor]]:
+    task, device = experiment.task, experiment.accelerator.device
+    for batch in task.evaluation_batches("mask", size=64):
+        moved = to_device(batch, device)
+        yield task.inputs(moved), moved[key]
+
+
+def counterfactual_values(
+    experiment: Experiment, sites: Sequence[Site], batch: Batch
+) -> AblationValues:
+    """The sites' activations on the batch's paired corrupted inputs."""
+    task, model = experiment.task, experiment.loaded.model
+    paired = to_device(task.counterfactual(batch), experiment.accelerator.device)
+    return record_values(model, sites, task.inputs(paired))
+
+
+def cut_with(
+    experiment: Experiment, mask: FrozenMask
+) -> Callable[[Batch], AbstractContextManager[None]]:
+    """The mask as a context for each batch, with the batch's own counterfactuals."""
+    model = experiment.loaded.model
+
+    def cut(batch: Batch) -> AbstractContextManager[None]:
+        if mask.ablated.kind == "counterfactual":
+            values = counterfactual_values(experiment, mask.sites, batch)
+            return mask.applied(model, ablated=values)
+        return mask.applied(model)
+
+    return cut
+
+
+def _rows_at_once(
+    experiment: Experiment,
+    sites: Sequence[Site],
+    settings: MaskSettings,
+    batch: Batch,
+) -> int:
+    """Examples that go through the model together: all, or what memory has room for."""
+    concept = batch["concept"]
+    most = settings.micro_batch or rows_that_fit(
+        experiment.loaded.model,
+        sites,
+        concept[0].numel(),
+        counterfactual=settings.ablation == "counterfactual",
+    )
+    return max(1, int(min(len(concept), most)))
+
+
+def _loss_of_rows(
+    experiment: Experiment,
+    sites: Sequence[Site],
+    ablated: AblationValues,
+    settings: MaskSettings,
+    keep: Mapping[str, Tensor],
+    batch: Batch,
+    shares: Mapping[str, float],
+) -> tuple[Tensor, dict[str, float]]:
+    """Of some examples of a batch, each behaviour by its share of the weight."""
+    task, model = experiment.task, experiment.loaded.model
+    reference = _reference(experiment, settings, batch)
+    if settings.ablation == "counterfactual":
+        ablated = counterfactual_values(experiment, sites, batch)
+    with gated(
+        model, sites, keep, ablated, special_ids=special_ids(experiment, settings)
+    ):
+        outputs = task.outputs(model, batch)
+    limits = ObjectiveSettings(floor=settings.margin_floor, cap=settings.token_cap)
+    concept = shares["concept"] * CONCEPT_OBJECTIVES[settings.concept_objective](
+        outputs.concept, reference.concept.logits if reference else None, limits
+    )
+    retain = shares["retain"] * RETAIN_OBJECTIVES[settings.retain_objective](
+        outputs.retain, reference.retain.logits if reference else None, limits
+    )
+    loss = settings.concept_weight * concept + settings.retain_weight * retain
+    return loss, {
+        "concept_loss": float(concept.detach()),
+        "retain_loss": float(retain.detach()),
+    }
+
+
+def _reference(
+    experiment: Experiment, settings: MaskSettings, batch: Batch
+) -> Outputs | None:
+    """What the uncut model predicts, where an objective compares with it."""
+    if not {"kl", "js"} & {settings.retain_objective, settings.concept_objective}:
+        return None
+    with torch.no_grad():
+        return experiment.task.outputs(experiment.loaded.model, batch)

@@ -1,0 +1,143 @@
+"""Data, task and untrained model of a run, the cheap checks first."""
+
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
+
+import torch
+from accelerate import Accelerator
+
+from circuitcut.experiments.flags import TaskConfig, check_data_flags
+from circuitcut.models.builtin import BUILTIN, BuiltinSizes, build_builtin
+from circuitcut.models.loading import LoadedModel, load_model
+from circuitcut.storage.errors import UserError
+from circuitcut.tasks.base import Corpus, Task
+from circuitcut.tasks.defaults import FINETUNE, GENERATED_STEPS, BaseRecipe
+from circuitcut.tasks.evaluation import References
+from circuitcut.tasks.registry import TASKS
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """A task, a network that can do it, and how that network came to be."""
+
+    config: TaskConfig
+    task: Task
+    corpus: Corpus
+    loaded: LoadedModel
+    accelerator: Accelerator
+    base: dict[str, Any] = field(default_factory=dict)
+    """How the base model was trained: recipe, seconds, scores; empty if as loaded."""
+    references: dict[str, References] = field(default_factory=dict)
+    """Outputs of the uncut model by split."""
+
+
+def load(config: TaskConfig) -> Experiment:
+    """Read the data, then load or build the model; nothing is trained.
+
+    Raises:
+        UserError: When the data, the model or a flag is wrong.
+    """
+    check_data_flags(config)
+    accelerator = make_accelerator(config)
+    check_head(config)
+    corpus = TASKS[config.task].read(config.task_options("first"))
+    loaded = _model(config, corpus)
+    task = task_of(config, corpus, loaded)
+    return Experiment(config, task, corpus, loaded, accelerator)
+
+
+def make_accelerator(config: TaskConfig) -> Accelerator:
+    """The device and precision of this run.
+
+    Raises:
+        UserError: When the device asked for does not exist.
+    """
+    device = config.device
+    if device is None:
+        return Accelerator(mixed_precision=config.mixed_precision)
+    kind = device.split(":")[0]
+    if kind == "cpu":
+        return Accelerator(cpu=True, mixed_precision=config.mixed_precision)
+    backend = getattr(torch, kind, None)
+    if backend is None or not getattr(backend, "is_available", lambda: False)():
+        raise UserError(
+            f"--device {device!r} is not available here; leave the flag out or use cpu"
+        )
+    accelerator = Accelerator(mixed_precision=config.mixed_precision)
+    if accelerator.device.type != kind:
+        raise UserError(
+            f"--device {device!r} was asked for, but accelerate is set to "
+            f"{accelerator.device}; change its configuration"
+        )
+    return accelerator
+
+
+def check_head(config: TaskConfig) -> None:
+    """Refuse a built-in model that cannot do the task.
+
+    Raises:
+        UserError: When model and task do not fit.
+    """
+    head, name = TASKS[config.task].head, config.model_name
+    wrong = (
+        (head == "image_classification") != (name == "mlp") and name in BUILTIN
+    ) or (head == "causal_lm" and name in ("tiny-encoder", "minilm"))
+    if wrong:
+        raise UserError(
+            f"--model {name!r} cannot do --task {config.task!r}, which needs "
+            f"{head.replace('_', ' ')}; leave --model out for the task's own model"
+        )
+
+
+def task_of(config: TaskConfig, corpus: Corpus, loaded: LoadedModel) -> Task:
+    """The task on this corpus, for the model's tokenizer."""
+    piece: Literal["first", "last"] = "last" if loaded.is_decoder else "first"
+    return TASKS[config.task](corpus, loaded.tokenizer, config.task_options(piece))
+
+
+def base_recipe(config: TaskConfig) -> BaseRecipe:
+    """The recipe of this task and model, with the flags' changes."""
+    of_model = TASKS[config.task].defaults.of(config.model_name)
+    recipe = of_model.base or FINETUNE
+    if config.data and of_model.base_on_own_data:
+        recipe = of_model.base_on_own_data
+    changes: dict[str, Any] = {}
+    if of_model.base is None and config.data is None:
+        changes["n_steps"] = GENERATED_STEPS
+    if config.base_steps is not None:
+        changes["n_steps"] = config.base_steps
+        changes["warmup"] = min(recipe.warmup, config.base_steps - 1)
+    if config.base_lr is not None:
+        changes["lr"] = config.base_lr
+    changes["max_positions"] = max(recipe.max_positions, config.max_length)
+    return replace(recipe, **changes)
+
+
+def _model(config: TaskConfig, corpus: Corpus) -> LoadedModel:
+    head, name = TASKS[config.task].head, config.model_name
+    if name not in BUILTIN:
+        return load_model(
+            name,
+            head=head,
+            labels=corpus.labels,
+            revision=config.revision,
+            seed=config.base_seed,
+        )
+    recipe = base_recipe(config)
+    return build_builtin(
+        name,
+        head=head,
+        labels=corpus.labels,
+        texts=corpus.texts(),
+        sizes=BuiltinSizes(
+            tokenizer_kind=recipe.tokenizer_kind,
+            vocab_size=recipe.vocab_size,
+            n_layers=recipe.n_layers,
+            d_model=recipe.d_model,
+            n_heads=recipe.n_heads,
+            max_positions=recipe.max_positions,
+            n_pixels=getattr(corpus, "n_pixels", 784),
+            d_hidden=recipe.d_hidden,
+        ),
+        seed=config.base_seed,
+    )

@@ -1,0 +1,92 @@
+"""Flags of a mask training: the task's, the units', and all of `MaskSettings`."""
+
+import math
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from circuitcut.attribution.registry import METHODS
+from circuitcut.experiments.flags import UnitsConfig
+from circuitcut.experiments.settings import MaskSettings
+from circuitcut.masks.registry import GATES
+from circuitcut.models.sites import UNIT_KINDS
+from circuitcut.storage.errors import UserError
+from circuitcut.storage.flag_fields import flag, flags_of
+
+_SettingsFlags: Any = flags_of(MaskSettings)
+
+
+@dataclass(frozen=True)
+class MaskConfig(UnitsConfig, _SettingsFlags):
+    """Flags of one mask training; None takes the task's recipe.
+
+    Raises:
+        UserError: When a value is out of range, or two flags contradict each other.
+    """
+
+    n_ablated: int | None = flag(
+        None,
+        "freeze exactly this many; default: threshold, or for topk the smallest "
+        "number that reaches --concept_target on the tune split (toxicity: the largest "
+        "within --retain_cost)",
+    )
+    concept_target: float = flag(
+        0.05, "share of the way from no ability to the uncut score that may remain"
+    )
+    retain_cost: float = flag(
+        0.02, "where the concept's score is a loss: growth of the retained text's loss"
+    )
+    superset: Path | None = flag(
+        None, "train only the units that this run's mask ablates"
+    )
+    attribution: list[str] = flag(
+        [],
+        f"baselines cut to the same size: {', '.join(sorted(METHODS))}, or none; "
+        "default: gradient_margin and probeless; for edges eap and eap_ig",
+    )
+    n_random: int = flag(3, "random cuts of the same size")
+    curve_sizes: list[int] = flag([], "numbers of ablated units to score as well")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _check_choices("--units", self.units, UNIT_KINDS)
+        _check_choices("--gate", [self.gate] if self.gate else [], GATES)
+        methods = [m for m in self.attribution if m != "none"]
+        _check_choices("--attribution", methods, METHODS)
+        for key in ("n_steps", "batch_size", "micro_batch", "n_ablated"):
+            value = getattr(self, key)
+            if value is not None and value < 1:
+                raise UserError(f"--{key} must be positive, got {value}")
+        for key in ("lr", "price", "concept_weight", "retain_weight", "token_cap"):
+            value = getattr(self, key)
+            if value is not None and not (value >= 0 and math.isfinite(value)):
+                raise UserError(f"--{key} must be a finite number >= 0, got {value}")
+        self._check_pairs_of_flags()
+
+    def _check_pairs_of_flags(self) -> None:
+        if self.per_position and self.ablation != "mean":
+            raise UserError("--per_position needs --ablation mean")
+        if self.penalty == "lagrangian" and not self.target_ablated:
+            raise UserError("--penalty lagrangian needs --target_ablated")
+        keeping = self.concept_objective in ("kl", "js")
+        if self.direction == "break" and keeping:
+            raise UserError(
+                f"--concept_objective {self.concept_objective} keeps the concept: use "
+                "--direction isolate"
+            )
+        if self.direction == "isolate" and self.concept_objective and not keeping:
+            raise UserError(
+                f"--concept_objective {self.concept_objective} removes the concept: "
+                "--direction isolate, which keeps it, needs kl or js"
+            )
+        if "weights" in self.units and self.ablation == "counterfactual":
+            raise UserError(
+                "--units weights cannot be ablated with counterfactual values"
+            )
+
+
+def _check_choices(name: str, values: Sequence[str], known: Collection[str]) -> None:
+    wrong = [value for value in values if value not in known]
+    if wrong:
+        raise UserError(f"{name} must be among {sorted(known)}, got {wrong}")

@@ -1,0 +1,94 @@
+"""Settings of one mask training, each declared once: field, default, flag and help."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from circuitcut.masks.ablation import AblationKind
+from circuitcut.masks.registry import GATES, GateSettings
+from circuitcut.storage.flag_fields import flag
+
+ConceptObjective = Literal["margin", "ascent", "uniform", "kl", "js"]
+RetainObjective = Literal["kl", "cross_entropy"]
+
+
+@dataclass(frozen=True)
+class MaskSettings(GateSettings):
+    """How gates are trained, whatever the task; a gate's own settings stand with it.
+
+    The defaults are those of soft top-k on the neurons of a real encoder. Fields with
+    a help text are flags of `train_mask`.
+    """
+
+    gate: str = flag("topk", f"gate: {', '.join(sorted(GATES))}", has_own_default=False)
+    ablation: AblationKind = flag(
+        "zero", "what replaces an ablated activation", has_own_default=False
+    )
+    mean_over: Literal["retain", "all"] = flag(
+        "retain", "positions over which means are taken"
+    )
+    per_position: bool = flag(False, "one mean per position (aligned prompts)")
+    positions: Literal["words", "all"] = flag(
+        "words", "cut at every position (edges always) or not at special tokens"
+    )
+    concept_objective: ConceptObjective = flag(
+        "margin",
+        "margin: the answer's logit below its rivals; ascent: bounded loss ascent per "
+        "token; uniform: the answer and its rivals equally likely; kl, js: stay as in "
+        "the uncut model, by a divergence without bound or by a bounded one (isolate)",
+        has_own_default=False,
+    )
+    concept_weight: float = flag(
+        1.0, "weight of the concept objective", has_own_default=False
+    )
+    retain_objective: RetainObjective = flag(
+        "kl", "kl to the uncut model, or cross-entropy", has_own_default=False
+    )
+    retain_weight: float = flag(
+        8.0, "weight of the retain objective", has_own_default=False
+    )
+    margin_floor: float = flag(
+        1.0, "margin: nats below the rivals that suffice", has_own_default=False
+    )
+    token_cap: float = flag(
+        3.0, "ascent: nats of loss per token that count", has_own_default=False
+    )
+    penalty: Literal["none", "price", "lagrangian"] = flag(
+        "none",
+        "price per unit, or a Lagrangian towards --target_ablated",
+        has_own_default=False,
+    )
+    price: float = flag(
+        1e-3,
+        "nats per expected unit (ablated in break, kept in isolate)",
+        has_own_default=False,
+    )
+    target_ablated: float = flag(
+        0.0,
+        "lagrangian: units to ablate; below 1 a fraction of all units",
+        has_own_default=False,
+    )
+    ramp: float = flag(
+        0.6, "share of the run over which the price grows", has_own_default=False
+    )
+    average: float = flag(
+        0.05, "rate of the running mean of scores; 0: off", has_own_default=False
+    )
+    n_steps: int = flag(250, "optimiser steps", has_own_default=False)
+    batch_size: int = flag(
+        16, "examples a step, of each process", has_own_default=False
+    )
+    micro_batch: int | None = flag(
+        None,
+        "examples in one forward pass, to the same step; default: all, or for edges "
+        "what memory has room for",
+    )
+    lr: float = flag(0.1, "learning rate of the gates", has_own_default=False)
+    beta2: float = flag(
+        0.999,
+        "of Adam: how much of the squared gradients' running mean stays in a step",
+        has_own_default=False,
+    )
+    lr_multipliers: float = 0.05
+    """Of the Lagrangian's multipliers."""
+    checkpoint_every: int = flag(50, "steps between checkpoints")
+    seed: int = 0

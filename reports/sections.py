@@ -1,0 +1,201 @@
+"""What the report shows of every kind of run: its tables, and the words it uses."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from circuitcut.reports.load import Run
+from circuitcut.reports.tables import (
+    Row,
+    area_rows,
+    curve_rows,
+    faithfulness_rows,
+    published_rows,
+    recovery_rows,
+    relearning_rows,
+    score_rows,
+    site_rows,
+)
+from circuitcut.reports.verdict import THRESHOLDS
+from circuitcut.reports.whereabouts import location_rows, probe_rows, word_rows
+from circuitcut.reports.words import format_cell, metric_name, metric_unit, plural
+
+Results = Mapping[str, Any]
+OVER_DOCUMENTS = "Brackets: 95 % bootstrap interval over documents."
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table with its heading and, below it, units, baseline and intervals."""
+
+    title: str
+    rows: list[Row]
+    note: str = ""
+
+
+def _metric_note(results: Results) -> str:
+    """Names, units and directions of both scores."""
+    said = []
+    for side, name in (("concept", "concept"), ("retain", "rest")):
+        metric = results[f"{side}_metric"]
+        unit = metric_unit(metric)
+        better = "higher" if metric["higher_is_better"] else "lower"
+        said.append(
+            f"Score of the {name}: {metric_name(metric)}{f', {unit}' if unit else ''}; "
+            f"{better} means more ability."
+        )
+    return " ".join(said)
+
+
+def _score_tables(results: Results) -> list[Table]:
+    """Scores of the run's models, on all held-out data and on unseen entities alone."""
+    note = _metric_note(results)
+    if any("kl_retain" in scores for scores in results["scores"].values()):
+        note += (
+            " KL: mean KL(uncut ‖ cut) per position, in nats; 0 is no change of the "
+            "predictions."
+        )
+    tables = [Table("Scores on held-out data", score_rows(results), note)]
+    if results.get("intervals"):
+        tables[0] = Table(tables[0].title, tables[0].rows, f"{OVER_DOCUMENTS} {note}")
+    if results.get("unseen"):
+        unseen = {**results, "scores": results["unseen"], "intervals": {}}
+        title = "Scores on held-out examples whose entities occur in no other split"
+        tables.append(Table(title, score_rows(unseen), note))
+    return [
+        *tables,
+        Table(
+            "Scores by number of units ablated",
+            curve_rows(results),
+            f"{note} {OVER_DOCUMENTS}",
+        ),
+        Table(
+            "Heads of the published circuit (Wang et al. 2022) in the mask",
+            published_rows(results),
+        ),
+    ]
+
+
+def _mask_tables(results: Results) -> list[Table]:
+    return [*_score_tables(results), *_site_table(results)]
+
+
+def _site_table(results: Results) -> list[Table]:
+    note = "Of edges: those that the layer's heads and MLP read."
+    edges = any(site["kind"] == "edges" for site in results["per_site"])
+    return [Table("Units ablated by layer", site_rows(results), note if edges else "")]
+
+
+def _relearn_tables(results: Results) -> list[Table]:
+    smallest = min((entry["minimum"] for entry in results["recovery"]), default=0.0)
+    n_seeds = max((entry["n_seeds"] for entry in results["summary"]), default=1)
+    over = "seeds and documents" if n_seeds > 1 else "documents"
+    brackets = f"Brackets: 95 % bootstrap interval over {over}."
+    metrics = _metric_note(results)
+    return [
+        Table(
+            "Recovery of the concept after the last step",
+            recovery_rows(results),
+            f"{brackets} 1 is full recovery. Ratio: score of the cut model divided by "
+            "that of the equally fine-tuned uncut model. Normalised: score regained "
+            "since the cut, divided by the distance from the fresh cut to the uncut "
+            "model. Undefined: the denominator is below "
+            f"{format_cell(smallest)}. Steps to 90 %: first measured step at which the "
+            "ratio is at least .9. Mean recovery: mean normalised recovery over the "
+            "steps of the run.",
+        ),
+        Table(
+            "Scores before and after relearning",
+            relearning_rows(results),
+            f"Means over {plural(n_seeds, 'seed')}. {brackets} {metrics}",
+        ),
+        Table(
+            "Linear probes right after the cut",
+            probe_rows(results),
+            "AUC: area under the ROC curve of a logistic regression on the hidden "
+            "states; 1: the concept can be decoded, .5: chance. Shuffled labels: "
+            "control.",
+        ),
+        Table(
+            "Where the concept is after relearning",
+            location_rows(results),
+            "Top units: ranked by mean difference. Overlap: Jaccard index, from 0 to "
+            "1. A held mask has overlap 0, since its units are constant.",
+        ),
+        Table(
+            "Words to which the concept's top units respond",
+            word_rows(results),
+            "The words with the largest mean activation (in brackets) on held-out "
+            "data. Cut model relearned from most examples, first seed.",
+        ),
+    ]
+
+
+def _faithfulness_tables(results: Results) -> list[Table]:
+    kinds = " and ".join(results["units"])
+    return [
+        Table(
+            "Areas under faithfulness",
+            area_rows(results),
+            "CPR: area under the faithfulness over the share kept. CMD: area between "
+            "the faithfulness and 1. Parentheses: lowest to highest seed.",
+        ),
+        Table(
+            "Circuits of every size",
+            faithfulness_rows(results),
+            f"Means over seeds. Units are {kinds}. On a path: units left when those on "
+            "no path from the input to the logits are dropped. Complement: the circuit "
+            "is ablated and the rest is kept. KL: to the uncut model, on the concept. "
+            + _metric_note(results),
+        ),
+    ]
+
+
+TABLES: dict[str, Callable[[Results], list[Table]]] = {
+    "train_mask": _mask_tables,
+    "relearn": _relearn_tables,
+    "evaluate": _score_tables,
+    "attribute": _score_tables,
+    "import_mask": _site_table,
+    "faithfulness": _faithfulness_tables,
+}
+"""Kind of run -> its tables in the order of the report."""
+
+CUT_TERMS = {
+    "concept, rest": "The concept is what the mask is trained to remove (direction "
+    "break) or to keep with few units (isolate), for instance recognising locations. "
+    "The rest is what the model does on other data.",
+    "uncut, cut": "The model before the cut, and with the mask's units ablated: each "
+    "is replaced by its ablation value (zero, a mean, or the value on a "
+    "counterfactual input).",
+    "random cut": "Control: as many units, drawn at random at every site.",
+    "attribution cut": "Baseline: as many units, ranked without training a mask.",
+    "kept, weakened, lost": THRESHOLDS,
+}
+TERMS = {
+    "train_mask": CUT_TERMS,
+    "evaluate": CUT_TERMS,
+    "attribute": {key: CUT_TERMS[key] for key in ("concept, rest", "attribution cut")},
+    "import_mask": {"ablated": "Replaced by the unit's ablation value."},
+    "relearn": {
+        "concept examples": "Training examples of the fine-tuning that hold the "
+        "concept. Cut, uncut and randomly cut models get the same examples.",
+        "mask held, written once": "Held: the ablated units stay ablated during "
+        "fine-tuning. Written once: the cut is written into the weights, which are "
+        "then free to change.",
+    },
+    "faithfulness": {
+        "circuit": "The highest-ranked units; all others are ablated.",
+        "margin": "How far the model prefers the right answer, in nats. Faithfulness "
+        "is the share of the uncut model's margin, 0 with everything ablated.",
+    },
+}
+"""Kind of run -> words a reader needs."""
+
+
+def terms(runs: Sequence[Run]) -> dict[str, str]:
+    """Words that the report of these runs uses, explained."""
+    explained: dict[str, str] = {}
+    for run in runs:
+        explained |= TERMS[run.kind]
+    return explained

@@ -1,0 +1,116 @@
+"""What is left of concept and rest after a cut, and what to call that.
+
+The share left of a score where higher is better is (c - g) / (u - g), with c the cut
+model's score, u the uncut model's and g the score of a guess; of a loss in nats per
+token it is exp(u - c), the ratio of the probabilities per token.
+"""
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from circuitcut.reports.load import SIDES
+from circuitcut.reports.words import mean, percent
+
+Results = Mapping[str, Any]
+KEPT, HALF, LOST = 0.9, 0.5, 0.1
+"""Shares of the uncut score: kept from .9, mostly lost to .5, lost to .1."""
+LEAST_SCORE = 0.05
+"""Of the uncut model above a guess, below which no share is defined."""
+SAME = 0.1
+"""Difference of shares up to which a random cut counts as equal to the learned one."""
+THRESHOLDS = (
+    f"Kept: at least {percent(KEPT)} of the uncut score is left. Lost: at most "
+    f"{percent(LOST)}. Mostly lost: at most {percent(HALF)}. Weakened: between. The "
+    "score of a guess is subtracted first. Of a loss in nats per token, the share is "
+    "the probability per token relative to the uncut model."
+)
+
+
+def share_left(metric: Results, uncut: Any, cut: Any) -> float | None:
+    """Share of the uncut model's ability that is left, 1 where nothing changed."""
+    if uncut is None or cut is None:
+        return None
+    if not metric["higher_is_better"]:
+        return math.exp(uncut - cut)
+    guess = metric.get("chance") or 0.0
+    if uncut - guess < LEAST_SCORE:
+        return None
+    share: float = (cut - guess) / (uncut - guess)
+    return share
+
+
+def shares_left(results: Results, scores: Results) -> tuple[float | None, float | None]:
+    """Of the concept and of the rest, with the scores of one cut model."""
+    uncut = results["scores"]["uncut"]
+    concept, retain = (
+        share_left(metric, uncut.get(metric["name"]), scores.get(metric["name"]))
+        for metric in (results[f"{side}_metric"] for side in SIDES)
+    )
+    return concept, retain
+
+
+def state(share: float | None) -> str:
+    """A share in words."""
+    if share is None:
+        return "undefined"
+    if share >= KEPT:
+        return "kept"
+    if share > HALF:
+        return f"weakened ({percent(share)} left)"
+    return "mostly lost" if share > LOST else "lost"
+
+
+def verdict(results: Results) -> str:
+    """One or two sentences on a run with an uncut and a cut model."""
+    concept, rest = shares_left(results, results["scores"]["cut"])
+    if concept is None:
+        return (
+            "No verdict on the concept: the uncut model's score is undefined or close "
+            f"to a guess; the rest is {state(rest)}."
+        )
+    isolates = results.get("direction") == "isolate"
+    said = _of_circuit(concept) if isolates else _of_cut(concept, rest)
+    return said + _against_random(results, concept, isolates)
+
+
+def _of_circuit(concept: float) -> str:
+    if concept >= KEPT:
+        return "The circuit is sufficient: the concept is kept."
+    if concept <= LOST:
+        return "The cut broke everything: the circuit does not keep the concept."
+    return f"The circuit is not sufficient: the concept is {state(concept)}."
+
+
+def _of_cut(concept: float, rest: float | None) -> str:
+    states = f"the concept is {state(concept)}, the rest is {state(rest)}."
+    if rest is None:
+        return f"{states[0].upper()}{states[1:]}"
+    if concept >= KEPT and rest >= KEPT:
+        return "The cut broke nothing: the concept and the rest are kept."
+    if concept >= KEPT:
+        return f"The cut missed the concept: {states}"
+    if concept <= HALF and rest <= HALF:
+        return f"The cut broke everything: {states}"
+    if concept <= HALF and rest >= KEPT:
+        return f"The cut is selective: {states}"
+    return f"The cut is partial: {states}"
+
+
+def _against_random(results: Results, concept: float, isolates: bool) -> str:
+    """A warning where random cuts of the same counts do the same to the concept."""
+    controls = results["scores"].get("random") or []
+    left = mean([shares_left(results, scores)[0] for scores in controls])
+    if left is None:
+        return ""
+    if isolates and concept >= KEPT and left >= concept - SAME:
+        return (
+            " Random circuits of the same size keep it as well, so this result does "
+            "not locate the concept."
+        )
+    if not isolates and concept < KEPT and left <= concept + SAME:
+        return (
+            " Random cuts of the same counts remove as much of it, so this result "
+            "does not locate the concept."
+        )
+    return ""

@@ -1,0 +1,91 @@
+"""Verdicts: what is left of concept and rest, by hand, and what that is called."""
+
+import math
+from typing import Any
+
+import pytest
+
+from circuitcut.reports.verdict import share_left, state, verdict
+
+UP = {"name": "f1", "higher_is_better": True}
+LOSS = {"name": "nll", "higher_is_better": False}
+
+
+def results(
+    concept: float, rest: float, *, random: float = 0.8, direction: str = "break"
+) -> dict[str, Any]:
+    return {
+        "direction": direction,
+        "concept_metric": UP,
+        "retain_metric": {**UP, "name": "rest"},
+        "scores": {
+            "uncut": {"f1": 0.8, "rest": 0.5},
+            "cut": {"f1": concept, "rest": rest},
+            "random": [{"f1": random, "rest": 0.5}],
+        },
+    }
+
+
+def test_the_score_of_a_guess_is_subtracted():
+    assert share_left({**UP, "chance": 0.5}, 0.9, 0.6) == pytest.approx(0.25)
+    assert share_left(UP, 0.8, 0.2) == pytest.approx(0.25)
+    assert share_left({**UP, "chance": 0.5}, 0.52, 0.5) is None
+    assert share_left(UP, None, 0.5) is None
+
+
+def test_of_a_loss_the_probability_per_token_is_left():
+    assert share_left(LOSS, 2.0, 2.0 + math.log(4)) == pytest.approx(0.25)
+
+
+@pytest.mark.parametrize(
+    ("share", "words"),
+    [
+        (1.2, "kept"),
+        (0.9, "kept"),
+        (0.7, "weakened (70 % left)"),
+        (0.5, "mostly lost"),
+        (0.1, "lost"),
+        (-0.3, "lost"),
+        (None, "undefined"),
+    ],
+)
+def test_shares_have_names(share: float | None, words: str):
+    assert state(share) == words
+
+
+@pytest.mark.parametrize(
+    ("concept", "rest", "said"),
+    [
+        (0.79, 0.5, "The cut broke nothing: the concept and the rest are kept."),
+        (0.01, 0.01, "The cut broke everything: the concept is lost, the rest is lost"),
+        (0.01, 0.49, "The cut is selective: the concept is lost, the rest is kept."),
+        (0.79, 0.2, "The cut missed the concept: the concept is kept, the rest is mo"),
+        (0.6, 0.5, "The cut is partial: the concept is weakened (75 % left), the re"),
+        (0.01, 0.4, "The cut is partial: the concept is lost, the rest is weakened"),
+    ],
+)
+def test_a_cut_that_broke_nothing_or_everything_is_called_so(
+    concept: float, rest: float, said: str
+):
+    assert verdict(results(concept, rest)).startswith(said)
+
+
+def test_a_random_cut_that_does_the_same_is_named():
+    assert "does not locate the concept" in verdict(results(0.0, 0.5, random=0.05))
+    assert "Random" not in verdict(results(0.0, 0.5, random=0.7))
+
+
+def test_a_circuit_is_sufficient_or_breaks_everything():
+    circuit = {"direction": "isolate"}
+    kept = verdict(results(0.79, 0.1, random=0.0, **circuit))
+    assert kept == "The circuit is sufficient: the concept is kept."
+    same = verdict(results(0.79, 0.1, random=0.79, **circuit))
+    assert "Random circuits of the same size keep it as well" in same
+    lost = verdict(results(0.0, 0.1, random=0.0, **circuit))
+    assert lost.startswith("The cut broke everything")
+
+
+def test_a_model_without_the_concept_gets_no_verdict():
+    unlearned = results(0.0, 0.5)
+    unlearned["scores"]["uncut"]["f1"] = 0.01
+    assert verdict(unlearned).startswith("No verdict on the concept")
