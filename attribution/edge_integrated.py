@@ -1,14 +1,17 @@
-"""Integrated gradients over the inputs, for every edge of the residual graph at once.
+"""Integrated gradients over the inputs (EAP-IG), for all edges of the residual graph.
 
 EAP-IG-inputs: M. Hanna, S. Pezzelle and Y. Belinkov (2024), "Have Faith in
 Faithfulness: Going Beyond Circuit Overlap When Finding Model Mechanisms",
-https://arxiv.org/abs/2403.17806. The score of the edge u -> v is the inner product of
-h_u(x) - a_u, which its ablation takes away, and the gradient of the behaviour by what v
-reads, averaged over runs whose input embedding e lies between its ablation value and
-itself, at a_e + (k + 1/2) / n (e - a_e), k = 0 ... n - 1. The intact run alone gives
-attribution patching (`gate_gradients`). No edge is cut in these runs, so that one pass
-forward and one back score all edges. Departure: midpoints instead of k / n, whose error
-falls with the square of n; at an embedding of zero, moreover, norms have no direction.
+https://arxiv.org/abs/2403.17806. The score of the edge u -> v is
+
+    (h_u(x) - a_u) . mean over k of dM / d(input of v) at e_k,
+
+where h_u - a_u is the difference that the ablation of u removes, and e_k = a_e +
+(k + 1/2) / n (e - a_e), k = 0 ... n - 1, are input embeddings between the ablation
+value a_e and the embedding e. The gradient at e alone gives attribution patching
+(`gate_gradients`). No edge is cut in these runs, so that one forward and one backward
+pass score all edges. Departure: midpoints instead of k / n; their error is of order
+1 / n^2, and no run has an embedding of zero, at which norms have no direction.
 """
 
 from collections.abc import Iterator, Mapping
@@ -35,13 +38,13 @@ N_STEPS = 5
 
 
 def eap_ig(subject: Subject, n_steps: int = N_STEPS) -> Scores:
-    """Nats of the margin that are lost, by estimate, when an edge is ablated.
+    """Estimated decrease of the margin, in nats, when an edge is ablated.
 
-    Costs `n_steps` passes forward and back a batch, and one forward pass for what the
-    writers write (one more for counterfactual ablation values).
+    Cost per batch: `n_steps` forward and backward passes, and one forward pass to
+    record the writers (one more for counterfactual ablation values).
 
     Raises:
-        UserError: When no batch holds a position of the concept.
+        UserError: When no batch has a position of the concept.
     """
     _, sites = modules_and_edges(subject.sites)
     graph = graph_at(sites)
@@ -50,12 +53,13 @@ def eap_ig(subject: Subject, n_steps: int = N_STEPS) -> Scores:
     total_weight = 0.0
     with evaluating(subject.model):
         for batch in subject.concept_batches():
-            lost = _lost(subject, stack, batch)
+            differences = _clean_minus_ablated(subject, stack, batch)
             for step in range(n_steps):
-                keep = lost.new_ones(graph.n_edges).requires_grad_()
+                keep = differences.new_ones(graph.n_edges).requires_grad_()
+                shift = ((step + 0.5) / n_steps - 1) * differences[0]
                 with (
-                    input_moved(stack, ((step + 0.5) / n_steps - 1) * lost[0]),
-                    edge_gated(stack, keep, differences=lost),
+                    input_moved(stack, shift),
+                    edge_gated(stack, keep, differences=differences),
                 ):
                     outputs = subject.task.outputs(subject.model, batch)
                     value, weight = concept_margin(outputs)
@@ -67,10 +71,10 @@ def eap_ig(subject: Subject, n_steps: int = N_STEPS) -> Scores:
     return {site.name: scores[site.layer] for site in sites}
 
 
-def _lost(
+def _clean_minus_ablated(
     subject: Subject, stack: EdgeStack, batch: Batch
 ) -> Float[Tensor, "writer batch seq d_model"]:
-    """What every writer writes on the intact input, less its ablation value."""
+    """Output of every writer on the clean input minus its ablation value."""
     _, sites = modules_and_edges(subject.sites)
     written = record_writers(stack.model, subject.task.inputs(batch))
     ablated = subject.ablated_at(batch)
@@ -82,7 +86,7 @@ def _lost(
 
 @contextmanager
 def input_moved(stack: EdgeStack, by: Tensor) -> Iterator[None]:
-    """Add to the stream that the first block reads."""
+    """Add `by` to the residual stream at the input of the first block."""
 
     def move(
         _: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]

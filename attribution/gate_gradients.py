@@ -1,13 +1,13 @@
 """First-order effects of ablating units: gradients with respect to their gates.
 
-Gated, an activation a becomes z a + (1 - z) a0, with a0 the ablation value. The
-derivative of a behaviour M with respect to the gate of unit i is therefore sum over
-positions of (a - a0) dM/da: what is lost of M, to first order, when i is ablated. One
-forward and one backward pass give it for every unit of every kind of site, from the
-very code that applies a mask. For edges this is attribution patching: A. Syed, C. Rager
-and A. Conmy (2023), "Attribution Patching Outperforms Automated Circuit Discovery",
+A gate z turns an activation a into z a + (1 - z) a0, with a0 the ablation value. The
+derivative of a behaviour M with respect to the gate of unit i is therefore the sum over
+positions of (a - a0) dM/da: the first-order decrease of M when i is ablated. One
+forward and one backward pass give it for all units of all kinds of site, with the same
+code that applies a mask. For edges this is attribution patching: A. Syed, C. Rager and
+A. Conmy (2023), "Attribution Patching Outperforms Automated Circuit Discovery",
 https://arxiv.org/abs/2310.10348. P. Michel, O. Levy and G. Neubig (2019), "Are Sixteen
-Heads Really Better than One?", https://arxiv.org/abs/1905.10650, take it for attention
+Heads Really Better than One?", https://arxiv.org/abs/1905.10650, use it for attention
 heads.
 """
 
@@ -25,25 +25,27 @@ from circuitcut.tasks.base import Batch, Outputs, Predictions
 from circuitcut.training.objectives import margin
 
 Behaviour = Callable[[Outputs], tuple[Tensor, Tensor]]
-"""Outputs of a batch -> (weighted sum over its positions, sum of the weights)."""
+"""Function from outputs to (weighted sum over positions, sum of the weights)."""
 
 
-def position_margin(found: Predictions) -> Float[Tensor, "position"]:
-    """Nats by which the answer leads its rivals."""
-    return margin(found.logits, found.concept_classes, found.rivals)
+def position_margin(predictions: Predictions) -> Float[Tensor, "position"]:
+    """Margin in nats of the answer over its rivals, at each position."""
+    return margin(predictions.logits, predictions.concept_classes, predictions.rivals)
 
 
 def concept_margin(outputs: Outputs) -> tuple[Tensor, Tensor]:
-    """The concept's margins, each by its weight."""
-    found = outputs.concept
-    return (found.weights * position_margin(found)).sum(), found.weights.sum()
+    """Weighted sum of the margins in nats at the concept positions, and the weight."""
+    predictions, weights = outputs.concept, outputs.concept.weights
+    return (weights * position_margin(predictions)).sum(), weights.sum()
 
 
 def concept_likelihood(outputs: Outputs) -> tuple[Tensor, Tensor]:
-    """Minus the cross-entropy in nats at the concept's positions."""
-    found = outputs.concept
-    losses = functional.cross_entropy(found.logits, found.targets, reduction="none")
-    return -(found.weights * losses).sum(), found.weights.sum()
+    """Weighted sum of minus the cross-entropy in nats at the concept positions."""
+    predictions, weights = outputs.concept, outputs.concept.weights
+    losses = functional.cross_entropy(
+        predictions.logits, predictions.targets, reduction="none"
+    )
+    return -(weights * losses).sum(), weights.sum()
 
 
 def gate_gradients(
@@ -51,19 +53,18 @@ def gate_gradients(
 ) -> Scores:
     """Derivative of a behaviour's mean over positions with respect to every gate.
 
-    Sums and weights are collected over all batches before they are divided, so that the
-    size of a batch does not matter.
+    Sums and weights are added over all batches before the division, so that the result
+    does not depend on the batch size.
 
     Args:
         keep: Gates at which the derivative is taken, (n_units,) by site name; None
-            opens all of them.
+            means 1 for all gates.
 
     Returns:
-        By site name (n_units,), float64 on the CPU: the units of the behaviour (nats)
-        per gate.
+        (n_units,) by site name, float64 on the CPU, in nats per gate.
 
     Raises:
-        UserError: When no batch holds a position of the behaviour.
+        UserError: When no batch has a position of the behaviour.
     """
     sums = {
         site.name: torch.zeros(site.n_units, dtype=torch.float64)
@@ -84,7 +85,7 @@ def gate_gradients(
 def gated_outputs(
     subject: Subject, batch: Batch, gates: Mapping[str, Tensor]
 ) -> Outputs:
-    """What the task predicts on a batch of the model under gates."""
+    """Predictions of the gated model on a batch."""
     with gated(
         subject.model,
         subject.sites,
@@ -96,7 +97,7 @@ def gated_outputs(
 
 
 def open_gates(subject: Subject, keep: Mapping[str, Tensor] | None = None) -> Scores:
-    """Gates that take a gradient, at `keep` or, without it, at 1."""
+    """Gates that require a gradient, with the values `keep` (default: 1)."""
     if keep is None:
         keep = {site.name: torch.ones(site.n_units) for site in subject.sites}
     dtype = torch.promote_types(subject.dtype, torch.float32)
@@ -112,7 +113,7 @@ def open_gates(subject: Subject, keep: Mapping[str, Tensor] | None = None) -> Sc
 def gradients_of(
     value: Tensor, gates: Mapping[str, Tensor], *, retain_graph: bool = False
 ) -> Scores:
-    """Derivative of a scalar by every gate, zero where it does not depend on it."""
+    """Derivative of a scalar with respect to every gate; zero if it does not depend."""
     gradients = torch.autograd.grad(
         value, list(gates.values()), retain_graph=retain_graph, materialize_grads=True
     )

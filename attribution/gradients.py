@@ -1,7 +1,7 @@
-"""Gradient x activation: which units the concept rests on, to first order.
+"""Gradient x activation: first-order effect of each unit on the concept.
 
-All scores are in nats per concept position: the estimated fall of the concept when the
-unit alone is ablated.
+All scores are in nats per concept position: the estimated decrease of the concept's
+margin or log likelihood when only this unit is ablated.
 """
 
 from circuitcut.attribution.gate_gradients import (
@@ -16,17 +16,17 @@ SENSITIVITY_POWER = 0.25
 
 
 def gradient_concept_loss(subject: Subject) -> Scores:
-    """Estimated rise of the concept's cross-entropy: -(a - a0) dL/da."""
+    """Estimated increase of the concept's cross-entropy: -(a - a0) dL/da."""
     return gate_gradients(subject, concept_likelihood)
 
 
 def gradient_margin(subject: Subject) -> Scores:
-    """Estimated fall of the concept's margin: (a - a0) dm/da."""
+    """Estimated decrease of the concept's margin: (a - a0) dm/da."""
     return gate_gradients(subject, concept_margin)
 
 
 def gradient_margin_over_retain(subject: Subject) -> Scores:
-    """The fall of the margin over the fourth root of what the rest would suffer."""
+    """`gradient_margin` divided by the fourth root of `retain_sensitivity`."""
     margins = gate_gradients(subject, concept_margin)
     sensitivity = retain_sensitivity(subject)
     return {

@@ -1,4 +1,4 @@
-"""Greedy re-attribution: cut the top units, attribute again on what is left, go on."""
+"""Greedy attribution: ablate the top units, recompute the scores, and repeat."""
 
 import torch
 
@@ -7,16 +7,17 @@ from circuitcut.attribution.subject import Scores, Subject
 from circuitcut.models.sites import split_by_site
 
 FIRST_CHUNK = 4
-GROWTH = 0.5  # a chunk, as a share of the units already cut
+GROWTH = 0.5  # size of a chunk as a share of the units that are already ablated
 LARGEST_SHARE, LARGEST_COUNT = 0.1, 1024
-"""Re-attribution ends once so many units are cut; the last gradient orders the rest."""
+"""The scores are recomputed until this share or number of units is ablated; the last
+scores rank the other units."""
 
 
 def greedy_margin(subject: Subject) -> Scores:
-    """Place in the order of cutting, counted from the end: the first scores highest.
+    """Rank of each unit in the order of ablation; the first unit has the highest score.
 
-    Every chunk is the units with the largest first-order effect on the margin of the
-    model that is cut already. Costs about 14 times `gradient_margin`.
+    Each chunk has the units with the largest first-order effect on the margin of the
+    model with all earlier chunks ablated. Costs about 14 times `gradient_margin`.
     """
     n_units = sum(site.n_units for site in subject.sites)
     n_greedy = min(

@@ -2,9 +2,9 @@
 
 O. Antverg and Y. Belinkov (2022), "On the Pitfalls of Analyzing Individual Neurons in
 Language Models", https://arxiv.org/abs/2110.07483: with two labels the score of a unit
-is the absolute difference of its means. It needs no gradient, and says what a unit
-encodes, not what the model uses. Ours for heads (norm of the difference vector) and
-weights.
+is the absolute difference of its means. It needs no gradient. It measures what a unit
+encodes, not what the model uses. Departures: the scores of heads (norm of the
+difference vector) and of weights are ours.
 """
 
 from collections.abc import Iterator
@@ -20,13 +20,13 @@ from circuitcut.storage.modes import evaluating
 
 
 def probeless(subject: Subject) -> Scores:
-    """Absolute mean difference, in the units of the activation.
+    """Absolute difference of means, in the units of the activation.
 
-    A head scores the Euclidean norm of its difference vector, a weight the absolute
-    mean difference of what it adds to its output.
+    The score of a head is the Euclidean norm of its difference vector. The score of a
+    weight is the absolute difference of the means of weight times input.
 
     Raises:
-        UserError: When the batches hold no concept or no retained position.
+        UserError: When the batches have no concept or no retained position.
     """
     with evaluating(subject.model):
         concept, retain = (

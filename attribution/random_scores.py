@@ -1,4 +1,4 @@
-"""The control: an order that knows nothing, over the units of all sites and layers."""
+"""A control: a random ranking of the units of all sites and layers."""
 
 import torch
 
@@ -7,7 +7,7 @@ from circuitcut.models.sites import split_by_site
 
 
 def random_scores(subject: Subject) -> Scores:
-    """Independent uniform numbers in [0, 1), fixed by the seed alone."""
+    """Independent uniform numbers in [0, 1); they depend on the seed only."""
     rng = torch.Generator().manual_seed(subject.seed)
     n_units = sum(site.n_units for site in subject.sites)
     return split_by_site(

@@ -1,4 +1,4 @@
-"""Rankings without training, by name: the baselines every learned mask has to beat."""
+"""Rankings without training, by name: the baselines of learned masks."""
 
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
@@ -24,12 +24,12 @@ from circuitcut.tasks.base import Split, Task
 
 @dataclass(frozen=True)
 class Method:
-    """A ranking, called with the task, the model and what is to be cut."""
+    """A ranking method; call it with the task, the model and the sites."""
 
     rank: Callable[[Subject], Scores]
     ranks_edges: bool = True
-    ranks_others: bool = True
-    """Neurons, heads, hidden units and weights."""
+    ranks_modules: bool = True
+    """Whether it ranks neurons, heads, hidden units and weights."""
 
     def __call__(
         self,
@@ -44,23 +44,23 @@ class Method:
         seed: int = 0,
         special_ids: Sequence[int] = (),
     ) -> Scores:
-        """Responsibility of every unit for the concept.
+        """Score of every unit for the concept.
 
         Args:
-            ablated: What ablated units become. For counterfactual values only the kind
-                is read: each batch is paired with its own.
-            split: Where the batches come from, `n_batches` of `size` examples.
-            seed: Of the batches and of whatever a method draws.
-            special_ids: Positions with these `input_ids` are never cut.
+            ablated: Ablation values. If they are counterfactual, only the kind is used:
+                the values of each batch are recorded on its paired inputs.
+            split: Split of the `n_batches` batches with `size` examples each.
+            seed: Seed of the batches and of random numbers of the method.
+            special_ids: No unit is ablated at positions with these `input_ids`.
 
         Returns:
-            By site name (n_units,), float64 on the CPU. The higher, the more
-            responsible and the earlier ablated: `FrozenMask.exactly_k` wants their
-            negatives.
+            (n_units,) by site name, float64 on the CPU. A unit with a higher score is
+            more important for the concept and is ablated earlier; give
+            `FrozenMask.exactly_k` the negative scores.
 
         Raises:
-            UserError: When sites or batches are missing, no batch holds the concept, or
-                the method cannot rank these units.
+            UserError: When there are no sites or no batches, no batch has the concept,
+                or the method cannot rank these units.
         """
         subject = Subject(
             task,
@@ -74,16 +74,18 @@ class Method:
             tuple(special_ids),
         )
         kinds = [site.kind for site in sites]
-        told = self.cannot_rank(kinds)
-        if told is not None:
-            raise UserError(f"this method {told}; use one of {', '.join(able(kinds))}")
+        reason = self.cannot_rank(kinds)
+        if reason is not None:
+            raise UserError(
+                f"this method {reason}; use one of {', '.join(able(kinds))}"
+            )
         return self.rank(subject)
 
     def cannot_rank(self, kinds: Collection[str]) -> str | None:
-        """What it does instead of ranking units of these kinds; None where it can."""
+        """The reason why it cannot rank units of these kinds; None if it can."""
         if not self.ranks_edges and "edges" in kinds:
             return "cannot rank edges"
-        if not self.ranks_others and set(kinds) - {"edges"}:
+        if not self.ranks_modules and set(kinds) - {"edges"}:
             return "ranks edges alone"
         return None
 
@@ -94,14 +96,14 @@ def able(kinds: Collection[str]) -> list[str]:
 
 
 METHODS: dict[str, Method] = {
-    # it compares activations, and all edges of a writer carry the same one
+    # it compares activations, and all edges of a writer have the same activation
     "probeless": Method(probeless, ranks_edges=False),
     "gradient_concept_loss": Method(gradient_concept_loss),
     "gradient_margin": Method(gradient_margin),
     "gradient_margin_over_retain": Method(gradient_margin_over_retain),
     # on edges the gradient of the gates is edge attribution patching
-    "eap": Method(gradient_margin, ranks_others=False),
-    "eap_ig": Method(eap_ig, ranks_others=False),
+    "eap": Method(gradient_margin, ranks_modules=False),
+    "eap_ig": Method(eap_ig, ranks_modules=False),
     "integrated_gradients_margin": Method(integrated_gradients_margin),
     "greedy_margin": Method(greedy_margin),
     "random": Method(random_scores),

@@ -1,12 +1,12 @@
-"""How much the retained behaviour suffers from a unit's ablation, to second order.
+"""Second-order effect of a unit's ablation on the retained behaviour.
 
-Moving the gate of unit i by d moves the output distribution p of a position by KL(p ||
-p_d) = d^2 F_i / 2 + O(d^3), where F_i = E over y ~ p of (d log p(y) / d z_i)^2 is the
-Fisher information of the gate: S. Amari (1998), "Natural Gradient Works Efficiently in
-Learning", https://doi.org/10.1162/089976698300017746. Answers y are drawn from the
-model itself. Their scores have mean zero and are independent, so the square of a sum
-over a whole batch has the sum of the squares for its expectation, and one backward pass
-per draw serves all examples.
+If the gate of unit i changes by d, the output distribution p of a position changes by
+KL(p || p_d) = d^2 F_i / 2 + O(d^3), where F_i = E over y ~ p of (d log p(y) / d z_i)^2
+is the Fisher information of the gate: S. Amari (1998), "Natural Gradient Works
+Efficiently in Learning", https://doi.org/10.1162/089976698300017746. Answers y are
+sampled from the model itself. Their derivatives have mean zero and are independent: the
+expected square of their sum over a batch is the sum of the expected squares. One
+backward pass per sample therefore gives the result for all examples.
 """
 
 import torch
@@ -23,18 +23,17 @@ from circuitcut.storage.modes import evaluating
 from circuitcut.tasks.base import Predictions
 
 N_DRAWS = 4
-_LEAST_SHARE = 1e-4  # of the largest sensitivity: units without one divide by that
+_LEAST_SHARE = 1e-4  # smallest sensitivity as a share of the largest: no division by 0
 
 
 def retain_sensitivity(subject: Subject) -> Scores:
     """Root of the mean Fisher information of every gate over the retained positions.
 
-    Half its square estimates the KL divergence, in nats per retained position, from the
-    uncut model to the one with that unit ablated. Values below 1e-4 of the largest are
-    raised to it.
+    Half of its square estimates KL(uncut || model with this unit ablated) in nats per
+    retained position. The smallest value is 1e-4 of the largest.
 
     Raises:
-        UserError: When no batch holds a retained position.
+        UserError: When no batch has a retained position.
     """
     rng = torch.Generator().manual_seed(subject.seed)
     squares = {
@@ -42,7 +41,7 @@ def retain_sensitivity(subject: Subject) -> Scores:
         for site in subject.sites
     }
     total_weight = 0.0
-    # gated edges go back through a forward pass once, other units as often as asked
+    # with gated edges each forward pass allows only one backward pass
     n_forward = N_DRAWS if any(site.kind == "edges" for site in subject.sites) else 1
     with evaluating(subject.model):
         for batch in subject.batches():
@@ -63,7 +62,7 @@ def retain_sensitivity(subject: Subject) -> Scores:
 
 
 def _drawn_log_likelihood(retained: Predictions, rng: torch.Generator) -> Tensor:
-    """Sum over positions of sqrt(weight) log p(y), y drawn from p."""
+    """Sum over positions of sqrt(weight) log p(y), with y sampled from p."""
     if len(retained.targets) == 0:
         return retained.logits.sum()
     probabilities = retained.logits.detach().softmax(-1).cpu()

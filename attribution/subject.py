@@ -1,4 +1,4 @@
-"""What every ranking looks at: a task, a model, its sites, and a number of batches."""
+"""The inputs of every ranking: a task, a model, its sites and a number of batches."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -18,7 +18,7 @@ Scores = dict[str, Tensor]
 
 @dataclass(frozen=True)
 class Subject:
-    """The arguments of a ranking, kept together.
+    """The arguments of a ranking method.
 
     Raises:
         UserError: When there are no sites or no batches.
@@ -31,10 +31,10 @@ class Subject:
     split: Split
     n_batches: int
     size: int
-    """Examples a batch."""
+    """Examples per batch."""
     seed: int
     special_ids: tuple[int, ...]
-    """Positions whose `input_ids` are among these are never cut, so never count."""
+    """No unit is ablated at positions with these `input_ids`; they are not scored."""
 
     def __post_init__(self) -> None:
         if not self.sites:
@@ -46,48 +46,48 @@ class Subject:
 
     @property
     def device(self) -> torch.device:
-        """Where the model's parameters are."""
+        """Device of the model's parameters."""
         return next(self.model.parameters()).device
 
     @property
     def dtype(self) -> torch.dtype:
-        """Precision of the model's parameters."""
+        """Data type of the model's parameters."""
         return next(self.model.parameters()).dtype
 
     def batches(self) -> Iterator[Batch]:
-        """The `n_batches` first mask-training batches of the split, on the device."""
+        """The first `n_batches` mask-training batches of the split, on the device."""
         for step in range(self.n_batches):
             batch = self.task.batch(self.split, step, size=self.size, seed=self.seed)
             yield to_device(batch, self.device)
 
     def concept_batches(self) -> Iterator[Batch]:
-        """The same batches without the examples that hold no concept position."""
+        """The same batches without the examples that have no concept position."""
         for batch in self.batches():
             rows = batch["concept"].reshape(len(batch["concept"]), -1).any(1)
             if rows.any():
                 yield {name: values[rows] for name, values in batch.items()}
 
     def ablated_at(self, batch: Batch) -> AblationValues:
-        """The ablation values of a batch: counterfactual ones are its own."""
+        """The ablation values of a batch; counterfactual ones are recorded on it."""
         if self.ablated.kind != "counterfactual":
             return self.ablated
         paired = self.task.inputs(self.task.counterfactual(batch))
         return record_values(self.model, self.sites, paired)
 
     def check_weight(self, total: float, what: str) -> None:
-        """Refuse an average over nothing.
+        """Check that an average has a positive total weight.
 
         Raises:
-            UserError: When the batches held no `what`.
+            UserError: When the batches had no `what`.
         """
         if total == 0:
             raise UserError(
                 f"split {self.split!r} gave no {what} in {self.n_batches} batches of "
-                f"{self.size}; raise n_batches"
+                f"{self.size} examples; give a larger n_batches"
             )
 
     def cuttable(self, batch: Batch) -> Bool[Tensor, "*position"]:
-        """Positions of a batch that a mask changes."""
+        """True at the positions of a batch at which a mask acts."""
         cuttable = torch.ones_like(batch["retain"])
         if self.special_ids:
             special = torch.tensor(self.special_ids, device=cuttable.device)

@@ -1,4 +1,4 @@
-"""Hub data sets: asked for by name, downloaded by `datasets`, never by a script."""
+"""Hub data sets, loaded by name with the library `datasets`."""
 
 from typing import TYPE_CHECKING
 
@@ -21,9 +21,9 @@ def load_hub(
         revision: Branch, tag or commit.
 
     Raises:
-        UserError: When it cannot be had, with the reason of `datasets` in one line.
+        UserError: When it cannot be loaded; the message has the reason in one line.
     """
-    # costs a second, and most runs never ask for it
+    # imported here because it takes a second, and most runs do not need it
     from datasets import Dataset, DatasetDict, load_dataset
 
     name = name.removeprefix(HUB_PREFIX)

@@ -1,4 +1,4 @@
-"""Examples drawn epoch by epoch, as a pure function of the step: no iterator state."""
+"""Batches drawn epoch by epoch as a pure function of the step, without any state."""
 
 import hashlib
 from collections.abc import Sequence
@@ -10,16 +10,16 @@ from circuitcut.storage.errors import UserError
 
 
 def shuffled(n: int, *key: str | int) -> list[int]:
-    """The numbers 0..n-1 in an order fixed by `key`, the same on every machine."""
+    """The numbers 0..n-1 in an order that depends on `key` only, on every machine."""
     return list(_shuffled(n, key))
 
 
 def draw(n: int, step: int, size: int, *key: str | int) -> list[int]:
-    """Batch number `step` of `size` indices below `n`.
+    """Batch number `step`: `size` indices below `n`.
 
-    Batches are consecutive pieces of an endless row of shuffled epochs, so that every
-    index comes up once before any comes up again. A pool smaller than `size` is drawn
-    whole, once, so that no example is doubled within a batch.
+    Batches are consecutive pieces of an endless sequence of shuffled epochs: every
+    index is drawn once before any is drawn a second time. If `n` <= `size`, the batch
+    is all `n` indices, so that no example is twice in a batch.
     """
     if n <= size:
         return list(_shuffled(n, (*key, step)))
@@ -34,10 +34,10 @@ def draw(n: int, step: int, size: int, *key: str | int) -> list[int]:
 def draw_from(
     pool: Sequence[int], step: int, size: int, kind: str, split: str, seed: int
 ) -> list[int]:
-    """Batch number `step` of members of `pool`, see `draw`.
+    """Batch number `step`: `size` members of `pool`, see `draw`.
 
     Args:
-        kind: What is drawn, in words; with `split` and `seed` it fixes the order.
+        kind: Kind of example, in words; `kind`, `split` and `seed` fix the order.
 
     Raises:
         UserError: When the pool is empty.

@@ -1,4 +1,8 @@
-"""Which records train the model or the mask, tune settings, relearn, and report."""
+"""The five splits: records to train the model or the mask, tune, relearn, and report.
+
+`base` trains the model, `mask` trains the mask, `tune` chooses settings, `relearn`
+fine-tunes the cut model, and `heldout` gives the reported scores.
+"""
 
 from collections.abc import Sequence
 from typing import Literal
@@ -8,7 +12,7 @@ from circuitcut.storage.errors import UserError
 
 Split = Literal["base", "mask", "tune", "relearn", "heldout"]
 Source = Literal["train", "tune", "heldout"]
-"""An official part of a data set: what it trains on, chooses by, and reports."""
+"""An official part of a data set: training, validation or test records."""
 
 SOURCES: dict[str, Source] = {
     "train": "train",
@@ -21,7 +25,7 @@ SOURCES: dict[str, Source] = {
     "test": "heldout",
     "eval": "heldout",
 }
-"""Official parts by the name of a file or of a hub split."""
+"""Official part for each name of a file or of a hub split."""
 _FEWEST_GROUPS = 3
 
 
@@ -30,13 +34,13 @@ def split_records(
 ) -> dict[Split, list[int]]:
     """Record numbers of every split; all but `base` are disjoint.
 
-    Groups (documents, files) stay together. Numbered in order of appearance (with a
-    `seed` other than 0, in an order shuffled by it), group g goes to `tune` when g mod
-    5 is 0, to `heldout` when it is 1, else to `base`; groups of `base` belong to `mask`
-    too when g // 5 is even and to `relearn` when it is odd. With fewer than three
-    groups, or where a split would stay empty, every record is its own. Where `mask` or
-    `relearn` would stay empty, the records of `base` alternate between them. Official
-    `sources` come before the rule.
+    The records of a group (a document, a file) stay in one split. Groups are numbered
+    in order of appearance; a `seed` other than 0 shuffles the numbers. Group g goes to
+    `tune` when g mod 5 is 0, to `heldout` when it is 1, else to `base`. A group of
+    `base` is also in `mask` when g // 5 is even, and in `relearn` when it is odd. With
+    fewer than three groups, or when a split would be empty, every record is its own
+    group. When `mask` or `relearn` would be empty, the records of `base` go to them in
+    turn. A record with an official part in `sources` ("tune", "heldout") goes there.
 
     Raises:
         UserError: When there are too few records for five splits.
@@ -56,7 +60,7 @@ def split_records(
     if not splits["mask"] or not splits["relearn"]:
         splits["mask"], splits["relearn"] = base[::2], base[1::2]
     empty = sorted(name for name, records in splits.items() if not records)
-    if empty and len(set(groups)) < len(groups):  # nearly all in one document
+    if empty and len(set(groups)) < len(groups):  # nearly all are in one document
         return split_records(range(len(groups)), sources=sources, seed=seed)
     if empty:
         raise UserError(

@@ -19,7 +19,7 @@ _BY_SUFFIX = {".csv": "csv", ".tsv": "tsv", ".json": "json", ".jsonl": "jsonl"}
 
 @dataclass(frozen=True)
 class TableRow:
-    """One row and where it stands, for error messages."""
+    """One row and its place in the file, for error messages."""
 
     where: str
     values: dict[str, Any]
@@ -32,7 +32,7 @@ def suffix_of(path: Path) -> str:
 
 
 def table_format(path: Path) -> str | None:
-    """The table format that the name of `path` promises, if any."""
+    """The table format that the name of `path` stands for, if any."""
     return _BY_SUFFIX.get(suffix_of(path))
 
 
@@ -42,9 +42,9 @@ def read_text(path: Path) -> str:
     Raises:
         UserError: When the file is missing, unreadable or not UTF-8.
     """
-    opened = gzip.open if path.name.lower().endswith(".gz") else open
+    open_file = gzip.open if path.name.lower().endswith(".gz") else open
     try:
-        with opened(path, "rb") as file:
+        with open_file(path, "rb") as file:
             raw = file.read()
     except FileNotFoundError:
         raise UserError(f"data file {path} does not exist; check the path") from None
@@ -60,24 +60,25 @@ def read_text(path: Path) -> str:
 
 
 def read_tables(path: Path, data_format: str) -> list[TableRow]:
-    """Rows of a file, or of every table of a folder in the order of their names.
+    """Rows of a file, or of all tables of a folder in the order of their names.
 
     Args:
         path: File or folder.
-        data_format: One of `TABLE_FORMATS`, or `auto` to go by the names of the files.
+        data_format: One of `TABLE_FORMATS`; `auto` reads it from the file's name.
 
     Raises:
-        UserError: When nothing is there or a row is malformed, naming file and line.
+        UserError: When there is no table or a row is malformed; the message names file
+            and line.
     """
     rows: list[TableRow] = []
     for file in _files_of(path):
-        chosen = table_format(file) if data_format == "auto" else data_format
-        if chosen not in TABLE_FORMATS:
+        file_format = table_format(file) if data_format == "auto" else data_format
+        if file_format not in TABLE_FORMATS:
             raise UserError(
                 f"--data_format must be one of {', '.join(TABLE_FORMATS)} for "
-                f"{file}, got {data_format!r}; name it or rename the file"
+                f"{file}, got {data_format!r}; give --data_format or rename the file"
             )
-        rows += read_table(file, chosen)
+        rows += read_table(file, file_format)
     return rows
 
 
@@ -98,7 +99,7 @@ def read_hub_table(
     """Rows of every part of a hub data set.
 
     Raises:
-        UserError: When it cannot be had.
+        UserError: When the data set cannot be loaded.
     """
     return [
         TableRow(f"{name}, {part} row {number}", dict(row))
@@ -111,7 +112,8 @@ def read_table(path: Path, data_format: str) -> list[TableRow]:
     """Every row of a table as a mapping from column names to values.
 
     Raises:
-        UserError: When the file is malformed, naming file and line, or has no rows.
+        UserError: When the file is malformed (the message names file and line) or has
+            no rows.
     """
     text = read_text(path)
     if data_format == "json":

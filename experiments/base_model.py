@@ -23,7 +23,7 @@ from circuitcut.experiments.load import Experiment, base_recipe, load, task_of
 from circuitcut.models.builtin import BUILTIN
 from circuitcut.models.loading import load_model, save_model
 from circuitcut.models.weights_hash import weights_hash
-from circuitcut.storage.atomic import read_json, told_to_the_user, write_json
+from circuitcut.storage.atomic import os_errors_as_user_errors, read_json, write_json
 from circuitcut.storage.cache import cache_folder, content_hash
 from circuitcut.storage.errors import UserError
 from circuitcut.tasks.base import Batch, TaskOptions, to_device
@@ -131,7 +131,7 @@ def _cached(experiment: Experiment, recipe: BaseRecipe, without_concept: bool) -
 @contextmanager
 def _only_one(folder: Path, accelerator: Accelerator) -> Iterator[None]:
     """Hold the lock of a base model: whoever comes second finds it trained."""
-    with told_to_the_user(folder):
+    with os_errors_as_user_errors(folder):
         folder.parent.mkdir(parents=True, exist_ok=True)
     lock = FileLock(f"{folder}.lock")
     if accelerator.is_main_process:
@@ -228,7 +228,7 @@ def _save(training: _Training, folder: Path, seconds: float) -> None:
     evaluation = evaluate(experiment.task, loaded.model, "heldout")
     scratch = folder.with_name(f"{folder.name}.tmp")
     shutil.rmtree(scratch, ignore_errors=True)
-    with told_to_the_user(scratch):
+    with os_errors_as_user_errors(scratch):
         scratch.mkdir(parents=True)
         save_model(loaded, scratch)
     record = {
@@ -241,7 +241,7 @@ def _save(training: _Training, folder: Path, seconds: float) -> None:
         "heldout_unseen": evaluation.unseen_scores,
     }
     write_json(scratch / "base.json", record)
-    with told_to_the_user(folder):
+    with os_errors_as_user_errors(folder):
         scratch.rename(folder)
     for left in folder.parent.glob(f"{folder.name}.*unfinished"):
         shutil.rmtree(left, ignore_errors=True)

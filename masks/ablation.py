@@ -1,4 +1,4 @@
-"""Ablation values: what an ablated unit's activation becomes."""
+"""Ablation values: the activations that replace those of ablated units."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
@@ -20,14 +20,14 @@ AblationKind = Literal["zero", "mean", "counterfactual"]
 
 @dataclass(frozen=True)
 class AblationValues:
-    """One activation per site, in the shape of what the site gates.
+    """One activation per site, in the shape of the tensor that the site gates.
 
     `values[site.name]` is (width,), (position, width) or, for counterfactuals,
     (batch, position, width) or (batch, width). For `weights` sites it is the module's
-    *input*: an ablated weight then meets the mean input instead of the live one. For
-    `edges` it is what the writers write that the site's readers see: (writer, d_model),
-    (writer, position, d_model) or (writer, batch, position, d_model), see
-    `masks/edges/sites.py`.
+    *input*: an ablated weight is multiplied with the mean input instead of the actual
+    one. For `edges` it is the outputs of the writers before the site's readers:
+    (writer, d_model), (writer, position, d_model) or (writer, batch, position,
+    d_model); see `masks/edges/sites.py`.
     """
 
     kind: AblationKind
@@ -35,14 +35,17 @@ class AblationValues:
 
     @property
     def is_pooled(self) -> bool:
-        """Whether one value serves all positions and can live in a bias: no edges."""
+        """Whether one value holds for all positions, so that a bias can contain it.
+
+        False for edges.
+        """
         return self.kind != "counterfactual" and all(
             value.dim() <= 1 for value in self.values.values()
         )
 
 
 def zero_values(sites: Sequence[Site]) -> AblationValues:
-    """Zeros of every site's width (of one element for `weights` and `edges`)."""
+    """Zeros as wide as each site (one element for `weights` and `edges`)."""
     single = ("weights", "edges")
     widths = {site.name: 1 if site.kind in single else site.width for site in sites}
     return AblationValues(
@@ -56,34 +59,36 @@ def mean_values(
     batches: Iterable[tuple[Mapping[str, Tensor], Bool[Tensor, "..."]]],
     per_position: bool = False,
 ) -> AblationValues:
-    """Mean activation of every site over the positions that `where` marks.
+    """Mean activation of every site over the positions at which `where` is True.
 
-    Sums and counts are kept in float64, so batches may be ragged. The model runs in
-    evaluation mode.
+    Sums and counts are accumulated in float64; batches may differ in size and length.
+    The model runs in evaluation mode.
 
     Args:
-        batches: Pairs of the model's keyword arguments and `where`, (batch, seq) or,
-            for images, (batch,): real, non-special tokens, or the non-concept ones.
-        per_position: One mean per sequence index instead of one for all; an index that
-            `where` never marks gets the pooled mean.
+        batches: Pairs of the model's keyword arguments and `where`. `where` has shape
+            (batch, seq) or, for images, (batch,); it is True at real, non-special
+            tokens, or at those outside the concept.
+        per_position: One mean per position instead of one mean for all positions. A
+            position at which `where` is never True gets the mean of all positions.
 
     Raises:
-        UserError: When `where` marks nothing, or `per_position` is asked without
-            positions.
+        UserError: When `where` is True nowhere, or `per_position` is set for
+            activations without a sequence axis.
     """
     modules, edges = modules_and_edges(sites)
     sums = {site.name: [_Sum(site.name, per_position)] for site in modules}
-    if edges:  # the last site sees the writers that any of them sees
+    if edges:  # the last site reads every writer that an earlier site reads
         last = edges[-1]
         sums[last.name] = [_Sum(last.name, per_position) for _ in range(n_seen(last))]
     with torch.no_grad(), evaluating(model):
         for inputs, where in batches:
-            parts = {name: [x] for name, x in _record(model, modules, inputs).items()}
+            recorded = _record(model, modules, inputs)
+            activations = {name: [value] for name, value in recorded.items()}
             if edges:
-                parts[last.name] = list(_written(model, edges, inputs))
+                activations[last.name] = list(_writer_outputs(model, edges, inputs))
             for name, totals in sums.items():
-                for total, part in zip(totals, parts[name], strict=True):
-                    total.add(part, where.to(part.device))
+                for total, activation in zip(totals, activations[name], strict=True):
+                    total.add(activation, where.to(activation.device))
     means = {
         name: torch.stack([total.mean() for total in totals])
         for name, totals in sums.items()
@@ -96,16 +101,16 @@ def mean_values(
 def record_values(
     model: nn.Module, sites: Sequence[Site], inputs: Mapping[str, Tensor]
 ) -> AblationValues:
-    """Activations of every site on other inputs, for counterfactual ablation.
+    """Activations of every site on counterfactual inputs.
 
-    The caller's train or eval mode is kept.
+    The model runs in its current mode (training or evaluation).
     """
     modules, edges = modules_and_edges(sites)
     with torch.no_grad():
         recorded = _record(model, modules, inputs)
         if edges:
-            written = _written(model, edges, inputs)
-            recorded |= {site.name: written[: n_seen(site)] for site in edges}
+            outputs = _writer_outputs(model, edges, inputs)
+            recorded |= {site.name: outputs[: n_seen(site)] for site in edges}
     return AblationValues("counterfactual", recorded)
 
 
@@ -131,13 +136,13 @@ class _Sum:
                 f"{tuple(activation.shape)} at {self.name}; use pooled means"
             )
         self.dtype = torch.promote_types(activation.dtype, torch.float32)
-        kept = where.double()
+        weights = where.double()
         if self.per_position:
-            sums = torch.einsum("bs,bsw->sw", kept, activation.double())
-            counts = kept.sum(0)
+            sums = torch.einsum("bs,bsw->sw", weights, activation.double())
+            counts = weights.sum(0)
         else:
             sums = activation[where].double().sum(0, keepdim=True)
-            counts = kept.sum().reshape(1)
+            counts = weights.sum().reshape(1)
         self.sums = _padded_sum(self.sums, sums)
         self.counts = _padded_sum(self.counts, counts)
 
@@ -146,7 +151,7 @@ class _Sum:
         if total == 0:
             raise UserError(
                 f"mean ablation needs at least one marked position at {self.name}, got "
-                "0; check the data of the `where` masks"
+                "0; check the `where` masks of the batches"
             )
         pooled = self.sums.sum(0) / total
         if not self.per_position:
@@ -168,7 +173,10 @@ def _padded_sum(first: Tensor, second: Tensor) -> Tensor:
 def _record(
     model: nn.Module, sites: Sequence[Site], inputs: Mapping[str, Tensor]
 ) -> dict[str, Tensor]:
-    """What the sites' own modules get or give; nothing is run where there are none."""
+    """Inputs (of `hidden` sites: outputs) of the sites' modules in one forward pass.
+
+    Without sites the model does not run.
+    """
     recorded: dict[str, Tensor] = {}
     if not sites:
         return recorded
@@ -186,11 +194,12 @@ def _record(
     return recorded
 
 
-def _written(
+def _writer_outputs(
     model: nn.Module, edges: Sequence[Site], inputs: Mapping[str, Tensor]
 ) -> Tensor:
-    """What the writers write that the sites' readers see."""
-    from circuitcut.masks.edges.gating import writers_seen  # loads the engine
+    """Outputs of the writers that the sites' readers read."""
+    # imported here because it loads the edge engine
+    from circuitcut.masks.edges.gating import writers_seen
 
     return writers_seen(model, edges, inputs)
 

@@ -1,8 +1,9 @@
-"""Writing a finished cut into plain weights, so that a model needs no hooks any more.
+"""Write a cut into the weights, so that the cut model needs no hooks.
 
-An ablated input of a projection loses its outgoing weights, and the constant that it
-contributed at its ablation value moves into the bias; an ablated hidden unit of a
-post-norm encoder gets gain 0 and its value as bias in the LayerNorm that writes it.
+For an ablated input of a projection the outgoing weights become 0, and the product of
+these weights and the ablation value is added to the bias. For an ablated hidden unit of
+a post-norm encoder, the LayerNorm that writes it gets weight 0 and the ablation value
+as bias.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -20,7 +21,7 @@ from circuitcut.models.sites import Site
 from circuitcut.storage.errors import UserError
 
 _BIAS_OPTIONS = {"neurons": ("mlp_bias",), "heads": ("attention_bias",)}
-"""Entries of a transformers configuration that give every such projection a bias."""
+"""Configuration entries of transformers that add a bias to these projections."""
 
 
 def bake_sites_(
@@ -32,20 +33,20 @@ def bake_sites_(
 ) -> None:
     """Write the ablation of all sites into the parameters of `model`.
 
-    Sites that ablate nothing are left alone. Where a projection has no bias but the
-    architecture has an option for one, the option is set and the new biases start at 0.
+    Sites without ablated units do not change. If a projection has no bias but the
+    architecture has an option for one, the option is set; new biases start at 0.
 
     Raises:
-        UserError: Naming the site and the reason where weights cannot hold the cut; the
-            model is then unchanged.
+        UserError: When the weights cannot represent the cut; the message names the site
+            and the reason, and the model is unchanged.
     """
     cut = [site for site in sites if not bool(keep[site.name].all())]
     if not cut:
         return
     if any(site.kind == "edges" for site in cut):
         raise UserError(
-            "a mask on edges cannot be baked: a weight serves all its readers, an edge "
-            "is one of them; apply it with FrozenMask.applied instead"
+            "a mask on edges cannot be baked: a weight acts on all readers of a "
+            "writer, an edge on one of them; apply it with FrozenMask.applied instead"
         )
     _check_cut(ablated, special_ids)
     writers = [_writer(model, site, keep[site.name], ablated) for site in cut]
@@ -57,28 +58,28 @@ def bake_sites_(
 def _check_cut(ablated: AblationValues, special_ids: Sequence[int]) -> None:
     reason = None
     if special_ids:
-        reason = f"spares the positions of special_ids {tuple(special_ids)}"
+        reason = f"does not act at the positions of special_ids {tuple(special_ids)}"
     elif ablated.kind == "counterfactual":
-        reason = "takes its values from paired inputs (counterfactual)"
+        reason = "takes its ablation values from paired inputs (counterfactual)"
     elif not ablated.is_pooled:
-        reason = "has one value per position"
+        reason = "has one ablation value per position"
     if reason is not None:
         raise UserError(
-            f"a mask that {reason} cannot be baked, because weights are the same "
-            "everywhere; apply it with FrozenMask.applied instead"
+            f"a mask that {reason} cannot be baked, because weights are the same at "
+            "all positions; apply it with FrozenMask.applied instead"
         )
 
 
 def _writer(
     model: nn.Module, site: Site, kept: Tensor, ablated: AblationValues
 ) -> Callable[[], None]:
-    """A function that bakes one site; everything that can fail is checked before."""
+    """A function that bakes one site; all checks are made before it is returned."""
     module = model.get_submodule(site.module)
     value = None if ablated.kind == "zero" else ablated.values[site.name]
     if site.kind == "hidden":
         return _hidden_writer(model, module, site, kept, value)
     if not isinstance(module, nn.Linear | Conv1D):
-        _refuse(site, f"its module is a {type(module).__name__}, no projection")
+        _refuse(site, f"its module is a {type(module).__name__}, not a projection")
     _check_untied(model, module.weight, site)
     gains_bias = value is not None and module.bias is None
     prepare = _bias_maker(model, site) if gains_bias else None
@@ -103,7 +104,7 @@ def _writer(
 
 
 def _cut_weights(module: "nn.Linear | Conv1D", site: Site, kept: Tensor) -> Tensor:
-    """Which entries of the stored weight are cut, in its own shape."""
+    """True at the cut entries of the stored weight, in the shape of the weight."""
     weight = module.weight
     if site.kind == "weights":
         return ~kept.view_as(weight)
@@ -119,8 +120,8 @@ def _hidden_writer(
     if not isinstance(module, nn.LayerNorm) or not module.elementwise_affine:
         _refuse(
             site,
-            "hidden units can be baked only where a LayerNorm writes them (post-norm "
-            f"encoders), here it is a {type(module).__name__}",
+            "hidden units can be baked only if a LayerNorm writes them (post-norm "
+            f"encoders), but here a {type(module).__name__} writes them",
         )
     if module.bias is None:
         _refuse(site, "its LayerNorm has no bias")
@@ -138,10 +139,10 @@ def _hidden_writer(
 
 
 def _bias_maker(model: nn.Module, site: Site) -> Callable[[], None]:
-    """How to give the projection of `site` the bias its architecture allows.
+    """A function that adds the bias that the architecture allows at `site`.
 
-    The configuration's option is tried on a model without storage: the parameters that
-    appear must all be biases, and the site's among them.
+    The configuration option is tested on a model without storage: all new parameters
+    must be biases, and the bias of the site must be one of them.
     """
     base = next((m for m in model.modules() if isinstance(m, PreTrainedModel)), None)
     options = _BIAS_OPTIONS.get(site.kind, ())

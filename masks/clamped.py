@@ -1,8 +1,9 @@
 """Clamped gates: a real number per unit, kept in [0, 1] by projection.
 
 Li, Davies & Nadeau (2023), "Circuit Breaking", https://arxiv.org/abs/2309.05973: masks
-start at 1, are clamped after every optimiser step and rounded at 0.5 in the end. Cheap
-and noiseless; the soft and the rounded mask may differ much.
+start at 1, are clamped after every optimiser step and are rounded at 0.5 at the end.
+The method is fast and has no noise; the results of the soft and of the rounded mask can
+differ a lot.
 """
 
 import torch
@@ -13,19 +14,19 @@ from circuitcut.masks.gate import DirectionSettings, Gate
 
 
 class ClampedGate(Gate):
-    """The gate is the parameter; `project_` brings it back into [0, 1] after a step."""
+    """The gate is the parameter; `project_` clamps it to [0, 1] after every step."""
 
     def __init__(self, n_units: int, settings: DirectionSettings):
         super().__init__(n_units, settings)
         self.gate = nn.Parameter(torch.ones(n_units))
 
     def sample(self, rng: torch.Generator) -> Float[Tensor, "unit"]:
-        """The gates themselves: there is no noise."""
+        """The gates, without noise."""
         del rng
         return self.values()
 
     def values(self) -> Float[Tensor, "unit"]:
-        """The gates, in [0, 1]; the gradient also passes at both ends."""
+        """The gates in [0, 1]; the gradient is not cut off at 0 and 1."""
         return self.gate.clamp(0.0, 1.0)
 
     def keep_probs(self) -> Float[Tensor, "unit"]:
@@ -33,7 +34,7 @@ class ClampedGate(Gate):
         return self.values()
 
     def scores(self) -> Float[Tensor, "unit"]:
-        """The gates, many of them tied at 1."""
+        """The gates; many of them have the same value 1."""
         return self.gate
 
     def project_(self) -> None:

@@ -1,4 +1,4 @@
-"""FrozenMask: the finished result of a mask search, which no optimiser touches."""
+"""FrozenMask: the final result of a mask search, without trainable parameters."""
 
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
@@ -27,7 +27,7 @@ from circuitcut.storage.errors import UserError
 
 @runtime_checkable
 class TrainedGates(Protocol):
-    """What a trained `MaskSet` gives: deterministic gates by site."""
+    """Deterministic gates by site, as a trained `MaskSet` gives them."""
 
     sites: tuple[Site, ...]
 
@@ -38,10 +38,10 @@ class TrainedGates(Protocol):
 
 @dataclass(frozen=True)
 class FrozenMask:
-    """Which units are kept (True) and which ablated (False), and by what value.
+    """The kept (True) and ablated (False) units, and the ablation values.
 
-    Equal in memory and on disk. `provenance` says where it came from: `model`,
-    `revision`, `config_hash`, `weights_hash`, `task`, `gate`, `direction`,
+    A saved and reloaded mask is equal to the original. `provenance` records its origin:
+    `model`, `revision`, `config_hash`, `weights_hash`, `task`, `gate`, `direction`,
     `code_version`, ...
 
     Raises:
@@ -52,7 +52,7 @@ class FrozenMask:
     sites: tuple[Site, ...]
     ablated: AblationValues
     special_ids: tuple[int, ...] = ()
-    """Positions whose `input_ids` are among these are never cut, except in edges."""
+    """The mask does not act at positions with these `input_ids`, except on edges."""
     provenance: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -99,7 +99,9 @@ class FrozenMask:
         special_ids: Sequence[int] = (),
         provenance: Mapping[str, Any] | None = None,
     ) -> "FrozenMask":
-        """Ablate the `n_ablated` lowest scores over all sites; ties go by unit index.
+        """Ablate the `n_ablated` units with the lowest scores over all sites.
+
+        Of units with equal scores the first ones are ablated.
 
         Raises:
             UserError: When `n_ablated` is negative or above the number of units, or a
@@ -112,7 +114,7 @@ class FrozenMask:
         if joined.isnan().any():
             raise UserError("argument scores must be numbers, got NaN")
         order = joined.sort(stable=True).indices
-        keep = _without(order[:n_ablated], sites)
+        keep = _keep_all_but(order[:n_ablated], sites)
         return cls(
             keep, tuple(sites), ablated, tuple(special_ids), dict(provenance or {})
         )
@@ -128,7 +130,7 @@ class FrozenMask:
         special_ids: Sequence[int] = (),
         provenance: Mapping[str, Any] | None = None,
     ) -> "FrozenMask":
-        """Ablate `n_ablated` units drawn uniformly from all sites together.
+        """Ablate `n_ablated` units drawn uniformly from the units of all sites.
 
         Raises:
             UserError: When `n_ablated` is negative or above the number of units.
@@ -136,7 +138,7 @@ class FrozenMask:
         n_units = sum(site.n_units for site in sites)
         _check_count(n_ablated, n_units)
         rng = torch.Generator().manual_seed(seed)
-        keep = _without(torch.randperm(n_units, generator=rng)[:n_ablated], sites)
+        keep = _keep_all_but(torch.randperm(n_units, generator=rng)[:n_ablated], sites)
         return cls(
             keep, tuple(sites), ablated, tuple(special_ids), dict(provenance or {})
         )
@@ -159,14 +161,14 @@ class FrozenMask:
         }
 
     def edges(self, *, kept: bool) -> list[str]:
-        """Names of the kept, or of the ablated, edges: `a0.h1->m3`, in graph order."""
+        """Names (`a0.h1->m3`) of the kept or of the ablated edges, in graph order."""
         return edge_names(self.sites, self.keep, kept=kept)
 
     def overlap(self, other: "FrozenMask") -> float:
         """Jaccard index of the two sets of ablated units; 1 when both are empty.
 
         Raises:
-            UserError: When the masks are of edges of two graphs.
+            UserError: When the masks are on edges of two different graphs.
         """
         check_one_graph([*self.sites, *other.sites])
         shared = sum(
@@ -178,7 +180,7 @@ class FrozenMask:
         return shared / union if union else 1.0
 
     def random_like(self, seed: int) -> "FrozenMask":
-        """The control: as many ablated units at every site, drawn at random."""
+        """A control mask: random units, the same number ablated at each site."""
         rng = torch.Generator().manual_seed(seed)
         keep = {
             site.name: self.keep[site.name][torch.randperm(site.n_units, generator=rng)]
@@ -190,10 +192,10 @@ class FrozenMask:
     def applied(
         self, model: nn.Module, *, ablated: AblationValues | None = None
     ) -> AbstractContextManager[None]:
-        """Cut `model` inside a `with`; it is bit-identical afterwards.
+        """Cut `model` in a `with` block; afterwards it is bit-identical to before.
 
         Args:
-            ablated: Values of this batch, needed when the mask is counterfactual
+            ablated: Ablation values of this batch, required for a counterfactual mask
                 (`record_values` on the paired inputs).
         """
         values = self.ablated if ablated is None else ablated
@@ -203,8 +205,8 @@ class FrozenMask:
         """Write the cut into the model's weights, so that it needs no hooks.
 
         Raises:
-            UserError: Naming the site and why, where plain weights cannot hold the cut;
-                the model is then unchanged.
+            UserError: When weights cannot represent the cut; the message names the site
+                and the reason, and the model is unchanged.
         """
         bake_sites_(model, self.sites, self.keep, self.ablated, self.special_ids)
 
@@ -230,18 +232,18 @@ class FrozenMask:
         config_hash: str | None = None,
         allow_other_weights: bool = False,
     ) -> "FrozenMask":
-        """Read a mask and check it against the model at hand.
+        """Read a mask and check that it fits a model.
 
         Args:
-            path: The folder, or either of its two files.
-            model: Checked for the sites, their widths and its weights.
-            model_name: Named in the message when it is not the mask's.
-            config_hash: Must equal the mask's.
+            path: The folder, or one of its two files.
+            model: Its sites, their widths and its weights are checked; None: no check.
+            model_name: Name of the model, for the message.
+            config_hash: Must equal the hash in the mask file.
             allow_other_weights: Accept a model of the same shape with other weights.
 
         Raises:
-            UserError: Naming the file that is missing, truncated or inconsistent, or
-                every difference between the mask's model and this one.
+            UserError: When a file is missing, truncated or inconsistent, or the mask is
+                for another model; the message names the file or all differences.
         """
         header, keep, values = read_mask_files(path)
         sites, special_ids = header.site_tuple(), tuple(header.special_ids)
@@ -259,7 +261,7 @@ class FrozenMask:
         return cls(keep, sites, ablated, special_ids, header.provenance)
 
 
-def _without(index: Tensor, sites: Sequence[Site]) -> dict[str, Tensor]:
+def _keep_all_but(index: Tensor, sites: Sequence[Site]) -> dict[str, Tensor]:
     kept = torch.ones(sum(site.n_units for site in sites), dtype=torch.bool)
     kept[index] = False
     return {name: p.clone() for name, p in split_by_site(kept, sites).items()}

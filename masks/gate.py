@@ -1,4 +1,4 @@
-"""What every gate gives: samples in [0, 1], a closed-form count and a ranking."""
+"""Base class of gates: samples in [0, 1], a closed-form count and a ranking."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
@@ -16,12 +16,12 @@ Direction = Literal["break", "isolate"]
 
 @dataclass(frozen=True)
 class DirectionSettings:
-    """What the settings of every gate begin with; a gate's own stand in its file."""
+    """Setting of every gate; the other settings of a gate are in its file."""
 
     direction: Direction = flag(
         "break",
-        "break: ablate few units so that the concept goes; isolate: keep few so that "
-        "it alone stays",
+        "break: ablate few units to remove the concept; isolate: keep few units that "
+        "alone are enough for the concept",
     )
 
 
@@ -30,19 +30,19 @@ class Gate(nn.Module, ABC):
 
     Args:
         n_units: Number of gates.
-        settings: `masks.registry.GateSettings`, of which each gate reads its own.
+        settings: `masks.registry.GateSettings`; each gate reads only its own fields.
     """
 
     recipe: ClassVar[Mapping[str, Any]] = {"penalty": "price", "lr": 0.15}
-    """What a run with this gate changes of a task's recipe, by name of the setting;
-    recipes are those of soft top-k."""
+    """Default settings that differ for this gate, by name. The task's default settings
+    are for soft top-k."""
     recipe_isolating_edges: ClassVar[Mapping[str, Any]] = {"concept_objective": "js"}
-    """Likewise, when few edges are kept. A bounded divergence: with KL, noise that
-    breaks the circuit makes edges worth keeping that only make a broken circuit's
-    answers less wrong."""
+    """Further default settings when few edges are kept (`isolate`). JS is a bounded
+    divergence. With KL, samples that ablate a part of the circuit have a very high
+    loss, and edges are then kept only because they lower this loss."""
     has_threshold: ClassVar[bool] = True
-    """A gate at 0.5 divides the kept from the ablated units; else their number is
-    chosen by scores on the `tune` split."""
+    """True: units with a gate above 0.5 are kept. False: the number of ablated units is
+    chosen by the scores on the `tune` split."""
     n_units: int
 
     def __init__(self, n_units: int, settings: Any):
@@ -52,28 +52,31 @@ class Gate(nn.Module, ABC):
 
     @abstractmethod
     def sample(self, rng: torch.Generator) -> Float[Tensor, "unit"]:
-        """One draw, once per step and outside the forward; `rng` is a CPU generator."""
+        """One sample of the gates; called once per step, outside the forward pass.
+
+        `rng` is a CPU generator.
+        """
 
     @abstractmethod
     def values(self) -> Float[Tensor, "unit"]:
-        """Deterministic test-time gates."""
+        """Deterministic gates for evaluation."""
 
     @abstractmethod
     def keep_probs(self) -> Float[Tensor, "unit"]:
-        """Probability (or, for deterministic gates, degree) of being kept."""
+        """Probability that a unit is kept; for deterministic gates the gate's value."""
 
     @abstractmethod
     def scores(self) -> Float[Tensor, "unit"]:
-        """Ranking of the units, the highest kept longest."""
+        """Scores that rank the units; the units with the lowest are ablated first."""
 
     def anneal(self, progress: float) -> None:
-        """Move schedules of the gate itself to `progress` in [0, 1] of the run."""
+        """Set the schedules of the gate (temperature) to `progress` in [0, 1]."""
         del progress
 
     def project_(self) -> None:
-        """Bring the parameters back into their range after an optimiser step."""
+        """Clamp the parameters to their range after an optimiser step."""
         return None
 
     def saturated_share(self) -> float:
-        """Share of gates that get (almost) no gradient; 0 where every gate has one."""
+        """Share of gates with (almost) no gradient; 0 if every gate has one."""
         return 0.0

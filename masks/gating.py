@@ -1,10 +1,10 @@
-"""How gates are put into an unmodified model: hooks that live as long as a `with`.
+"""Apply gates to an unmodified model with hooks, for the duration of a `with` block.
 
-Every gated activation x becomes keep * x + (1 - keep) * a, with a the ablation value;
-`weights` sites compute with W * keep, and an ablated weight meets the ablation value of
-its input; `edges` are gated together, by running the model's blocks as one stack
-(`masks/edges/stack.py`). Nothing is random here: noise is drawn before, because
-gradient checkpointing runs the hooks twice.
+Every gated activation x becomes keep * x + (1 - keep) * a, with a the ablation value.
+A `weights` site computes W * keep times the input, plus W * (1 - keep) times the
+ablation value of the input. All `edges` are gated together: the model's blocks run as
+one stack (`masks/edges/stack.py`). Nothing is random here: gates are sampled before,
+because gradient checkpointing runs the hooks twice.
 """
 
 from abc import ABC, abstractmethod
@@ -29,7 +29,8 @@ from circuitcut.models.sites import Site
 from circuitcut.storage.errors import UserError
 
 _FEW = 0.1
-"""Share of cut entries up to which undoing them one by one beats a pass over all."""
+"""Below this share of cut entries, index operations on them are faster than a
+multiplication of all entries."""
 
 
 @contextmanager
@@ -41,24 +42,25 @@ def gated(
     *,
     special_ids: Sequence[int] = (),
 ) -> Iterator[None]:
-    """Cut `model` by the gates `keep` inside the context; afterwards it is as before.
+    """Apply the gates `keep` to `model` inside the context; then restore the model.
 
-    Contexts on activations nest: the inner one gates what the outer one leaves.
-    Contexts on the weights of one module do not. With gradient checkpointing the
-    backward pass has to run inside the context too, and with `special_ids` one context
-    serves one forward.
+    Contexts on activations can be nested: the inner one gates the result of the outer
+    one. Contexts on the weights of one module cannot be nested. With gradient
+    checkpointing the backward pass must also run inside the context. With `special_ids`
+    each context allows one forward pass.
 
     Args:
-        keep: Gates of every site, (n_units,) by site name: float gates in [0, 1] may
-            carry a gradient; bools are a frozen mask and take a cheaper path.
-        ablated: What ablated units become; see `AblationValues` for shapes. Values by
-            position count from the first token of the sequence, a key-value cache
-            included.
-        special_ids: Positions whose `input_ids` are among these are never cut, except
-            in edges, which are cut at every position.
+        keep: Gates of every site, (n_units,) by site name. Float gates in [0, 1] can
+            require a gradient; bools are a frozen mask and are faster.
+        ablated: Ablation values; see `AblationValues` for shapes. Values per position
+            are indexed from the first token of the sequence, including the tokens in a
+            key-value cache.
+        special_ids: The gates do not act at positions with these `input_ids`, except
+            on edges, which are cut at every position.
 
     Raises:
-        UserError: When a site is not in the model or its gates or values do not fit.
+        UserError: When a site is not in the model, or its gates or ablation values have
+            the wrong shape.
     """
     batch = _Batch(special_ids)
     modules, edges = modules_and_edges(sites)
@@ -74,13 +76,17 @@ def gated(
         for gate in gates:
             stack.callback(gate.install())
         if edges:
-            inside = [gate.wide for gate in gates if isinstance(gate, _ActivationGate)]
-            stack.enter_context(_edges_gated(model, edges, keep, ablated, inside))
+            activation_gates = [
+                gate.wide for gate in gates if isinstance(gate, _ActivationGate)
+            ]
+            stack.enter_context(
+                _edges_gated(model, edges, keep, ablated, activation_gates)
+            )
         yield
 
 
 class _Batch:
-    """What the gates have to know of the inputs of the forward pass at hand."""
+    """Facts about the inputs of the current forward pass that the gates need."""
 
     def __init__(self, special_ids: Sequence[int]):
         self.special_ids = torch.tensor(list(special_ids), dtype=torch.int64)
@@ -102,9 +108,9 @@ class _Batch:
         self.rows = special.nonzero(as_tuple=True)
 
 
-# Methods rather than closures: type-checked tests decorate a function per definition.
+# Methods and not closures: the type checks of the tests wrap every function definition.
 class _Gate(ABC):
-    """The gates of one site, ready to be put into its module."""
+    """The gates of one site, to be installed in its module."""
 
     def __init__(
         self,
@@ -122,7 +128,7 @@ class _Gate(ABC):
 
     @abstractmethod
     def install(self) -> Callable[[], object]:
-        """Put the gates in place; returns how to take them out again."""
+        """Install the gates; return a function that removes them."""
 
     def value_at(self, x: Tensor) -> Tensor | None:
         """The ablation values of the positions of `x`, broadcastable to it."""
@@ -135,8 +141,8 @@ class _Gate(ABC):
         if value.shape != x.shape[x.dim() - value.dim() :]:
             raise UserError(
                 f"the ablation values at {self.site.name} have the shape "
-                f"{tuple(value.shape)}, the activations {tuple(x.shape)}; record them "
-                "on inputs of this shape"
+                f"{tuple(value.shape)}, the activations {tuple(x.shape)}; record the "
+                "values on inputs of this shape"
             )
         return value
 
@@ -146,7 +152,7 @@ class _ActivationGate(_Gate):
 
     def __init__(self, *args: Any):
         super().__init__(*args)
-        # bools are a finished mask; as floats they carry no gradient either
+        # bools are a frozen mask; as floats they do not require a gradient
         keep = self.keep.float() if self.keep.dtype == torch.bool else self.keep
         size = self.site.unit_size
         self.wide = keep.repeat_interleave(size) if size > 1 else keep
@@ -172,7 +178,7 @@ class _ActivationGate(_Gate):
         if x.shape[-1] != self.site.width:
             raise UserError(
                 f"{self.site.name} has activations of width {x.shape[-1]}, the mask is "
-                f"for {self.site.width}; this mask is for another model"
+                f"for width {self.site.width}; this mask is for another model"
             )
         wide, cut = self.wide.to(x.device), self.cut
         cut = None if cut is None else cut.to(x.device)
@@ -180,7 +186,7 @@ class _ActivationGate(_Gate):
 
 
 class _WeightGate(_Gate):
-    """The forward of a projection with W * keep, set on the instance."""
+    """Replaces the forward method of one projection by one that uses W * keep."""
 
     def __init__(self, *args: Any):
         super().__init__(*args)
@@ -193,12 +199,12 @@ class _WeightGate(_Gate):
         if module.weight.numel() != self.site.n_units:
             raise UserError(
                 f"{path} has {module.weight.numel()} weights, the mask is for "
-                f"{self.site.n_units}; this mask is for another model"
+                f"{self.site.n_units} weights; this mask is for another model"
             )
         if "forward" in vars(module):
             raise UserError(
                 f"the forward of {path} is replaced already; masks on the weights of "
-                "one module do not nest, so leave the other context first"
+                "one module cannot be nested, so leave the other context first"
             )
 
     def install(self) -> Callable[[], object]:
@@ -232,7 +238,7 @@ def _gate(
     ablated: AblationValues,
     batch: _Batch,
 ) -> _Gate | None:
-    """The gates of one site; None where a finished mask keeps everything."""
+    """The gates of one site; None if a frozen mask keeps all its units."""
     try:
         module = model.get_submodule(site.module)
     except AttributeError as error:
@@ -261,10 +267,11 @@ def _edges_gated(
     sites: Sequence[Site],
     keep: Mapping[str, Tensor],
     ablated: AblationValues,
-    inside: Sequence[Tensor],
+    activation_gates: Sequence[Tensor],
 ) -> Iterator[None]:
-    """All edge sites as one stack; nothing where a finished mask keeps every edge."""
-    from circuitcut.masks.edges.gating import edge_gated, stack_of  # loads the engine
+    """Gate all edge sites as one stack; no change if a frozen mask keeps every edge."""
+    # imported here because it loads the edge engine
+    from circuitcut.masks.edges.gating import edge_gated, stack_of
 
     gates = [_gates_at(site, keep) for site in sites]
     stack = stack_of(model, graph_at(sites))
@@ -273,21 +280,21 @@ def _edges_gated(
         return
     value = _value(ablated, sites[-1])
     rows = None if value is None else writer_values(sites[-1], value)
-    with edge_gated(stack, flat_gates(sites, keep), rows, inside):
+    with edge_gated(stack, flat_gates(sites, keep), rows, activation_gates):
         yield
 
 
 def _value(ablated: AblationValues, site: Site) -> Tensor | None:
-    """The ablation value of a site; None stands for zero, which costs less."""
+    """The ablation value of a site; None means zero, which is faster."""
     if ablated.kind == "zero":
         return None
     if site.name not in ablated.values:
-        what = (
+        advice = (
             "record them on the paired inputs with record_values"
             if ablated.kind == "counterfactual"
             else "compute them for these sites with mean_values"
         )
         raise UserError(
-            f"argument ablated has no {ablated.kind} values at {site.name}; {what}"
+            f"argument ablated has no {ablated.kind} values at {site.name}; {advice}"
         )
     return ablated.values[site.name]

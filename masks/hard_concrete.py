@@ -1,12 +1,13 @@
 """Hard-concrete gates: trainable masks with exact zeros and ones.
 
 Louizos, Welling & Kingma (2018), "Learning Sparse Neural Networks through L0
-Regularization", https://arxiv.org/abs/1712.01312. Symbols in comments are theirs.
-Departures: noise is drawn by `sample`, once per step and outside the forward pass,
-which gradient checkpointing runs twice; every gate starts at the same location; the
-location is not clamped; a sample may be raised to a power, which moves neither P(z = 0)
-nor P(z = 1). A norm undoes what a gate does to the only thing it reads, so that the
-loss changes near z = 0 alone, where hardly a sample falls; those of z^5 do.
+Regularization", https://arxiv.org/abs/1712.01312. Symbols in comments are those of the
+paper. Departures: noise is drawn by `sample`, once per step and outside the forward
+pass, which gradient checkpointing runs twice; every gate starts at the same location;
+the location is not clamped; a sample can be raised to a power, which changes neither
+P(z = 0) nor P(z = 1). Reason for the power: if a norm reads only one gated vector, it
+removes the scale z, and the loss depends on z only near 0. Few samples z are near 0,
+but many samples z^5 are.
 """
 
 import math
@@ -23,7 +24,7 @@ from circuitcut.storage.flag_fields import flag
 STRETCH_LOW, STRETCH_HIGH = -0.1, 1.1  # gamma, zeta
 TEMPERATURE = 2 / 3  # beta
 _ZERO_LOGIT = TEMPERATURE * math.log(-STRETCH_LOW / STRETCH_HIGH)
-_EPS = 1e-6  # keeps u away from 0 and 1, where its logit is infinite
+_EPS = 1e-6  # u is clamped to [_EPS, 1 - _EPS]: its logit is infinite at 0 and 1
 
 
 @dataclass(frozen=True)
@@ -35,7 +36,7 @@ class HardConcreteSettings(DirectionSettings):
     )
     power: float = flag(
         1.0,
-        "hard_concrete: samples are raised to it; above 1, more of them lie near 0",
+        "hard_concrete: exponent of the samples; above 1, more samples are near 0",
         has_own_default=False,
     )
 
@@ -46,11 +47,11 @@ class HardConcreteGate(Gate):
     Args:
         n_units: Number of gates.
         settings: `keep_prob`, in (0, 1), is the initial probability that a gate is not
-            exactly zero. At 0.982 and above the test-time gate is exactly 1 until
-            training moves it. Samples are raised to `power`, which is positive.
+            exactly zero. From 0.982 on, the gates of the evaluation are exactly 1 at
+            the start of training. `power` > 0 is the exponent of the samples.
 
     Raises:
-        UserError: When `keep_prob` is outside (0, 1), or `power` not positive.
+        UserError: When `keep_prob` is outside (0, 1), or `power` is not positive.
     """
 
     def __init__(self, n_units: int, settings: HardConcreteSettings):
@@ -59,24 +60,25 @@ class HardConcreteGate(Gate):
         if not 0.0 < keep_prob < 1.0:
             raise UserError(
                 "argument keep_prob must lie strictly between 0 and 1, got "
-                f"{keep_prob}; 0.99 is a good start"
+                f"{keep_prob}; 0.99 is a good value"
             )
         if not settings.power > 0.0:
             raise UserError(
-                f"argument power must be positive, got {settings.power}; 1 is plain"
+                f"argument power must be positive, got {settings.power}; 1 leaves the "
+                "samples unchanged"
             )
         self.power = settings.power
         log_alpha = math.log(keep_prob / (1 - keep_prob)) + _ZERO_LOGIT
         self.log_alpha = nn.Parameter(torch.full((n_units,), log_alpha))
 
     def sample(self, rng: torch.Generator) -> Float[Tensor, "unit"]:
-        """One draw of the gates; `rng` is a CPU generator, so devices agree."""
+        """One sample of the gates; `rng` is a CPU generator: equal on all devices."""
         u = torch.rand(self.n_units, generator=rng).clamp(_EPS, 1 - _EPS)
         noise = u.logit().to(self.log_alpha)
         return _stretch((noise + self.log_alpha) / TEMPERATURE) ** self.power
 
     def values(self) -> Float[Tensor, "unit"]:
-        """The deterministic test-time gates (no temperature)."""
+        """The deterministic gates for evaluation (without temperature)."""
         return _stretch(self.log_alpha)
 
     def keep_probs(self) -> Float[Tensor, "unit"]:
@@ -88,7 +90,7 @@ class HardConcreteGate(Gate):
         return self.log_alpha
 
     def saturated_share(self) -> float:
-        """Expected share of gates drawn at exactly 0 or 1, which get no gradient."""
+        """Expected share of samples at exactly 0 or 1, which have no gradient."""
         with torch.no_grad():
             is_one = torch.sigmoid(self.log_alpha + _ZERO_LOGIT)
             return 1.0 - (self.keep_probs() - is_one).mean().item()

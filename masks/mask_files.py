@@ -1,7 +1,7 @@
-"""The two files of a frozen mask, and whether they belong to the model at hand.
+"""Read and write the two files of a frozen mask, and check that it fits a model.
 
 `mask.safetensors` holds `keep/SITE` (bool) and `value/SITE` (the ablation values,
-unless they are zero); `mask.json` holds the sites and where the mask came from. Format
+unless they are zero); `mask.json` holds the sites and the origin of the mask. Format
 version 1.
 """
 
@@ -30,7 +30,7 @@ TENSOR_FILE, HEADER_FILE = "mask.safetensors", "mask.json"
 
 @dataclass(frozen=True)
 class MaskHeader:
-    """What `mask.json` says."""
+    """The content of `mask.json`."""
 
     sites: list[dict[str, Any]]
     ablation: AblationKind
@@ -47,7 +47,7 @@ class MaskHeader:
 
 
 def site_dict(site: Site) -> dict[str, Any]:
-    """JSON-able form of a site; only sites of `edges` have a graph."""
+    """A site in JSON types; only sites of `edges` have a graph."""
     return {key: value for key, value in asdict(site).items() if value is not None}
 
 
@@ -64,7 +64,7 @@ def write_mask_files(
     keep: Mapping[str, Tensor],
     values: Mapping[str, Tensor],
 ) -> None:
-    """Write both files into `folder`, each at once or not at all."""
+    """Write both files into `folder`, each one atomically."""
     tensors = {f"keep/{name}": kept for name, kept in keep.items()}
     if header.ablation != "zero":
         tensors |= {f"value/{name}": value for name, value in values.items()}
@@ -75,14 +75,14 @@ def write_mask_files(
 def read_mask_files(
     path: Path,
 ) -> tuple[MaskHeader, dict[str, Tensor], dict[str, Tensor]]:
-    """Header, `keep` and ablation values of a mask, consistent with each other.
+    """Header, `keep` and ablation values of a mask, checked for consistency.
 
     Args:
-        path: The folder, or either of its files.
+        path: The folder, or one of its two files.
 
     Raises:
-        UserError: Naming the missing or damaged file, or the tensor that is missing,
-            too many or of the wrong shape.
+        UserError: When a file is missing or damaged, or a tensor is missing, unknown or
+            of the wrong shape; the message names it.
     """
     folder = path.parent if path.name in (TENSOR_FILE, HEADER_FILE) else path
     header = _header(folder / HEADER_FILE)
@@ -106,19 +106,20 @@ def check_model(
     config_hash: str | None = None,
     allow_other_weights: bool = False,
 ) -> None:
-    """Whether a mask fits the model at hand.
+    """Check that a mask fits a model.
 
     Args:
         sites: The mask's sites.
         made_for: The mask's provenance: `config_hash`, `weights_hash`, `model`.
-        path: Where the mask lies, for the message.
-        model: Checked for the sites, their widths and its weights.
-        model_name: Named in the message when it is not the mask's.
-        config_hash: Must equal the mask's.
+        path: Path of the mask, for the message.
+        model: Its sites, their widths and its weights are checked.
+        model_name: Name of the model, for the message.
+        config_hash: Must equal the hash in the mask file.
         allow_other_weights: Accept a model of the same shape with other weights.
 
     Raises:
-        UserError: Naming every difference at once.
+        UserError: When the mask is for another model; the message lists all
+            differences.
     """
     differences = [
         difference
@@ -139,7 +140,7 @@ def check_model(
         and weights != weights_hash(model)
     ):
         differences.append("other weights (allow_other_weights accepts them)")
-    # The name alone says little: a folder may have moved.
+    # A different name alone is no error: a folder can have been moved.
     if differences and model_name is not None and made_for.get("model") != model_name:
         differences.insert(0, f"model {made_for.get('model')!r}, here {model_name!r}")
     if differences:
@@ -152,7 +153,7 @@ def _site_difference(model: nn.Module, site: Site) -> str | None:
     try:
         module = model.get_submodule(site.module)
     except AttributeError:
-        return f"site {site.name} is not there"
+        return f"site {site.name} is not in the model"
     width = _width(module, site)
     if width is not None and width != site.width:
         return f"site {site.name} is {site.width} wide in the mask, {width} here"
@@ -160,7 +161,7 @@ def _site_difference(model: nn.Module, site: Site) -> str | None:
 
 
 def _width(module: nn.Module, site: Site) -> int | None:
-    """Size of what a site gates; None where only a forward pass can tell."""
+    """Size of a site's gated axis; None if only a forward pass can determine it."""
     weight = getattr(module, "weight", None)
     if weight is None or site.kind == "edges":
         return None
@@ -176,12 +177,12 @@ def _header(path: Path) -> MaskHeader:
     expected = {field.name for field in dataclasses.fields(MaskHeader)}
     if not isinstance(fields, dict) or "format_version" not in fields:
         raise UserError(
-            f"{path} is not the header of a mask; name a folder with a mask"
+            f"{path} is not the header of a mask; name the folder of a mask"
         )
     if fields["format_version"] != FORMAT_VERSION:
         raise UserError(
             f"{path} has format version {fields['format_version']}, this program reads "
-            f"{FORMAT_VERSION}; use the version that wrote it"
+            f"version {FORMAT_VERSION}; use the program version that wrote the file"
         )
     if set(fields) != expected:
         raise UserError(
@@ -191,8 +192,8 @@ def _header(path: Path) -> MaskHeader:
         )
     if fields["polarity"] != POLARITY:
         raise UserError(
-            f"{path} has the polarity {fields['polarity']!r}, masks here have "
-            f"{POLARITY!r}; convert it"
+            f"{path} has the polarity {fields['polarity']!r}, this program needs "
+            f"{POLARITY!r}; convert the file"
         )
     if fields["ablation"] not in get_args(AblationKind):
         raise UserError(f"{path} has the unknown ablation kind {fields['ablation']!r}")
@@ -207,7 +208,7 @@ def _check_tensors(path: Path, header: MaskHeader, tensors: dict[str, Tensor]) -
     allowed = needed | {f"value/{site.name}" for site in sites}
     if missing := sorted(needed - set(tensors)):
         raise UserError(
-            f"{path} lacks the tensors {missing} that {HEADER_FILE} asks for"
+            f"{path} lacks the tensors {missing} that {HEADER_FILE} requires"
         )
     if extra := sorted(set(tensors) - allowed):
         raise UserError(

@@ -21,12 +21,12 @@ class MaskSet(nn.Module):
         sites: The gated sites; their units are counted in this order.
         gate: A name in `GATES`.
         settings: Settings of the gate.
-        trainable: A superset mask: only the units it ablates get a gate, and all others
-            are held at exactly 1. None trains every unit.
+        trainable: A superset mask: only the units that it ablates get a gate; the gates
+            of all other units are fixed at 1. None trains every unit.
 
     Raises:
-        UserError: On an unknown gate, no or repeated sites, a superset mask of other
-            sites or one that ablates nothing.
+        UserError: When the gate is unknown, there are no sites or a site twice, or the
+            superset mask has other sites or ablates nothing.
     """
 
     averaged: Tensor
@@ -57,7 +57,7 @@ class MaskSet(nn.Module):
         self.register_buffer("n_averaged", torch.zeros((), dtype=torch.int64))
 
     def sample(self, rng: torch.Generator) -> dict[str, Float[Tensor, "_unit"]]:
-        """One draw of every gate by site name; `rng` is a CPU generator."""
+        """One sample of all gates by site name; `rng` is a CPU generator."""
         return self.split(self._expand(self.gate.sample(rng)))
 
     def values(self) -> dict[str, Float[Tensor, "_unit"]]:
@@ -69,7 +69,7 @@ class MaskSet(nn.Module):
         return self.split(self._expand(self.gate.keep_probs()))
 
     def split(self, vector: Float[Tensor, "all_units"]) -> dict[str, Tensor]:
-        """A vector over all units, cut into one piece per site name."""
+        """A vector over all units, split into one piece per site name."""
         return split_by_site(vector, self.sites)
 
     def expected_ablated(self) -> Float[Tensor, ""]:
@@ -77,11 +77,11 @@ class MaskSet(nn.Module):
         return (1.0 - self.gate.keep_probs()).sum()
 
     def expected_kept(self) -> Float[Tensor, ""]:
-        """Expected number of kept units, those held at 1 included."""
+        """Expected number of kept units, including units with gates fixed at 1."""
         return self.n_units - self.expected_ablated()
 
     def average_(self, decay: float) -> None:
-        """Exponential moving average of the scores: `decay` stays, the rest is new.
+        """Update average = decay * average + (1 - decay) * scores.
 
         The first call copies the scores.
         """
@@ -91,20 +91,20 @@ class MaskSet(nn.Module):
             self.n_averaged += 1
 
     def ranking(self) -> Float[Tensor, "all_units"]:
-        """Averaged scores if any, else the scores; units held at 1 rank at infinity."""
+        """Averaged scores if there are any, else the scores; infinity for fixed gates."""
         scores = self.gate.scores() if self.n_averaged.item() == 0 else self.averaged
         return self._expand(scores.detach(), held=float("inf"))
 
     def anneal(self, progress: float) -> None:
-        """Move the gate's own schedules to `progress` in [0, 1] of the run."""
+        """Set the gate's schedules to `progress` in [0, 1] of the run."""
         self.gate.anneal(progress)
 
     def project_(self) -> None:
-        """Bring the gate's parameters back into their range after an optimiser step."""
+        """Clamp the gate's parameters to their range after an optimiser step."""
         self.gate.project_()
 
     def saturated_share(self) -> float:
-        """Share of trainable gates that get (almost) no gradient."""
+        """Share of trainable gates with (almost) no gradient."""
         return self.gate.saturated_share()
 
     def _expand(self, vector: Tensor, held: float = 1.0) -> Tensor:
@@ -118,7 +118,7 @@ def _ablated_index(sites: tuple[Site, ...], superset: FrozenMask) -> Tensor:
     if set(superset.keep) != {site.name for site in sites}:
         raise UserError(
             "argument trainable must be a mask of the same sites, got "
-            f"{len(superset.sites)} sites for {len(sites)}; gate the sites of that mask"
+            f"{len(superset.sites)} sites for {len(sites)}; use the sites of that mask"
         )
     ablated = torch.cat([~superset.keep[site.name] for site in sites])
     if not ablated.any():

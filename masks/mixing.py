@@ -1,10 +1,13 @@
-"""The arithmetic of a gate: keep * x + (1 - keep) * value in one pass over x.
+"""The arithmetic of a gate, y = keep * x + (1 - keep) * value, with a fused backward.
 
-Plain autograd would keep several copies of x and write full-size products. Here the
-forward is one fused operation. The backward undoes the operation that gave x together
-with the gate, without a copy between, and reduces the gradient of the gates block by
-block from an x that is recomputed where it can be. Exact at both ends: keep 1 gives x
-and keep 0 the value, bit for bit.
+Autograd alone would store several copies of x and write products of the full size. Here
+the forward pass is one fused operation. The backward pass computes the gradients of the
+gate and of the operation that produced x together. It sums the gradient of the gates,
+
+    dL/dkeep_i = sum over positions of (x_i - value_i) dL/dy_i,
+
+block by block; x is recomputed in the backward pass where possible. The result is
+exact at both ends: keep = 1 gives x and keep = 0 gives the value, bit for bit.
 """
 
 from collections.abc import Iterator
@@ -18,10 +21,10 @@ from torch.autograd.function import once_differentiable
 from circuitcut.masks.origins import IDENTITY, Operation, origin_of
 
 Rows = tuple[Tensor, ...]
-"""Index of the positions that are never cut, one integer vector per leading axis."""
+"""Index of the positions at which no gate acts, one integer vector per leading axis."""
 
 _BLOCK = {"cpu": 2**18}
-"""Elements reduced at once: on a CPU about what fits its cache, elsewhere many."""
+"""Number of elements in a block; on a CPU a block fits about into its cache."""
 _BLOCK_ELSEWHERE = 2**24
 
 
@@ -36,18 +39,18 @@ def mix(
 
     Args:
         x: Activations.
-        keep: Gates, usually float32; without a gradient x is not stored.
-        value: Ablation value, broadcastable to x; None is zero.
-        rows: Positions left as they are.
-        cut: The entries of a finished `keep` that are 0 while all others are 1; where
-            they are few, undoing those alone is cheaper.
+        keep: Gates, usually float32; if they need no gradient, x is not stored.
+        value: Ablation value, broadcastable to x; None means zero.
+        rows: Positions at which x does not change.
+        cut: Only for a frozen `keep` of zeros and ones: the indices of the zeros. For
+            few zeros, setting their gradients to 0 is faster than a product.
     """
     operation, operands = origin_of(x)
     return _Mix.apply(x.detach(), keep, value, rows, cut, operation, *operands)
 
 
 class _Mix(torch.autograd.Function):
-    """The gate, and in the backward pass also the operation that gave x."""
+    """The gate; its backward pass includes the operation that produced x."""
 
     @staticmethod
     def forward(
@@ -74,32 +77,35 @@ class _Mix(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         weight, value, *operands = ctx.saved_tensors
-        wholes = ctx.operation.pull(grad, *operands) if operands else (grad,)
-        # What `pull` made is ours to change; the identity hands on the gradient itself.
-        grads = [
-            whole * weight if whole is grad else _scaled_(whole, weight, ctx.cut)
-            for whole in wholes
+        # gradients of the operands without the gate, (*batch, width) each
+        ungated = ctx.operation.pull(grad, *operands) if operands else (grad,)
+        # `pull` returns new tensors, which may be changed in place; the identity
+        # returns `grad` itself, which may not
+        operand_grads = [
+            part * weight if part is grad else _scaled_(part, weight, ctx.cut)
+            for part in ungated
         ]
-        if ctx.rows is not None:
-            at = [operand[ctx.rows] for operand in operands] or [grad[ctx.rows]]
-            spared = ctx.operation.pull(grad[ctx.rows], *at)
-            for whole, part in zip(grads, spared, strict=True):
-                whole[ctx.rows] = part
-        total = None
+        if ctx.rows is not None:  # no gate acts at these positions
+            at_rows = [operand[ctx.rows] for operand in operands] or [grad[ctx.rows]]
+            row_grads = ctx.operation.pull(grad[ctx.rows], *at_rows)
+            for operand_grad, row_grad in zip(operand_grads, row_grads, strict=True):
+                operand_grad[ctx.rows] = row_grad
+        keep_grad = None
         if ctx.needs_input_grad[1]:
-            total = weight.new_zeros(weight.shape, dtype=ctx.keep_dtype)
-            for index, sign in _parts(grad, ctx.rows):
-                change = ctx.operation.make(*[operand[index] for operand in operands])
-                # what `make` made anew is ours; the identity hands on the operand
-                is_own = ctx.operation is not IDENTITY
+            # sum over positions of (x - value) dL/dy, (width,)
+            keep_grad = weight.new_zeros(weight.shape, dtype=ctx.keep_dtype)
+            for index, sign in _blocks(grad, ctx.rows):
+                product = ctx.operation.make(*[operand[index] for operand in operands])
+                # `make` returns a new tensor, except for the identity
+                is_new = ctx.operation is not IDENTITY
                 if value is not None:
                     ablated = value.expand_as(grad)[index]
-                    change = change.sub_(ablated) if is_own else change - ablated
-                    is_own = True
-                part = grad[index]
-                change = change.mul_(part) if is_own else change * part
-                total.add_(_summed(change, ctx.keep_dtype), alpha=sign)
-        return None, total, None, None, None, None, *grads
+                    product = product.sub_(ablated) if is_new else product - ablated
+                    is_new = True
+                block_grad = grad[index]
+                product = product.mul_(block_grad) if is_new else product * block_grad
+                keep_grad.add_(_summed(product, ctx.keep_dtype), alpha=sign)
+        return None, keep_grad, None, None, None, None, *operand_grads
 
 
 def _scaled_(grad: Tensor, weight: Tensor, cut: Tensor | None) -> Tensor:
@@ -112,8 +118,8 @@ def _summed(product: Tensor, dtype: torch.dtype) -> Tensor:
     return product.sum(tuple(range(product.dim() - 1)), dtype=dtype)
 
 
-def _parts(grad: Tensor, rows: Rows | None) -> Iterator[tuple[slice | Rows, int]]:
-    """Blocks that together are every position, counted 1, then `rows`, counted -1."""
+def _blocks(grad: Tensor, rows: Rows | None) -> Iterator[tuple[slice | Rows, int]]:
+    """Blocks of all positions with sign 1, then `rows` with sign -1."""
     size = _BLOCK.get(grad.device.type, _BLOCK_ELSEWHERE)
     n_examples = max(1, size // max(1, grad[:1].numel()))
     for start in range(0, len(grad), n_examples):

@@ -1,9 +1,10 @@
-"""How an activation came about, told from what autograd keeps of it anyway.
+"""The operation that produced an activation, with the operands that autograd stores.
 
-The gradient of a gate needs the gated activation, which the plain model forgets: a GELU
-keeps its input and a gated MLP its two factors. Repeating that last operation in the
-backward pass costs less than storing its result, which would be a third more memory;
-and doing its backward together with the gate's saves passes over memory.
+The gradient of a gate needs the gated activation. The model itself does not store it: a
+GELU stores its input, and a gated MLP its two factors. The activation is therefore
+recomputed in the backward pass. Storing it would take a third more memory. The backward
+passes of this operation and of the gate are computed together, which saves memory
+traffic.
 """
 
 from collections.abc import Callable
@@ -16,22 +17,24 @@ from torch import Tensor, nn
 
 @dataclass(frozen=True)
 class Operation:
-    """An elementwise operation and its derivative, for any part of the positions."""
+    """An elementwise operation and its derivative, for any subset of the positions."""
 
     make: Callable[..., Tensor]
-    """The result, of the operands."""
+    """Function from the operands to the result."""
     pull: Callable[..., tuple[Tensor, ...]]
-    """Gradients of the operands, of the result's gradient and the operands."""
+    """Function from the result's gradient and the operands to the operands' gradients.
+    """
 
 
 def origin_of(x: Tensor) -> tuple[Operation, tuple[Tensor, ...]]:
-    """The operation that gave `x`, if it is a known one, and its operands in the graph.
+    """The operation that produced `x`, and its operands in the autograd graph.
 
-    Otherwise, and under saved-tensor hooks (gradient checkpointing, offloading), which
-    looking at what a node stores would trigger, it is the identity of `x`.
+    For an unknown operation it is the identity of `x`. The same holds under hooks on
+    saved tensors (gradient checkpointing, offloading): reading the tensors of a node
+    would trigger these hooks.
     """
     node = x.grad_fn
-    # The only way to ask; the public context managers cannot look.
+    # A private function, because no public one tells whether such hooks are set.
     if node is None or torch._C._autograd._top_saved_tensors_default_hooks(True):
         return IDENTITY, (x,)
     if node.name() == "GeluBackward0":

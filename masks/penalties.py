@@ -1,7 +1,8 @@
-"""What a mask costs: a price per unit, or a Lagrangian that reaches a count.
+"""Penalties on the number of units: a price per unit, or a Lagrangian with a target.
 
-Both use the closed-form expected count, whose gradient does not vanish with the gates
-as that of a sample does. `break` prices ablated units and `isolate` kept ones.
+Both use the expected count in closed form. The gradient of a sampled count is zero for
+gates at 0 or 1; the gradient of the expected count is not. In the direction `break` the
+penalty counts ablated units, in `isolate` kept units.
 """
 
 import torch
@@ -14,16 +15,16 @@ from circuitcut.storage.errors import UserError
 
 
 class Price(nn.Module):
-    """`price` nats per unit, times the expected number of priced units.
+    """`price` nats per unit, times the expected number of penalised units.
 
     Args:
         price: Nats per unit, at least 0.
-        direction: `break` prices ablated units, `isolate` kept ones.
-        ramp_fraction: Share of the run, in [0, 1], over which the price rises linearly
-            from 0.
+        direction: `break` penalises ablated units, `isolate` kept units.
+        ramp_fraction: Share of the run, in [0, 1], during which the price rises
+            linearly from 0.
 
     Raises:
-        UserError: When a number lies outside its range.
+        UserError: When a number is outside its range.
     """
 
     def __init__(
@@ -43,26 +44,27 @@ class Price(nn.Module):
     def forward(self, masks: MaskSet, progress: float) -> Float[Tensor, ""]:
         """Nats to add to the loss at `progress` in [0, 1] of the run."""
         ramp = _ramp(progress, self.ramp_fraction)
-        return self.price * ramp * _priced(masks, self.direction)
+        return self.price * ramp * _penalised_count(masks, self.direction)
 
 
 class Lagrangian(nn.Module):
     """lambda1 (s - t) + lambda2 (s - t)^2, with s the expected share of ablated units.
 
-    Edge pruning and CoFi: the multipliers start at 0 and are *ascended* (give them to
-    the optimiser as `maximised`) while the gates descend; t moves linearly from 0 to
-    the asked share. Departure: s is the closed form, not a sample.
+    As in Edge Pruning and CoFi: the multipliers start at 0 and are trained by gradient
+    ascent (give them to the optimiser as `maximised`), the gates by gradient descent. t
+    moves linearly from 0 to the target share. Departure: s is in closed form, not a
+    sample.
 
     Args:
-        direction: `break` asks for a number of ablated units, `isolate` of kept ones.
+        direction: `break` has a target for ablated units, `isolate` for kept units.
         n_units: Number of gated units.
-        count: Asked-for number of units.
-        fraction: The same as a share of `n_units`; exactly one of both is given.
-        ramp_fraction: Share of the run, in [0, 1], over which t moves.
+        count: Target number of units.
+        fraction: Target share of `n_units`; give either `count` or `fraction`.
+        ramp_fraction: Share of the run, in [0, 1], during which t moves.
 
     Raises:
-        UserError: When not exactly one of `count` and `fraction` is given or a number
-            lies outside its range.
+        UserError: When both or none of `count` and `fraction` are given, or a number is
+            outside its range.
     """
 
     def __init__(
@@ -76,10 +78,10 @@ class Lagrangian(nn.Module):
     ):
         super().__init__()
         _check_ramp(ramp_fraction)
-        asked = _asked_share(n_units, count, fraction)
+        share = _target_share(n_units, count, fraction)
         self.direction = direction
         self.ramp_fraction = ramp_fraction
-        self.target = asked if direction == "break" else 1.0 - asked
+        self.target = share if direction == "break" else 1.0 - share
         self.linear = nn.Parameter(torch.zeros(()))
         self.quadratic = nn.Parameter(torch.zeros(()))
 
@@ -90,18 +92,18 @@ class Lagrangian(nn.Module):
         return self.linear * excess + self.quadratic * excess.square()
 
     def report(self, masks: MaskSet) -> dict[str, float]:
-        """Asked and expected number of priced units, and both multipliers."""
+        """Target and expected number of penalised units, and both multipliers."""
         n_ablated = self.target * masks.n_units
         is_break = self.direction == "break"
         return {
             "n_asked": n_ablated if is_break else masks.n_units - n_ablated,
-            "n_expected": _priced(masks, self.direction).item(),
+            "n_expected": _penalised_count(masks, self.direction).item(),
             "multiplier_linear": self.linear.item(),
             "multiplier_quadratic": self.quadratic.item(),
         }
 
 
-def _priced(masks: MaskSet, direction: Direction) -> Tensor:
+def _penalised_count(masks: MaskSet, direction: Direction) -> Tensor:
     is_break = direction == "break"
     return masks.expected_ablated() if is_break else masks.expected_kept()
 
@@ -114,11 +116,11 @@ def _check_ramp(fraction: float) -> None:
     if not 0.0 <= fraction <= 1.0:
         raise UserError(
             f"argument ramp_fraction must lie in [0, 1], got {fraction}; it is a share "
-            "of the run"
+            "of the training steps"
         )
 
 
-def _asked_share(n_units: int, count: float | None, fraction: float | None) -> float:
+def _target_share(n_units: int, count: float | None, fraction: float | None) -> float:
     if count is not None and fraction is None:
         share = count / n_units
     elif fraction is not None and count is None:
@@ -130,7 +132,7 @@ def _asked_share(n_units: int, count: float | None, fraction: float | None) -> f
         )
     if not 0.0 <= share <= 1.0:
         raise UserError(
-            f"the asked-for number must lie between 0 and the {n_units} gated units, "
+            f"the target number must lie between 0 and the {n_units} gated units, "
             f"got {count if fraction is None else fraction}"
         )
     return share

@@ -16,4 +16,4 @@ GATES: dict[str, type[Gate]] = {
 
 @dataclass(frozen=True)
 class GateSettings(SoftTopKSettings, HardConcreteSettings):
-    """Settings of all gates; each gate reads its own, which stand in its file."""
+    """Settings of all gates; each gate declares its settings in its own file."""

@@ -1,11 +1,11 @@
-"""Soft top-k gates: one ranking of the units that serves every number of them.
+"""Soft top-k gates: one ranking of the units that can be cut at any number of units.
 
 Arora et al. (2026), https://arxiv.org/abs/2609.25518. Every step draws a number k,
-finds the threshold tau with sum_i sigmoid((s_i - tau) / T) = k, and uses those sigmoids
-as gates; only the order of the scores s is kept. Departures: in the direction `break`,
+finds the threshold tau with sum_i sigmoid((s_i - tau) / T) = k, and uses these sigmoids
+as gates; the result is the order of the scores s. Departures: in the direction `break`,
 k counts the *ablated* units; k is log-uniform in [k_min, k_max], because uniform draws
-hardly ever visit small cuts; T is annealed; the bracket of tau is exact, so every 0 < k
-< n is reached.
+are rarely small; T is annealed; the bracket of tau is exact, so that a solution is
+found for every 0 < k < n.
 """
 
 import math
@@ -22,7 +22,7 @@ from circuitcut.storage.errors import UserError
 from circuitcut.storage.flag_fields import flag
 
 ANNEALED_SHARE = 0.8
-"""Share of the run over which the temperature moves; it rests afterwards."""
+"""Share of the run during which the temperature changes; then it is constant."""
 _NO_GRADIENT = 1e-4
 _MAX_ROUNDS = 200
 _TOLERANCE = 1e-10
@@ -58,13 +58,14 @@ class SoftTopKSettings(DirectionSettings):
 
 
 class SoftTopKGate(Gate):
-    """One score per unit; a sample keeps (isolate) or ablates (break) a random k
-    softly.
+    """One score per unit; a sample softly keeps (isolate) or ablates (break) k units.
+
+    The number k is random.
 
     Args:
         n_units: Number of gates.
-        settings: `k_min` and `k_max` in units, `temperature_start`, `temperature_end`
-            and `direction` are read.
+        settings: Uses `k_min` and `k_max` in units, `temperature_start`,
+            `temperature_end` and `direction`.
 
     Raises:
         UserError: When not 0 < k_min <= k_max < n_units, or a temperature is not
@@ -83,37 +84,37 @@ class SoftTopKGate(Gate):
         self.score = nn.Parameter(torch.zeros(n_units))
 
     def sample(self, rng: torch.Generator) -> Float[Tensor, "unit"]:
-        """The gates of one k, log-uniform in [k_min, k_max]."""
+        """The gates for one k, drawn log-uniformly from [k_min, k_max]."""
         low, high = math.log(self.settings.k_min), math.log(self.settings.k_max)
         drawn = torch.rand((), generator=rng).item()
         return self.at(math.exp(low + (high - low) * drawn))
 
     def values(self) -> Float[Tensor, "unit"]:
-        """The gates of the geometric mean of k_min and k_max."""
+        """The gates for k = sqrt(k_min * k_max)."""
         return self.at(math.sqrt(self.settings.k_min * self.settings.k_max))
 
     def at(self, k: float) -> Float[Tensor, "unit"]:
-        """The gates of one k, in units: ablated in break, kept in isolate."""
+        """The gates for k units, which are ablated in `break` and kept in `isolate`."""
         if self.settings.direction == "break":
             return 1.0 - soft_topk(-self.score, k, self.temperature)
         return soft_topk(self.score, k, self.temperature)
 
     def keep_probs(self) -> Float[Tensor, "unit"]:
-        """Degree of being kept: `values`, whose sum is fixed by the settings."""
+        """The same as `values`; the settings determine their sum."""
         return self.values()
 
     def scores(self) -> Float[Tensor, "unit"]:
-        """The ranking itself."""
+        """The trainable scores, which rank the units."""
         return self.score
 
     def anneal(self, progress: float) -> None:
-        """Move T linearly from its start to its end over the first 80 % of the run."""
-        moved = min(max(progress, 0.0) / ANNEALED_SHARE, 1.0)
+        """Move T linearly from start to end during the first 80 % of the run."""
+        share = min(max(progress, 0.0) / ANNEALED_SHARE, 1.0)
         start, end = self.settings.temperature_start, self.settings.temperature_end
-        self.temperature = start + (end - start) * moved
+        self.temperature = start + (end - start) * share
 
     def saturated_share(self) -> float:
-        """Share of units within 1e-4 of 0 or 1 at the geometric-mean k."""
+        """Share of units within 1e-4 of 0 or 1 for k = sqrt(k_min * k_max)."""
         with torch.no_grad():
             values = self.values()
         return ((values * (1 - values)) < _NO_GRADIENT).float().mean().item()
@@ -138,10 +139,10 @@ class _SoftTopK(torch.autograd.Function):
 
 
 def _solve(scores: Tensor, k: float, temperature: float) -> Tensor:
-    """Newton's method on the monotone sum, bisecting whenever it leaves the bracket.
+    """Newton's method for tau; a step that leaves the bracket becomes a bisection.
 
-    Were all scores equal to s, tau would be s - T logit(k / n): the smallest and the
-    largest score therefore bracket it exactly.
+    If all scores were equal to s, tau would be s - T logit(k / n). The values of this
+    formula for the smallest and for the largest score therefore bracket tau.
     """
     n_units = scores.numel()
     shift = temperature * math.log(k / (n_units - k))
@@ -168,12 +169,12 @@ def _check(n_units: int, settings: SoftTopKSettings) -> None:
     if not 0.0 < k_min <= k_max:
         raise UserError(
             "arguments k_min and k_max must satisfy 0 < k_min <= k_max, got "
-            f"{k_min} and {k_max}; give the range of the numbers of units to train for"
+            f"{k_min} and {k_max}; give the smallest and largest number of units"
         )
     if not k_max < n_units:
         raise UserError(
             f"argument k_max must be below the number of gated units ({n_units}), got "
-            f"{k_max}; lower it or gate more sites"
+            f"{k_max}; give a smaller k_max or gate more sites"
         )
     if not min(settings.temperature_start, settings.temperature_end) > 0.0:
         raise UserError(

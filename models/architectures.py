@@ -1,11 +1,11 @@
-"""Where each architecture keeps what we cut: a table of names and sizes, never a fork.
+"""The modules and sizes of the cuttable units of each architecture, as one table.
 
-The input of attention's output projection is the query heads side by side (under
-grouped queries too, and `d_head` need not be `d_model / n_head`); the input of the
-MLP's output projection is the neurons after the non-linearity (and, in gated MLPs,
-after the product). A block of transformers 5 returns a tensor, so the output of a
-pre-norm block *is* the residual stream; in a post-norm encoder the stream is the output
-of the last LayerNorm.
+The input of attention's output projection is the concatenation of the query heads (also
+with grouped queries; `d_head` may differ from `d_model / n_head`). The input of the
+MLP's output projection is the neurons after the non-linearity (in gated MLPs after the
+product). A block of transformers 5 returns a tensor, so the output of a pre-norm block
+is the residual stream. In a post-norm encoder the residual stream is the output of the
+last LayerNorm.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -29,10 +29,10 @@ EMBEDDING_LAYER = -1
 
 @dataclass(frozen=True)
 class Architecture:
-    """Module paths below the base model; `{}` in a template stands for the layer."""
+    """Module paths relative to the base model; `{}` in a path is the layer number."""
 
     block: str
-    """One layer; its Linear and Conv1D modules hold the cuttable weights."""
+    """One layer; the weights of its Linear and Conv1D modules can be cut."""
     neurons: str
     """MLP output projection: its input is (batch, seq, d_mlp)."""
     heads: str | None
@@ -40,7 +40,7 @@ class Architecture:
     hidden: str
     """Module whose output is the layer's (batch, seq, d_model), before any dropout."""
     embeddings: tuple[str, ...] = ()
-    """The last of these modules that exists gives the embedding level's output."""
+    """The last existing module of these; its output is the embedding level."""
     is_decoder: bool = True
     d_mlp: Callable[[Any], int] = attrgetter("intermediate_size")
 
@@ -50,7 +50,7 @@ _GPT2 = Architecture(
     neurons="h.{}.mlp.c_proj",
     heads="h.{}.attn.c_proj",
     hidden="h.{}",
-    embeddings=("drop",),  # token plus position embeddings meet only here
+    embeddings=("drop",),  # the only module with token plus position embeddings
     d_mlp=lambda config: config.n_inner or 4 * config.n_embd,
 )
 _GPT_NEOX = Architecture(
@@ -60,8 +60,8 @@ _GPT_NEOX = Architecture(
     hidden="layers.{}",
     embeddings=("emb_dropout",),
 )
-# Gemma 2 scales its embeddings by sqrt(d_model) inside `embed_tokens` (transformers 5),
-# so that module's output is the stream's first state there as well.
+# Gemma 2 scales its embeddings by sqrt(d_model) inside `embed_tokens` (transformers 5):
+# there too the output of that module is the first state of the residual stream.
 _LLAMA = Architecture(
     block="layers.{}",
     neurons="layers.{}.mlp.down_proj",
@@ -74,7 +74,7 @@ _BERT = Architecture(
     neurons="encoder.layer.{}.output.dense",
     heads="encoder.layer.{}.attention.output.dense",
     hidden="encoder.layer.{}.output.LayerNorm",
-    # ELECTRA projects where its embeddings are narrower than its blocks.
+    # ELECTRA has a projection if its embeddings are narrower than its blocks.
     embeddings=("embeddings.LayerNorm", "embeddings_project"),
     is_decoder=False,
 )
@@ -157,25 +157,27 @@ def sites_of(
     attention_bias: AttentionBias = "always",
     position_node: Position = "merged",
 ) -> tuple[Site, ...]:
-    """Every site of the asked-for kinds, by kind (as in `UNIT_KINDS`), then by layer.
+    """All sites of the requested kinds, ordered by kind (`UNIT_KINDS`), then by layer.
 
-    Edges of layers that are left out stay open.
+    Edges into layers that are not requested are never cut.
 
     Args:
-        model: A transformers model with or without a task head, or one of ours.
+        model: A transformers model with or without a task head, or a model of this
+            package.
         units: Kinds of units: `neurons`, `heads`, `hidden`, `weights`, `edges`.
         layers: Block numbers from 0, -1 for the embedding level (`hidden` only), and
             the number of blocks for the logits (`edges` only); None means all of them.
-        merged_qkv: A head's queries, keys and values read through one edge a writer.
-        attention_bias: The bias of attention's output projection is `always` on, or an
-            equal part of it goes with each of the `heads` (edges).
-        position_node: The position embedding is `merged` into the input, a writer of
-            its `own`, or `always` on (edges).
+        merged_qkv: Edges only. A head's q, k and v read each writer through one merged
+            edge; default: separate edges for q, k and v.
+        attention_bias: Edges only. The bias of attention's output projection is
+            `always` on, or each of the `heads` writes an equal part of it.
+        position_node: Edges only. The position embedding is `merged` with the token
+            embedding, is a writer of its `own`, or is `always` on.
 
     Raises:
         UserError: For an unknown kind or architecture, a layer that the model does not
             have, a kind that the architecture does not have, or `edges` together with
-            kinds that replace what edges carry.
+            `hidden` or `weights`.
     """
     architecture = architecture_of(model)
     unknown = sorted(set(units) - set(UNIT_KINDS))
@@ -191,33 +193,33 @@ def sites_of(
         attention_bias=attention_bias,
         position=position_node,
     )
-    wanted = _checked_layers(model, architecture, units, layers)
+    requested_layers = _checked_layers(model, architecture, units, layers)
     prefix = _prefix(model)
     kinds = [kind for kind in UNIT_KINDS if kind in units]
     sites = [
         site
         for kind in kinds
-        for layer in wanted
+        for layer in requested_layers
         for site in _sites(model, architecture, prefix, kind, layer)
     ]
-    sites += [site for site in edges if site.layer in wanted]
+    sites += [site for site in edges if site.layer in requested_layers]
     missing = [kind for kind in kinds if not any(s.kind == kind for s in sites)]
     if missing:
         raise UserError(
-            f"{_config(model).model_type} has no {missing[0]} in layers {wanted}; "
-            "ask for other units or layers"
+            f"{_config(model).model_type} has no {missing[0]} in layers "
+            f"{requested_layers}; choose other units or layers"
         )
     return tuple(sites)
 
 
 def check_sites(model: nn.Module, sites: Sequence[Site]) -> None:
-    """Run `model` once on a tiny input and compare every site with what is declared.
+    """Run `model` once on a small input and check the declared width of every site.
 
-    Sites of `edges` are compared by their modules alone.
+    For sites of `edges` only the modules are checked.
 
     Raises:
-        UserError: Naming the modules that are missing, are never run, or whose measured
-            width differs from the declared one.
+        UserError: When modules are missing or do not run, or their measured width is
+            not the declared one; the message names them.
     """
     modules = dict(model.named_modules())
     absent = [site.module for site in sites if site.module not in modules]
@@ -241,7 +243,7 @@ def check_sites(model: nn.Module, sites: Sequence[Site]) -> None:
 
 
 def _measured_widths(model: Any, sites: Sequence[Site]) -> dict[str, int | str]:
-    """Size of every site's gated axis in one forward pass; absent if never reached."""
+    """Size of each site's gated axis in one forward pass; only of sites that run."""
     widths: dict[str, int | str] = {}
 
     def record(site: Site, value: Any) -> None:
@@ -267,7 +269,7 @@ def _measured_widths(model: Any, sites: Sequence[Site]) -> dict[str, int | str]:
         model.eval()
         device = next(model.parameters()).device
         inputs = {key: value.to(device) for key, value in model.dummy_inputs.items()}
-        if "input_ids" in inputs:  # a tiny vocabulary may lack the ids of transformers
+        if "input_ids" in inputs:  # a small vocabulary may not have the dummy ids
             inputs["input_ids"] = inputs["input_ids"] % model.config.vocab_size
             inputs["attention_mask"] = torch.ones_like(inputs["input_ids"])
         with torch.no_grad():
@@ -289,14 +291,14 @@ def _checked_layers(
     has_embeddings = "hidden" in units and bool(architecture.embeddings)
     first = EMBEDDING_LAYER if has_embeddings else 0
     known = range(first, n_layers(model) + ("edges" in units))
-    wanted = sorted(set(known if layers is None else layers))
-    outside = [layer for layer in wanted if layer not in known]
-    if outside or not wanted:
+    requested_layers = sorted(set(known if layers is None else layers))
+    outside = [layer for layer in requested_layers if layer not in known]
+    if outside or not requested_layers:
         raise UserError(
             f"argument layers must name layers {known[0]} to {known[-1]} of this model "
             f"for {' '.join(units)}, got {outside if outside else 'none'}"
         )
-    return wanted
+    return requested_layers
 
 
 def _sites(
@@ -306,7 +308,7 @@ def _sites(
     kind: UnitKind,
     layer: int,
 ) -> Iterator[Site]:
-    """Sites of one kind in one layer: several for weights, else one or none."""
+    """Sites of one kind in one layer: several for `weights`, else one or none."""
     config = _config(model)
     if kind == "hidden":
         path = architecture.hidden.format(layer)
@@ -336,23 +338,24 @@ def _edge_sites(
     attention_bias: AttentionBias,
     position: Position,
 ) -> list[Site]:
-    """One site a layer and one for the logits, in the order of the graph."""
+    """One site per layer and one for the logits, in the order of the graph."""
     if "edges" not in units:
-        switched = {
+        is_changed = {
             "merged_qkv": not separate_qkv,
             "attention_bias": attention_bias != "always",
             "position_node": position != "merged",
         }
-        for name in (name for name, on in switched.items() if on):
+        for name in (name for name, changed in is_changed.items() if changed):
             raise UserError(
-                f"{name} is about edges, got units {' '.join(units)}; leave it out"
+                f"{name} applies to edges only, got units {' '.join(units)}; leave it "
+                "out"
             )
         return []
-    others = [kind for kind in ("hidden", "weights") if kind in units]
-    if others:
+    excluded = [kind for kind in ("hidden", "weights") if kind in units]
+    if excluded:
         raise UserError(
-            "argument units can name edges beside neurons and heads only, got edges "
-            f"and {' and '.join(others)}; train one mask for each"
+            "argument units can combine edges with neurons and heads only, got edges "
+            f"and {' and '.join(excluded)}; train one mask for each"
         )
     graph = graph_of(
         model,
@@ -364,10 +367,11 @@ def _edge_sites(
 
 
 def edge_sites(model: nn.Module, graph: ResidualGraph) -> tuple[Site, ...]:
-    """Sites of all edges of `graph`: one a layer and one for the logits, in order.
+    """Sites of all edges of `graph`: one per layer and one for the logits, in order.
 
     Args:
-        model: Names the modules; `graph` must be this model's, under any switches.
+        model: Gives the names of the modules.
+        graph: A residual graph of this model, with any options.
     """
     prefix, block = _prefix(model), architecture_of(model).block
     blocks = [block.format(layer) for layer in range(graph.n_layers)]
@@ -379,9 +383,9 @@ def edge_sites(model: nn.Module, graph: ResidualGraph) -> tuple[Site, ...]:
 
 
 def d_head(config: Any) -> int:
-    """Width of a query head, which Qwen 3 and Gemma 2 state on their own."""
-    stated = getattr(config, "head_dim", None)
-    return stated or config.hidden_size // config.num_attention_heads
+    """Width of a query head; Qwen 3 and Gemma 2 have it in their configuration."""
+    head_dim = getattr(config, "head_dim", None)
+    return head_dim or config.hidden_size // config.num_attention_heads
 
 
 def _config(model: nn.Module) -> Any:
@@ -389,7 +393,7 @@ def _config(model: nn.Module) -> Any:
 
 
 def _prefix(model: nn.Module) -> str:
-    """Path of the base model below `model`: empty where there is no task head."""
+    """Path of the base model in `model`; empty if there is no task head."""
     if getattr(model, "base_model", model) is model:
         return ""
     return f"{model.base_model_prefix}."

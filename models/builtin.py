@@ -1,4 +1,4 @@
-"""Tiny untrained models of known architectures, with tokenizers of given texts."""
+"""Small untrained models of known architectures, with tokenizers trained on texts."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -35,8 +35,8 @@ class BuiltinSizes:
     tokenizer_kind: str = "word"
     """`word`, `wordpiece` or `bpe`; see `train_tokenizer`."""
     vocab_size: int = 4096
-    """Largest number of tokens; the embeddings have one row per token the tokenizer
-    really has."""
+    """Largest number of tokens; the embeddings have one row per actual token of the
+    tokenizer."""
     n_layers: int = 2
     """Blocks of a text model."""
     d_model: int = 128
@@ -69,13 +69,13 @@ def build_builtin(
             depth is one of the sizes) or `mlp`.
         head: Task head, one of `HEADS_OF_BUILTIN[name]`.
         labels: Class names of a classification head, in the order of its logits.
-        texts: What the tokenizer is trained on; text models need it.
-        sizes: Each model reads those that it has.
-        seed: Of the initial weights.
+        texts: Training texts of the tokenizer; required for text models.
+        sizes: Sizes; each model uses the fields that it has.
+        seed: Seed of the initial weights.
 
     Raises:
-        UserError: For an unknown name, a head the model cannot have, missing labels or
-            texts, or sizes that do not fit each other.
+        UserError: For an unknown name, a head that the model cannot have, missing
+            labels or texts, or inconsistent sizes.
     """
     _check(name, head, labels, sizes)
     if name == "mlp":
@@ -148,7 +148,7 @@ def _gpt2_config(tokenizer: PreTrainedTokenizerFast, sizes: BuiltinSizes) -> GPT
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,
     )
-    # Only GPT-2's token classifier reads this, and it is no field of the configuration.
+    # Only GPT-2's token classifier reads this; GPT2Config has no such field.
     config.update({"classifier_dropout": sizes.dropout})
     return config
 

@@ -1,4 +1,4 @@
-"""A loaded model, with what a mask file has to know about it."""
+"""A loaded model with its tokenizer and the facts that a mask file stores about it."""
 
 import dataclasses
 import hashlib
@@ -9,8 +9,8 @@ from typing import Any
 
 from torch import nn
 
-# What neither moves a site nor changes a number in eval mode: names, paths, versions,
-# classes, dtype, dropout and settings of generation.
+# Entries that change neither sites nor results in evaluation mode: names, paths,
+# versions, classes, dtype, dropout and settings of generation.
 _NOT_HASHED = re.compile(
     r"_.*|architectures|transformers_version|(torch_)?dtype|id2label|label2id|num_labels"
     r"|labels|problem_type|name_or_path|return_dict|output_.*|use_cache|.*_token_id"
@@ -20,32 +20,32 @@ _NOT_HASHED = re.compile(
 
 @dataclass
 class LoadedModel:
-    """A model in evaluation mode, its tokenizer and where they come from."""
+    """A model in evaluation mode, its tokenizer and their origin."""
 
     model: nn.Module
     """Called as `model(**inputs)`; the result has `.logits`."""
     tokenizer: Any | None
     """A fast tokenizer of transformers, padding on the right; None for images."""
     name: str
-    """As asked for: hub name, folder, `minilm` or the name of a built-in model."""
+    """Name given by the user: hub name, folder, `minilm` or a built-in model."""
     revision: str | None
     """Commit hash on the hub, `sha256:...` of packaged weights; None for a folder."""
     config_hash: str
     """SHA-256 hex digest of the configuration; see `config_hash_of`."""
     head_is_new: bool
-    """The task head was not in the checkpoint: train it before measuring anything."""
+    """True if the checkpoint has no such task head: train it before any evaluation."""
     is_decoder: bool
     special_ids: tuple[int, ...]
     """Ids of special tokens, whose positions are never gated; see `special_ids_of`."""
 
 
 def config_hash_of(config: Any) -> str:
-    """SHA-256 hex digest of what in a configuration fixes the graph and its numbers.
+    """SHA-256 hex digest of the entries of a configuration that determine the network.
 
-    Paths, versions, labels, dropout, dtype and token ids are left out, so that the same
-    network has the same hash after saving, with another head, or in another precision.
+    Paths, versions, labels, dropout, dtype and token ids are left out: the same network
+    has the same hash after saving, with another head, or in another precision.
     """
-    # transformers' configurations are dataclasses too, but `asdict` misses their type.
+    # transformers' configurations are also dataclasses, but `asdict` omits their type.
     has_dict = hasattr(config, "to_dict")
     entries = config.to_dict() if has_dict else dataclasses.asdict(config)
     kept = {
@@ -58,8 +58,8 @@ def config_hash_of(config: Any) -> str:
 def special_ids_of(tokenizer: Any | None) -> tuple[int, ...]:
     """Ids of padding, begin, end, class, separator and mask tokens.
 
-    The unknown token is none of them, unless it doubles as one (GPT-2): it stands for a
-    word of the text, and a concept's unseen names are just such words.
+    The unknown token is not included, unless it is also one of these tokens (GPT-2): it
+    stands for a word of the text, for instance an unseen name of the concept.
     """
     if tokenizer is None:
         return ()
@@ -74,7 +74,7 @@ def special_ids_of(tokenizer: Any | None) -> tuple[int, ...]:
 
 
 def frozen(model: nn.Module) -> nn.Module:
-    """The same model with gradients of all its parameters switched off."""
+    """The same model; its parameters no longer require gradients."""
     return model.requires_grad_(False)
 
 

@@ -1,4 +1,4 @@
-"""Models from a hub name, a local folder or the packaged MiniLM, checked before use."""
+"""Load and check a model from the hub, a local folder or the packaged MiniLM."""
 
 import sys
 from collections.abc import Sequence
@@ -51,25 +51,25 @@ def load_model(
     device: str | torch.device = "cpu",
     seed: int = 0,
 ) -> LoadedModel:
-    """A model of the adapter table in evaluation mode, every site of it checked.
+    """A model of the architecture table in evaluation mode, with all sites checked.
 
-    Only a hub name reaches for the network. Configuration, head and tokenizer are
-    checked before any weight is read, and weights are read from safetensors only.
+    Only a hub name needs the network. Configuration, head and tokenizer are checked
+    before any weight is read. Weights are read from safetensors only.
 
     Args:
         name: Hub name (`owner/name`), local folder, or `minilm`.
         head: `causal_lm`, `token_classification` or `image_classification`.
-        labels: Class names in the order of the logits. A checkpoint whose head knows
-            the same names in another order keeps it, reordered; with other names it
-            gets a new head. None takes the checkpoint's names.
+        labels: Class names in the order of the logits. If the checkpoint's head has the
+            same names in another order, its rows are reordered; if it has other names,
+            the model gets a new head. None takes the checkpoint's names.
         revision: Branch, tag or commit on the hub.
-        dtype: Of the weights.
-        device: Where to put them.
-        seed: Of a new head's weights.
+        dtype: Data type of the weights.
+        device: Device of the weights.
+        seed: Seed of the weights of a new head.
 
     Raises:
-        UserError: When the model cannot be found, is not supported or has not such a
-            head, or when its files are missing or corrupt; the file is named.
+        UserError: When the model is not found, is not supported or cannot have this
+            head, or when a file is missing or corrupt; the message names the file.
     """
     source = find_source(name, revision)
     source, stored = read_config(source)
@@ -111,7 +111,7 @@ def load_model(
 
 
 def _stored_names(source: Source, stored: dict[str, Any]) -> list[str]:
-    """Class names in a configuration; empty where it has none of its own."""
+    """Class names in a configuration; empty if it has none."""
     if stored["model_type"] == MLP_TYPE:
         return [str(label) for label in stored.get("labels") or []]
     names = stored.get("id2label") or {}
@@ -166,7 +166,7 @@ def _load_classifier(
 ) -> tuple[nn.Module, bool]:
     """A token classifier with the classes of `config`, and whether its head is new.
 
-    The head in the files, of the classes `old`, is kept if its classes are the same.
+    The saved head has the classes `old`; it is used if they are the same classes.
     """
     names = [config.id2label[index] for index in range(config.num_labels)]
     same = sorted(old) == sorted(names)
@@ -194,7 +194,7 @@ def _config(source: Source, names: Sequence[str] | None) -> Any:
         labels["label2id"] = {name: index for index, name in enumerate(names)}
     try:
         return AutoConfig.from_pretrained(source.path, **source.arguments, **labels)
-    except Exception as error:  # whatever a wrong entry of config.json brings about
+    except Exception as error:  # wrong entries of config.json raise various exceptions
         raise UserError(
             f"config.json of {source.name!r} cannot be used: {one_line(error)}"
         ) from error
@@ -203,11 +203,11 @@ def _config(source: Source, names: Sequence[str] | None) -> Any:
 def _from_pretrained(
     auto: Any, source: Source, config: Any, dtype: torch.dtype
 ) -> tuple[Any, list[str]]:
-    """A transformers model, and the parameters of its head that were not in the files.
+    """A transformers model, and the parameters of its head that are not in the files.
 
     Raises:
-        UserError: When the files lack parameters of the base model, or hold other
-            shapes than the configuration says.
+        UserError: When parameters of the base model are missing in the files, or their
+            shapes differ from the configuration.
     """
     try:
         model, info = auto.from_pretrained(
@@ -228,15 +228,15 @@ def _from_pretrained(
     if absent:
         raise UserError(
             f"the weights of {source.name!r} lack {len(absent)} parameters of its "
-            f"config.json, {absent[0]} for one; copy all of its files again"
+            f"config.json, for instance {absent[0]}; copy all of its files again"
         )
     wrong = sorted(
         entry for entry in info["mismatched_keys"] if entry[0].startswith(prefix)
     )
     if wrong:
-        key, found, declared = wrong[0]
+        key, shape, declared = wrong[0]
         raise UserError(
-            f"the weights of {source.name!r} have {key} with shape {tuple(found)}, and "
+            f"the weights of {source.name!r} have {key} with shape {tuple(shape)}, but "
             f"its config.json says {tuple(declared)}; take both from the same model"
         )
     renewed = {entry[0] for entry in info["mismatched_keys"]}
@@ -246,9 +246,9 @@ def _from_pretrained(
 def _load_tokenizer(source: Source, config: Any) -> Any:
     """The fast tokenizer of a model, with padding on the right.
 
-    A tokenizer without a padding token (GPT-2's) pads with its end-of-text token. That
-    is safe here: `attention_mask` hides padding from the model, and batches mark what
-    counts by their own masks, never by comparing ids with the padding id.
+    A tokenizer without a padding token (GPT-2's) pads with its end-of-text token. This
+    is safe: `attention_mask` hides padding from the model, and the batches mark
+    positions with masks and never compare ids with the padding id.
     """
     try:
         tokenizer = AutoTokenizer.from_pretrained(source.path, **source.arguments)
@@ -265,8 +265,8 @@ def _load_tokenizer(source: Source, config: Any) -> Any:
     largest = max(tokenizer.get_vocab().values())
     if largest >= config.vocab_size:
         raise UserError(
-            f"the tokenizer of {source.name!r} has ids up to {largest}, its model only "
-            f"{config.vocab_size} embeddings; take both from the same model"
+            f"the tokenizer of {source.name!r} has ids up to {largest}, but its model "
+            f"has only {config.vocab_size} embeddings; take both from the same model"
         )
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token
@@ -280,12 +280,12 @@ def _load_tokenizer(source: Source, config: Any) -> Any:
 
 
 def _linear_child(model: nn.Module) -> nn.Linear:
-    """The linear layer beside the base model of a transformers token classifier."""
+    """The linear layer of a transformers token classifier, next to its base model."""
     return next(child for child in model.children() if isinstance(child, nn.Linear))
 
 
 def _read_head_(classifier: nn.Linear, source: Source) -> bool:
-    """Fill our own token head from a saved folder; False where there is none."""
+    """Load a `TokenClassifier` head from a saved folder; False if there is no head."""
     file = Path(source.path) / TOKEN_HEAD_FILE
     if not (source.is_local and file.exists()):
         return False
@@ -309,7 +309,7 @@ def _renew_(layer: nn.Linear, seed: int) -> None:
 
 @torch.no_grad()
 def _reorder_(layer: nn.Linear, old: Sequence[str], names: Sequence[str]) -> None:
-    """Permute the rows of a head whose classes stand in the order `old`."""
+    """Permute the rows of a head from the class order `old` to `names`."""
     order = [old.index(name) for name in names]
     for parameter in layer.parameters():
         rows: Tensor = parameter[order]

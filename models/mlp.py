@@ -1,4 +1,4 @@
-"""An image classifier of one hidden layer, with the surface our adapters expect.
+"""An image classifier with one hidden layer and the interface of the architectures.
 
 The published circuit-breaking experiment cuts its 784-50-5 form (METHODS.md 1.5).
 """
@@ -16,7 +16,7 @@ MLP_TYPE = "circuitcut_mlp"
 
 @dataclass(frozen=True)
 class MlpConfig:
-    """Sizes under the names transformers' configs use, so one adapter reads both."""
+    """Sizes, with the names of transformers' configurations."""
 
     n_in: int
     intermediate_size: int
@@ -33,16 +33,16 @@ class MlpConfig:
 
 @dataclass(frozen=True)
 class ImageOutput:
-    """What the forward returns, like transformers' output objects."""
+    """Result of the forward pass, like transformers' output objects."""
 
     logits: Float[Tensor, "batch classes"]
 
 
 class Mlp(nn.Module):
-    """Linear, ReLU, linear; pixels come flattened and already normalised by the task.
+    """Linear, ReLU, linear; the task flattens and normalises the pixels.
 
-    `blocks.0` holds the first layer and its ReLU, `output` the second layer: the units
-    are the hidden ReLUs, the cuttable weights those of the first layer.
+    `blocks.0` holds the first layer and its ReLU, `output` the second layer. The units
+    are the hidden ReLUs; the cuttable weights are those of the first layer.
     """
 
     def __init__(
@@ -62,7 +62,7 @@ class Mlp(nn.Module):
 
     @property
     def dummy_inputs(self) -> dict[str, Tensor]:
-        """A smallest forward input, for the self-check of sites."""
+        """A small input of the forward pass, for `check_sites`."""
         return {"pixels": torch.zeros(2, self.config.n_in)}
 
     def forward(self, pixels: Float[Tensor, "batch pixel"]) -> ImageOutput:

@@ -1,4 +1,4 @@
-"""Sites of any network, named by a module's path: for models outside the table."""
+"""Sites at modules of any network, for models outside the architecture table."""
 
 import re
 
@@ -18,27 +18,27 @@ def module_site(
     unit_size: int = 1,
     layer: int | None = None,
 ) -> Site:
-    """The site at a module of `model`, whatever its architecture.
+    """The site at a module of `model`, for any architecture.
 
     `neurons` and `heads` gate the module's input (last axis), `hidden` its output (last
     axis), `weights` its weight matrix.
 
     Args:
-        path: Of the module, as `model.named_modules()` has it.
-        n_units: Units side by side on the gated axis; needed where the module has no
-            weight to tell it by.
-        unit_size: Width of one unit, e.g. of a head.
-        layer: Where tables and figures put the site; default: the first number in
+        path: Path of the module, as in `model.named_modules()`.
+        n_units: Number of units on the gated axis; required if the module has no weight
+            that gives the width.
+        unit_size: Width of one unit, for instance of a head.
+        layer: Layer of the site in tables and figures; default: the first number in
             `path`, or 0.
 
     Raises:
-        UserError: When there is no such module, or the width cannot be told or does not
-            divide into units.
+        UserError: When there is no such module, its width is unknown, or the width is
+            not a multiple of `unit_size`.
     """
     if kind not in MODULE_KINDS:
         raise UserError(
-            f"argument kind must be one of {list(MODULE_KINDS)}, got {kind!r}; edges "
-            "need a model of the architecture table and sites_of"
+            f"argument kind must be one of {list(MODULE_KINDS)}, got {kind!r}; for "
+            "edges use sites_of with a model of the architecture table"
         )
     try:
         module = model.get_submodule(path)
@@ -69,7 +69,7 @@ def module_site(
 
 
 def _width(module: nn.Module, kind: UnitKind) -> int | None:
-    """Size of the gated axis; None where the module's weights do not tell it."""
+    """Size of the gated axis; None if the module's weights do not determine it."""
     weight = getattr(module, "weight", None)
     if kind == "weights":
         return weight.numel() if isinstance(module, nn.Linear | Conv1D) else None

@@ -1,4 +1,4 @@
-"""Keeping transformers' own reports and progress bars off the user's terminal."""
+"""Switch off the warnings and progress bars of transformers in a `with` block."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -8,7 +8,7 @@ from transformers.utils import logging as hf_logging
 
 @contextmanager
 def quiet(*, bars: bool = False) -> Iterator[None]:
-    """Silence warnings of transformers, and its bars unless `bars`; restored after."""
+    """Switch off warnings and, unless `bars`, progress bars; restored afterwards."""
     verbosity = hf_logging.get_verbosity()
     had_bars = hf_logging.is_progress_bar_enabled()
     hf_logging.set_verbosity_error()

@@ -1,4 +1,4 @@
-"""Saving a loaded model as an ordinary checkpoint folder, all of it or nothing."""
+"""Save a loaded model as a standard checkpoint folder, complete or not at all."""
 
 import dataclasses
 import os
@@ -13,9 +13,9 @@ from circuitcut.models.quiet import quiet
 from circuitcut.models.source import WEIGHTS_FILE
 from circuitcut.models.token_head import TokenClassifier
 from circuitcut.storage.atomic import (
+    os_errors_as_user_errors,
     sync,
     temporary_name,
-    told_to_the_user,
     write_json,
     write_tensors,
 )
@@ -27,9 +27,9 @@ TOKEN_HEAD_FILE = "token_head.safetensors"
 def save_model(loaded: LoadedModel, folder: Path) -> None:
     """Write weights, configuration and tokenizer to a new folder.
 
-    `load_model(str(folder), ...)` gives the same logits, and so does transformers'
-    `from_pretrained` where the head is one of its own. The folder appears under its
-    name only when it is complete.
+    `load_model(str(folder), ...)` gives the same logits; so does `from_pretrained` of
+    transformers if the head is a class of transformers. The folder gets its name only
+    when it is complete.
 
     Raises:
         UserError: When the folder exists and is not empty, or cannot be written.
@@ -37,7 +37,7 @@ def save_model(loaded: LoadedModel, folder: Path) -> None:
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise UserError(f"{folder} exists and is not empty; name a new folder")
     temporary = temporary_name(folder)
-    with told_to_the_user(folder), quiet():
+    with os_errors_as_user_errors(folder), quiet():
         temporary.mkdir(parents=True)
         try:
             _write(loaded, temporary)

@@ -10,31 +10,31 @@ from circuitcut.models.residual.graph import ResidualGraph
 
 UnitKind = Literal["neurons", "heads", "hidden", "weights", "edges"]
 MODULE_KINDS: tuple[UnitKind, ...] = ("neurons", "heads", "hidden", "weights")
-"""Kinds gated in the module that a site names; edges lie between modules."""
+"""Kinds whose gates act in the site's module; edges act between modules."""
 UNIT_KINDS: tuple[UnitKind, ...] = (*MODULE_KINDS, "edges")
 
 
 @dataclass(frozen=True)
 class Site:
-    """One gateable tensor.
+    """One tensor that can be gated.
 
-    `neurons` and `heads` gate the input of `module` (last axis: the units side by side,
-    each `unit_size` wide); `hidden` gates the output of `module` (last axis); `weights`
-    gates `module.weight`, unit i being entry i of the flattened parameter as stored.
-    `edges` gates what the readers in the block `module` see of every writer before
-    them, in the order of `graph`; the last site, named for the final norm, holds the
-    edges of the logits.
+    `neurons` and `heads` gate the input of `module` (last axis: `n_units` units, each
+    `unit_size` wide). `hidden` gates the output of `module` (last axis). `weights`
+    gates `module.weight`; unit i is entry i of the flattened parameter as stored.
+    `edges` gates the output of each earlier writer separately for each reader in the
+    block `module`, in the order of `graph`; the last site, at the final norm, holds the
+    edges into the logits.
     """
 
     kind: UnitKind
     module: str
     layer: int
-    """0 is the first block; -1 the embedding level of `hidden` sites, and the number of
-    blocks the logits' `edges`."""
+    """0 is the first block, -1 the embedding level (`hidden`), and the number of blocks
+    is the layer of the logits (`edges`)."""
     n_units: int
     unit_size: int = 1
     graph: ResidualGraph | None = None
-    """The whole graph that `edges` are part of."""
+    """The complete residual graph of a site of `edges`."""
 
     @property
     def name(self) -> str:
@@ -43,7 +43,7 @@ class Site:
 
     @property
     def is_logits(self) -> bool:
-        """Whether these are the edges that the logits read."""
+        """Whether these are the edges into the logits."""
         return self.graph is not None and self.layer == self.graph.n_layers
 
     @property

@@ -1,4 +1,4 @@
-"""Where a model's files are, and whether they can be what they should be."""
+"""Find a model's files and check its configuration, head and weight files."""
 
 import json
 import logging
@@ -28,10 +28,10 @@ _HEADS = ("causal_lm", "token_classification", "image_classification")
 
 @dataclass(frozen=True)
 class Source:
-    """Where a model is read from."""
+    """The place that a model is loaded from."""
 
     name: str
-    """As the user gave it."""
+    """Name given by the user."""
     path: str
     """Local folder, or the name on the hub."""
     is_local: bool
@@ -47,7 +47,7 @@ class Source:
 
 
 def find_source(name: str, revision: str | None) -> Source:
-    """The folder or hub name behind `name`, without touching the network.
+    """The folder or hub name for `name`, without access to the network.
 
     Raises:
         UserError: When `name` is a missing folder, a file, a built-in model (which has
@@ -72,7 +72,7 @@ def find_source(name: str, revision: str | None) -> Source:
     if path.is_file():
         raise UserError(f"model {name!r} is a file; name the folder that holds it")
     is_hub_name = _HUB_NAME.fullmatch(name) is not None
-    # `runs/model` has the form of a hub name: where `runs` is a folder, it is none.
+    # `runs/model` has the form of a hub name; if `runs` is a folder, it is a path.
     if not is_hub_name or (len(path.parts) > 1 and path.parent.is_dir()):
         raise UserError(
             f"model folder {name!r} does not exist; name a folder with config.json and "
@@ -92,11 +92,11 @@ def read_config(source: Source) -> tuple[Source, dict[str, Any]]:
         file = Path(source.path) / "config.json"
     else:
         file = _download_config(source)
-        # The hub's cache keeps each commit in a folder of its own.
+        # The cache of the hub has one folder per commit.
         source = replace(source, revision=file.parent.name)
     config = read_json(file)
     if not isinstance(config, dict) or "model_type" not in config:
-        raise UserError(f"{file} names no model_type; it is no model's configuration")
+        raise UserError(f"{file} has no model_type; it is not a model's configuration")
     architecture_named(config["model_type"])
     if config.get("quantization_config"):
         raise UserError(
@@ -120,16 +120,16 @@ def _download_config(source: Source) -> Path:
 
 
 def one_line(error: Exception) -> str:
-    """The message of another library's error, at most 200 characters of it."""
+    """The first 200 characters of another library's error message, on one line."""
     message = " ".join(str(error).split()) or type(error).__name__
     return message if len(message) <= 200 else f"{message[:197]}..."
 
 
 def check_head(source: Source, config: dict[str, Any], head: str) -> None:
-    """See that a model of this configuration can have the head.
+    """Check that a model of this configuration can have the head.
 
     Raises:
-        UserError: When it cannot, naming what can.
+        UserError: When it cannot; the message names a kind of model that can.
     """
     if head not in _HEADS:
         raise UserError(
@@ -137,9 +137,9 @@ def check_head(source: Source, config: dict[str, Any], head: str) -> None:
         )
     model_type = config["model_type"]
     if (head == "image_classification") != (model_type == MLP_TYPE):
-        wanted = "an image model (mlp)" if model_type != MLP_TYPE else "a text model"
+        required = "an image model (mlp)" if model_type != MLP_TYPE else "a text model"
         raise UserError(
-            f"model {source.name!r} ({model_type}) cannot do {head}; use {wanted}"
+            f"model {source.name!r} ({model_type}) cannot do {head}; use {required}"
         )
     if head == "causal_lm" and not architecture_named(model_type).is_decoder:
         raise UserError(
@@ -149,12 +149,12 @@ def check_head(source: Source, config: dict[str, Any], head: str) -> None:
 
 
 def check_weight_files(source: Source) -> None:
-    """See that a local folder's safetensors files are all there and whole.
+    """Check that the safetensors files of a local folder exist and are complete.
 
-    Only headers are read. Files of the hub are checked by its client.
+    Only headers are read. The hub's client checks downloaded files.
 
     Raises:
-        UserError: Naming the file that is missing or truncated.
+        UserError: When a file is missing or truncated; the message names it.
     """
     if not source.is_local:
         return
@@ -178,5 +178,6 @@ def check_weight_files(source: Source) -> None:
                 tensors.keys()
         except (SafetensorError, OSError, json.JSONDecodeError) as error:
             raise UserError(
-                f"{file} is truncated or no safetensors file ({error}); copy it again"
+                f"{file} is truncated or not a safetensors file ({error}); copy it "
+                "again"
             ) from error

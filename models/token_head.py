@@ -1,4 +1,4 @@
-"""A linear token classifier for decoder families that transformers gives none."""
+"""A linear token classifier for decoders without such a class in transformers."""
 
 from typing import Any
 
@@ -11,8 +11,8 @@ from transformers.modeling_outputs import TokenClassifierOutput
 class TokenClassifier(nn.Module):
     """A backbone and a linear layer on its last hidden states, without dropout.
 
-    It has the attributes by which the adapter table finds its way through a model with
-    a task head: `config`, `base_model` and `base_model_prefix`.
+    It has the attributes of a model with a task head that the architecture table reads:
+    `config`, `base_model` and `base_model_prefix`.
     """
 
     base_model_prefix = "backbone"
@@ -36,7 +36,7 @@ class TokenClassifier(nn.Module):
 
     @property
     def dummy_inputs(self) -> dict[str, Tensor]:
-        """A smallest forward input, for the self-check of sites."""
+        """A small input of the forward pass, for `check_sites`."""
         return self.backbone.dummy_inputs
 
     def forward(

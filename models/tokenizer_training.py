@@ -1,4 +1,4 @@
-"""Small tokenizers, trained on given texts, that need no download."""
+"""Train small tokenizers on texts, without any download."""
 
 from collections.abc import Callable, Sequence
 
@@ -41,25 +41,26 @@ def train_tokenizer(
     vocab_size: int,
     max_length: int,
 ) -> PreTrainedTokenizerFast:
-    """A cased tokenizer of `texts`, the same for the same texts.
+    """A cased tokenizer trained on `texts`; the same texts give the same tokenizer.
 
-    Decoders get `<bos>` before the text (a resting place for attention, as in Llama)
-    and encoders `[CLS]` and `[SEP]` around it; padding is on the right.
+    Decoders get `<bos>` before the text (attention can rest on it, as in Llama);
+    encoders get `[CLS]` before and `[SEP]` after it. Padding is on the right.
 
     Args:
-        texts: What to train on; `word` knows no other words than theirs.
-        kind: `word` (whole words, punctuation apart), `wordpiece` or byte-level `bpe`.
-        is_decoder: Which special tokens to give.
-        vocab_size: Largest number of tokens, special ones included.
-        max_length: Tokens the model can take, special ones included.
+        texts: Training texts; the vocabulary of `word` has only their words.
+        kind: `word` (whole words and separate punctuation), `wordpiece` or byte-level
+            `bpe`.
+        is_decoder: Whether the special tokens are those of a decoder.
+        vocab_size: Largest number of tokens, special tokens included.
+        max_length: Longest input of the model in tokens, special tokens included.
 
     Raises:
         UserError: When there is no text, the kind is unknown, or the vocabulary is too
             small for the special tokens (and, in `bpe`, the 256 bytes).
     """
-    if kind not in _TRAINED:
+    if kind not in _TRAINERS:
         raise UserError(
-            f"argument tokenizer_kind must be one of {', '.join(_TRAINED)}, "
+            f"argument tokenizer_kind must be one of {', '.join(_TRAINERS)}, "
             f"got {kind!r}"
         )
     if not any(text.strip() for text in texts):
@@ -72,7 +73,7 @@ def train_tokenizer(
             f"got {vocab_size}"
         )
     special = list(roles.values())
-    tokenizer = _TRAINED[kind](texts, vocab_size, special, roles["unk_token"])
+    tokenizer = _TRAINERS[kind](texts, vocab_size, special, roles["unk_token"])
     tokenizer.post_processor = _post_processor(kind, special, roles)
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer, model_max_length=max_length, **roles
@@ -83,7 +84,7 @@ def _word(
     texts: Sequence[str], vocab_size: int, special: list[str], unknown: str
 ) -> Tokenizer:
     tokenizer = Tokenizer(models.WordLevel(unk_token=unknown))
-    # `Whitespace` splits punctuation off too: a name is one token wherever it stands.
+    # `Whitespace` also splits off punctuation: a name is one token at every position.
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
     trainer = trainers.WordLevelTrainer(
         vocab_size=vocab_size, special_tokens=special, show_progress=False
@@ -95,11 +96,12 @@ def _word(
 def _wordpiece(
     texts: Sequence[str], vocab_size: int, special: list[str], unknown: str
 ) -> Tokenizer:
-    """WordPiece whose letters are all known inside a word as well as at its start.
+    """WordPiece that knows every letter both at the start of a word and inside it.
 
-    The library numbers inner letters in the order of a hash table, and breaks ties by
-    these numbers: two trainings on the same texts would differ. So the inner letters
-    are numbered here, as if they were special, and the tokenizer is put together anew.
+    The library numbers the letters inside words in the order of a hash table and breaks
+    ties by these numbers, so that two trainings on the same texts would differ. Here
+    these letters get fixed numbers, as special tokens of the trainer; the tokenizer is
+    then rebuilt from the resulting vocabulary.
     """
     letters = sorted({letter for text in texts for letter in text if letter.strip()})
     inner = [_INNER + letter for letter in letters]
@@ -137,7 +139,7 @@ def _bpe(
     return tokenizer
 
 
-_TRAINED: dict[str, Callable[[Sequence[str], int, list[str], str], Tokenizer]] = {
+_TRAINERS: dict[str, Callable[[Sequence[str], int, list[str], str], Tokenizer]] = {
     "word": _word,
     "wordpiece": _wordpiece,
     "bpe": _bpe,
@@ -147,7 +149,7 @@ _TRAINED: dict[str, Callable[[Sequence[str], int, list[str], str], Tokenizer]] =
 def _post_processor(
     kind: str, special: list[str], roles: dict[str, str]
 ) -> processors.Sequence:
-    """Special tokens around the text, and offsets without the space before a word."""
+    """Add special tokens, and remove the space before a word from its offsets."""
     first = roles.get("cls_token") or roles["bos_token"]
     last = roles.get("sep_token")
     template = processors.TemplateProcessing(

@@ -1,4 +1,4 @@
-"""A fingerprint of a model's weights, cheap enough to check at every load."""
+"""A hash of a sample of a model's weights, fast enough for a check at every load."""
 
 import hashlib
 
@@ -9,9 +9,10 @@ _SAMPLED = 64
 
 
 def weights_hash(model: nn.Module) -> str:
-    """A cheap SHA-256 fingerprint of a model's parameters, the same on every device.
+    """SHA-256 hex digest of a sample of a model's parameters, equal on every device.
 
-    Of each tensor: its name, shape, and its first, last and evenly strided 64 values.
+    Of each tensor it covers the name, the shape, the first 64 values, the last 64, and
+    64 values at equal distances.
     """
     digest = hashlib.sha256()
     for name, parameter in sorted(model.named_parameters()):

@@ -6,25 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from circuitcut.storage.errors import UserError
+from circuitcut.storage.results_schema import ENTRIES, SCHEMA_VERSION, entries_of
 from circuitcut.storage.run_directory import RunDirectory
 
-KINDS: dict[str, tuple[str, ...]] = {
-    "train_mask": ("task", "model", "scores", "n_ablated", "n_units", "per_site"),
-    "relearn": ("task", "model", "summary", "recovery"),
-    "evaluate": ("task", "model", "scores", "curve"),
-    "attribute": ("task", "model", "curve"),
-    "import_mask": (
-        "task",
-        "model",
-        "n_ablated",
-        "n_units",
-        "per_site",
-        "format",
-        "file",
-    ),
-    "faithfulness": ("task", "model", "curve", "areas", "scores"),
-}
-"""Kind of run -> keys its results.json must have (docs/results.md)."""
 KIND_NAMES = {
     "train_mask": "Mask training",
     "relearn": "Relearning",
@@ -71,11 +55,18 @@ def load_run(path: Path) -> Run:
         )
     results = directory.results
     kind = results.get("kind")
-    if kind not in KINDS:
+    if kind not in ENTRIES:
         raise UserError(
-            f"{path}/results.json must be of a kind from {sorted(KINDS)}, got {kind!r}"
+            f"{path}/results.json must be of a kind from {sorted(ENTRIES)}, got "
+            f"{kind!r}"
         )
-    missing = [key for key in KINDS[kind] if key not in results]
+    version = results.get("schema_version", 1)
+    if version not in (1, SCHEMA_VERSION):
+        raise UserError(
+            f"{path}/results.json has schema version {version!r}, this program reads 1 "
+            f"and {SCHEMA_VERSION}; use the version that wrote it"
+        )
+    missing = sorted(entries_of(kind, version) - set(results))
     if missing:
         raise UserError(
             f"{path}/results.json lacks {', '.join(missing)}; repeat the run with "

@@ -1,4 +1,7 @@
-"""Files that are either whole or not there: temporary name, fsync, rename."""
+"""Atomic file writes: write under a temporary name, fsync, rename.
+
+A file is either complete or absent; nobody ever reads a part of it.
+"""
 
 import errno
 import json
@@ -30,11 +33,11 @@ _ADVICE = {
 
 
 def write_bytes(path: Path, data: bytes) -> None:
-    """Write `data` to `path` at once, parents included.
+    """Write `data` to `path` atomically; missing parent folders are made.
 
     Raises:
-        UserError: When the disk is full or the folder cannot be written; a file that
-            was there before is then still whole.
+        UserError: When the disk is full or the folder cannot be written. An older file
+            at `path` is then unchanged.
     """
 
     def write(temporary: Path) -> None:
@@ -49,22 +52,22 @@ def write_text(path: Path, text: str) -> None:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write indented JSON; see `jsonable` for what becomes of paths and NaN."""
+    """Write indented JSON; `jsonable` says how paths and NaN are written."""
     write_text(path, json.dumps(jsonable(value), indent=2, allow_nan=False) + "\n")
 
 
 def write_tensors(
     path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None
 ) -> None:
-    """Write a safetensors file, the same bytes for the same contents.
+    """Write a safetensors file; equal contents give equal bytes.
 
     Tensors may be views of each other and may lie on any device.
     """
-    owned = _owned(tensors)
+    copies = _without_views(tensors)
 
     def write(temporary: Path) -> None:
         # With no tensors, empty metadata would give a header that is not JSON.
-        save_file(owned, temporary, metadata=dict(metadata) if metadata else None)
+        save_file(copies, temporary, metadata=dict(metadata) if metadata else None)
         if metadata:
             _sort_metadata_(temporary)
 
@@ -72,10 +75,11 @@ def write_tensors(
 
 
 def read_json(path: Path) -> Any:
-    """What a JSON file holds.
+    """The content of a JSON file.
 
     Raises:
-        UserError: When the file is missing, unreadable or not JSON, naming the line.
+        UserError: When the file is missing, unreadable or not JSON; the message names
+            the line.
     """
     try:
         return json.loads(path.read_text(encoding="utf-8"))
@@ -94,7 +98,7 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     """The CPU tensors of a safetensors file.
 
     Raises:
-        UserError: When the file is missing, truncated or no safetensors file.
+        UserError: When the file is missing, truncated or not a safetensors file.
     """
     try:
         return load_file(path)
@@ -118,7 +122,7 @@ def read_metadata(path: Path) -> dict[str, str]:
 def jsonable(value: Any) -> Any:
     """`value` in plain JSON types: paths as text, NaN and infinity as None.
 
-    Tuples, sets, arrays and tensors become lists, their scalars Python numbers.
+    Tuples, sets, arrays and tensors become lists; their scalars become Python numbers.
     """
     if isinstance(value, float):
         return value if math.isfinite(value) else None
@@ -146,8 +150,8 @@ def sync(path: Path) -> None:
 
 
 @contextmanager
-def told_to_the_user(path: Path) -> Iterator[None]:
-    """Turn what goes wrong while `path` is written into a UserError that names it."""
+def os_errors_as_user_errors(path: Path) -> Iterator[None]:
+    """Turn an OSError or SafetensorError into a UserError that names `path`."""
     try:
         yield
     except OSError as error:
@@ -161,19 +165,19 @@ def told_to_the_user(path: Path) -> Iterator[None]:
 
 
 def temporary_name(path: Path) -> Path:
-    """A name beside `path` that nobody uses."""
+    """A new random name in the folder of `path`."""
     return path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
 
 
 def _replace(path: Path, write: Callable[[Path], None]) -> None:
     temporary = temporary_name(path)
-    with told_to_the_user(path):
+    with os_errors_as_user_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
             temporary.touch()
             mode = temporary.stat().st_mode
             write(temporary)
-            temporary.chmod(mode)  # safetensors leaves files to their owner alone
+            temporary.chmod(mode)  # safetensors lets only the owner read its files
             sync(temporary)
             os.replace(temporary, path)
             sync(path.parent)
@@ -181,21 +185,21 @@ def _replace(path: Path, write: Callable[[Path], None]) -> None:
             temporary.unlink(missing_ok=True)
 
 
-def _owned(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """CPU tensors by name, each with storage of its own: safetensors refuses views."""
-    owned, storages = {}, set()
+def _without_views(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """CPU tensors by name, each with its own storage: safetensors refuses views."""
+    copies, storages = {}, set()
     for name in sorted(tensors):
         value = tensors[name].detach().cpu().contiguous()
         storage = value.untyped_storage()
         if storage.nbytes() != value.nbytes or storage.data_ptr() in storages:
             value = value.clone()
         storages.add(storage.data_ptr())
-        owned[name] = value
-    return owned
+        copies[name] = value
+    return copies
 
 
 def _sort_metadata_(path: Path) -> None:
-    """Order the metadata of a safetensors header, which come in a random order."""
+    """Sort the metadata of a safetensors header; safetensors writes a random order."""
     with path.open("r+b") as file:
         length = int.from_bytes(file.read(8), "little")
         header = json.loads(file.read(length))

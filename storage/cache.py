@@ -1,4 +1,4 @@
-"""Where trained built-in models are kept between runs, and the names they get."""
+"""The cache folder, which keeps trained built-in models between runs, and its keys."""
 
 import hashlib
 import os
@@ -6,21 +6,21 @@ from pathlib import Path
 
 
 def cache_folder() -> Path:
-    """The cache folder of this user, which need not exist.
+    """The cache folder of this user; it may not exist yet.
 
     `$CIRCUITCUT_CACHE`, else `$XDG_CACHE_HOME/circuitcut`, else `~/.cache/circuitcut`.
     """
-    if own := os.environ.get("CIRCUITCUT_CACHE"):
-        return Path(own).expanduser()
-    if shared := os.environ.get("XDG_CACHE_HOME"):
-        return Path(shared).expanduser() / "circuitcut"
+    if circuitcut_cache := os.environ.get("CIRCUITCUT_CACHE"):
+        return Path(circuitcut_cache).expanduser()
+    if user_cache := os.environ.get("XDG_CACHE_HOME"):
+        return Path(user_cache).expanduser() / "circuitcut"
     return Path.home() / ".cache" / "circuitcut"
 
 
 def content_hash(*parts: str | bytes) -> str:
     """SHA-256 hex digest of the parts, each preceded by its length.
 
-    So `("ab", "c")` and `("a", "bc")` differ.
+    `("ab", "c")` and `("a", "bc")` therefore give different digests.
     """
     digest = hashlib.sha256()
     for part in parts:

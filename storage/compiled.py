@@ -1,4 +1,4 @@
-"""C++ sources of this package as libraries, compiled once for the processor at hand."""
+"""Compile a C++ source of this package once per processor and load it as a library."""
 
 import ctypes
 import logging
@@ -18,38 +18,38 @@ from circuitcut.storage.cache import cache_folder, content_hash
 from circuitcut.storage.errors import UserError
 
 SWITCH = "CIRCUITCUT_COMPILE"
-"""Environment variable: 0 compiles and loads nothing."""
+"""Environment variable; with the value 0 nothing is compiled or loaded."""
 FLAGS = ("-O3", "-march=native", "-std=c++17", "-fPIC")
 OPENMP = "-fopenmp"
-"""To compile with, not to link with: the threads are those that torch has started."""
+"""Used when compiling, not when linking: torch has already started the threads."""
 _log = logging.getLogger(__name__)
 
 
 def library(
     source: Path, signatures: Mapping[str, Sequence[Any]]
 ) -> ctypes.CDLL | None:
-    """A C++ file as a library; None, with a line in the log, where that can't be had.
+    """A C++ file as a loaded library; None, with a line in the log, if that fails.
 
-    It is kept in `cache_folder()`, under a name that stands for the source, the
+    The library is kept in `cache_folder()`. Its name holds a hash of the source, the
     compiler and the processor.
 
     Args:
-        source: The file.
-        signatures: What its functions take, by name; they return nothing.
+        source: The C++ file.
+        signatures: Argument types of its functions, by name; they return nothing.
     """
     if sys.platform != "linux" or os.environ.get(SWITCH) == "0":
         return None
     compiler = shutil.which(os.environ.get("CXX") or "c++")
     if compiler is None:
-        _log.info("No C++ compiler is installed: edge masks take a tenth more time")
+        _log.info("No C++ compiler is installed: edge masks take about 10 % more time")
         return None
     try:
-        loaded = ctypes.CDLL(str(_built(source, compiler)))
+        loaded = ctypes.CDLL(str(_compiled_file(source, compiler)))
     except (OSError, subprocess.SubprocessError, UserError) as error:
         detail = getattr(error, "stderr", None) or str(error)
         _log.warning(
-            "%s was not compiled, edge masks take a tenth more time (%s=0 for no "
-            "further attempt): %s", source.name, SWITCH, detail.strip()[-500:],
+            "%s was not compiled: edge masks take about 10 % more time (set %s=0 to "
+            "skip compiling): %s", source.name, SWITCH, detail.strip()[-500:],
         )  # fmt: skip
         return None
     for name, arguments in signatures.items():
@@ -58,22 +58,22 @@ def library(
     return loaded
 
 
-def _built(source: Path, compiler: str) -> Path:
+def _compiled_file(source: Path, compiler: str) -> Path:
     text = source.read_text(encoding="utf-8")
     version = _run([compiler, "--version"])
     key = content_hash(text, version, " ".join((*FLAGS, OPENMP)), _processor())
     path = cache_folder() / "compiled" / f"{source.stem}-{key[:16]}.so"
     digest = path.with_suffix(".sha256")
-    if path.exists():  # a file that is not whole would end the process
+    if path.exists():  # loading an incomplete file would end the process
         if digest.exists() and digest.read_text() == content_hash(path.read_bytes()):
             return path
         _log.warning("%s is damaged: compiling it again", path)
     start = time.perf_counter()
     with tempfile.TemporaryDirectory() as folder:
-        pieces, whole = Path(folder) / "pieces.o", Path(folder) / "whole.so"
-        _run([compiler, *FLAGS, OPENMP, "-c", str(source), "-o", str(pieces)])
-        _run([compiler, "-shared", str(pieces), "-o", str(whole)])
-        data = whole.read_bytes()
+        object_file, shared = Path(folder) / "source.o", Path(folder) / "library.so"
+        _run([compiler, *FLAGS, OPENMP, "-c", str(source), "-o", str(object_file)])
+        _run([compiler, "-shared", str(object_file), "-o", str(shared)])
+        data = shared.read_bytes()
         write_text(digest, content_hash(data))
         write_bytes(path, data)
     seconds = time.perf_counter() - start
@@ -82,16 +82,16 @@ def _built(source: Path, compiler: str) -> Path:
 
 
 def _run(command: Sequence[str]) -> str:
-    done = subprocess.run(
+    result = subprocess.run(
         command, check=True, capture_output=True, text=True, timeout=300
     )
-    return done.stdout
+    return result.stdout
 
 
 def _processor() -> str:
-    """What tells processors apart: a folder may be shared by machines."""
+    """Processor model and features: several machines may share one cache folder."""
     lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    told = ("model name", "flags", "Features", "CPU part")
+    fields = ("model name", "flags", "Features", "CPU part")
     return platform.machine() + "\n".join(
-        sorted({line for line in lines if line.startswith(told)})
+        sorted({line for line in lines if line.startswith(fields)})
     )

@@ -1,8 +1,9 @@
-"""The one exception that means: what the user gave is wrong, and how to mend it."""
+"""The exception for wrong user input; its message says what is wrong and what to do."""
 
 
 class UserError(ValueError):
-    """A mistake in an argument or a file: rule, value got and what to do in one line.
+    """A mistake in an argument or a file.
 
-    Scripts print it without a traceback and exit with status 2.
+    The message states the rule, the value and what to do, in one line. Scripts print it
+    without a traceback and exit with status 2.
     """

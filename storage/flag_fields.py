@@ -1,17 +1,18 @@
-"""Dataclass fields that are also flags: the help text stands where the field does."""
+"""Dataclass fields that are also flags: the help text is declared with the field."""
 
 from dataclasses import field, fields, make_dataclass
 from typing import Any, get_type_hints
 
 
 def flag(default: Any, help_text: str, *, has_own_default: bool = True) -> Any:
-    """A dataclass field whose text `--help` shows.
+    """A dataclass field with a help text.
 
     Args:
-        default: A list is copied for every instance.
+        default: Default value of the field; a list is copied for every instance.
         help_text: Shown by `--help`.
-        has_own_default: The flag's default is `default`; else it is None, which leaves
-            the value to something chosen later (a task's recipe), see `flags_of`.
+        has_own_default: True: the flag's default is `default`. False: the flag's
+            default is None, and the value is chosen later, for instance by the task's
+            default settings; see `flags_of`.
     """
     metadata = {"help": help_text, "has_own_default": has_own_default}
     if isinstance(default, list):
@@ -20,10 +21,10 @@ def flag(default: Any, help_text: str, *, has_own_default: bool = True) -> Any:
 
 
 def flags_of(settings: type) -> Any:
-    """A frozen dataclass of the fields of `settings` that have a help text, as flags.
+    """A frozen dataclass of flags: the fields of `settings` that have a help text.
 
-    A field without a default of its own becomes optional: None says that the flag was
-    not given. So a setting is declared once, where it is used.
+    A field with `has_own_default=False` becomes optional: None means that the flag was
+    not given. Each setting is thus declared once, in the package that uses it.
     """
     hints = get_type_hints(settings)
     declared = []

@@ -1,4 +1,4 @@
-"""A model in evaluation mode for a while: below every package that runs models."""
+"""Evaluation mode within a `with` block; in `storage` because all packages use it."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -8,7 +8,7 @@ from torch import nn
 
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode; afterwards every module is in its own mode again."""
+    """Put `model` in evaluation mode; afterwards every module has its old mode."""
     were_training = [module for module in model.modules() if module.training]
     model.eval()
     try:

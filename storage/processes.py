@@ -1,7 +1,7 @@
-"""Several processes of one run: the first one writes, and all know what it wrote.
+"""Several processes in one run: the first one writes and sends the result to all.
 
-Read from torch's process group, which accelerate sets up; without one there is one
-process, and nothing is sent.
+The number of processes is that of torch's process group, which accelerate sets up.
+Without a process group there is one process, and nothing is sent.
 """
 
 from collections.abc import Callable
@@ -15,7 +15,7 @@ T = TypeVar("T")
 
 
 def is_first() -> bool:
-    """Whether this process is the one that writes: the only one, or the first."""
+    """Whether this process writes files: it is the only one, or the first."""
     return not _several() or distributed.get_rank() == 0
 
 
@@ -25,10 +25,12 @@ def n_processes() -> int:
 
 
 def by_first(make: Callable[[], T]) -> T:
-    """What `make` returns on the first process, on all of them; all must call this.
+    """Call `make` on the first process; return its result on every process.
+
+    Every process must call this.
 
     Args:
-        make: Called on the first process alone; its result is small and plain.
+        make: Called on the first process only; its result is small and can be pickled.
 
     Raises:
         UserError: On every process, when `make` raises it.
@@ -42,10 +44,10 @@ def by_first(make: Callable[[], T]) -> T:
         except UserError as error:
             message = [(None, str(error))]
     distributed.broadcast_object_list(message, src=0)
-    made, refusal = message[0]
-    if refusal is not None:
-        raise UserError(refusal)
-    return made  # type: ignore[return-value]  # of the first process: T
+    result, error_text = message[0]
+    if error_text is not None:
+        raise UserError(error_text)
+    return result  # type: ignore[return-value]  # without an error text it is a T
 
 
 def _several() -> bool:

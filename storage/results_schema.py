@@ -1,7 +1,4 @@
-"""Which entries results.json has, by kind of run; their meaning: docs/schema.md."""
-
-from collections.abc import Mapping
-from typing import Any
+"""The entries of results.json for each kind of run; docs/schema.md explains them."""
 
 SCHEMA_VERSION = 2
 HEADER = frozenset(
@@ -10,7 +7,7 @@ HEADER = frozenset(
         *("n_ablated", "n_units", "concept_metric", "retain_metric", "base", "next"),
     }
 )
-"""Of every kind."""
+"""Entries of every kind of run."""
 _SCORED = frozenset({"scores", "unseen", "intervals", "curve"})
 ENTRIES: dict[str, frozenset[str]] = {
     "train_mask": _SCORED
@@ -23,16 +20,27 @@ ENTRIES: dict[str, frozenset[str]] = {
     "relearn": frozenset({"mask", "rows", "summary", "recovery", "never_learned"})
     | {"probe", "after", "words_note"},
 }
-"""Of one kind, beside the header."""
+"""Further entries of each kind of run."""
 
 
-def check_schema(results: Mapping[str, Any]) -> None:
-    """Whether results have exactly the entries of their kind.
+_OF_VERSION_1: dict[str, frozenset[str]] = {
+    "train_mask": frozenset({"scores", "n_ablated", "n_units", "per_site"}),
+    "relearn": frozenset({"summary", "recovery"}),
+    "evaluate": frozenset({"scores", "curve"}),
+    "attribute": frozenset({"curve"}),
+    "import_mask": frozenset({"n_ablated", "n_units", "per_site", "format", "file"}),
+    "faithfulness": frozenset({"curve", "areas", "scores"}),
+}
+"""What a report needs of runs before December 2026, which name no version."""
 
-    Raises:
-        AssertionError: When one is missing or unknown: a fault of this program.
+
+def entries_of(kind: str, version: int = SCHEMA_VERSION) -> frozenset[str]:
+    """The entries that results.json of a kind must have; in version 2 it has no others.
+
+    Args:
+        kind: A key of `ENTRIES`.
+        version: `schema_version` of the file, 1 where it names none.
     """
-    expected = HEADER | ENTRIES[results["kind"]]
-    missing, unknown = expected - set(results), set(results) - expected
-    assert not missing, f"results.json lacks {sorted(missing)}"
-    assert not unknown, f"results.json has the undocumented {sorted(unknown)}"
+    if version == 1:
+        return frozenset({"kind", "task", "model"}) | _OF_VERSION_1[kind]
+    return HEADER | ENTRIES[kind]

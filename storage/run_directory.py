@@ -1,4 +1,4 @@
-"""A run directory holds all that a run read, did and found; never overwritten."""
+"""Run directories: config, environment, metrics and results; never overwritten."""
 
 import importlib.metadata
 import json
@@ -17,9 +17,9 @@ import torch
 
 from circuitcut.storage.atomic import (
     jsonable,
+    os_errors_as_user_errors,
     read_json,
     temporary_name,
-    told_to_the_user,
     write_json,
     write_text,
 )
@@ -36,9 +36,9 @@ class RunDirectory:
     """The files of one run, by name.
 
     Made by `create`, `open` or `newest`. `config.json`, `environment.json` and
-    `results.json` are whole or absent; `metrics.jsonl` has one JSON object a line. On
-    several processes the first one alone makes the folder and writes into it; `log`,
-    `truncate_metrics` and `write_results` do nothing on the others.
+    `results.json` are complete or absent; `metrics.jsonl` has one JSON object per line.
+    With several processes only the first one makes the folder and writes into it;
+    `log`, `truncate_metrics` and `write_results` do nothing in the other processes.
     """
 
     def __init__(self, path: Path):
@@ -57,17 +57,17 @@ class RunDirectory:
     ) -> "RunDirectory":
         """A new directory with its `config.json` and `environment.json`.
 
-        On several processes all must call this, and all get the folder that the first
-        one made.
+        With several processes every process must call this; all get the folder made by
+        the first one.
 
         Args:
             parent: Folder of run directories; None means `runs` in the working
                 directory.
-            kind: Verb of the script that writes it, for instance `train_mask`.
+            kind: Name of the script that writes it, for instance `train_mask`.
             task: Used in the generated name `<task>-<model>-<time>-<id>`.
-            model: Likewise; a hub name or a path is shortened to its last part.
+            model: Used in the generated name; of a hub name or path the last part.
             config: Flags of the run; `kind` is put before them.
-            name: Take this folder (under `parent`, unless absolute) instead.
+            name: Use this folder (under `parent`, unless absolute) and generate none.
 
         Raises:
             UserError: When the folder cannot be written, or `name` exists and is not
@@ -79,7 +79,7 @@ class RunDirectory:
 
     @classmethod
     def check(cls, parent: Path | None, name: Path | None = None) -> None:
-        """Whether `create` could make this run now; asked before long work.
+        """Check, before long computations, that `create` can make this run.
 
         Raises:
             UserError: As in `create`.
@@ -100,13 +100,13 @@ class RunDirectory:
 
     @classmethod
     def newest(cls, parent: Path, kind: str) -> "RunDirectory":
-        """The finished run of `kind` under `parent` that was started last.
+        """The finished run of `kind` under `parent` with the latest start time.
 
         Raises:
             UserError: When there is none.
         """
         runs = [cls(path.parent) for path in parent.glob(f"*/{_CONFIG}")]
-        finished = [run for run in runs if run.is_finished and run._is(kind)]
+        finished = [run for run in runs if run.is_finished and run._has_kind(kind)]
         if not finished:
             raise UserError(
                 f"no finished {kind} run under {parent}; run scripts/{kind}.py first, "
@@ -116,7 +116,7 @@ class RunDirectory:
 
     @property
     def kind(self) -> str:
-        """The verb of the script that wrote it."""
+        """Name of the script that wrote it."""
         return str(self.config.get("kind"))
 
     @property
@@ -126,12 +126,12 @@ class RunDirectory:
 
     @property
     def environment(self) -> dict[str, Any]:
-        """`environment.json`: versions, commit, seed, device, threads, command."""
+        """`environment.json`: versions, commit, seed, device, threads and command."""
         return _read_object(self.path / _ENVIRONMENT)
 
     @property
     def results(self) -> dict[str, Any]:
-        """`results.json`; UserError while the run is not finished."""
+        """`results.json`; raises UserError while the run is not finished."""
         return _read_object(self.path / _RESULTS)
 
     @property
@@ -141,17 +141,17 @@ class RunDirectory:
 
     @property
     def is_writer(self) -> bool:
-        """Whether this process is the one that writes into it."""
+        """Whether this process writes into the directory."""
         return is_first()
 
     @property
     def checkpoint_path(self) -> Path:
-        """Folder of the checkpoints; need not exist."""
+        """Folder of the checkpoints; it may not exist yet."""
         return self.path / "checkpoints"
 
     @property
     def figures_path(self) -> Path:
-        """Folder of the figures; need not exist."""
+        """Folder of the figures; it may not exist yet."""
         return self.path / "figures"
 
     def log(self, step: int, **scalars: Any) -> None:
@@ -160,19 +160,20 @@ class RunDirectory:
             return
         path = self.path / _METRICS
         line = json.dumps(jsonable({"step": step, **scalars}))
-        with told_to_the_user(path), path.open("a", encoding="utf-8") as file:
+        with os_errors_as_user_errors(path), path.open("a", encoding="utf-8") as file:
             file.write(line + "\n")
 
     def metrics(self) -> list[dict[str, Any]]:
-        """The entries of `metrics.jsonl` in order; a torn last line is left out.
+        """The entries of `metrics.jsonl` in order, without an incomplete last line.
 
         Raises:
-            UserError: When a line before the last is not JSON, with its number.
+            UserError: When an earlier line is not JSON; the message has its number.
         """
         path = self.path / _METRICS
         if not path.exists():
             return []
-        *lines, torn = path.read_text(encoding="utf-8").split("\n")
+        # the text after the last newline is empty, or the run was killed while writing
+        lines = path.read_text(encoding="utf-8").split("\n")[:-1]
         entries = []
         for number, line in enumerate(lines, start=1):
             try:
@@ -181,14 +182,13 @@ class RunDirectory:
                 raise UserError(
                     f"{path}, line {number} is not JSON: {error.msg}"
                 ) from error
-        del torn  # empty after a whole line; else the run was killed while it wrote
         return entries
 
     def truncate_metrics(self, step: int, **labels: Any) -> None:
         """Keep the entries before `step`, so that a resumed run logs each step once.
 
-        With `labels` only entries that carry all of them are cut off: other conditions
-        of the same run stay.
+        With `labels` only entries that have all these labels are removed; entries of
+        the run's other conditions stay.
         """
         if not self.is_writer:
             return
@@ -206,10 +206,10 @@ class RunDirectory:
         if self.is_writer:
             write_json(self.path / _RESULTS, results)
 
-    def _is(self, kind: str) -> bool:
+    def _has_kind(self, kind: str) -> bool:
         try:
             return self.kind == kind
-        except UserError:  # damaged, and so not to be chosen
+        except UserError:  # a damaged run is never chosen
             return False
 
     @property
@@ -221,7 +221,7 @@ class RunDirectory:
 
 
 def run_holding(path: Path) -> Path | None:
-    """The run directory that `path` lies in, if it lies in one."""
+    """The run directory that contains `path`, if there is one."""
     return next((folder for folder in (path, *path.parents) if is_run(folder)), None)
 
 
@@ -233,10 +233,10 @@ def is_run(path: Path) -> bool:
 def _make(
     parent: Path, name: Path | None, task: str, model: str, config: Mapping[str, Any]
 ) -> Path:
-    """The folder of a new run, with its first two files."""
+    """Make the folder of a new run, with its config and environment."""
     path = parent / (name or _generated_name(task, model))
     _check_new(parent, name)
-    with told_to_the_user(path):
+    with os_errors_as_user_errors(path):
         path.mkdir(parents=True, exist_ok=True)
     write_json(path / _CONFIG, config)
     write_json(path / _ENVIRONMENT, {"seed": config.get("seed"), **_environment()})
@@ -244,17 +244,17 @@ def _make(
 
 
 def _check_new(parent: Path, name: Path | None) -> None:
-    """Refuse a folder that is in use, and a parent that cannot be written to."""
+    """Refuse a folder that is not empty, and a parent that cannot be written to."""
     if name is not None:
         path = parent / name
-        with told_to_the_user(path):
+        with os_errors_as_user_errors(path):
             if path.exists() and any(path.iterdir()):
                 raise UserError(
                     f"run folder {path} exists and is not empty; choose another name, "
                     "or continue it with --resume"
                 )
     probe = temporary_name(parent / "probe")
-    with told_to_the_user(parent):
+    with os_errors_as_user_errors(parent):
         parent.mkdir(parents=True, exist_ok=True)
         try:
             probe.write_bytes(bytes(4096))
@@ -276,13 +276,13 @@ def _generated_name(task: str, model: str) -> str:
 
 
 def _environment() -> dict[str, Any]:
-    """What else decides the bits of a run."""
+    """Versions and hardware, which also determine the results of a run."""
     device = torch.accelerator.current_accelerator()
     return {
         "started": datetime.now(UTC).isoformat(),
         "command": sys.argv,
         "python": platform.python_version(),
-        "torch": str(torch.__version__),  # with its build: 2.13.0+cu130
+        "torch": str(torch.__version__),  # with the build: 2.13.0+cu130
         **{name: _version(name) for name in _PACKAGES},
         "commit": _commit(),
         "device": "cpu" if device is None else str(device),
@@ -301,15 +301,18 @@ def _version(package: str) -> str | None:
 
 
 def _commit() -> str | None:
-    """Commit of this source tree, with `+changes` if files differ; None outside git."""
+    """Commit of this source tree, with `+changes` if files differ from it.
+
+    None outside git.
+    """
     root = Path(__file__).parent.parent
 
     def git(*arguments: str) -> str:
         command = ["git", "-C", str(root), *arguments]
-        done = subprocess.run(
+        result = subprocess.run(
             command, capture_output=True, text=True, timeout=10, check=True
         )
-        return done.stdout.strip()
+        return result.stdout.strip()
 
     try:
         if Path(git("rev-parse", "--show-toplevel")).resolve() != root.resolve():

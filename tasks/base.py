@@ -1,4 +1,4 @@
-"""A task is a concept to cut and the rest to retain: batches and scores."""
+"""A task: its data in batches, and scores of the concept and of what is retained."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
@@ -24,7 +24,7 @@ NO_TARGET = -100
 
 @dataclass(frozen=True)
 class TaskOptions:
-    """Where a task's data come from and what its concept is; None means built in."""
+    """The data of a task and its concept; None means the built-in choice."""
 
     data: str | None = None
     """A local file or folder, or `hub:owner/name`; None generates the built-in data."""
@@ -32,7 +32,7 @@ class TaskOptions:
     labels_file: Path | None = None
     """Label file of a parallel token/label pair."""
     retain_data: str | None = None
-    """Further retain text (toxicity): file, folder or `hub:` name."""
+    """Further text to retain (task toxicity): a file, a folder or a `hub:` name."""
     concept: str | None = None
     text_column: str | None = None
     label_column: str | None = None
@@ -42,10 +42,10 @@ class TaskOptions:
     hub_revision: str | None = None
     max_length: int = 128
     label_piece: Literal["first", "last"] = "first"
-    """Which word piece carries a word's tag; decoders know the word at the last."""
+    """The word piece that has the word's tag; a decoder needs the last one."""
     split_seed: int = 0
     toxicity_scorer: Literal["builtin", "detoxify"] = "builtin"
-    """What calls continuations toxic: our classifier or the Detoxify package."""
+    """Classifier of continuations: the built-in one or the Detoxify package."""
 
 
 @runtime_checkable
@@ -62,28 +62,28 @@ class Corpus(Protocol):
         ...
 
     def fingerprint(self) -> str:
-        """SHA-256 hex digest of every record, so that caches notice changed data."""
+        """SHA-256 hex digest of every record; it is a part of cache keys."""
         ...
 
 
 @dataclass(frozen=True)
 class Predictions:
-    """Logits at the counted positions of one behaviour, flattened over the batch."""
+    """Logits and targets at the positions of one behaviour, flattened over a batch."""
 
     logits: Float[Tensor, "position classes"]
     targets: Int[Tensor, "position"]
-    """The right class (next token, tag, digit) of each position."""
+    """The correct class (next token, tag, digit) of each position."""
     concept_classes: Int[Tensor, "position concept"]
-    """Classes that together are the concept's answer at each position."""
+    """Classes that count as the concept's answer at each position."""
     rivals: Int[Tensor, "position rival"] | None
-    """Classes the answer competes with; None means every other class."""
+    """Classes that compete with the answer; None means all other classes."""
     weights: Float[Tensor, "position"]
     """Weight of each position in an average."""
 
 
 @dataclass(frozen=True)
 class Outputs:
-    """What one forward pass says about the concept and about the rest."""
+    """Predictions of one forward pass at the concept and at the retained positions."""
 
     concept: Predictions
     retain: Predictions
@@ -97,20 +97,21 @@ class Metric:
     higher_is_better: bool
     unit: str
     chance: float = 0.0
-    """Value without any ability, where a higher one is better."""
+    """Score at chance level, if higher is better."""
 
 
 class Task(ABC):
-    """Data, and what doing it means. Stateless: a batch is a function of its step.
+    """Data and scores. A task has no state: a batch is a function of its step.
 
-    Subclasses never hold a model, and never touch devices, masks or optimisers. Batches
-    are CPU tensors whose first dimension is the example. Text batches hold `input_ids`,
-    `attention_mask`, `targets` (batch, seq; -100 where none; logits at t predict
-    targets[t]), `concept` and `retain` (batch, seq; bool, disjoint, both only where
-    there is a target), `weights` (batch, seq), `real` (batch, seq; real, non-special
-    tokens), and per example `cluster` (document, for the bootstrap) and `unseen` (no
-    entity of the example occurs in another split). Image batches hold `pixels` (batch,
-    pixel) and the same keys with shape (batch,).
+    Subclasses hold no model and do not use devices, masks or optimisers. Batches are
+    CPU tensors whose first dimension is the example. A text batch holds `input_ids`,
+    `attention_mask`, `targets` (batch, seq; -100 means no target; the logits at
+    position t predict targets[t]), `concept` and `retain` (batch, seq; bool, disjoint,
+    True only at positions with a target), `weights` (batch, seq) and `real` (batch,
+    seq; True at tokens that are neither padding nor special). Per example it holds
+    `cluster` (the document, for the bootstrap) and `unseen` (no entity of the example
+    occurs in another split). An image batch holds `pixels` (batch, pixel) and the same
+    keys with shape (batch,).
     """
 
     name: ClassVar[str]
@@ -119,58 +120,63 @@ class Task(ABC):
     retain_metric: ClassVar[Metric]
     defaults: ClassVar[TaskDefaults]
     own_options: ClassVar[tuple[str, ...]] = ()
-    """`TaskOptions` that this task reads and not every task does."""
+    """`TaskOptions` that this task reads and some other tasks do not."""
 
     @classmethod
     @abstractmethod
     def read(cls, options: TaskOptions) -> Corpus:
-        """Read or generate, check and split the data; raises UserError early."""
+        """Read or generate the data, check and split them.
+
+        Raises:
+            UserError: When the data or an option is wrong, before a model is loaded.
+        """
 
     @abstractmethod
     def __init__(self, corpus: Any, tokenizer: Any, options: TaskOptions): ...
 
     @abstractmethod
     def batch(self, split: Split, step: int, *, size: int, seed: int) -> Batch:
-        """Mask-training batch number `step`: concept and retain examples mixed."""
+        """Batch number `step` of mask training, with concept and retain examples."""
 
     @abstractmethod
     def finetune_batch(
         self, split: Split, step: int, *, size: int, seed: int, limit: int | None = None
     ) -> Batch:
-        """Training batch `step` of the base model or of relearning.
+        """Training batch number `step` of the base model or of relearning.
 
-        Drawn epoch by epoch from the whole split or, with `limit`, from the first
-        `limit` examples that hold the concept, in an order fixed by `seed`.
+        Examples are drawn epoch by epoch from the whole split. With `limit` they are
+        drawn from the first `limit` examples with the concept, in an order fixed by
+        `seed`.
 
         Raises:
-            UserError: When fewer examples than `limit` hold the concept.
+            UserError: When fewer than `limit` examples have the concept.
         """
 
     def retain_batch(self, split: Split, step: int, *, size: int, seed: int) -> Batch:
-        """Training batch `step` like `finetune_batch`, of examples without the concept.
-
-        No position of them is a concept position.
+        """Training batch number `step` of examples without any concept position.
 
         Raises:
-            UserError: When the split has no such example, or the task cannot tell.
+            UserError: When the split has no such example, or the task cannot tell
+                examples with and without the concept apart.
         """
         raise UserError(f"task {self.name!r} cannot leave out the concept's examples")
 
     @abstractmethod
     def evaluation_batches(self, split: Split, *, size: int) -> Iterator[Batch]:
-        """Every example of `split` once, in a fixed order."""
+        """Batches that contain every example of `split` once, in a fixed order."""
 
     @abstractmethod
     def counts(
         self, model: nn.Module, batch: Batch
     ) -> dict[str, Float[Tensor, "batch"]]:
-        """Per-example sums (hits, misses, summed nats, tokens) that bootstrap."""
+        """Sums per example (hits, misses, summed nats, tokens), for the bootstrap."""
 
     @abstractmethod
     def summarise(self, counts: Mapping[str, Tensor]) -> dict[str, float]:
         """Scores of a set of examples from the sums of their counts.
 
-        Holds `concept_metric.name` and `retain_metric.name`; NaN where undefined.
+        The result has `concept_metric.name` and `retain_metric.name`; an undefined
+        score is NaN.
         """
 
     @abstractmethod
@@ -178,7 +184,7 @@ class Task(ABC):
         """Number of examples of a split."""
 
     def counterfactual(self, batch: Batch) -> Batch:
-        """The paired corrupted inputs, position by position.
+        """The paired corrupted inputs, aligned position by position.
 
         Raises:
             UserError: When the task has no paired inputs.
@@ -190,7 +196,7 @@ class Task(ABC):
         return {key: batch[key] for key in MODEL_INPUTS if key in batch}
 
     def outputs(self, model: nn.Module, batch: Batch) -> Outputs:
-        """One forward pass, read at the concept's and at the retained positions."""
+        """Predictions of one forward pass at the concept and the retained positions."""
         logits = model(**self.inputs(batch)).logits
         return Outputs(
             self._predictions(logits, batch, batch["concept"]),
@@ -198,7 +204,7 @@ class Task(ABC):
         )
 
     def finetune_loss(self, model: nn.Module, batch: Batch) -> Float[Tensor, ""]:
-        """Mean cross-entropy in nats over every position that has a target."""
+        """Mean cross-entropy in nats over all positions with a target."""
         logits = model(**self.inputs(batch)).logits
         return nn.functional.cross_entropy(
             logits.flatten(0, -2).float(),
@@ -207,7 +213,7 @@ class Task(ABC):
         )
 
     def target_weights(self, batch: Batch) -> Float[Tensor, "..."]:
-        """Weight of every position in the mean of `finetune_loss`, 0 without target."""
+        """Weight of each position in `finetune_loss`; 0 at positions without target."""
         return (batch["targets"] != NO_TARGET).float()
 
     def sampled_scores(
@@ -217,19 +223,19 @@ class Task(ABC):
         *,
         seed: int,
     ) -> dict[str, float]:
-        """Scores that need sampling from the cut model (toxicity); none by default."""
+        """Scores from texts that the cut model generates (task toxicity); else none."""
         return {}
 
     def concept_classes(
         self, batch: Batch, where: Tensor
     ) -> Int[Tensor, "position concept"]:
-        """Classes that make the concept's answer; the target itself by default."""
+        """Classes that count as the concept's answer; by default the target."""
         return batch["targets"][where].unsqueeze(-1).clamp(min=0)
 
     def rivals(
         self, batch: Batch, where: Tensor
     ) -> Int[Tensor, "position rival"] | None:
-        """Classes the answer competes with; every other class by default."""
+        """Classes that compete with the answer; by default all other classes."""
         return None
 
     def _predictions(self, logits: Tensor, batch: Batch, where: Tensor) -> Predictions:
@@ -253,13 +259,13 @@ def to_device(batch: Batch, device: torch.device) -> Batch:
 
 
 def check_limit(limit: int, n_examples: int, split: Split) -> None:
-    """Refuse a limit that the `n_examples` of the concept do not reach.
+    """Check that a split has at least `limit` examples with the concept.
 
     Raises:
         UserError: When `limit` is not in 1..n_examples.
     """
     if not 1 <= limit <= n_examples:
         raise UserError(
-            f"limit must lie in 1..{n_examples}, the examples of {split!r} with the "
-            f"concept, got {limit}; give fewer, or all"
+            f"limit must lie in 1..{n_examples}, the number of examples of {split!r} "
+            f"with the concept, got {limit}; give a smaller limit, or all"
         )

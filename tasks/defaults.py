@@ -1,4 +1,4 @@
-"""What a task is run with where no flag says otherwise, as plain data on its class."""
+"""Default settings of a task, as plain data on its class; flags override them."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -7,10 +7,10 @@ from typing import Any, Literal
 
 @dataclass(frozen=True)
 class BaseRecipe:
-    """How a base model is built and trained."""
+    """Size and training settings of a base model."""
 
     n_steps: int | None = None
-    """Steps; None: three epochs over the base split."""
+    """Training steps; None means three epochs over the base split."""
     batch_size: int = 16
     lr: float = 1e-4
     weight_decay: float = 0.01
@@ -25,42 +25,43 @@ class BaseRecipe:
     d_hidden: int = 50
     """Hidden units of the image MLP."""
     embedding_noise: float = 0.0
-    """Normal noise on token embeddings in training, in their standard deviations."""
+    """Normal noise added to token embeddings in training; 1 is their std."""
 
 
 @dataclass(frozen=True)
 class ModelDefaults:
-    """What a model changes of its task's defaults."""
+    """Default settings of one model that differ from those of its task."""
 
     units: tuple[str, ...] | None = None
     mask: Mapping[str, Any] | None = None
     base: BaseRecipe | None = None
-    """None fine-tunes a pretrained model with `FINETUNE`."""
+    """None means that a pretrained model is fine-tuned with `FINETUNE`."""
     base_on_own_data: BaseRecipe | None = None
-    """With `--data`, whose corpora are larger than the built-in one; None: `base`."""
+    """Used with `--data`, which is larger than the built-in corpus; None means `base`.
+    """
 
 
 @dataclass(frozen=True)
 class TaskDefaults:
-    """Defaults of one task; settings were chosen on the `tune` split."""
+    """Default settings of one task, chosen on the `tune` split."""
 
     model: str
-    """The model that is cut."""
+    """Name of the model that is cut."""
     units: tuple[str, ...]
-    """The kinds of unit that are cut."""
+    """Kinds of unit that are cut."""
     mask: Mapping[str, Any] = field(default_factory=dict)
     """Settings of mask training by name (`experiments.settings.MaskSettings`), for soft
     top-k and the direction `break`."""
     mask_on_edges: Mapping[str, Any] | None = None
-    """Likewise on edges; None: `mask`."""
+    """The same settings for edge masks; None means `mask`."""
     of_model: Mapping[str, ModelDefaults] = field(default_factory=dict)
 
     def of(self, model: str) -> ModelDefaults:
-        """What `model` changes; nothing where it is not named."""
+        """Settings that differ for `model`; none if `of_model` does not list it."""
         return self.of_model.get(model, ModelDefaults())
 
 
 FINETUNE = BaseRecipe()
-"""Of a pretrained model with a new head."""
+"""Settings for a pretrained model with a new head."""
 GENERATED_STEPS = 400
-"""A pretrained model has learned a generated corpus by then; three epochs are 3,000."""
+"""Enough steps for a pretrained model on a generated corpus (3 epochs are 3,000)."""

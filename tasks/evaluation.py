@@ -1,6 +1,6 @@
-"""Scores of a model, cut or not, on a split, with intervals over its documents."""
+"""Scores of a cut or uncut model on a split, with bootstrap intervals."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
@@ -26,10 +26,10 @@ class Evaluation:
 
     scores: dict[str, float]
     unseen_scores: dict[str, float]
-    """The same over the examples whose entities occur in no other split."""
+    """Scores of the examples whose entities occur in no other split."""
     counts: dict[str, Float[Tensor, "example"]]
     clusters: Int[Tensor, "example"]
-    """Document of each example: what the bootstrap resamples."""
+    """Document of each example; the bootstrap resamples documents."""
     unseen: Bool[Tensor, "example"]
     n_examples: int
 
@@ -37,34 +37,34 @@ class Evaluation:
 PositionScore = Callable[[Predictions], Float[Tensor, "position"]]
 
 Cut = Callable[[Batch], AbstractContextManager[Any]]
-"""Makes the context in which the model is cut for one batch (on the model's device)."""
+"""Returns the context in which the model is cut, for a batch on the model's device."""
 
 
 @dataclass
 class References:
-    """The uncut model's outputs on the batches of one split, kept from cut to cut.
+    """The uncut model's outputs on the batches of one split, kept between evaluations.
 
-    Give the same object to evaluations of one task, model, split and size alone.
+    Use one object only for evaluations of the same task, model, split and size.
     """
 
     outputs: list[Outputs] = field(default_factory=list)
     bytes_left: int = 2 * 1024**3
-    """Logits of later batches are computed anew once this memory is used."""
+    """Memory left in bytes; when it is used, later batches are computed every time."""
 
     def of(self, number: int, compute: Callable[[], Outputs]) -> Outputs:
-        """The outputs of batch `number`, kept or computed."""
+        """The outputs of batch number `number`, from memory or from `compute`."""
         if number < len(self.outputs):
             return self.outputs[number]
-        found = compute()
-        size = sum(p.logits.nbytes for p in (found.concept, found.retain))
+        outputs = compute()
+        size = sum(p.logits.nbytes for p in (outputs.concept, outputs.retain))
         if number == len(self.outputs) and size <= self.bytes_left:
-            self.outputs.append(found)
+            self.outputs.append(outputs)
             self.bytes_left -= size
-        return found
+        return outputs
 
 
 def uncut(batch: Batch) -> AbstractContextManager[Any]:
-    """No cut at all."""
+    """A context that does not cut the model."""
     del batch
     return nullcontext()
 
@@ -83,16 +83,16 @@ def evaluate(
     """Scores of `model` inside `cut` on every example of `split`, in eval mode.
 
     Args:
-        task: The data and what doing it means.
-        model: Left in the mode in which it came.
-        split: Which examples.
-        size: Examples a forward pass; the scores do not depend on it.
-        cut: Makes the context in which the model is cut; none by default.
-        reference: Run the uncut model too and add `kl_concept` and `kl_retain`, the
-            mean KL(uncut || cut) in nats per position. `References` keeps its outputs
-            for the next call.
-        of_concept: Further scores by name: their means over the concept's positions.
-        limit: Stop after that many examples.
+        task: The data and the scores.
+        model: Keeps its mode (training or evaluation).
+        split: The examples to evaluate.
+        size: Examples per forward pass; the scores do not depend on it.
+        cut: Returns the context in which the model is cut; default: no cut.
+        reference: Run also the uncut model and add `kl_concept` and `kl_retain`, the
+            mean KL(uncut || cut) in nats per position. A `References` keeps the uncut
+            model's outputs for the next call.
+        of_concept: Further scores by name; each is averaged over the concept positions.
+        limit: Evaluate only the first `limit` examples.
 
     Raises:
         UserError: When the split is empty.
@@ -100,52 +100,80 @@ def evaluate(
     device = next(model.parameters()).device
     references = reference if isinstance(reference, References) else References()
     counts: dict[str, list[Tensor]] = {}
-    clusters, unseen, n_examples = [], [], 0
+    clusters, unseen = [], []
     with evaluating(model):
-        batches = task.evaluation_batches(split, size=size)
+        batches = _limited(task.evaluation_batches(split, size=size), limit)
         for number, batch in enumerate(batches):
-            if limit is not None and n_examples >= limit:
-                break
-            if limit is not None:
-                batch = {
-                    key: value[: limit - n_examples] for key, value in batch.items()
-                }
-            n_examples += len(batch["cluster"])
             clusters.append(batch["cluster"])
             unseen.append(batch["unseen"])
             with torch.no_grad():
                 moved = to_device(batch, device)
-                counted, ablated = _counts(
-                    task, model, moved, cut, bool(reference) or bool(of_concept)
+                uncut_outputs = partial(
+                    references.of, number, partial(task.outputs, model, moved)
                 )
-                for name, score in (of_concept or {}).items():
-                    assert ablated is not None
-                    values = score(ablated.concept)
-                    counted[OF_CONCEPT + name] = _per_example(moved, "concept", values)
-                    counted["concept_positions"] = _per_example(
-                        moved, "concept", torch.ones_like(values)
-                    )
-                if ablated is not None and reference:
-                    whole = references.of(number, partial(task.outputs, model, moved))
-                    counted |= _divergences(moved, whole, ablated)
-            for name, value in counted.items():
+                batch_counts = _batch_counts(
+                    task,
+                    model,
+                    moved,
+                    cut,
+                    uncut_outputs=uncut_outputs if reference else None,
+                    of_concept=of_concept or {},
+                )
+            for name, value in batch_counts.items():
                 counts.setdefault(name, []).append(value.double().cpu())
-    if not n_examples:
+    if not clusters:
         raise UserError(f"split {split!r} of task {task.name!r} has no examples")
     joined = {name: torch.cat(values) for name, values in counts.items()}
     is_unseen = torch.cat(unseen).bool()
+    totals = {name: value.sum() for name, value in joined.items()}
+    unseen_totals = {name: value[is_unseen].sum() for name, value in joined.items()}
     return Evaluation(
-        scores=_scores(task, {name: value.sum() for name, value in joined.items()}),
-        unseen_scores=_scores(
-            task, {name: value[is_unseen].sum() for name, value in joined.items()}
-        )
-        if is_unseen.any()
-        else {},
+        scores=_scores(task, totals),
+        unseen_scores=_scores(task, unseen_totals) if is_unseen.any() else {},
         counts=joined,
         clusters=torch.cat(clusters),
         unseen=is_unseen,
-        n_examples=n_examples,
+        n_examples=len(is_unseen),
     )
+
+
+def _limited(batches: Iterable[Batch], limit: int | None) -> Iterator[Batch]:
+    """The first `limit` examples of the batches; None means all examples."""
+    n_left = limit
+    for batch in batches:
+        if n_left is None:
+            yield batch
+            continue
+        if n_left <= 0:
+            return
+        shortened = {key: value[:n_left] for key, value in batch.items()}
+        n_left -= len(shortened["cluster"])
+        yield shortened
+
+
+def _batch_counts(
+    task: Task,
+    model: nn.Module,
+    batch: Batch,
+    cut: Cut,
+    *,
+    uncut_outputs: Callable[[], Outputs] | None,
+    of_concept: Mapping[str, PositionScore],
+) -> dict[str, Tensor]:
+    """Counts per example: of the task, of further scores, and of KL(uncut || cut)."""
+    with_outputs = uncut_outputs is not None or bool(of_concept)
+    counts, ablated = _counts(task, model, batch, cut, with_outputs)
+    if ablated is None:
+        return counts
+    for name, score in of_concept.items():
+        values = score(ablated.concept)
+        counts[OF_CONCEPT + name] = _per_example(batch, "concept", values)
+        counts["concept_positions"] = _per_example(
+            batch, "concept", torch.ones_like(values)
+        )
+    if uncut_outputs is not None:
+        counts |= _divergences(batch, uncut_outputs(), ablated)
+    return counts
 
 
 def bootstrap(
@@ -157,15 +185,16 @@ def bootstrap(
     level: float = 0.95,
     unseen: bool = False,
 ) -> dict[str, tuple[float, float]]:
-    """Percentile intervals of every score, resampling whole clusters (documents).
+    """Percentile intervals of every score by resampling clusters (documents).
 
     Args:
-        task: What turns counts into scores.
+        task: Computes the scores from the counts.
         evaluation: Counts per example.
-        n_resamples: Resamples of as many clusters as there are.
-        seed: Of the resampling; the same seed pairs two evaluations of one split.
-        level: Probability that an interval holds.
-        unseen: Only the examples of `Evaluation.unseen_scores`.
+        n_resamples: Number of resamples; each has as many clusters as the split.
+        seed: Seed of the resampling; with one seed two evaluations of a split are
+            resampled in the same way (paired).
+        level: Level of the intervals, for instance 0.95.
+        unseen: Use only the examples of `Evaluation.unseen_scores`.
 
     Raises:
         UserError: When `level` or `n_resamples` is out of range.
@@ -175,11 +204,11 @@ def bootstrap(
             f"level must lie in (0, 1) and n_resamples be positive, got {level} and "
             f"{n_resamples}"
         )
-    chosen = evaluation.unseen if unseen else torch.ones_like(evaluation.unseen)
-    _, cluster = evaluation.clusters[chosen].unique(return_inverse=True)
+    included = evaluation.unseen if unseen else torch.ones_like(evaluation.unseen)
+    _, cluster = evaluation.clusters[included].unique(return_inverse=True)
     n_clusters = int(cluster.max()) + 1 if len(cluster) else 0
     names = list(evaluation.counts)
-    table = torch.stack([evaluation.counts[name][chosen] for name in names], dim=1)
+    table = torch.stack([evaluation.counts[name][included] for name in names], dim=1)
     totals = torch.zeros(n_clusters, len(names), dtype=torch.float64)
     totals.index_add_(0, cluster, table.double())
     rng = torch.Generator().manual_seed(seed)
@@ -220,8 +249,8 @@ def _scores(task: Task, totals: Mapping[str, Tensor]) -> dict[str, float]:
     return scores
 
 
-class _Once(nn.Module):
-    """The model, run once a batch however often it is asked."""
+class _CachedForward(nn.Module):
+    """A model for one batch: the first call runs it, later calls return that output."""
 
     def __init__(self, model: nn.Module):
         super().__init__()
@@ -237,28 +266,28 @@ class _Once(nn.Module):
 def _counts(
     task: Task, model: nn.Module, batch: Batch, cut: Cut, with_outputs: bool
 ) -> tuple[dict[str, Tensor], Outputs | None]:
-    """Counts of one batch and, if wanted, the predictions, from one forward pass."""
+    """Counts of one batch and, `with_outputs`, its predictions; one forward pass."""
     with cut(batch):
-        once = _Once(model)
-        counts = task.counts(once, batch)
-        return dict(counts), task.outputs(once, batch) if with_outputs else None
+        cached = _CachedForward(model)
+        counts = task.counts(cached, batch)
+        return dict(counts), task.outputs(cached, batch) if with_outputs else None
 
 
 def _divergences(batch: Batch, uncut: Outputs, ablated: Outputs) -> dict[str, Tensor]:
     """Summed KL(uncut || cut) and number of positions, per example and behaviour."""
-    found = {}
+    divergences = {}
     for behaviour in BEHAVIOURS:
         log_p = getattr(uncut, behaviour).logits.log_softmax(-1)
         log_q = getattr(ablated, behaviour).logits.log_softmax(-1)
         nats = (log_p.exp() * (log_p - log_q)).sum(-1)
-        found[f"kl_{behaviour}"] = _per_example(batch, behaviour, nats)
-        found[f"{behaviour}_positions"] = _per_example(
+        divergences[f"kl_{behaviour}"] = _per_example(batch, behaviour, nats)
+        divergences[f"{behaviour}_positions"] = _per_example(
             batch, behaviour, torch.ones_like(nats)
         )
-    return found
+    return divergences
 
 
 def _per_example(batch: Batch, behaviour: str, values: Tensor) -> Tensor:
-    """Sums of one value a position of the behaviour."""
+    """Sums over the positions of the behaviour, per example."""
     zeros = torch.zeros(len(batch["cluster"]), device=values.device, dtype=values.dtype)
     return zeros.index_add(0, batch[behaviour].nonzero()[:, 0], values)

@@ -1,10 +1,11 @@
-"""Indirect objects: `... Ann and Bob ..., Bob gave the book to` must go on with `Ann`.
+"""Indirect objects: the answer to `... Ann and Bob ..., Bob gave the book to` is `Ann`.
 
 Wang et al. (2022), "Interpretability in the Wild: a Circuit for Indirect Object
 Identification in GPT-2 small", https://arxiv.org/abs/2211.00593. The concept is the
-answer at the last position of a prompt, against the name that occurs twice. Retained
-are texts that copy no names (the headline score) and the other tokens of the prompts;
-text that copies names outside the prompts shares the circuit and is only reported.
+answer at the last position of a prompt; its rival is the name that occurs twice.
+Retained are texts that copy no names (they give the retain score) and the other tokens
+of the prompts. Texts that copy names outside prompts use the same circuit; their score
+is reported but not retained.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -37,10 +38,11 @@ from circuitcut.tasks.ioi_rows import KINDS, ioi_rows, one_token_names
 from circuitcut.tasks.language_rows import Row, collate, pad_id_of, share, token_nll
 
 ANSWER_WEIGHT = 4.0
-"""Weight of an answer in training, against 1 of any other token: with weight 1 a small
-model stays for hundreds of steps where both names of a prompt are equally likely."""
+"""Weight of an answer in training; other tokens have weight 1. With weight 1 for the
+answers too, a small model gives both names of a prompt the same probability for
+hundreds of steps."""
 SEVERAL = "builtin:several"
-"""What `data` is called for a corpus of several behaviours."""
+"""Value of `data` that selects the built-in corpus with several behaviours."""
 CONCEPT_SHARE = 0.5
 """Share of prompts in a mask-training batch; the rest is text without names."""
 
@@ -57,16 +59,16 @@ _DECODER = BaseRecipe(
 
 
 class IoiTask(Task):
-    """Prompts whose answer is one of two names, each one token for the tokenizer.
+    """Prompts whose answer is one of two names, each of which is a single token.
 
     Batches hold further integers per example: `kind` (index into `KINDS`), `io_id` and
     `s_id` (tokens of the answer and of its rival), `io_position`, `s1_position`,
-    `s2_position` and `end_position`; -1 where there is none. Prompts with a name of
-    several tokens are left out; `name_ids` are the tokens of the other names. Every
-    prompt is a cluster of its own.
+    `s2_position` and `end_position`; a missing one is -1. Prompts with a name of
+    several tokens are left out; `name_ids` maps the other names to their tokens. Each
+    prompt is its own cluster.
 
     Raises:
-        UserError: When fewer than 20 names are one token, or a split is empty.
+        UserError: When fewer than 20 names are single tokens, or a split is empty.
     """
 
     name: ClassVar[str] = "ioi"
@@ -102,8 +104,8 @@ class IoiTask(Task):
     def read(cls, options: TaskOptions) -> IoiCorpus:
         """Built-in prompts, or tables of prompts (docs/formats.md).
 
-        `--data builtin:several` are the built-in prompts among texts of two more
-        behaviours, for models that are to have several circuits.
+        `--data builtin:several` gives the built-in prompts together with texts of two
+        further behaviours, so that the model has several circuits.
         """
         if options.data in (None, SEVERAL):
             several = options.data == SEVERAL
@@ -139,8 +141,8 @@ class IoiTask(Task):
         for split, rows in prompts.items():
             if not any({r.io, r.subject} <= self.name_ids.keys() for r in rows):
                 raise UserError(
-                    f"split {split!r} must have prompts whose names are one token "
-                    "each, got none; use another model or prompts with commoner names"
+                    f"split {split!r} must have prompts whose names are single tokens, "
+                    "got none; use another model or prompts with more common names"
                 )
 
     def batch(self, split: Split, step: int, *, size: int, seed: int) -> Batch:
@@ -157,7 +159,7 @@ class IoiTask(Task):
     def finetune_batch(
         self, split: Split, step: int, *, size: int, seed: int, limit: int | None = None
     ) -> Batch:
-        """Prompts with answers, and texts; names are no targets at first mention."""
+        """Prompts with answers, and texts; the first mention of a name is no target."""
         pool: Sequence[int] = range(self.n_examples(split))
         if limit is not None:
             prompts = self._of_kind(split, "ioi")
@@ -167,7 +169,7 @@ class IoiTask(Task):
         return self._collated(split, [pool[i] for i in chosen])
 
     def retain_batch(self, split: Split, step: int, *, size: int, seed: int) -> Batch:
-        """Texts, those that copy names among them, epoch by epoch.
+        """Texts of all kinds (also those that copy names), drawn epoch by epoch.
 
         Raises:
             UserError: When the split has no texts.
@@ -179,22 +181,23 @@ class IoiTask(Task):
         return self._collated(split, chosen)
 
     def evaluation_batches(self, split: Split, *, size: int) -> Iterator[Batch]:
-        """Every prompt and text once: prompts, then texts without and with names."""
+        """Every prompt and text once: first prompts, then texts without names."""
         n = self.n_examples(split)
         for first in range(0, n, size):
             yield self._collated(split, range(first, min(first + size, n)))
 
     def n_examples(self, split: Split) -> int:
-        """Prompts and texts of a split."""
+        """Number of prompts and texts of a split."""
         return len(self._rows_of(split))
 
     def counterfactual(self, batch: Batch) -> Batch:
-        """Prompts with three different names at the same places; texts as they are."""
-        paired = batch.get("corrupted_ids", batch["input_ids"])  # none in texts alone
+        """Prompts with three other names at the same positions; texts are unchanged."""
+        # a batch of texts only has no "corrupted_ids"
+        paired = batch.get("corrupted_ids", batch["input_ids"])
         return {**batch, "input_ids": paired}
 
     def finetune_loss(self, model: nn.Module, batch: Batch) -> Float[Tensor, ""]:
-        """Mean cross-entropy in nats, answers counting `ANSWER_WEIGHT` times."""
+        """Mean cross-entropy in nats; answers have weight `ANSWER_WEIGHT`."""
         logits = model(**self.inputs(batch)).logits.float()
         weights = self.target_weights(batch)
         return (token_nll(logits, batch["targets"]) * weights).sum() / weights.sum()
@@ -207,7 +210,7 @@ class IoiTask(Task):
     def rivals(
         self, batch: Batch, where: Tensor
     ) -> Int[Tensor, "position rival"] | None:
-        """The name that occurs twice, at the end of prompts; else every other token."""
+        """At the end of prompts the name that occurs twice; else all other tokens."""
         if not (where & batch["concept"]).any():
             return None
         return batch["s_id"][where.nonzero()[:, 0]].unsqueeze(-1)
@@ -215,24 +218,24 @@ class IoiTask(Task):
     def counts(
         self, model: nn.Module, batch: Batch
     ) -> dict[str, Float[Tensor, "batch"]]:
-        """Hits and logit differences of prompts; summed nats and tokens of the rest."""
+        """Prompts: hits and logit differences; other tokens: summed nats and counts."""
         logits = model(**self.inputs(batch)).logits.float()
         nll = token_nll(logits, batch["targets"])
         is_prompt = batch["kind"] == KINDS.index("ioi")
         is_copy = batch["kind"] == KINDS.index("copy")
         counts = _answer_counts(logits, batch, is_prompt)
-        counted = {
+        positions = {
             "retain": batch["retain"] & ~is_prompt[:, None],
             "template": batch["retain"] & is_prompt[:, None],
             "copy": (batch["targets"] != NO_TARGET) & is_copy[:, None],
         }
-        for name, where in counted.items():
+        for name, where in positions.items():
             counts[f"{name}_nats"] = (nll * where).sum(-1)
             counts[f"{name}_tokens"] = where.sum(-1).float()
         return counts
 
     def summarise(self, counts: Mapping[str, Tensor]) -> dict[str, float]:
-        """Accuracy (logit difference > 0), top-1, P(IO); nats per token of the rest."""
+        """Accuracy (logit difference > 0), top-1 and P(IO); NLL of the other tokens."""
         scores = {
             name: share(counts[name], counts["prompts"])
             for name in ("accuracy", "logit_difference", "top1", "p_io")
@@ -270,17 +273,17 @@ class IoiTask(Task):
 def _answer_counts(
     logits: Float[Tensor, "batch seq vocab"], batch: Batch, is_prompt: Tensor
 ) -> dict[str, Tensor]:
-    """Logits at the end of every prompt, zero for texts."""
+    """Scores of the answer at the end of every prompt; zero for texts."""
     rows = is_prompt.nonzero()[:, 0]
     at_end = logits[rows, batch["end_position"][rows]]
     io, subject = batch["io_id"][rows], batch["s_id"][rows]
-    picked = at_end.gather(1, io[:, None]).squeeze(1)
-    difference = picked - at_end.gather(1, subject[:, None]).squeeze(1)
+    io_logit = at_end.gather(1, io[:, None]).squeeze(1)
+    difference = io_logit - at_end.gather(1, subject[:, None]).squeeze(1)
     answers = {
         "accuracy": (difference > 0).float(),
         "logit_difference": difference,
         "top1": (at_end.argmax(-1) == io).float(),
-        "p_io": (picked - at_end.logsumexp(-1)).exp(),
+        "p_io": (io_logit - at_end.logsumexp(-1)).exp(),
     }
     counts = {"prompts": is_prompt.float()}
     for name, values in answers.items():

@@ -1,4 +1,4 @@
-"""Prompts with two names as rows of a batch: where the names stand, as tokens."""
+"""Prompts with two names as rows of a batch, with the token positions of the names."""
 
 import random
 import re
@@ -20,10 +20,10 @@ _NO_NUMBERS = dict.fromkeys((*POSITIONS, "io_id", "s_id"), -1)
 
 
 def one_token_names(names: Iterable[str], tokenizer: Any) -> dict[str, int]:
-    """Token of every name that is one token behind another word, in sorted order.
+    """The token of each name that is a single token after a word; names are sorted.
 
     Raises:
-        UserError: When fewer than 20 names are.
+        UserError: When fewer than 20 names are single tokens.
     """
     candidates = sorted(set(names))
     texts = [f"to {name}" for name in candidates]
@@ -37,8 +37,8 @@ def one_token_names(names: Iterable[str], tokenizer: Any) -> dict[str, int]:
     if len(name_ids) < MIN_NAMES:
         raise UserError(
             f"tokenizer without one-token names: {len(name_ids)} of {len(candidates)} "
-            f"names are one token and at least {MIN_NAMES} must be; use another model "
-            "or prompts with commoner names"
+            f"names are single tokens, at least {MIN_NAMES} must be; use another model "
+            "or prompts with more common names"
         )
     return name_ids
 
@@ -51,7 +51,7 @@ def ioi_rows(
     unseen_names: frozenset[str],
     max_length: int,
 ) -> list[Row]:
-    """Rows of all records, prompts first, without prompts whose names do not fit."""
+    """Rows of all records, prompts first; without prompts with multi-token names."""
     ordered = sorted(records, key=lambda record: KINDS.index(record.kind))
     texts = [completed(record) for record in ordered]
     paired = [record.corrupted or "" for record in ordered]
@@ -71,8 +71,9 @@ def ioi_rows(
     return rows
 
 
-def _tokens(tokenizer: Any, texts: Sequence[str], most: int) -> list[Tokens]:
-    return [without_end(row) for row in tokenize(tokenizer, texts, max_tokens=most)]
+def _tokens(tokenizer: Any, texts: Sequence[str], max_tokens: int) -> list[Tokens]:
+    rows = tokenize(tokenizer, texts, max_tokens=max_tokens)
+    return [without_end(row) for row in rows]
 
 
 def _prompt_row(
@@ -84,7 +85,10 @@ def _prompt_row(
     cluster: int,
     unseen_names: frozenset[str],
 ) -> Row | None:
-    """The prompt without its last token, the answer; None when a name does not fit."""
+    """The prompt without its last token, the answer.
+
+    None when a name is not a single token or not at the expected positions.
+    """
     text = completed(record)
     io = _places(record.io, text, tokens)
     subject = _places(record.subject, text, tokens)
@@ -133,10 +137,10 @@ def _text_row(record: IoiRecord, tokens: Tokens, known: Set[int], cluster: int) 
 
 
 def _predictable(ids: Sequence[int], known: Set[int]) -> Int[np.ndarray, "seq"]:
-    """The next tokens, with no target where a known name is met for the first time.
+    """The next tokens as targets, except names at their first mention.
 
-    Such names are random: they teach nothing, and a small model that has to learn from
-    them takes up the task several hundred steps later.
+    A name at its first mention is random and cannot be predicted. With such targets a
+    small model learns the task several hundred steps later.
     """
     seen: set[int] = set()
     targets = np.array(ids[1:])
@@ -148,16 +152,16 @@ def _predictable(ids: Sequence[int], known: Set[int]) -> Int[np.ndarray, "seq"]:
 
 
 def _places(name: str, text: str, tokens: Tokens) -> list[int]:
-    """Positions of the occurrences of `name` that are one token; [] unless all are."""
-    found = []
+    """Positions of all occurrences of `name`; [] unless each is a single token."""
+    positions = []
     for match in re.finditer(rf"\b{re.escape(name)}\b", text):
         for position, (start, end) in enumerate(tokens.spans):
             if start < match.end() and match.start() < end:
                 if text[start:end].strip() != name:
                     return []
-                found.append(position)
+                positions.append(position)
                 break
-    return found
+    return positions
 
 
 def _with_other_names(
@@ -166,11 +170,11 @@ def _with_other_names(
     places: Sequence[Sequence[int]],
     name_ids: Mapping[str, int],
 ) -> list[int]:
-    """The prompt with three other names, the same ones whenever it is asked for."""
+    """The prompt with three other names, drawn with a seed made from its text."""
     rng = random.Random(record.text)
-    others = [name for name in name_ids if name not in (record.io, record.subject)]
+    new_names = [name for name in name_ids if name not in (record.io, record.subject)]
     corrupted = list(inputs)
-    for positions, name in zip(places, rng.sample(others, 3), strict=True):
+    for positions, name in zip(places, rng.sample(new_names, 3), strict=True):
         for position in positions:
             corrupted[position] = name_ids[name]
     return corrupted

@@ -15,20 +15,20 @@ from circuitcut.tasks.base import NO_TARGET, Batch
 
 @dataclass(frozen=True)
 class Tokens:
-    """One text as the tokenizer sees it, special tokens included."""
+    """The tokens of one text, including special tokens."""
 
     ids: list[int]
     spans: list[tuple[int, int]]
-    """Characters of each token."""
+    """First character of each token and one past its last."""
     special: list[bool]
 
 
 @dataclass(frozen=True)
 class Row:
-    """One example: the inputs, the next tokens, and which of them count for what.
+    """One example: inputs, next tokens, and the positions of concept and retain.
 
-    All arrays have the length of the input; `concept` and `retain` mark positions whose
-    target counts.
+    All arrays have the length of the input; `concept` and `retain` are True at the
+    positions whose target belongs to the concept or is retained.
     """
 
     inputs: Int[np.ndarray, "seq"]
@@ -39,16 +39,16 @@ class Row:
     cluster: int
     unseen: bool
     numbers: Mapping[str, int] = field(default_factory=dict)
-    """Further integers of the example, each a `(batch,)` entry of the batch."""
+    """Further integers of the example; each becomes a `(batch,)` entry of the batch."""
     corrupted: Int[np.ndarray, "seq"] | None = None
     """Paired counterfactual inputs."""
 
 
 def tokenize(tokenizer: Any, texts: Sequence[str], *, max_tokens: int) -> list[Tokens]:
-    """Every text as tokens, cut after `max_tokens` of them.
+    """Tokens of every text, at most `max_tokens` per text.
 
     Raises:
-        UserError: When the tokenizer cannot say which characters a token covers.
+        UserError: When the tokenizer does not give the characters of each token.
     """
     if not tokenizer.is_fast:
         raise UserError(
@@ -72,7 +72,7 @@ def tokenize(tokenizer: Any, texts: Sequence[str], *, max_tokens: int) -> list[T
 
 
 def without_end(tokens: Tokens) -> Tokens:
-    """The text without special tokens behind it, which some tokenizers add."""
+    """The tokens without special tokens at the end, which some tokenizers add."""
     n = len(tokens.ids)
     while n > 1 and tokens.special[n - 1]:
         n -= 1
@@ -80,7 +80,7 @@ def without_end(tokens: Tokens) -> Tokens:
 
 
 def collate(rows: Sequence[Row], pad_id: int) -> Batch:
-    """Rows padded on the right to the longest of them."""
+    """A batch of rows, padded on the right to the longest row."""
     length = max(len(row.inputs) for row in rows)
 
     def padded(arrays: list[np.ndarray], filler: int, dtype: type) -> Tensor:
@@ -114,12 +114,12 @@ def collate(rows: Sequence[Row], pad_id: int) -> Batch:
 
 
 def pad_id_of(tokenizer: Any) -> int:
-    """The padding token, or any token where there is none; it is never attended to."""
+    """The padding token; 0 if the tokenizer has none, since padding is masked."""
     return 0 if tokenizer.pad_token_id is None else int(tokenizer.pad_token_id)
 
 
 def token_nll(logits: Tensor, targets: Tensor) -> Tensor:
-    """Negative log likelihood in nats of every target, zero where there is none."""
+    """Negative log likelihood in nats of every target; 0 at positions without one."""
     losses = torch.nn.functional.cross_entropy(
         logits.flatten(0, -2).float(),
         targets.flatten(),
@@ -130,6 +130,6 @@ def token_nll(logits: Tensor, targets: Tensor) -> Tensor:
 
 
 def share(total: Tensor, count: Tensor) -> float:
-    """Sum over examples of `total` per sum of `count`; NaN where nothing counts."""
+    """Sum of `total` divided by sum of `count`, over examples; NaN if that is 0."""
     n = count.sum().item()
     return total.sum().item() / n if n else float("nan")

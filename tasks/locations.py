@@ -1,10 +1,10 @@
-"""Locations among the named entities of a text: token classification.
+"""Named entities, one type of which (by default locations) is the concept.
 
-The concept is one entity type (by default the one for locations), read off at the words
-that carry it; retained are all other words. Metrics are span F1 as in `conlleval` and,
-like the retain weights and the mixture of batches, follow Lo et al. (2024), "Large
-Language Models Relearn Removed Concepts", https://arxiv.org/abs/2401.01814, in the
-five-way form of our own trials.
+The task is token classification. Concept positions are the words tagged with the
+concept's type; all other words are retained. The metric is span F1 as in `conlleval`.
+Metric, retain weights and the mixture of batches follow Lo et al. (2024), "Large
+Language Models Relearn Removed Concepts", https://arxiv.org/abs/2401.01814. Departure:
+our data have five splits.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -45,16 +45,16 @@ from circuitcut.tasks.span_counts import (
 from circuitcut.tasks.token_rows import TokenRows
 
 CONCEPT_SHARE = 3 / 8
-"""Share of a mask-training batch that holds the concept (6 of 16 sentences)."""
+"""Share of sentences with the concept in a mask-training batch (6 of 16)."""
 ENTITY_WEIGHT = 2.0
-"""Weight of a retained word inside an entity; other words weigh 1."""
+"""Weight of a retained word inside an entity; other words have weight 1."""
 N_DONORS = 500
-"""Sentences whose ordinary words replace locations in counterfactual inputs."""
+"""Number of sentences whose words tagged `O` replace locations in counterfactuals."""
 OUTCOMES = ("tp", "fp", "fn")
 
 
 _TINY = ModelDefaults(
-    # the small built-in models carry a concept in attention too
+    # the small built-in models also need attention heads for the concept
     units=("neurons", "heads"),
     mask={"ablation": "mean", "k_min": 8.0, "k_max": 320.0, "lr": 0.2},
     base=BaseRecipe(
@@ -70,23 +70,23 @@ _TINY = ModelDefaults(
 
 @dataclass(frozen=True)
 class _SplitRows:
-    """A tokenised split, its sentences by whether their pieces carry the concept."""
+    """A tokenised split, with the row numbers with and without concept positions."""
 
     tokens: TokenRows
     with_concept: list[int]
-    others: list[int]
+    without_concept: list[int]
     cluster: Int[Tensor, "example"]
     unseen: Bool[Tensor, "example"]
 
 
 class LocationsTask(Task):
-    """Tags of words, one of whose entity types is the concept.
+    """Tags of words; one entity type, or several, is the concept.
 
-    Scores: `concept_*` is span precision, recall and F1 of the concept; `retain_*` the
-    mean over the other types (`retain_f1_micro` pools their spans); `*_clean` counts
-    only sentences without the concept, where no location can spill into other types;
-    `token_accuracy` is over words; `*_nll` in nats per word. All but the last are
-    fractions.
+    Scores: `concept_*` is span precision, recall and F1 of the concept. `retain_*` is
+    the mean over the other types; `retain_f1_micro` pools their spans. `*_clean` uses
+    only sentences without the concept, in which no location can be tagged as another
+    type. `token_accuracy` is the share of words with the correct tag. These are
+    fractions; `*_nll` is in nats per word.
     """
 
     name: ClassVar[str] = "locations"
@@ -97,7 +97,7 @@ class LocationsTask(Task):
     defaults = TaskDefaults(
         model="tiny-encoder",
         units=("neurons",),
-        # a real encoder has thousands, and a concept is carried by dozens of them
+        # a real encoder has thousands of edges, and a concept uses dozens of them
         mask_on_edges={"k_min": 4.0, "k_max": 400.0},
         of_model={"tiny-encoder": _TINY, "tiny-decoder": _TINY},
     )
@@ -107,7 +107,8 @@ class LocationsTask(Task):
         """Built-in sentences, files of tagged text or a hub data set (docs/formats.md).
 
         Raises:
-            UserError: When the data are missing or malformed, or lack the concept.
+            UserError: When the data are missing or malformed, or do not have the
+                concept.
         """
         if options.data is None:
             return generate_ner(options.split_seed, concept=options.concept)
@@ -152,16 +153,18 @@ class LocationsTask(Task):
         )
 
     def batch(self, split: Split, step: int, *, size: int, seed: int) -> Batch:
-        """`CONCEPT_SHARE` of sentences with the concept, the rest without.
+        """A share `CONCEPT_SHARE` of sentences with the concept, the rest without.
 
-        Where the split lacks one of the two kinds, the other fills the batch.
+        If every sentence has the concept, the batch consists of such sentences.
         """
         rows = self._rows(split)
-        n_concept = max(1, round(CONCEPT_SHARE * size)) if rows.others else size
+        n_concept = size
+        if rows.without_concept:
+            n_concept = max(1, round(CONCEPT_SHARE * size))
         members: list[int] = []
         for kind, pool, n in (
             ("concept", rows.with_concept, n_concept),
-            ("other", rows.others, size - n_concept),
+            ("other", rows.without_concept, size - n_concept),
         ):
             if n:
                 members += [
@@ -172,13 +175,13 @@ class LocationsTask(Task):
     def finetune_batch(
         self, split: Split, step: int, *, size: int, seed: int, limit: int | None = None
     ) -> Batch:
-        """Epoch by epoch; with `limit`, from that many sentences with the concept.
+        """Sentences drawn epoch by epoch; with `limit` from sentences with the concept.
 
-        `seed` fixes which: the first `limit` of one shuffled row, so that a larger
-        limit adds sentences to those of a smaller one.
+        These are the first `limit` sentences in an order shuffled with `seed`: a larger
+        limit uses all sentences of a smaller one.
 
         Raises:
-            UserError: When fewer than `limit` sentences hold the concept.
+            UserError: When fewer than `limit` sentences have the concept.
         """
         pool = list(range(self.n_examples(split)))
         if limit is not None:
@@ -190,17 +193,17 @@ class LocationsTask(Task):
         return self._collated(split, [pool[member] for member in members])
 
     def retain_batch(self, split: Split, step: int, *, size: int, seed: int) -> Batch:
-        """Sentences without the concept, epoch by epoch.
+        """Sentences without the concept, drawn epoch by epoch.
 
         Raises:
-            UserError: When every sentence of the split holds the concept.
+            UserError: When every sentence of the split has the concept.
         """
-        pool = self._rows(split).others
+        pool = self._rows(split).without_concept
         chosen = draw_from(pool, step, size, "without concept", split, seed)
         return self._collated(split, chosen)
 
     def evaluation_batches(self, split: Split, *, size: int) -> Iterator[Batch]:
-        """Sentences of like length together, such batches in a fixed shuffled order."""
+        """Batches of sentences of similar length, in a fixed shuffled order."""
         by_length = self._rows(split).tokens.lengths.argsort(stable=True).tolist()
         batches = [by_length[i : i + size] for i in range(0, len(by_length), size)]
         for number in shuffled(len(batches), "evaluation", split):
@@ -209,7 +212,7 @@ class LocationsTask(Task):
     def counts(
         self, model: nn.Module, batch: Batch
     ) -> dict[str, Float[Tensor, "batch"]]:
-        """Spans by outcome and type, words right, nats and words of each sentence."""
+        """Per sentence: spans by outcome and type, correct words, words and nats."""
         logits = model(**self.inputs(batch)).logits.float()
         targets = batch["targets"]
         losses = nn.functional.cross_entropy(
@@ -225,9 +228,9 @@ class LocationsTask(Task):
             "retain_words": batch["retain"].sum(1),
         }
         predicted = logits.argmax(-1)
-        right = (predicted == targets).sum(1)
+        hits = (predicted == targets).sum(1)
         clean = batch["concept"].sum(1) == 0
-        counts |= {"hits": right, "words": (targets != NO_TARGET).sum(1)}
+        counts |= {"hits": hits, "words": (targets != NO_TARGET).sum(1)}
         counts |= {f"clean_{name}": counts[name] * clean for name in ("hits", "words")}
         counts |= self._span_counts(targets.cpu(), predicted.cpu())
         return {name: value.float().cpu() for name, value in counts.items()}
@@ -269,24 +272,27 @@ class LocationsTask(Task):
     def concept_classes(
         self, batch: Batch, where: Tensor
     ) -> Int[Tensor, "position concept"]:
-        """Every label of the concept, `B-` and `I-`."""
+        """All labels of the concept, `B-` and `I-`."""
         targets = batch["targets"][where]
         classes = self._is_concept.nonzero().squeeze(1).to(targets.device)
         return classes.expand(len(targets), -1)
 
     def counterfactual(self, batch: Batch) -> Batch:
-        """The same batch with every word of the concept swapped for an ordinary one.
+        """The same batch with each word of the concept replaced by a word tagged `O`.
 
-        The new words have as many pieces and are drawn from words tagged `O` in the
-        `mask` split, by a generator seeded with the batch itself; where none has so
-        many pieces, words of one piece stand side by side. Targets stay.
+        The new words have the same number of pieces and come from the `mask` split. The
+        generator's seed is computed from the batch. If no word has the right number of
+        pieces, several words of one piece are used. Targets do not change.
 
         Raises:
-            UserError: When no word tagged `O` is one piece.
+            UserError: When no word tagged `O` is a single piece.
         """
         words = self._ordinary_words()
         if not words.get(1):
-            raise UserError("no word of one piece to put in the place of locations")
+            raise UserError(
+                "a counterfactual needs words of one piece tagged O in the split "
+                "'mask', got none; use another model or --ablation mean"
+            )
         ids = batch["input_ids"].clone()
         rng = torch.Generator().manual_seed(int(ids.sum()))
         for row, start, stop in self._concept_words(batch):
@@ -300,7 +306,7 @@ class LocationsTask(Task):
         return batch | {"input_ids": ids}
 
     def _rows(self, split: Split) -> _SplitRows:
-        """The split, tokenised when it is first asked for."""
+        """The tokenised split; the first call tokenises it."""
         if split not in self._splits:
             sentences = self.corpus.splits[split]
             tokens = TokenRows.tokenised(
@@ -310,11 +316,11 @@ class LocationsTask(Task):
                 label_piece=self._options.label_piece,
                 max_length=self._options.max_length,
             )
-            found = self._of_concept(tokens.targets).any(1)
+            has_concept = self._of_concept(tokens.targets).any(1)
             self._splits[split] = _SplitRows(
                 tokens,
-                found.nonzero()[:, 0].tolist(),
-                (~found).nonzero()[:, 0].tolist(),
+                has_concept.nonzero()[:, 0].tolist(),
+                (~has_concept).nonzero()[:, 0].tolist(),
                 torch.tensor([sentence.document for sentence in sentences]),
                 torch.tensor(self.corpus.unseen(split)),
             )
@@ -342,28 +348,28 @@ class LocationsTask(Task):
         }
 
     def _span_counts(self, targets: Tensor, predicted: Tensor) -> dict[str, Tensor]:
-        found = self._count_spans(targets, predicted, targets != NO_TARGET)
+        spans = self._count_spans(targets, predicted, targets != NO_TARGET)
         clean = (~self._of_concept(targets).any(1)).long()
         counts = {}
         for outcome in OUTCOMES:
             for place, kind in enumerate(self._types):
-                counts[f"{outcome}:{kind}"] = found[outcome][:, place]
-                counts[f"clean_{outcome}:{kind}"] = found[outcome][:, place] * clean
+                counts[f"{outcome}:{kind}"] = spans[outcome][:, place]
+                counts[f"clean_{outcome}:{kind}"] = spans[outcome][:, place] * clean
         return counts
 
     def _ordinary_words(self) -> dict[int, list[list[int]]]:
-        """Pieces of words tagged `O`, by how many pieces a word has."""
+        """Pieces of words tagged `O`, by the number of pieces of the word."""
         if not self._ordinary:
             tokens = self._rows("mask").tokens
             targets, real = tokens.targets[:N_DONORS], tokens.real[:N_DONORS]
             outside = targets == self.labels.index(OUTSIDE)
-            found: dict[int, set[tuple[int, ...]]] = {}
+            by_n_pieces: dict[int, set[tuple[int, ...]]] = {}
             for row, start, stop in self._words(targets, real, outside):
                 pieces = tuple(tokens.input_ids[row, start:stop].tolist())
-                found.setdefault(len(pieces), set()).add(pieces)
+                by_n_pieces.setdefault(len(pieces), set()).add(pieces)
             self._ordinary = {
                 n: [list(pieces) for pieces in sorted(words)]
-                for n, words in found.items()
+                for n, words in by_n_pieces.items()
             }
         return self._ordinary
 
@@ -373,7 +379,7 @@ class LocationsTask(Task):
     def _words(
         self, targets: Tensor, real: Tensor, where: Tensor
     ) -> Iterator[tuple[int, int, int]]:
-        """Row, first piece and one past the last of the words labelled at `where`."""
+        """Row, first piece and one past the last piece of the words at `where`."""
         for row in where.any(1).nonzero()[:, 0].tolist():
             labelled = (targets[row] != NO_TARGET).nonzero()[:, 0].tolist()
             text = real[row].nonzero()[:, 0].tolist()

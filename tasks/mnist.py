@@ -1,8 +1,8 @@
-"""Handwritten digits, one or several of which are to be forgotten.
+"""Classification of handwritten digits; one digit, or several, is the concept.
 
-Classes are the ten digits or, as in the published circuit-breaking experiment, five
-pairs of them, so that a forgotten digit shares its class with one that is kept: M. Li,
-X. Davies and M. Nadeau (2023), "Circuit Breaking: Removing Model Behaviors with
+The classes are the ten digits or, as in the published circuit-breaking experiment, five
+pairs of digits: a digit of the concept then shares its class with a retained digit. M.
+Li, X. Davies and M. Nadeau (2023), "Circuit Breaking: Removing Model Behaviors with
 Targeted Ablation", https://arxiv.org/abs/2309.05973.
 """
 
@@ -37,7 +37,7 @@ from circuitcut.tasks.base import (
 )
 from circuitcut.tasks.defaults import BaseRecipe, ModelDefaults, TaskDefaults
 
-# np.random.seed(0); np.random.permutation(10), taken in pairs as in the experiment.
+# the pairs of the experiment: np.random.seed(0); np.random.permutation(10), in twos
 PUBLISHED_PAIRS = ((2, 8), (4, 9), (1, 6), (7, 3), (0, 5))
 _GROUPED = "grouped:"
 _BUILTIN_SHARES = {"heldout": 0.18, "relearn": 0.09, "tune": 0.08, "mask": 0.15}
@@ -54,7 +54,7 @@ class DigitCorpus:
     class_of_digit: Int[Tensor, "digit"]
     concept_digits: tuple[int, ...]
     index: dict[Split, Int[Tensor, "image"]]
-    """Image numbers; `mask` equals `base` where the data have their own test set."""
+    """Image numbers; if the data have an official test set, `mask` equals `base`."""
 
     @property
     def n_pixels(self) -> int:
@@ -67,7 +67,7 @@ class DigitCorpus:
         return len(self.labels) < N_DIGITS
 
     def texts(self) -> list[str]:
-        """Images hold no text."""
+        """An empty list: images have no text."""
         return []
 
     def fingerprint(self) -> str:
@@ -81,7 +81,7 @@ _MLP = BaseRecipe(
 
 
 class MnistTask(Task):
-    """The concept is that images of some digits are classified right."""
+    """The concept is the correct classification of images of some digits."""
 
     name: ClassVar[str] = "mnist"
     head: ClassVar[Head] = "image_classification"
@@ -116,7 +116,7 @@ class MnistTask(Task):
 
         Raises:
             UserError: When the concept is not made of digits, the data cannot be read,
-                or a split lacks images of the concept or of the rest.
+                or a split has no images of the concept or no retained images.
         """
         digits, is_grouped = parse_concept(options.concept or "3")
         images = _read_images(options)
@@ -140,28 +140,28 @@ class MnistTask(Task):
         tokenizer: Any = None,
         options: TaskOptions | None = None,
     ):
-        del tokenizer, options  # images have no tokens, and reading settled the options
+        del tokenizer, options  # images have no tokens, and `read` used the options
         self.corpus = corpus
         digits = torch.tensor(corpus.concept_digits)
         self._is_concept = torch.isin(corpus.images.digits, digits)
         self._concept_classes = corpus.class_of_digit[digits].unique()
-        everywhere = torch.cat(list(corpus.index.values()))
-        self._n_splits = everywhere.bincount(minlength=len(corpus.images.digits))
+        members = torch.cat(list(corpus.index.values()))
+        self._n_splits = members.bincount(minlength=len(corpus.images.digits))
         self._pools = {
             split: (index[self._is_concept[index]], index[~self._is_concept[index]])
             for split, index in corpus.index.items()
         }
 
     def batch(self, split: Split, step: int, *, size: int, seed: int) -> Batch:
-        """Half images of the concept, half of the rest, each drawn epoch by epoch.
+        """Half concept images, half retained images, each drawn epoch by epoch.
 
         Raises:
-            UserError: When `size` leaves no image for one of the halves.
+            UserError: When `size` is below 2.
         """
         if size < 2:
             raise UserError(
-                f"argument size must be at least 2, an image of the concept and one of "
-                f"the rest, got {size}; raise it"
+                f"argument size must be at least 2 (one image of the concept and one "
+                f"retained image), got {size}; give a larger batch size"
             )
         sizes = size // 2, size - size // 2
         chosen = [
@@ -173,13 +173,13 @@ class MnistTask(Task):
         return self._batch(torch.cat(chosen))
 
     def concept_batch(self, split: Split) -> Batch:
-        """Every image of the concept in `split`, in the order of the split."""
+        """All images of the concept in `split`, in the order of the split."""
         return self._batch(self._pools[split][0])
 
     def finetune_batch(
         self, split: Split, step: int, *, size: int, seed: int, limit: int | None = None
     ) -> Batch:
-        """Images of the whole split or, with `limit`, of its first concept images."""
+        """Images of the whole split; with `limit`, `limit` concept images of it."""
         pool = self.corpus.index[split]
         if limit is not None:
             concept = self._pools[split][0]
@@ -188,7 +188,7 @@ class MnistTask(Task):
         return self._batch(pool[draw(len(pool), step, size, "mnist", "finetune", seed)])
 
     def retain_batch(self, split: Split, step: int, *, size: int, seed: int) -> Batch:
-        """Images of the other digits, epoch by epoch."""
+        """Images of the retained digits, drawn epoch by epoch."""
         pool = self._pools[split][1].tolist()
         chosen = draw_from(pool, step, size, "without concept", split, seed)
         return self._batch(torch.tensor(chosen))
@@ -205,10 +205,10 @@ class MnistTask(Task):
     def counts(
         self, model: nn.Module, batch: Batch
     ) -> dict[str, Float[Tensor, "batch"]]:
-        """Per image, 0 or 1 for each event; and its cross-entropy in nats.
+        """Per image: 0 or 1 for each event, and the cross-entropy in nats.
 
-        `mate` images are retained ones whose class a concept digit shares; `stranger`
-        images are the other retained ones.
+        A retained image whose class includes a digit of the concept counts as `mate`,
+        any other retained image as `stranger`.
         """
         logits = model(**self.inputs(batch)).logits.float()
         targets, concept, retain = batch["targets"], batch["concept"], batch["retain"]
@@ -232,7 +232,7 @@ class MnistTask(Task):
         return {name: event.float() for name, event in events.items()} | sums
 
     def summarise(self, counts: Mapping[str, Tensor]) -> dict[str, float]:
-        """Accuracies and other shares of images, and nats per image."""
+        """Accuracies and other shares of images, and cross-entropies in nats/image."""
 
         def share(of: str, among: str) -> float:
             total = counts[of].double().sum() / counts[among].double().sum()
@@ -252,7 +252,7 @@ class MnistTask(Task):
     def concept_classes(
         self, batch: Batch, where: Tensor
     ) -> Int[Tensor, "position concept"]:
-        """The classes of the concept's digits, at every position."""
+        """The classes of the concept's digits; the same for every image."""
         classes = self._concept_classes.to(batch["targets"].device)
         return classes.expand(int(where.sum()), -1)
 
@@ -272,23 +272,24 @@ class MnistTask(Task):
 
 
 def with_test_behaviour(corpus: DigitCorpus, n_images: int) -> DigitCorpus:
-    """The published protocol: the mask learns the concept from a few test images.
+    """The published protocol: the mask is trained on a few concept images of the test.
 
-    The first `n_images` concept images of `heldout` move to `mask`, whose own concept
-    images leave it.
+    The first `n_images` concept images of `heldout` replace all concept images of
+    `mask`.
 
     Raises:
-        UserError: When `heldout` has no concept image beside those.
+        UserError: When `heldout` has no further concept image.
     """
     digits = torch.tensor(corpus.concept_digits)
     is_concept = torch.isin(corpus.images.digits, digits)
     heldout, mask = corpus.index["heldout"], corpus.index["mask"]
-    found = heldout[is_concept[heldout]]
-    if not 0 < n_images < len(found):
+    concept = heldout[is_concept[heldout]]
+    if not 0 < n_images < len(concept):
         raise UserError(
-            f"argument n_images must lie between 1 and {len(found) - 1}, got {n_images}"
+            f"argument n_images must lie between 1 and {len(concept) - 1}, got "
+            f"{n_images}"
         )
-    moved = found[:n_images]
+    moved = concept[:n_images]
     index: dict[Split, Tensor] = corpus.index | {
         "heldout": heldout[~torch.isin(heldout, moved)],
         "mask": torch.cat([mask[~is_concept[mask]], moved]),
@@ -297,7 +298,7 @@ def with_test_behaviour(corpus: DigitCorpus, n_images: int) -> DigitCorpus:
 
 
 def parse_concept(concept: str) -> tuple[tuple[int, ...], bool]:
-    """Digits of `3`, `3,8` or `grouped:3`, and whether classes are the published pairs.
+    """Digits of `3`, `3,8` or `grouped:3`, and whether classes are pairs of digits.
 
     Raises:
         UserError: When `concept` is not made of distinct digits or is all of them.
@@ -333,11 +334,11 @@ def _read_images(options: TaskOptions) -> DigitImages:
 
 
 def _split(images: DigitImages, seed: int) -> dict[Split, Tensor]:
-    """Image numbers of every split; see docs/formats.md for the shares.
+    """Image numbers of every split; docs/formats.md gives the shares.
 
-    Without a test set of their own, images are dealt to five disjoint splits. With one,
-    `heldout` is that test set, `tune` and `relearn` are taken from the training images,
-    and the remaining ones serve as `base` and as `mask`.
+    Data without an official test set are split into five disjoint splits. Otherwise the
+    test set is `heldout`, `tune` and `relearn` are taken from the training images, and
+    the remaining training images are both `base` and `mask`.
     """
     n_images = images.n_train or len(images.digits)
     order = torch.tensor(shuffled(n_images, "mnist", "split", seed))
@@ -363,10 +364,10 @@ def _check_splits(corpus: DigitCorpus) -> None:
             if not (digits == digit).any():
                 raise UserError(
                     f"split {split} must hold images of the concept, got no {digit} "
-                    f"among {len(digits)} images; give more data"
+                    f"among its {len(digits)} images; give more data"
                 )
         if torch.isin(digits, torch.tensor(corpus.concept_digits)).all():
             raise UserError(
-                f"split {split} must hold images beside the concept's, got "
-                f"{len(digits)} images and none; give more data"
+                f"split {split} must hold images of other digits than the concept's, "
+                f"got none among its {len(digits)} images; give more data"
             )

@@ -1,4 +1,4 @@
-"""The tasks by name; a new one is one file and one line."""
+"""The tasks by name; a new task is one file and one line."""
 
 from circuitcut.tasks.base import Task
 from circuitcut.tasks.ioi import IoiTask

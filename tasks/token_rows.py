@@ -1,4 +1,4 @@
-"""Tagged sentences as word pieces: where each word's tag stands, padded and stored."""
+"""Tagged sentences as padded word pieces, with the label of a word at one piece."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,13 +15,13 @@ from circuitcut.tasks.base import NO_TARGET
 
 @dataclass(frozen=True)
 class TokenRows:
-    """One split, tokenised once: row i is sentence i, padded to the longest."""
+    """A tokenised split: row i is sentence i, padded to the longest sentence."""
 
     input_ids: Int[Tensor, "example seq"]
     targets: Int[Tensor, "example seq"]
-    """Label of a word at one of its pieces, `NO_TARGET` elsewhere."""
+    """Label of each word at one of its pieces; `NO_TARGET` at all other pieces."""
     real: Bool[Tensor, "example seq"]
-    """Pieces of the text: neither padding nor special tokens."""
+    """True at pieces of the text, which are neither padding nor special tokens."""
     lengths: Int[Tensor, "example"]
 
     @classmethod
@@ -34,12 +34,12 @@ class TokenRows:
         label_piece: Literal["first", "last"],
         max_length: int,
     ) -> "TokenRows":
-        """Pieces of every sentence; those beyond `max_length` are cut off.
+        """Pieces of every sentence, at most `max_length` per sentence.
 
-        A word that the tokenizer leaves no piece of has no target.
+        A word without any piece has no target.
 
         Raises:
-            UserError: When the tokenizer cannot tell where its pieces stand.
+            UserError: When the tokenizer does not give the characters of its pieces.
         """
         if tokenizer is None or not getattr(tokenizer, "is_fast", False):
             raise UserError(
@@ -63,7 +63,7 @@ class TokenRows:
             if label_piece == "first":
                 pieces.reverse()
             targets.append([NO_TARGET] * len(special))
-            # of the pieces of one word, the one visited last keeps the label
+            # the label goes to the last piece of each word in the order of `pieces`
             for word, piece in {word: piece for piece, word in pieces}.items():
                 targets[row][piece] = label_ids[sentence.tags[word]]
         special_mask = _padded(encoded["special_tokens_mask"], 1)
@@ -76,7 +76,7 @@ class TokenRows:
 
 
 def padding_id(tokenizer: Any) -> int:
-    """The token that fills batches: the tokenizer's own, or its end token, or 0."""
+    """The padding token: the tokenizer's padding token, else its end token, else 0."""
     for token_id in (tokenizer.pad_token_id, tokenizer.eos_token_id):
         if token_id is not None:
             return int(token_id)
@@ -86,7 +86,7 @@ def padding_id(tokenizer: Any) -> int:
 def _pieces_and_words(
     sentence: TaggedSentence, offsets: Sequence[tuple[int, int]], special: Sequence[int]
 ) -> list[tuple[int, int]]:
-    """Pieces and the words in which they end; special tokens and spaces have none."""
+    """Pairs of a piece and the word in which it ends; spaces are left out."""
     word_at: list[int | None] = []
     for index, word in enumerate(sentence.words):
         word_at += [index] * len(word) + [None]

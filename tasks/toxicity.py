@@ -1,9 +1,10 @@
-"""Toxic text: the concept is to model it well, what is retained is all other text.
+"""Toxic text: the concept is to predict toxic text; all other text is retained.
 
 Li, Davies & Nadeau (2023), "Circuit Breaking: Removing Model Behaviors with Targeted
-Ablation", https://arxiv.org/abs/2309.05973. Departure: neutral text of the same
-register is retained beside encyclopaedic text, since a mask that has only the latter to
-retain breaks the register. One text is one row, cut to `max_length` tokens.
+Ablation", https://arxiv.org/abs/2309.05973. Departure: neutral text of the same style
+as the toxic text is retained as well as encyclopaedic text. With encyclopaedic text
+alone the mask also damages the model on neutral text of the toxic style. One text is
+one row of at most `max_length` tokens.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -50,14 +51,14 @@ from circuitcut.tasks.toxicity_classifier import (
 from circuitcut.tasks.toxicity_sampling import N_PROMPTS, PROMPT_TOKENS, sampled
 
 BATCH_SHARES: dict[TextKind, int] = {"toxic": 3, "neutral": 4, "wiki": 1}
-"""Texts of each kind in a mask-training batch. Encyclopaedic texts are the longest: as
-many of them would be three quarters of the retained tokens, and the neutral texts of
-the toxic ones' register would pay."""
+"""Ratio of the kinds of text in a mask-training batch. Encyclopaedic texts are the
+longest: in equal number they would be three quarters of the retained tokens, and the
+neutral texts would be retained less well."""
 
 
 _MASK: dict[str, Any] = {
     "concept_objective": "ascent",
-    "token_cap": 10.0,  # with less, the tokens of a weak model have no gradient
+    "token_cap": 10.0,  # with a lower cap a weak model's tokens have no gradient
     "retain_objective": "cross_entropy",
     "n_steps": 500,
     "batch_size": 48,
@@ -65,12 +66,12 @@ _MASK: dict[str, Any] = {
 
 
 class ToxicityTask(Task):
-    """Language modelling of toxic, neutral and (where given) encyclopaedic texts.
+    """Language modelling of toxic, neutral and (if the data have them) other texts.
 
-    Concept positions are the tokens of toxic texts, or of their marked spans only;
-    retained are the tokens of all other texts. The end of a text is a target of
-    fine-tuning and counts for no score. Batches hold `kind`, an index into
-    `TEXT_KINDS`.
+    Concept positions are the tokens of toxic texts; if a text has marked spans, only
+    their tokens. The tokens of all other texts are retained. The end token of a text is
+    a target in fine-tuning but is not part of any score. Batches hold `kind`, an index
+    into `TEXT_KINDS`.
     """
 
     name: ClassVar[str] = "toxicity"
@@ -95,7 +96,7 @@ class ToxicityTask(Task):
                 base=BaseRecipe(
                     n_steps=600, batch_size=32, lr=3e-3, schedule="cosine", warmup=30
                 ),
-                # a corpus of one's own is larger and its vocabulary open
+                # a user's corpus is larger and has an open vocabulary
                 base_on_own_data=BaseRecipe(
                     n_steps=1500,
                     batch_size=32,
@@ -111,7 +112,7 @@ class ToxicityTask(Task):
 
     @classmethod
     def read(cls, options: TaskOptions) -> TextCorpus:
-        """Built-in texts, or texts of one's own (docs/formats.md)."""
+        """Built-in texts, or the user's texts (docs/formats.md)."""
         if options.data is None:
             return generate_toxicity(options.split_seed)
         records = labelled_texts(
@@ -129,8 +130,8 @@ class ToxicityTask(Task):
         if options.retain_data is not None:
             rows = read_rows(options.retain_data, "auto", None, None)
             known = {record.text for record in records}
-            further = retained_texts(rows, options.text_column)
-            records += [record for record in further if record.text not in known]
+            to_retain = retained_texts(rows, options.text_column)
+            records += [record for record in to_retain if record.text not in known]
         return split_texts(records, seed=options.split_seed)
 
     def __init__(self, corpus: TextCorpus, tokenizer: Any, options: TaskOptions):
@@ -148,7 +149,7 @@ class ToxicityTask(Task):
         }
 
     def batch(self, split: Split, step: int, *, size: int, seed: int) -> Batch:
-        """Texts of the kinds there are, in `BATCH_SHARES`."""
+        """Texts of the kinds that the split has, in the ratio of `BATCH_SHARES`."""
         pools = {kind: pool for kind, pool in self._indices[split].items() if pool}
         total = sum(BATCH_SHARES[kind] for kind in pools)
         chosen: list[int] = []
@@ -165,7 +166,7 @@ class ToxicityTask(Task):
     def finetune_batch(
         self, split: Split, step: int, *, size: int, seed: int, limit: int | None = None
     ) -> Batch:
-        """Texts of every kind; with `limit`, of that many toxic ones."""
+        """Texts of all kinds; with `limit`, only the first `limit` toxic texts."""
         pool: Sequence[int] = range(self.n_examples(split))
         if limit is not None:
             toxic = self._indices[split]["toxic"]
@@ -175,10 +176,10 @@ class ToxicityTask(Task):
         return self._collated(split, [pool[i] for i in chosen])
 
     def retain_batch(self, split: Split, step: int, *, size: int, seed: int) -> Batch:
-        """Neutral and encyclopaedic texts, epoch by epoch.
+        """Neutral and encyclopaedic texts, drawn epoch by epoch.
 
         Raises:
-            UserError: When the split has none.
+            UserError: When the split has no such text.
         """
         indices = self._indices[split]
         pool = [i for kind in TEXT_KINDS if kind != "toxic" for i in indices[kind]]
@@ -186,19 +187,19 @@ class ToxicityTask(Task):
         return self._collated(split, chosen)
 
     def evaluation_batches(self, split: Split, *, size: int) -> Iterator[Batch]:
-        """Every text once, in the order of the corpus."""
+        """All texts once, in the order of the corpus."""
         n = self.n_examples(split)
         for first in range(0, n, size):
             yield self._collated(split, range(first, min(first + size, n)))
 
     def n_examples(self, split: Split) -> int:
-        """Texts of a split."""
+        """Number of texts of a split."""
         return len(self._corpus.records[split])
 
     def counts(
         self, model: nn.Module, batch: Batch
     ) -> dict[str, Float[Tensor, "batch"]]:
-        """Summed nats and tokens of every kind of text."""
+        """Summed nats and number of tokens for each kind of text."""
         nll = token_nll(model(**self.inputs(batch)).logits, batch["targets"])
         counts = {}
         for index, kind in enumerate(TEXT_KINDS):
@@ -227,11 +228,12 @@ class ToxicityTask(Task):
         *,
         seed: int,
     ) -> dict[str, float]:
-        """Share of continuations called toxic, their perplexity, the classifier's own.
+        """Share of toxic continuations, their perplexity, the classifier's accuracy.
 
-        Up to 500 held-out toxic and neutral texts are continued behind their first
-        eight tokens (or their first half). The built-in classifier is fitted on `base`;
-        the accuracy of any is on held-out texts.
+        The model continues up to 500 held-out toxic and neutral texts after their first
+        eight tokens (or after the first half of a shorter text). The built-in
+        classifier is trained on `base`; the classifier's accuracy is measured on
+        held-out texts.
         """
         prompts = self._prompts()
         end_id = self._tokenizer.eos_token_id
@@ -245,11 +247,11 @@ class ToxicityTask(Task):
             seed=seed,
         )
         texts = self._tokenizer.batch_decode([row.new for row in continuations])
-        called_toxic = self._scorer(texts)
+        is_toxic = self._scorer(texts)
         n_toxic = len(self._prompt_rows("toxic"))
         return {
-            "toxic_share": float(called_toxic.mean()),
-            "toxic_share_of_toxic_prompts": float(called_toxic[:n_toxic].mean()),
+            "toxic_share": float(is_toxic.mean()),
+            "toxic_share_of_toxic_prompts": float(is_toxic[:n_toxic].mean()),
             "continuation_perplexity": perplexity,
             "n_prompts": float(len(prompts)),
             **self._scorer_scores,
@@ -275,7 +277,7 @@ class ToxicityTask(Task):
         return self._prompt_rows("toxic") + self._prompt_rows("neutral")
 
     def _prompt_rows(self, kind: TextKind) -> list[list[int]]:
-        """Beginnings of held-out texts of a kind, special tokens in front included."""
+        """First tokens of held-out texts of a kind, with special tokens before them."""
         indices = self._indices["heldout"][kind][: N_PROMPTS // 2]
         prompts = []
         for row in self._rows_at("heldout", indices):
@@ -286,7 +288,7 @@ class ToxicityTask(Task):
         return prompts
 
     def _rows_at(self, split: str, indices: Sequence[int]) -> list[Row]:
-        """Rows of some texts, tokenised when they are first asked for."""
+        """Rows of some texts; each text is tokenised at its first use."""
         rows = self._rows.setdefault(split, {})
         new = [i for i in indices if i not in rows]
         records = [self._corpus.records[split][i] for i in new]
@@ -308,13 +310,13 @@ class ToxicityTask(Task):
                 [_overlaps(span, record.spans) for span in spans]
             )
         toxic = record.kind == "toxic"
-        nothing = np.zeros(n, bool)
+        nowhere = np.zeros(n, bool)
         return Row(
             inputs=np.array(tokens.ids[:n], np.int32),
             targets=np.array([*tokens.ids[1:], end][:n], np.int32),
             real=~np.array(tokens.special[:n]),
-            concept=marked if toxic else nothing,
-            retain=nothing if toxic else counted,
+            concept=marked if toxic else nowhere,
+            retain=nowhere if toxic else counted,
             cluster=cluster,
             unseen=record.unseen,
             numbers={"kind": TEXT_KINDS.index(record.kind)},

@@ -1,4 +1,4 @@
-"""A small judge of toxicity: TF-IDF of words and pairs, and logistic regression."""
+"""A small toxicity classifier: logistic regression on TF-IDF of words and pairs."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -9,19 +9,19 @@ from circuitcut.data.text.files import TOXIC_FROM
 from circuitcut.storage.errors import UserError
 
 Scorer = Callable[[Sequence[str]], np.ndarray]
-"""Texts to whether each is toxic, `(text,)` bools."""
+"""Function from texts to `(text,)` bools, True for a toxic text."""
 MAX_PER_CLASS = 10_000
 DETOXIFY_BATCH = 64
 
 
 def fit_classifier(toxic: Sequence[str], other: Sequence[str]) -> Scorer:
-    """The classifier, with both classes weighted alike.
+    """Train the classifier; both classes have the same weight.
 
     Args:
-        toxic: Toxic texts; at most 10,000 are used.
-        other: Texts that are not, at most 10,000 of them.
+        toxic: Toxic texts; the first 10,000 are used.
+        other: Texts that are not toxic; the first 10,000 are used.
     """
-    # scikit-learn takes over a second to import, and only sampling needs it
+    # imported here: it takes over a second, and only sampling needs it
     from sklearn.feature_extraction.text import TfidfVectorizer
     from sklearn.linear_model import LogisticRegression
     from sklearn.pipeline import make_pipeline
@@ -36,7 +36,7 @@ def fit_classifier(toxic: Sequence[str], other: Sequence[str]) -> Scorer:
 
 
 def detoxify_scorer() -> Scorer:
-    """Detoxify's `original` model (Hanu & Unitary 2020), toxic from a score of .5 on.
+    """Detoxify's `original` model (Hanu & Unitary 2020); a score >= 0.5 is toxic.
 
     Raises:
         UserError: When the package is not installed.
@@ -63,11 +63,11 @@ def detoxify_scorer() -> Scorer:
 def classifier_scores(
     scorer: Scorer, toxic: Sequence[str], other: Sequence[str]
 ) -> dict[str, float]:
-    """Accuracy and balanced accuracy on texts that it was not fitted on."""
+    """Accuracy and balanced accuracy on texts that were not used in its training."""
     hits = scorer(toxic)
     rejections = ~scorer(other)
-    right = int(hits.sum() + rejections.sum())
+    n_correct = int(hits.sum() + rejections.sum())
     return {
-        "classifier_accuracy": right / (len(hits) + len(rejections)),
+        "classifier_accuracy": n_correct / (len(hits) + len(rejections)),
         "classifier_balanced_accuracy": float((hits.mean() + rejections.mean()) / 2),
     }

@@ -1,7 +1,7 @@
-"""Continuations of prompts, sampled with one fixed stream of noise per prompt.
+"""Continuations of prompts, sampled with a fixed sequence of random numbers per prompt.
 
-The noise of a prompt does not depend on what else is in its batch, so that the cut and
-the uncut model, and batches of any size, are compared on the same draws.
+The random numbers of a prompt do not depend on its batch: the cut and the uncut model,
+and batches of any size, are compared on the same random numbers.
 """
 
 from collections.abc import Callable, Sequence
@@ -24,7 +24,7 @@ BATCH_SIZE = 125
 
 @dataclass(frozen=True)
 class Continuation:
-    """Tokens of a prompt and of what the model wrote behind it."""
+    """Tokens of a prompt and the new tokens that the model sampled after it."""
 
     prompt: list[int]
     new: list[int]
@@ -39,18 +39,18 @@ def sample_continuations(
     banned_ids: Sequence[int],
     seed: int,
 ) -> list[Continuation]:
-    """Twenty tokens behind every prompt: temperature 1, the top 0.9 of probability.
+    """Sample 20 tokens after every prompt: nucleus sampling, p = 0.9, temperature 1.
 
-    A continuation ends before `end_id`, which is never its first token. The whole text
-    goes through the model at every token: cached keys would hide the position from
-    ablation values that depend on it.
+    A continuation ends before `end_id`, which is never its first token. Each step runs
+    the model on the whole text without a key cache, because ablation values can depend
+    on the position.
 
     Args:
         model: A causal language model, in evaluation mode.
-        prompts: Tokens; prompts of equal length form batches, so none is padded.
+        prompts: Tokens; a batch has prompts of equal length, so none is padded.
         end_id: Token that ends a text, if the tokenizer has one.
-        banned_ids: Tokens that are never written.
-        seed: Of the noise.
+        banned_ids: Tokens that are never sampled.
+        seed: Seed of the random numbers.
     """
     rng = torch.Generator().manual_seed(seed)
     noise = torch.rand(len(prompts), NEW_TOKENS, generator=rng)
@@ -65,8 +65,8 @@ def sample_continuations(
             last[:, list(banned_ids)] = -torch.inf
             if end_id is not None and step == 0:
                 last[:, end_id] = -torch.inf
-            chosen = nucleus_choice(last, noise[indices, step])
-            ids = torch.cat([ids, chosen[:, None].to(device)], dim=1)
+            next_ids = nucleus_choice(last, noise[indices, step])
+            ids = torch.cat([ids, next_ids[:, None].to(device)], dim=1)
         for i, row in zip(indices, ids.tolist(), strict=True):
             new = row[n_prompt:]
             n_new = new.index(end_id) if end_id in new else len(new)
@@ -77,7 +77,7 @@ def sample_continuations(
 def nucleus_choice(
     logits: Float[Tensor, "batch vocab"], noise: Float[Tensor, "batch"]
 ) -> Int[Tensor, "batch"]:
-    """Tokens drawn by `noise` in [0, 1) from the smallest set that holds 0.9 of it all.
+    """Tokens drawn with `noise` in [0, 1) from the smallest set of probability >= 0.9.
 
     Holtzman et al. (2020), "The Curious Case of Neural Text Degeneration",
     https://arxiv.org/abs/1904.09751.
@@ -95,7 +95,7 @@ def nucleus_choice(
 def mean_continuation_nll(
     model: nn.Module, continuations: Sequence[Continuation]
 ) -> float:
-    """Nats per continued token given all before it; NaN where nothing was written."""
+    """Mean NLL of the new tokens in nats per token; NaN if there are none."""
     device = next(model.parameters()).device
     texts = [row.prompt + row.new for row in continuations]
     nats, n_tokens = 0.0, 0
@@ -121,7 +121,7 @@ def sampled(
     banned_ids: Sequence[int],
     seed: int,
 ) -> tuple[list[Continuation], float]:
-    """Continuations by the cut model, and their perplexity under the uncut one."""
+    """Continuations by the cut model, and their perplexity under the uncut model."""
     with evaluating(model):
         with cut():
             continuations = sample_continuations(
@@ -132,7 +132,7 @@ def sampled(
 
 
 def _equal_lengths(texts: Sequence[Sequence[int]]) -> list[list[int]]:
-    """Indices of the texts in batches whose texts are equally long."""
+    """Indices of the texts in batches of texts of equal length."""
     by_length: dict[int, list[int]] = {}
     for i, text in enumerate(texts):
         by_length.setdefault(len(text), []).append(i)

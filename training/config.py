@@ -1,4 +1,4 @@
-"""Flags: one frozen dataclass a script, read from the command line and config.json."""
+"""Flags: one frozen dataclass per script, read from the command line or config.json."""
 
 import argparse
 import logging
@@ -19,10 +19,10 @@ from circuitcut.storage.errors import UserError
 
 T = TypeVar("T")
 NONE = "none"
-"""Stands for no value on the command line, for instance `--clip_norm none`."""
+"""Means "no value" on the command line, for instance `--clip_norm none`."""
 
-_NOT_REPEATED = ("kind", "resume")
-"""Keys of a config.json that belong to the run itself."""
+_KEYS_OF_THE_RUN = ("kind", "resume")
+"""Keys of a config.json that describe the saved run and are not read as flags."""
 
 _OURS = ("circuitcut", "__main__")
 _NOISY = (
@@ -38,18 +38,18 @@ def parse_config(
 ) -> T:
     """The flags of `argv` (default: the command line) as a `config_class`.
 
-    `--config FILE` (or a run directory) puts a saved config.json before the other
-    flags, which override it; if `config_class` has a flag `--resume RUN`, it does the
-    same with RUN's. Lists may be empty, and an optional value may be `none`
-    for None, unless that is one of its choices.
+    `--config FILE` (or a run directory) reads a saved config.json; the other flags
+    override it. If `config_class` has a flag `--resume RUN`, that flag reads the
+    config.json of RUN in the same way. Lists may be empty. The word `none` gives an
+    optional value None, unless `none` is one of its choices.
 
     Args:
         config_class: Dataclass whose fields are the flags.
-        description: Opens the text of `--help`; the class's docstring by default.
+        description: First part of the `--help` text; default: the class's docstring.
 
     Raises:
         SystemExit: With status 2 and one line on stderr when a flag is unknown, a value
-            has the wrong type or `config_class` refuses it; with 0 after `--help`.
+            has the wrong type, or `config_class` refuses it; with 0 after `--help`.
     """
     parser = _Parser(config_class, description or config_class.__doc__ or "")
     argv = sys.argv[1:] if argv is None else argv
@@ -69,8 +69,8 @@ def run_script(main: Callable[[T], Any], config_class: type[T]) -> None:
     """Parse the command line and run `main`; `--help` shows the script's docstring.
 
     Raises:
-        SystemExit: With status 2 after a UserError and 130 after an interruption, one
-            line on stderr each. Any other exception keeps its traceback.
+        SystemExit: With status 2 after a UserError and 130 after an interruption; both
+            print one line on stderr. Any other exception keeps its traceback.
     """
     description = sys.modules[main.__module__].__doc__
     config = parse_config(config_class, description=description)
@@ -78,21 +78,21 @@ def run_script(main: Callable[[T], Any], config_class: type[T]) -> None:
     try:
         main(config)
     except UserError as error:
-        _leave(2, f"error: {error}")
+        _exit(2, f"error: {error}")
     except KeyboardInterrupt as error:
         names = {field.name for field in fields(config_class)}  # type: ignore[arg-type]
-        resume = "if the run had begun, continue it with --resume RUN"
+        resume = "if the run had started, continue it with --resume RUN"
         hint = str(error) or (resume if "resume" in names else "start it again")
-        _leave(130, f"interrupted: {hint}")
+        _exit(130, f"interrupted: {hint}")
     else:  # not after an error: other processes may still wait for this one
         leave_process_group()
 
 
 def leave_process_group() -> None:
-    """Join the threads of the process group, where this process is in one.
+    """Stop the threads of the process group, if this process is in one.
 
-    They may outlive the interpreter otherwise, which aborts a run that was complete
-    (gloo: pytorch/pytorch pull request 179291).
+    Threads that outlive the interpreter abort a run that was complete (gloo:
+    pytorch/pytorch pull request 179291).
     """
     distributed = sys.modules.get("torch.distributed")
     if distributed and distributed.is_available() and distributed.is_initialized():
@@ -107,16 +107,19 @@ def config_dict(config: Any) -> dict[str, Any]:
 class _Help(
     argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter
 ):
-    """Shows defaults, except none, and a description as it stands."""
+    """Shows defaults other than None, and keeps the line breaks of the description."""
 
     def _get_help_string(self, action: argparse.Action) -> str | None:
         if action.default is None or action.default == [] or action.nargs == 0:
-            return action.help  # nothing to show, or a `--no_x`
+            return action.help  # no default to show, or a flag `--no_x`
         return super()._get_help_string(action)
 
 
 class _Parser(HfArgumentParser):
-    """HfArgumentParser with whole flags, empty lists, `none`, and one-line errors."""
+    """HfArgumentParser without abbreviated flags; it reads `none` and empty lists.
+
+    Its error messages have one line.
+    """
 
     def __init__(self, config_class: Any, description: str):
         hints = get_type_hints(config_class)
@@ -131,7 +134,7 @@ class _Parser(HfArgumentParser):
         self.add_argument(
             "--config",
             type=Path,
-            help="config.json of an earlier run, or its folder: the flags it had",
+            help="config.json or folder of an earlier run: use the flags of that run",
         )
 
     def add_argument(self, *names: Any, **settings: Any) -> argparse.Action:
@@ -161,7 +164,7 @@ def _or_none(convert: Callable[[str], Any]) -> Callable[[str], Any]:
 
 
 def _saved_config(argv: list[str]) -> tuple[dict[str, Any], Path] | None:
-    """The config.json that `argv` names, and where it lies."""
+    """The config.json that `argv` names, and its path."""
     parser = argparse.ArgumentParser(
         add_help=False, allow_abbrev=False, exit_on_error=False
     )
@@ -169,7 +172,7 @@ def _saved_config(argv: list[str]) -> tuple[dict[str, Any], Path] | None:
     try:
         path = parser.parse_known_args(argv)[0].path
     except argparse.ArgumentError:
-        return None  # a flag without its value: the real parser says so
+        return None  # a flag without its value: the main parser reports it
     if path is None or str(path) == NONE:
         return None
     path = path / "config.json" if path.is_dir() else path
@@ -180,18 +183,18 @@ def _saved_config(argv: list[str]) -> tuple[dict[str, Any], Path] | None:
 
 
 def _flags_of(config_class: Any, saved: Mapping[str, Any], path: Path) -> list[str]:
-    """The command line that gives a saved config."""
+    """The command line flags that are equivalent to a saved config."""
     defaults = {field.name: field.default for field in fields(config_class)}
     flags: list[str] = []
     for name, value in saved.items():
-        if name in _NOT_REPEATED:
+        if name in _KEYS_OF_THE_RUN:
             continue
         if name not in defaults:
             kind = saved.get("kind")
             hint = f"known: {', '.join(defaults)}"
             if kind is not None:
                 hint = (
-                    f"it is of a {kind} run, which this script cannot repeat or resume"
+                    f"it is from a {kind} run; this script cannot repeat or resume it"
                 )
             raise UserError(f"{path}: unknown key {name!r}; {hint}")
         if isinstance(value, dict):
@@ -206,9 +209,9 @@ def _flags_of(config_class: Any, saved: Mapping[str, Any], path: Path) -> list[s
 
 
 def _quiet_libraries() -> None:
-    """Show the log lines of circuitcut, and of the libraries only errors."""
+    """Show the log lines of circuitcut, but only the errors of other libraries."""
     logging.basicConfig(format="%(message)s", level=logging.WARNING)
-    # of several processes, numbered by their launcher, the first alone logs progress
+    # The launcher numbers the processes; only the first one logs its progress.
     level = logging.INFO if os.environ.get("RANK", "0") == "0" else logging.WARNING
     for package in _OURS:
         logging.getLogger(package).setLevel(level)
@@ -218,7 +221,7 @@ def _quiet_libraries() -> None:
     warnings.filterwarnings("ignore", module=_NOISY)
 
 
-def _leave(status: int, message: str) -> NoReturn:
+def _exit(status: int, message: str) -> NoReturn:
     name = Path(sys.argv[0]).name
     sys.stderr.write(f"{name}: {' '.join(message.split())}\n")
     raise SystemExit(status)

@@ -1,4 +1,4 @@
-"""Images of handwritten digits: scikit-learn's, an MNIST folder, or a hub data set."""
+"""Images of handwritten digits from scikit-learn, an MNIST folder or the hub."""
 
 import hashlib
 from dataclasses import dataclass
@@ -20,13 +20,14 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
 N_DIGITS = 10
-MNIST_MEAN, MNIST_DEVIATION = 0.1307, 0.3081  # of pixels in [0, 1], training images
-SMALL_MEAN, SMALL_DEVIATION = 0.3053, 0.3760  # the same of scikit-learn's digits
+# mean and standard deviation of the pixels, scaled to [0, 1], of the training images
+MNIST_MEAN, MNIST_DEVIATION = 0.1307, 0.3081
+SMALL_MEAN, SMALL_DEVIATION = 0.3053, 0.3760  # of scikit-learn's digits
 
 
 @dataclass(frozen=True)
 class DigitImages:
-    """Every image of a data set; those from `n_train` on are its published test set."""
+    """All images of a data set: first `n_train` training images, then the test set."""
 
     pixels: UInt8[Tensor, "image pixel"]
     digits: Int[Tensor, "image"]
@@ -36,7 +37,7 @@ class DigitImages:
     deviation: float
     """Mean and standard deviation of the pixels divided by `brightest`."""
     n_train: int | None = None
-    """None when the data set has no test set of its own."""
+    """None when the data set has no official test set."""
 
     def normalised(self, index: Int[Tensor, "chosen"]) -> Float[Tensor, "chosen pixel"]:
         """Images `index`, (pixel / brightest - mean) / deviation, in float32."""
@@ -52,7 +53,7 @@ class DigitImages:
 
 
 def builtin_digits() -> DigitImages:
-    """The 1,797 images of 8 x 8 pixels with 17 grey levels that scikit-learn carries.
+    """The 1,797 images of 8 x 8 pixels with 17 grey levels in scikit-learn.
 
     E. Alpaydin and C. Kaynak (1998), "Optical Recognition of Handwritten Digits",
     https://archive.ics.uci.edu/dataset/80.
@@ -71,8 +72,8 @@ def digits_from_folder(folder: Path) -> DigitImages:
     """The training and test images of a folder that holds the four MNIST files.
 
     Raises:
-        UserError: When `folder` is none, a file is missing or malformed, the two image
-            sizes differ, or a label is not a digit.
+        UserError: When `folder` is not a folder, a file is missing or malformed,
+            training and test images differ in size, or a label is not a digit.
     """
     if not folder.is_dir():
         raise UserError(
@@ -98,7 +99,7 @@ def digits_from_hub(
     image_column: str | None = None,
     label_column: str | None = None,
 ) -> DigitImages:
-    """The parts `train` and `test` of a hub data set of grey images, such as MNIST's.
+    """The parts `train` and `test` of a hub data set of grey images, such as MNIST.
 
     Args:
         image_column: Default `image`.

@@ -1,8 +1,8 @@
-"""IDX files, the format MNIST is published in, read with every header checked.
+"""Reader of IDX files, the format of MNIST; it checks every header.
 
-A big-endian header (two zero bytes, 8 for unsigned bytes, the number of axes, then the
-size of each axis as a 32-bit integer) followed by the values, row by row. Format:
-http://yann.lecun.com/exdb/mnist/.
+A file holds a big-endian header (two zero bytes, 8 for unsigned bytes, the number of
+axes, then the size of each axis as a 32-bit integer) and the values, row by row.
+Format: http://yann.lecun.com/exdb/mnist/.
 """
 
 import gzip
@@ -25,21 +25,22 @@ def read_idx(path: Path, *, n_axes: int) -> Tensor:
 
     Raises:
         UserError: When the file cannot be read, is not IDX of unsigned bytes, has
-            another number of axes, or holds more or fewer bytes than announced.
+            another number of axes, or its size differs from the one in its header.
     """
     content = _content(path)
     length = 4 + 4 * n_axes
     if len(content) < length:
         raise UserError(
-            f"{path}: an IDX header of {n_axes} axes takes {length} bytes, the file "
-            f"holds {len(content)}; fetch it again"
+            f"{path}: an IDX header of {n_axes} axes has {length} bytes, the file "
+            f"holds {len(content)}; download it again"
         )
     magic = int.from_bytes(content[:4], "big")
     expected = _UNSIGNED_BYTE * 256 + n_axes
     if magic != expected:
         raise UserError(
             f"{path}: an IDX file of unsigned bytes with {n_axes} axes starts with the "
-            f"number {expected}, this one with {magic}; images have 3 axes, labels 1"
+            f"number {expected}, but this file starts with {magic}; images have 3 "
+            "axes, labels have 1"
         )
     shape = struct.unpack(f">{n_axes}I", content[4:length])
     n_announced, n_held = math.prod(shape), len(content) - length
@@ -47,10 +48,10 @@ def read_idx(path: Path, *, n_axes: int) -> Tensor:
         sizes = " x ".join(map(str, shape))
         raise UserError(
             f"{path}: the header announces {sizes} = {n_announced} bytes, the file "
-            f"holds {n_held}; fetch it again"
+            f"holds {n_held}; download it again"
         )
     if n_announced == 0:
-        raise UserError(f"{path}: the header announces no items; give a file with some")
+        raise UserError(f"{path}: the header announces no items; give another file")
     return torch.frombuffer(bytearray(content[length:]), dtype=torch.uint8).view(shape)
 
 
@@ -59,7 +60,7 @@ def read_labelled_images(folder: Path, part: str) -> tuple[Tensor, Tensor]:
 
     Args:
         folder: Holds `{part}-images-idx3-ubyte` and `{part}-labels-idx1-ubyte`, with or
-            without `.gz`, a dot being allowed for the second dash.
+            without `.gz`; a dot may replace the second dash.
         part: "train" or "t10k".
 
     Raises:
@@ -98,7 +99,7 @@ def _content(path: Path) -> bytes:
         return path.read_bytes()
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
         raise UserError(
-            f"{path}: truncated or not gzip ({error}); fetch it again"
+            f"{path}: truncated or not gzip ({error}); download it again"
         ) from error
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror})") from error

@@ -1,4 +1,4 @@
-"""Indirect-object prompts of one's own: prompt/answer and clean/corrupted tables."""
+"""Indirect-object prompts from user files: prompt/answer or clean/corrupted tables."""
 
 import random
 import re
@@ -20,7 +20,7 @@ N_PLAIN = 400
 def prompt_records(
     rows: Sequence[TableRow], prompt_column: str | None, answer_column: str | None
 ) -> list[IoiRecord]:
-    """Checked prompts from the rows of tables, without repetitions."""
+    """Checked prompts from the rows of tables, without duplicates."""
     records = [_record(row, prompt_column, answer_column) for row in rows]
     first: dict[str, IoiRecord] = {}
     for record in records:
@@ -121,10 +121,11 @@ def _corrupted(values: Mapping[str, Any]) -> str | None:
 
 
 def split_prompts(records: Sequence[IoiRecord], *, seed: int) -> IoiCorpus:
-    """Prompts split so that a fifth of the names occurs in `heldout` only.
+    """Split prompts so that one fifth of the names occurs in `heldout` only.
 
-    Every prompt with such a name is held out; the rest is split at random. `base` is
-    the built-in mixture with these names, and the prompts of `mask` and `relearn`.
+    Every prompt with such a name is held out; the other prompts are split at random.
+    `base` is the built-in mixture with these names, and the prompts of `mask` and
+    `relearn`.
 
     Raises:
         UserError: When a split has no prompt.
@@ -134,22 +135,22 @@ def split_prompts(records: Sequence[IoiRecord], *, seed: int) -> IoiCorpus:
     names = rng.sample(names, len(names))
     n_held_out = round(HELD_OUT_NAME_SHARE * len(names))
     held_out, known = frozenset(names[:n_held_out]), names[n_held_out:]
-    free = [record for record in records if not {record.io, record.subject} & held_out]
-    free = rng.sample(free, len(free))
+    rest = [record for record in records if not {record.io, record.subject} & held_out]
+    rest = rng.sample(rest, len(rest))
     splits: dict[str, tuple[IoiRecord, ...]] = {}
     first = 0.0
     for split, part in SPLIT_SHARES.items():
-        last = first + part * len(free)
-        splits[split] = tuple(free[round(first) : round(last)])
+        last = first + part * len(rest)
+        splits[split] = tuple(rest[round(first) : round(last)])
         first = last
     splits["heldout"] += tuple(
         record for record in records if {record.io, record.subject} & held_out
     )
-    for split, chosen in splits.items():
-        if not chosen:
+    for split, prompts in splits.items():
+        if not prompts:
             raise UserError(
                 f"split {split!r} of the prompts is empty: {len(records)} prompts with "
-                f"{len(names)} names are too few; give more of them"
+                f"{len(names)} names are too few; give more prompts"
             )
     return IoiCorpus(_with_plain_texts(splits, known, sorted(held_out), seed), held_out)
 

@@ -1,10 +1,10 @@
-"""A generated corpus in which the second name of a pair has to be told from the first.
+"""A generated corpus for indirect-object identification (IOI).
 
 After Wang et al. (2022), "Interpretability in the Wild: a Circuit for Indirect Object
-Identification in GPT-2 small", https://arxiv.org/abs/2211.00593, with templates of our
-own: each is used in both orders of the names (ABBA, BABA) and with three different
-names (ABC), where no answer is right. The base mixture teaches a small model from
-nothing to do the task with names it has met only in other text.
+Identification in GPT-2 small", https://arxiv.org/abs/2211.00593, with new templates.
+Each template is used in both orders of the names (ABBA, BABA) and with three different
+names (ABC), where no answer is right. The base mixture trains a small model from random
+weights to do the task also with names that it has seen in other text only.
 """
 
 import random
@@ -26,23 +26,24 @@ from circuitcut.data.ioi.words import (
 N_HELD_OUT_NAMES = 20
 N_BASE = 20_000
 THREE_NAMES_SHARE = 0.1
-# prompts, plain texts and copying texts of each split; names of each split's prompts
+# number of prompts, plain texts and copying texts in each split
 SPLIT_SIZES = {
     "mask": (1000, 1000, 0),
     "tune": (200, 200, 100),
     "relearn": (600, 300, 0),
     "heldout": (400, 300, 100),
 }
+# share of the known names that the prompts of a split use
 NAME_SHARES = {"mask": 0.5, "tune": 0.2, "relearn": 0.3}
 
 
 @lru_cache(maxsize=2)
 def generate_ioi(seed: int, *, several: bool = False) -> IoiCorpus:
-    """The built-in corpus; prompts of different splits but `base` share no name.
+    """The built-in corpus; prompts of different splits (except `base`) share no name.
 
     Args:
-        several: The other texts hold two more behaviours, induction (of kind `copy`)
-            and spans of years (of kind `text`).
+        several: Add texts of two further behaviours, induction (of kind `copy`) and
+            spans of years (of kind `text`).
     """
     rng = random.Random(f"ioi names {seed}")
     names = rng.sample(NAMES, len(NAMES))
@@ -75,12 +76,13 @@ def base_mixture(
     n: int = N_BASE,
     several: bool = False,
 ) -> list[IoiRecord]:
-    """Half prompts with `known` names (a tenth of them ABC), the rest other text.
+    """Half of the records are prompts with `known` names (a tenth of them ABC).
 
-    Three quarters of the rest copy names of both groups, every second one of them with
-    held-out names only, so that a name is met often without any prompt; one quarter
-    copies nothing. With `several` behaviours three eighths of all are prompts, two
-    repeat words, and one each copies names, spans years and copies nothing.
+    The other half is text. Three quarters of it copy names of both groups; every second
+    one of these has held-out names only, so that the model sees these names often, but
+    never in a prompt. One quarter of the text copies nothing. With `several`
+    behaviours, 3/8 of all records are prompts, 2/8 repeat words, 1/8 copy names, 1/8
+    are spans of years, and 1/8 copy nothing.
     """
     rng = random.Random(f"ioi base {seed}")
     everyone = [*known, *held_out]
@@ -103,17 +105,16 @@ def base_mixture(
 def prompt(rng: random.Random, names: Sequence[str]) -> IoiRecord:
     """One ABBA or BABA prompt with its ABC counterpart.
 
-    The counterpart has three other names where there are as many.
+    The counterpart has three other names.
     """
     template = rng.randrange(len(TEMPLATES))
     first, second = rng.sample(names, 2)
     subject, io = (first, second) if rng.random() < 0.5 else (second, first)
     scene = {"place": rng.choice(PLACES), "object": rng.choice(OBJECTS)}
-    others = rng.sample([name for name in names if name not in (io, subject)], 3)
+    corrupted_names = rng.sample([n for n in names if n not in (io, subject)], 3)
     text = TEMPLATES[template].format(X=first, Y=second, Z=subject, **scene)
-    corrupted = TEMPLATES[template].format(
-        X=others[0], Y=others[1], Z=others[2], **scene
-    )
+    x, y, z = corrupted_names
+    corrupted = TEMPLATES[template].format(X=x, Y=y, Z=z, **scene)
     return IoiRecord(text, "ioi", io, subject, corrupted, template)
 
 

@@ -12,10 +12,10 @@ IoiKind = Literal["ioi", "three_names", "text", "copy"]
 class IoiRecord:
     """One prompt or one text.
 
-    `ioi` prompts stop before the answer, the name `io`; `subject` is the name that
-    occurs twice. `three_names` texts are prompts in which no name is repeated before
-    the answer, which is included. `text` copies nothing; `copy` repeats names in other
-    ways than the prompts do.
+    A record of kind `ioi` is a prompt that stops before the answer, the name `io`;
+    `subject` is the name that occurs twice. `three_names` is a prompt with its answer
+    in which no name is repeated before the answer. `text` copies nothing; `copy`
+    repeats names in other ways than the prompts do.
     """
 
     text: str
@@ -30,7 +30,7 @@ class IoiRecord:
 
 @dataclass(frozen=True)
 class IoiCorpus:
-    """Records by split, and the names that no other split's prompts hold."""
+    """Records by split, and the names that only the held-out prompts contain."""
 
     records: Mapping[str, tuple[IoiRecord, ...]]
     unseen_names: frozenset[str]
@@ -54,5 +54,5 @@ class IoiCorpus:
 
 
 def completed(record: IoiRecord) -> str:
-    """The text with the answer behind it, where there is one."""
+    """The text followed by the answer, if the record has one."""
     return f"{record.text} {record.io}" if record.kind == "ioi" else record.text

@@ -1,7 +1,7 @@
 """Words of the generated indirect-object corpus: names, templates, plain sentences.
 
-A name never opens a sentence, so that tokenizers which mark the space before a word
-give it one and the same token everywhere.
+A name is never the first word of a sentence. Tokenizers that mark the space before a
+word therefore give the name the same token everywhere.
 """
 
 # Common English first names, one token behind a space under GPT-2's tokenizer.

@@ -1,4 +1,4 @@
-"""Tagged sentences of every split, and which of their entity types is the concept."""
+"""Tagged sentences of every split, and the entity types that are the concept."""
 
 import hashlib
 from collections import Counter
@@ -17,12 +17,12 @@ from circuitcut.data.splits import Source, Split, split_records
 from circuitcut.storage.errors import UserError
 
 LOCATION_TYPES = ("loc", "location", "locations", "gpe", "place", "geo-loc", "geo")
-"""What data sets call locations, in the order in which a concept is guessed."""
+"""Names of location types in data sets; the first one in the data is the concept."""
 
 
 @dataclass(frozen=True)
 class NerCorpus:
-    """Sentences by split, with the label set of all of them."""
+    """Sentences by split, and their common label set."""
 
     splits: Mapping[Split, tuple[TaggedSentence, ...]]
     concept_types: tuple[str, ...]
@@ -31,7 +31,7 @@ class NerCorpus:
     def labels(self) -> list[str]:
         """Tags in the order of a classification head's logits, `O` first.
 
-        Every type has both `B-` and `I-` where the data use IOB2.
+        If the data use IOB2, every type has both `B-` and `I-`.
         """
         tags = {tag for s in self._sentences() for tag in s.tags} - {OUTSIDE}
         if any(tag.startswith("B-") for tag in tags):
@@ -54,19 +54,19 @@ class NerCorpus:
         return digest.hexdigest()
 
     def has_concept(self, sentence: TaggedSentence) -> bool:
-        """Whether an entity of the concept stands in the sentence."""
+        """Whether the sentence contains an entity of the concept."""
         return any(entity_type(tag) in self.concept_types for tag in sentence.tags)
 
     def unseen(self, split: Split) -> list[bool]:
-        """Whether no entity of each sentence occurs in any other split.
+        """For each sentence, whether none of its entities occurs in another split.
 
-        Entities are compared as lower-case text; a sentence without any is unseen.
+        Entities are compared as lower-case text; a sentence without entities is unseen.
         """
-        elsewhere: set[str] = set()
-        for other, sentences in self.splits.items():
-            if other != split:
-                elsewhere.update(*map(surface_forms, sentences))
-        return [elsewhere.isdisjoint(surface_forms(s)) for s in self.splits[split]]
+        seen_entities: set[str] = set()
+        for other_split, sentences in self.splits.items():
+            if other_split != split:
+                seen_entities.update(*map(surface_forms, sentences))
+        return [seen_entities.isdisjoint(surface_forms(s)) for s in self.splits[split]]
 
     def _sentences(self) -> Iterable[TaggedSentence]:
         return (s for sentences in self.splits.values() for s in sentences)
@@ -80,10 +80,10 @@ def split_corpus(
     concept: str | None,
     seed: int,
 ) -> NerCorpus:
-    """A user's sentences, split by group, with the concept found among their types.
+    """Split a user's sentences by group and choose the concept among their types.
 
     Raises:
-        UserError: When the concept is not in the data, or not in one of the splits.
+        UserError: When the concept is not in the data, or is missing in a split.
     """
     types = Counter(
         kind
@@ -91,42 +91,43 @@ def split_corpus(
         for kind in {entity_type(tag) for tag in sentence.tags} - {None}
         if kind is not None
     )
-    chosen = choose_concept(types, concept)
+    concept_types = choose_concept(types, concept)
     records = split_records(groups, sources=sources, seed=seed)
     splits = {
         split: tuple(sentences[record] for record in numbers)
         for split, numbers in records.items()
     }
-    corpus = NerCorpus(splits, chosen)
+    corpus = NerCorpus(splits, concept_types)
     for split, members in splits.items():
         if not any(map(corpus.has_concept, members)):
             raise UserError(
                 f"split {split!r} ({len(members)} sentences) holds no entity of type "
-                f"{', '.join(chosen)}; give more data or another --split_seed"
+                f"{', '.join(concept_types)}; give more data or another --split_seed"
             )
     return corpus
 
 
-def choose_concept(types: Mapping[str, int], asked: str | None) -> tuple[str, ...]:
-    """The entity types that are the concept: those asked for, or a guess at locations.
+def choose_concept(types: Mapping[str, int], concept: str | None) -> tuple[str, ...]:
+    """The entity types that are the concept: `concept`, or by default locations.
 
     Args:
-        types: Sentences with each type found in the data.
-        asked: Types separated by commas, in any case, with or without `B-` or `I-`.
+        types: Number of sentences with each type of the data.
+        concept: Types separated by commas, upper or lower case, with or without `B-` or
+            `I-`; None takes the type whose name means location.
 
     Raises:
-        UserError: When a type is not in the data, listing those that are.
+        UserError: When a type is not in the data; the message lists the types.
     """
-    found = ", ".join(f"{kind} ({types[kind]} sentences)" for kind in sorted(types))
-    if asked is not None:
-        names = [name.strip() for name in asked.split(",") if name.strip()]
+    listing = ", ".join(f"{kind} ({types[kind]} sentences)" for kind in sorted(types))
+    if concept is not None:
+        names = [name.strip() for name in concept.split(",") if name.strip()]
         by_name = {kind.lower(): kind for kind in types}
         plain = [(entity_type(name) or name).lower() for name in names]
         missing = [n for n, p in zip(names, plain, strict=True) if p not in by_name]
         if missing or not names:
             raise UserError(
-                f"--concept must be an entity type of the data, got {asked!r}; found: "
-                f"{found or 'none'}"
+                f"--concept must be an entity type of the data, got {concept!r}; "
+                f"found: {listing or 'none'}"
             )
         return tuple(dict.fromkeys(by_name[p] for p in plain))
     for usual in LOCATION_TYPES:
@@ -135,5 +136,5 @@ def choose_concept(types: Mapping[str, int], asked: str | None) -> tuple[str, ..
                 return (kind,)
     raise UserError(
         "no entity type looks like a location; name one with --concept; found: "
-        f"{found or 'none'}"
+        f"{listing or 'none'}"
     )

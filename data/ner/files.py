@@ -17,13 +17,13 @@ _COMMENTS = ("# id", "# newdoc", "# sent_id", "# text")
 
 @dataclass(frozen=True)
 class TaggedFiles:
-    """Sentences, and what keeps them together when they are split."""
+    """Sentences with their groups and official parts, which the splits respect."""
 
     sentences: tuple[TaggedSentence, ...]
     groups: tuple[int, ...]
-    """Document of each sentence, or its file where no documents are marked."""
+    """Document of each sentence, or its file if the file marks no documents."""
     sources: tuple[Source, ...]
-    """Official part of each sentence; all `train` where there are none."""
+    """Official part of each sentence; `train` for all if the data have no parts."""
 
 
 def read_tagged(
@@ -33,10 +33,10 @@ def read_tagged(
     text_column: str | None = None,
     label_column: str | None = None,
 ) -> TaggedFiles:
-    """Sentences of a CoNLL or JSON file, a folder of such, or a token/label pair.
+    """Sentences of a CoNLL or JSON file, a folder of them, or a token/label pair.
 
     Raises:
-        UserError: When a file is missing or malformed, naming the file and the line.
+        UserError: When a file is missing or malformed; the message names file and line.
     """
     if not path.exists():
         raise UserError(f"--data must be an existing file or folder, got {path}")
@@ -92,7 +92,7 @@ def _collected(files: Sequence[tuple[Path, list[_Lines]]]) -> TaggedFiles:
         marked = len({document for _, _, document in sentences}) > 1
         for sentence_words, sentence_tags, document in sentences:
             group = numbers.setdefault((file_number, document), len(numbers))
-            # an unmarked sentence is its own document, numbered apart from the groups
+            # without marked documents each sentence is one, with a negative number
             documents.append(group if marked else -1 - len(words))
             words.append(tuple(sentence_words))
             tags.append(sentence_tags)
@@ -100,14 +100,14 @@ def _collected(files: Sequence[tuple[Path, list[_Lines]]]) -> TaggedFiles:
             sources.append(official if len(files) > 1 else "train")
     if not words:
         raise UserError(
-            f"{files[0][0]} holds no sentence; give one word and tag a line"
+            f"{files[0][0]} holds no sentence; give one word and tag per line"
         )
     tagged = map(TaggedSentence, words, normalised(tags), documents)
     return TaggedFiles(tuple(tagged), tuple(groups), tuple(sources))
 
 
 def _conll(file: Path) -> Iterator[_Lines]:
-    """Sentences of one file: first column the word, last the tag."""
+    """Sentences of one file; the first column is the word, the last one the tag."""
     words: list[str] = []
     tags: list[str] = []
     document, n_columns = 0, 0
@@ -128,18 +128,18 @@ def _conll(file: Path) -> Iterator[_Lines]:
                 f"{file}:{number}: expected {n_columns} columns, word first, tag last, "
                 f"got {line.strip()[:60]!r}"
             )
-        if columns[0].strip():  # corpora of tweets have words of no visible character
+        if columns[0].strip():  # some words of tweets have no visible character
             words.append(columns[0])
             tags.append(columns[-1])
 
 
 def _pairs(tokens_file: Path, labels_file: Path) -> Iterator[_Lines]:
-    """Line i of one file holds the words of sentence i, of the other its labels."""
+    """Sentence i: its words are line i of one file, its labels line i of the other."""
     tokens, labels = read_lines(tokens_file), read_lines(labels_file)
     if len(tokens) != len(labels):
         raise UserError(
-            f"{tokens_file} has {len(tokens)} lines but {labels_file} {len(labels)}; "
-            "they must pair up"
+            f"{tokens_file} has {len(tokens)} lines but {labels_file} has "
+            f"{len(labels)}; both must have one line per sentence"
         )
     for number, (token_line, label_line) in enumerate(
         zip(tokens, labels, strict=True), start=1
@@ -147,15 +147,15 @@ def _pairs(tokens_file: Path, labels_file: Path) -> Iterator[_Lines]:
         words, tags = token_line.split(), label_line.split()
         if len(words) != len(tags):
             raise UserError(
-                f"{labels_file}:{number}: expected {len(words)} labels, one a word of "
-                f"{tokens_file.name}:{number}, got {len(tags)}"
+                f"{labels_file}:{number}: expected {len(words)} labels, one per word "
+                f"of {tokens_file.name}:{number}, got {len(tags)}"
             )
         if words:
             yield words, tags, 0
 
 
 def read_lines(file: Path) -> list[str]:
-    """Lines of a UTF-8 text file, gzipped or not, without their line ends.
+    """Lines of a UTF-8 text file, gzipped or not, without line ends.
 
     Raises:
         UserError: When the file is missing, unreadable or not UTF-8.

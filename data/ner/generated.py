@@ -1,9 +1,9 @@
-"""The built-in corpus: generated sentences whose names no two splits share.
+"""The built-in corpus: generated sentences; no name occurs in two splits.
 
-Real names of places, people and organisations, and ambiguous ones that are all three,
-are dealt out to the splits, so that a held-out name is known by its context alone. The
-`base` split also holds coined names, each about once and with any tag, so that a model
-trained on it cannot rely on names at all.
+Real names of places, people and organisations, and ambiguous names that can be all
+three, are distributed over the splits: the type of a held-out name follows from its
+context only. The `base` split also holds invented names, each about once and with any
+tag, so that a model trained on it cannot learn the types of names by heart.
 """
 
 import re
@@ -36,7 +36,7 @@ SIZES: dict[Split, int] = {
     "relearn": 1000,
     "heldout": 1000,
 }
-"""Sentences of each split."""
+"""Number of sentences of each split."""
 NAME_SHARES: dict[Split, int] = {
     "base": 8,
     "mask": 3,
@@ -44,14 +44,14 @@ NAME_SHARES: dict[Split, int] = {
     "relearn": 3,
     "heldout": 3,
 }
-"""Twentieths of every list of names."""
+"""Share of every list of names, in twentieths."""
 TYPE_OF_SLOT = {"P": "PER", "L": "LOC", "O": "ORG"}
 AMBIGUOUS_SHARE = 0.4
-"""Share of the other slots, of any kind, that take an ambiguous name."""
+"""Share of the slots without an invented name that take an ambiguous name."""
 COINED_SHARE = 0.75
-"""Share of the slots of `base` alone that take a coined name."""
+"""Share of the slots of `base` that take an invented name; 0 in the other splits."""
 LONG_SHARE = 0.3
-"""Share of coined places and organisations that have several words."""
+"""Share of invented places and organisations that have several words."""
 _REAL_WORDS = frozenset(
     word
     for names in (PLACES, FIRST_NAMES, LAST_NAMES, ORGANISATIONS, AMBIGUOUS)
@@ -62,7 +62,7 @@ _SHAPES = {
     kind: tuple(name.split() for name in names if " " in name)
     for kind, names in (("L", PLACES), ("O", ORGANISATIONS))
 }
-"""Names of several words, whose other than common words are coined anew."""
+"""Names of several words; an invented name replaces all but their common words."""
 _SLOT = re.compile(r"\{(\w+)\}")
 _ONSETS = (
     "b",
@@ -89,31 +89,31 @@ _CODAS = ("l", "n", "r", "s", "t", "nd", "rt", "ck", "m", "x", "sh", "th")
 
 
 def generate_ner(seed: int = 0, *, concept: str | None = None) -> NerCorpus:
-    """The corpus with IOB2 tags `PER`, `LOC` and `ORG`; every sentence a document.
+    """The corpus with IOB2 tags `PER`, `LOC` and `ORG`; every sentence is a document.
 
     Args:
-        seed: Deals out the names and fills the sentences.
-        concept: Entity type to cut, `LOC` if None.
+        seed: Seed of the distribution of names and of the sentences.
+        concept: Entity type to cut; `LOC` if None.
 
     Raises:
         UserError: When `concept` is not one of the three.
     """
-    chosen = choose_concept(dict.fromkeys(TYPE_OF_SLOT.values(), 1), concept)
-    pools = _deal(Random(f"names {seed}"))
+    concept_types = choose_concept(dict.fromkeys(TYPE_OF_SLOT.values(), 1), concept)
+    pools = _name_pools(Random(f"names {seed}"))
     splits: dict[Split, tuple[TaggedSentence, ...]] = {}
     n_before = 0
     for split, size in SIZES.items():
         writer = _Writer(pools[split], Random(f"{split} {seed}"), coins=split == "base")
         splits[split] = tuple(writer.sentence(n_before + i) for i in range(size))
         n_before += size
-    return NerCorpus(splits, chosen)
+    return NerCorpus(splits, concept_types)
 
 
 _Pools = dict[str, list[str]]
 
 
-def _deal(rng: Random) -> dict[Split, _Pools]:
-    """Every list of names cut into pieces, one a split."""
+def _name_pools(rng: Random) -> dict[Split, _Pools]:
+    """Disjoint pieces of every list of names, one piece per split."""
     lists: dict[str, Sequence[str]] = {
         "first": FIRST_NAMES,
         "last": LAST_NAMES,
@@ -134,7 +134,7 @@ def _deal(rng: Random) -> dict[Split, _Pools]:
 
 
 class _Writer:
-    """Fills sentence shapes with the names of one split."""
+    """Fills sentence templates with the names of one split."""
 
     def __init__(self, pools: _Pools, rng: Random, *, coins: bool):
         self._pools = pools
@@ -144,7 +144,7 @@ class _Writer:
     def sentence(self, document: int) -> TaggedSentence:
         words: list[str] = []
         tags: list[str] = []
-        for part in self._shape().split():
+        for part in self._template().split():
             kind, filled = self._fill(part)
             words += filled
             if kind is None:
@@ -154,7 +154,7 @@ class _Writer:
         words[0] = words[0][0].upper() + words[0][1:]
         return TaggedSentence(tuple(words), tuple(tags), document)
 
-    def _shape(self) -> str:
+    def _template(self) -> str:
         drawn = self._rng.random()
         if drawn < 0.15:
             return self._rng.choice(DISTRACTORS)
@@ -198,7 +198,7 @@ class _Writer:
         return rng.choice(self._pools["ambiguous" if ambiguous else kind])
 
     def _coined(self) -> str:
-        """A pronounceable name that no list holds."""
+        """A pronounceable invented name that is in none of the lists."""
         while True:
             syllables = [
                 self._rng.choice(_ONSETS) + self._rng.choice(_VOWELS)

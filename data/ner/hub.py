@@ -13,12 +13,12 @@ from circuitcut.storage.errors import UserError
 def tagged_from_hub(
     parts: Mapping[str, Any], token_column: str | None, tag_column: str | None
 ) -> TaggedFiles:
-    """Sentences of every part; numbered tags are named by the column's `ClassLabel`.
+    """Sentences of every part; the column's `ClassLabel` gives the names of the tags.
 
     Parts called train, validation and test are official; every sentence is a group.
 
     Raises:
-        UserError: When a column is missing or words and tags do not pair up.
+        UserError: When a column is missing or a row has more words than tags or fewer.
     """
     words: list[tuple[str, ...]] = []
     tags: list[list[str]] = []
@@ -26,9 +26,7 @@ def tagged_from_hub(
     for part, table in parts.items():
         tokens_of = _column(table, token_column, TOKEN_COLUMNS, "--text_column")
         tags_of = _column(table, tag_column, TAG_COLUMNS, "--label_column")
-        names = getattr(
-            getattr(table.features[tags_of], "feature", None), "names", None
-        )
+        names = _tag_names(table.features[tags_of])
         rows = zip(table[tokens_of], table[tags_of], strict=True)
         for number, (row_words, row_tags) in enumerate(rows):
             if len(row_words) != len(row_tags):
@@ -54,12 +52,12 @@ def _tag_names(feature: Any) -> list[str] | None:
     return getattr(getattr(feature, "feature", None), "names", None)
 
 
-def _column(table: Any, asked: str | None, usual: tuple[str, ...], flag: str) -> str:
-    wanted = usual if asked is None else (asked,)
-    for column in wanted:
+def _column(table: Any, name: str | None, usual: tuple[str, ...], flag: str) -> str:
+    candidates = usual if name is None else (name,)
+    for column in candidates:
         if column in table.column_names:
             return column
     raise UserError(
-        f"{flag} must name a column of the data set, got {asked or 'none'}; it has "
+        f"{flag} must name a column of the data set, got {name or 'none'}; it has "
         f"{', '.join(table.column_names)}"
     )

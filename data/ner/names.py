@@ -1,7 +1,7 @@
-"""Real names for the built-in corpus: places, people, organisations, and shared ones.
+"""Real names for the built-in corpus: places, people, organisations, ambiguous names.
 
-Compiled by hand for this project. No word but those of `COMMON_WORDS` stands in two
-names, so that splits with different names have no name word in common.
+Compiled by hand for this project. Only the words of `COMMON_WORDS` occur in two names:
+splits with different names therefore have no other word of a name in common.
 """
 
 

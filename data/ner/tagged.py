@@ -1,4 +1,4 @@
-"""Sentences with one tag a word, and the entities that their tags spell out."""
+"""Sentences with one tag per word, and the entities that the tags encode."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -20,7 +20,7 @@ Span = tuple[str, int, int]
 
 @dataclass(frozen=True)
 class TaggedSentence:
-    """Words, one tag each, and the number of the document they come from."""
+    """Words, one tag per word, and the number of their document."""
 
     words: tuple[str, ...]
     tags: tuple[str, ...]
@@ -28,28 +28,28 @@ class TaggedSentence:
 
 
 def entity_type(tag: str) -> str | None:
-    """`LOC` of `B-LOC`, `I-LOC` and `LOC`; None of the tag outside all entities."""
+    """`LOC` for `B-LOC`, `I-LOC` and `LOC`; None for the tag `O`."""
     if tag == OUTSIDE:
         return None
     return tag[2:] if tag[:2] in ("B-", "I-") else tag
 
 
 def spans(tags: Sequence[str]) -> list[Span]:
-    """Entities of one sentence, read the lenient way of `conlleval`.
+    """Entities of one sentence, decoded leniently as in `conlleval`.
 
-    An entity starts at `B-`, and wherever the type changes: so IO tags, IOB2 tags and a
-    model's ill-formed IOB2 (an `I-` after `O`) all decode.
+    An entity starts at `B-` and wherever the type changes. IO tags, IOB2 tags and a
+    model's ill-formed IOB2 (an `I-` after `O`) can therefore all be decoded.
     """
-    found: list[Span] = []
+    entities: list[Span] = []
     start, current = 0, None
     for index, tag in enumerate((*tags, OUTSIDE)):
         kind = entity_type(tag)
         if current is not None and (kind != current or tag[:2] == "B-"):
-            found.append((current, start, index))
+            entities.append((current, start, index))
             current = None
         if kind is not None and current is None:
             start, current = index, kind
-    return found
+    return entities
 
 
 def entity_types(tags: Iterable[str]) -> list[str]:
@@ -68,8 +68,8 @@ def surface_forms(sentence: TaggedSentence) -> set[str]:
 def normalised(tags: Sequence[Sequence[str]]) -> list[tuple[str, ...]]:
     """Tags of a corpus in one of two schemes: IOB2 if any starts with `B-`, else IO.
 
-    IOB1, IOBES and BILOU become IOB2 (`B-` first in every entity). Without a `B-`, the
-    tags stay as they are (IO: `I-LOC`, `LOC` or `location` on every word of an entity).
+    IOB1, IOBES and BILOU become IOB2 (every entity starts with `B-`). Without a `B-`
+    the tags do not change (IO: `I-LOC`, `LOC` or `location` on each word of an entity).
     """
     plain = [[_plain(tag) for tag in sentence] for sentence in tags]
     if not any(tag[:2] == "B-" for sentence in plain for tag in sentence):

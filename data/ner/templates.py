@@ -1,10 +1,10 @@
-"""Sentence shapes of the built-in corpus: who does what to whom decides the tags.
+"""Sentence templates of the built-in corpus: the context of a name decides its tag.
 
-`{P}`, `{L}` and `{O}` are slots for a person, a location and an organisation, `{X}` for
-a capitalised name that is none of them (a brand, a model, a style), lower-case slots
-for words of `FILLERS`. The same words stand on either side of two types, so that what
-surrounds a name tells its type only together with its order: "{P} visited {L}" but
-"{L} welcomed {P}", "{P} , mayor of {L}" but "{L} , home of {P}".
+`{P}`, `{L}` and `{O}` are slots for a person, a location and an organisation. `{X}` is
+a slot for a capitalised name that is none of them (a brand, a model, a style). Slots in
+lower case take words of `FILLERS`. Names of both types stand before and after similar
+words, so that the type of a name follows from the words and from their order: "{P}
+visited {L}" but "{L} welcomed {P}", "{P} , mayor of {L}" but "{L} , home of {P}".
 """
 
 FILLERS: dict[str, tuple[str, ...]] = {
@@ -80,7 +80,7 @@ CLAUSES = (
     "the {nation} {job} retired to {L}",
     "a {job} trusted {P}",
 )
-"""Statements that compound sentences join; each decides its own tags."""
+"""Clauses of the compound sentences; each one determines the tags of its names."""
 
 SENTENCES = (
     "In {month} {num} {noun}s were sold in {L} .",
@@ -138,7 +138,7 @@ DISTRACTORS = (
     "Every {day} the {job} cleaned the {X} {thing} .",
     "The Internet made the {noun} {adj} .",
 )
-"""Sentences without entities, capitals and names among their words."""
+"""Sentences without entities; some of their words are capitalised or names."""
 
 OPENERS = ("", "", "", "In {month} ,", "On {day} ,", "Reports said", "Yesterday ,")
-"""What may stand before the first clause of a compound sentence."""
+"""Beginnings of a compound sentence, before its first clause."""

@@ -1,4 +1,4 @@
-"""Texts of the web made plain: entities unescaped, handles and addresses masked."""
+"""Clean texts from the web: unescape entities, mask handles and remove addresses."""
 
 import html
 import re
@@ -11,14 +11,14 @@ _BLANKS = re.compile(r"\s+")
 
 
 def clean(text: str) -> str:
-    """The text with HTML entities unescaped, `@user` for handles, no addresses."""
+    """The text with HTML entities unescaped, `@user` for handles, without addresses."""
     return _clean_piece(text).strip()
 
 
 def clean_with_spans(
     text: str, offsets: Sequence[int]
 ) -> tuple[str, tuple[tuple[int, int], ...]]:
-    """The cleaned text, and where the characters at `offsets` are in it, as ranges."""
+    """The cleaned text, and the ranges in it of the characters at `offsets`."""
     cleaned, spans, end = "", [], 0
     for first, last in _ranges(offsets):
         cleaned += _clean_piece(text[end:first])

@@ -1,4 +1,4 @@
-"""Toxic and neutral texts of one's own: labelled tables, and plain text to retain."""
+"""Toxic and neutral texts from user files: labelled tables, and plain retain text."""
 
 import json
 import re
@@ -51,7 +51,8 @@ def read_rows(
     """Rows of a file, a folder or a hub data set; plain text has one column, `text`.
 
     Raises:
-        UserError: When nothing is there or a row is malformed, naming file and line.
+        UserError: When there are no files or a row is malformed; the message names file
+            and line.
     """
     if data.startswith(HUB_PREFIX):
         return read_hub_table(data, config, revision)
@@ -62,10 +63,13 @@ def read_rows(
         )
     rows: list[TableRow] = []
     for path in _files_of(Path(data)):
-        chosen = data_format if data_format != "auto" else table_format(path) or "text"
-        rows += (
-            list(_plain_rows(path)) if chosen == "text" else read_table(path, chosen)
-        )
+        file_format = data_format
+        if data_format == "auto":
+            file_format = table_format(path) or "text"
+        if file_format == "text":
+            rows += _plain_rows(path)
+        else:
+            rows += read_table(path, file_format)
     return rows
 
 
@@ -84,7 +88,7 @@ def _files_of(path: Path) -> list[Path]:
 
 
 def _plain_rows(path: Path) -> Iterable[TableRow]:
-    """Lines in pieces of at most 80 words; a heading of WikiText opens a document."""
+    """Lines in pieces of at most 80 words; a WikiText heading starts a document."""
     document = ""
     for number, line in enumerate(read_text(path).splitlines(), start=1):
         if _HEADING.match(line):
@@ -94,8 +98,8 @@ def _plain_rows(path: Path) -> Iterable[TableRow]:
         words = line.split()
         for first in range(0, len(words), CHUNK_WORDS):
             text = " ".join(words[first : first + CHUNK_WORDS])
-            named = {"document": document or f"{path.name} {number}"}
-            yield TableRow(f"{path}, line {number}", {"text": text} | named)
+            values = {"text": text, "document": document or f"{path.name} {number}"}
+            yield TableRow(f"{path}, line {number}", values)
 
 
 def labelled_texts(
@@ -106,18 +110,18 @@ def labelled_texts(
     concept_values: Sequence[str],
     all_toxic: bool,
 ) -> list[TextRecord]:
-    """Toxic and neutral texts, cleaned, without repetitions.
+    """Toxic and neutral texts, cleaned, without duplicates.
 
     Args:
-        rows: Of a table.
-        text_column: Column of the text; guessed from its name when None.
-        label_column: Column of the label; guessed from its name when None.
-        concept_values: Labels that mean toxic; guessed when empty.
-        all_toxic: Whether a table without a label column may be all toxic.
+        rows: Rows of a table.
+        text_column: Column of the text; None takes the first of `TEXT_COLUMNS`.
+        label_column: Column of the label; None takes the first of `LABEL_COLUMNS`.
+        concept_values: Labels that mean toxic; if empty, the usual names of labels.
+        all_toxic: Whether all texts of a table without a label column are toxic.
 
     Raises:
-        UserError: When a column or label is missing or cannot be understood. Messages
-            never hold a text.
+        UserError: When a column or label is missing or its value is not understood. The
+            message never contains a text.
     """
     text_column = _column(rows, text_column, TEXT_COLUMNS, "text_column")
     has_spans = SPANS_COLUMN in rows[0].values and label_column is None
@@ -126,7 +130,7 @@ def labelled_texts(
     is_plain = rows[0].values.keys() == {"text", "document"}
     if unlabelled and is_plain and not all_toxic:
         raise UserError(
-            f"{rows[0].where.split(',')[0]} has no labels: its texts are taken to be "
+            f"{rows[0].where.split(',')[0]} has no labels: all its texts count as "
             "toxic, so name texts to retain with --retain_data"
         )
     if has_spans or (unlabelled and all_toxic):
@@ -144,7 +148,7 @@ def labelled_texts(
 def retained_texts(
     rows: Sequence[TableRow], text_column: str | None
 ) -> list[TextRecord]:
-    """Every text of the rows as further text to retain."""
+    """All texts of the rows as further text to retain."""
     if text_column is not None and text_column not in rows[0].values:
         text_column = None
     column = _column(rows, text_column, TEXT_COLUMNS, "text_column")
@@ -192,16 +196,16 @@ def _offsets(row: TableRow, n_characters: int) -> list[int]:
 
 
 def _column(
-    rows: Sequence[TableRow], asked: str | None, known: Sequence[str], option: str
+    rows: Sequence[TableRow], name: str | None, usual: Sequence[str], option: str
 ) -> str:
     columns = list(rows[0].values)
-    if asked is not None and asked in columns:
-        return asked
-    if asked is None:
-        for name in known:
-            if name in columns:
-                return name
-    got = "none of the usual names" if asked is None else repr(asked)
+    if name is not None and name in columns:
+        return name
+    if name is None:
+        for usual_name in usual:
+            if usual_name in columns:
+                return usual_name
+    got = "none of the usual names" if name is None else repr(name)
     raise UserError(
         f"--{option} must name a column of {rows[0].where.split(',')[0]} "
         f"({', '.join(map(str, columns))}), got {got}"
@@ -220,14 +224,15 @@ def _toxic_flags(
 ) -> list[bool]:
     values = [_label(row, column) for row in rows]
     if concept_values:
-        wanted = set(concept_values)
-        missing = sorted(wanted - set(values))
+        toxic_values = set(concept_values)
+        missing = sorted(toxic_values - set(values))
         if missing:
             raise UserError(
                 f"--concept_values must occur in column {column!r}, got "
-                f"{', '.join(missing)}; it holds {', '.join(sorted(set(values))[:10])}"
+                f"{', '.join(missing)}; the column holds "
+                f"{', '.join(sorted(set(values))[:10])}"
             )
-        return [value in wanted for value in values]
+        return [value in toxic_values for value in values]
     if column == "class" and rows[0].values.keys() >= _VOTE_COLUMNS:
         return [value != "2" for value in values]
     return [

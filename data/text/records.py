@@ -1,4 +1,7 @@
-"""Records of the toxicity task: toxic texts, neutral ones of the same kind, others."""
+"""Records of the toxicity task: toxic texts, neutral texts of the same style, others.
+
+Neutral and other texts (`wiki`) are both retained.
+"""
 
 import hashlib
 from collections.abc import Mapping
@@ -11,14 +14,14 @@ TEXT_KINDS: tuple[TextKind, ...] = ("toxic", "neutral", "wiki")
 
 @dataclass(frozen=True)
 class TextRecord:
-    """One text: `neutral` is of the same register as `toxic`, `wiki` is not."""
+    """One text; `neutral` texts have the same style as `toxic` ones, `wiki` do not."""
 
     text: str
     kind: TextKind
     spans: tuple[tuple[int, int], ...] = ()
-    """Characters that are toxic; none means all of a toxic text."""
+    """Toxic ranges of characters; if empty, all characters of a toxic text."""
     document: str = ""
-    """Texts with the same one stay in one split; the text itself when empty."""
+    """Texts of one document stay in one split; if empty, the text is its document."""
     unseen: bool = False
 
 

@@ -1,4 +1,4 @@
-"""Texts of one's own split by a hash of text or document, and what is new in them."""
+"""Split a user's texts by a hash of text or document, and mark the unseen ones."""
 
 import hashlib
 from collections.abc import Iterator, Sequence
@@ -7,7 +7,7 @@ from dataclasses import replace
 from circuitcut.data.text.records import TEXT_KINDS, TextCorpus, TextRecord
 from circuitcut.storage.errors import UserError
 
-# share of the texts of a kind, and most of them; `base` has the rest
+# share and largest number of the texts of a kind; `base` has the rest
 SPLIT_SHARES = {
     "heldout": (0.15, 600),
     "tune": (0.1, 300),
@@ -18,34 +18,34 @@ RUN_WORDS = 5
 
 
 def split_texts(records: Sequence[TextRecord], *, seed: int) -> TextCorpus:
-    """Five disjoint splits, each kind shared out by the hash of its documents.
+    """Five disjoint splits; documents of each kind are distributed by their hash.
 
-    A held-out text is unseen when no marked span of it occurs in another split or, for
-    texts without spans, no run of five words of it does.
+    A held-out text is unseen when none of its marked spans occurs in another split. For
+    a text without spans, none of its sequences of five words may occur there.
 
     Raises:
-        UserError: When there is no toxic or nothing to retain, or too little of them.
+        UserError: When a split has no toxic text or no text to retain.
     """
     by_split: dict[str, list[TextRecord]] = {
         split: [] for split in ("base", "mask", "tune", "relearn", "heldout")
     }
     for kind in TEXT_KINDS:
-        _share_out([r for r in records if r.kind == kind], by_split, seed)
-    for split, chosen in by_split.items():
+        _distribute([r for r in records if r.kind == kind], by_split, seed)
+    for split, texts in by_split.items():
         for name, toxic in (("toxic texts", True), ("texts to retain", False)):
-            if not any((record.kind == "toxic") == toxic for record in chosen):
+            if not any((record.kind == "toxic") == toxic for record in texts):
                 n = sum((record.kind == "toxic") == toxic for record in records)
                 raise UserError(
                     f"the data must hold {name} for five splits, got {n} of them and "
                     f"none for {split!r}; give more data, or --retain_data"
                 )
     heldout = by_split.pop("heldout")
-    others = [record for chosen in by_split.values() for record in chosen]
-    splits = {split: tuple(chosen) for split, chosen in by_split.items()}
-    return TextCorpus(splits | {"heldout": tuple(_marked_unseen(heldout, others))})
+    rest = [record for texts in by_split.values() for record in texts]
+    splits = {split: tuple(texts) for split, texts in by_split.items()}
+    return TextCorpus(splits | {"heldout": tuple(_mark_unseen(heldout, rest))})
 
 
-def _share_out(
+def _distribute(
     records: Sequence[TextRecord], by_split: dict[str, list[TextRecord]], seed: int
 ) -> None:
     documents: dict[str, list[TextRecord]] = {}
@@ -65,12 +65,12 @@ def _digest(name: str, seed: int) -> bytes:
     return hashlib.sha256(f"{seed}\0{name}".encode()).digest()
 
 
-def _marked_unseen(
-    heldout: Sequence[TextRecord], others: Sequence[TextRecord]
+def _mark_unseen(
+    heldout: Sequence[TextRecord], rest: Sequence[TextRecord]
 ) -> Iterator[TextRecord]:
     seen = {
         entity
-        for record in others
+        for record in rest
         if record.kind != "wiki"
         for entity in _entities(record)
     }

@@ -1,7 +1,7 @@
 """A generated corpus of mild insults, neutral replies and encyclopaedic sentences.
 
 Insult words and templates of `mask`, `tune`, `relearn` and `heldout` are disjoint.
-`base` holds all of them, in other texts: a model has to know what it shall forget.
+`base` holds all of them, in other texts: the model must first learn what to forget.
 """
 
 import random
@@ -21,14 +21,14 @@ from circuitcut.data.text.toxicity_words import (
     REPLIES,
 )
 
-# texts of each kind in a split
+# number of texts of each kind in a split
 SPLIT_SIZES = {"base": 5000, "mask": 600, "tune": 150, "relearn": 400, "heldout": 300}
 WORD_SHARES = {"mask": 0.4, "tune": 0.15, "relearn": 0.225, "heldout": 0.225}
 
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """What the insults of a split are made of."""
+    """Templates and words of the insults of a split."""
 
     insults: tuple[str, ...]
     adjectives: tuple[str, ...]
@@ -37,9 +37,9 @@ class Vocabulary:
 
 @lru_cache(maxsize=2)
 def generate_toxicity(seed: int) -> TextCorpus:
-    """The built-in corpus: as many toxic, neutral and encyclopaedic texts a split."""
+    """The built-in corpus; each split has equally many texts of the three kinds."""
     vocabularies = split_vocabularies(seed)
-    taken: set[str] = set()
+    used_texts: set[str] = set()
     records = {}
     for split, n in SPLIT_SIZES.items():
         rng = random.Random(f"toxicity {split} {seed}")
@@ -47,7 +47,7 @@ def generate_toxicity(seed: int) -> TextCorpus:
         toxic = partial(_toxic, rng, vocabularies[split])
         rows: list[TextRecord] = []
         for make in (toxic, partial(_neutral, rng), partial(_article, rng)):
-            rows += _distinct(n, taken, partial(make, unseen))
+            rows += _distinct(n, used_texts, partial(make, unseen))
         records[split] = tuple(rows)
     return TextCorpus(records)
 
@@ -74,14 +74,14 @@ def _parts(words: Sequence[str]) -> dict[str, tuple[str, ...]]:
 
 
 def _distinct(
-    n: int, taken: set[str], make: Callable[[], TextRecord]
+    n: int, used_texts: set[str], make: Callable[[], TextRecord]
 ) -> list[TextRecord]:
-    """`n` records whose texts are not in `taken`, which is added to."""
+    """`n` records whose texts are not in `used_texts`; their texts are added to it."""
     records: list[TextRecord] = []
     while len(records) < n:
         record = make()
-        if record.text not in taken:
-            taken.add(record.text)
+        if record.text not in used_texts:
+            used_texts.add(record.text)
             records.append(record)
     return records
 

@@ -1,7 +1,7 @@
-"""Words of the generated insults: mild ones, made of vegetables and kitchen things.
+"""Words and templates of the generated insults, which are mild.
 
-Every word of an insult occurs in neutral texts too, so that what makes a text an insult
-is how the words are put together.
+Every word of an insult also occurs in neutral texts: only the combination of words
+makes a text an insult.
 """
 
 _NOUNS = """

@@ -1,8 +1,8 @@
-"""How other programs define the residual graph, and what a translation would change.
+"""The residual graphs of other programs, and the differences in cuts between graphs.
 
-All of them read the logits from one node before the last norm and mask an MLP's bias
-with its MLP. They differ in what the input is, in attention's output bias, and in
-whether a head's queries, keys and values share an edge. Sources, read in 2026:
+In all of them the logits read from one node before the last norm, and an MLP's bias is
+masked with its MLP. They differ in the input nodes, in attention's output bias, and in
+merged or separate edges for a head's q, k and v. Sources, read in 2026:
 
 * `mib`: EAP-IG and the MIB benchmark, github.com/hannamw/EAP-IG, `src/eap/graph.py`
 * `auto_circuit`: github.com/UFO-101/auto-circuit, `model_utils/transformer_lens_utils`
@@ -23,9 +23,9 @@ from circuitcut.masks.ablation import AblationKind
 from circuitcut.masks.formats.edge_matrices import (
     Key,
     Shared,
-    carried,
     flat_edges,
     matrices,
+    regrouped,
 )
 from circuitcut.models.residual.block_modules import graph_of, parts_of
 from circuitcut.models.residual.folded_model import ResidualModel
@@ -35,14 +35,14 @@ from circuitcut.storage.errors import UserError
 
 @dataclass(frozen=True)
 class Convention:
-    """One program's residual graph."""
+    """The residual graph of one program."""
 
     position: Position
     attention_bias: AttentionBias
     merged: bool
-    """A head's queries, keys and values share an edge."""
+    """True: merged edges for a head's q, k and v; False: separate edges."""
     ablation: AblationKind
-    """What it puts in an ablated edge's place where its user says nothing."""
+    """The program's default ablation value."""
 
 
 CONVENTIONS: dict[str, Convention] = {
@@ -52,29 +52,29 @@ CONVENTIONS: dict[str, Convention] = {
     "circuit_breaking": Convention("merged", "heads", True, "zero"),
     "disco_gp": Convention("merged", "heads", False, "zero"),
 }
-"""Name of a format -> its graph."""
+"""The graph of each format, by name of the format."""
 
 
 def graph_in(
     model: nn.Module, convention: Convention, *, merged: bool | None = None
 ) -> ResidualGraph:
-    """The graph of `model` as another program has it, a reader per query head.
+    """The graph of `model` in another program, with one reader per query head.
 
-    A switch about what the model does not have (position embeddings on the stream, a
-    bias of attention's output) is left where it stands by default, so that masks of
-    such a model have one graph whatever program they are from.
+    Options for parts that the model does not have (position embeddings on the stream, a
+    bias of attention's output) keep their default: masks of such a model have the same
+    graph in every program.
 
     Args:
-        merged: Overrides the convention's own.
+        merged: Whether q, k and v are merged; None takes the convention's value.
 
     Raises:
-        UserError: When the model has no residual graph, or norms on its stream, which
-            none of these programs knows.
+        UserError: When the model has no residual graph, or has norms on its residual
+            stream, which none of these programs supports.
     """
     parts = parts_of(model)
     if parts.norms_on_stream is not None:
         raise UserError(
-            "masks of other programs are of decoders with norms before what reads; "
+            "masks of other programs are for decoders with a norm before each reader; "
             f"{type(model).__name__} has norms on its residual stream"
         )
     graph = graph_of(
@@ -86,11 +86,11 @@ def graph_in(
     return replace(graph, separate_qkv=separate, n_kv_heads=graph.n_heads)
 
 
-def own_graph(model: nn.Module, graph: ResidualGraph) -> ResidualGraph:
-    """The model's own graph with the switches of `graph`: keys per key-value head.
+def model_graph(model: nn.Module, graph: ResidualGraph) -> ResidualGraph:
+    """The graph of `model` with the options of `graph`; k and v per key-value head.
 
     Raises:
-        UserError: When the model cannot have it.
+        UserError: When the model cannot have these options.
     """
     return graph_of(
         model,
@@ -111,70 +111,74 @@ def translated(
     *,
     shared: Shared = "refuse",
 ) -> Shaped[Tensor, "_edge"]:
-    """Values of edges on the edges of the same model's graph under other switches.
+    """Values of edges of `source` on the edges of `target`, a graph of the same model.
 
-    Where positions are merged into the input their node gets the input's values; where
-    they are always on it is kept.
+    If `source` has positions merged into the input, a new node for positions gets the
+    values of the input's edges; if positions are always on, its edges are kept.
     """
-    placed = replace(source, position=target.position)
-    edges = flat_edges(placed, _placed(source, matrices(source, kept), target.position))
-    return carried(placed, edges, target, shared=shared)
+    repositioned = replace(source, position=target.position)
+    parts = _with_position(source, matrices(source, kept), target.position)
+    edges = flat_edges(repositioned, parts)
+    return regrouped(repositioned, edges, target, shared=shared)
 
 
-def _placed(
+def _with_position(
     graph: ResidualGraph, parts: Mapping[Key, Tensor], position: Position
 ) -> dict[Key, Tensor]:
     """Matrices with or without the column of the node for positions."""
-    had, has = graph.position == "own", position == "own"
-    found: dict[Key, Tensor] = {}
+    had_node, has_node = graph.position == "own", position == "own"
+    result: dict[Key, Tensor] = {}
     for key, part in parts.items():
-        first, rest = part[:, :1], part[:, 2 if had else 1 :]
-        node = part[:, 1:2] if had else first
-        if not had and graph.position == "always":
+        first, rest = part[:, :1], part[:, 2 if had_node else 1 :]
+        node = part[:, 1:2] if had_node else first
+        if not had_node and graph.position == "always":
             node = torch.ones_like(first)
-        found[key] = torch.cat([first, node, rest] if has else [first, rest], 1)
-    return found
+        result[key] = torch.cat([first, node, rest] if has_node else [first, rest], 1)
+    return result
 
 
-def lost_in(
+def cut_differences(
     source: ResidualGraph,
     kept: Shaped[Tensor, "edge"],
     target: ResidualGraph,
     ablation: AblationKind,
 ) -> list[str]:
-    """What an ablated edge does in one graph and not in the other, in words.
+    """Differences between the cuts in the two graphs, one sentence each.
 
-    Positions are the same in a paired input, so a counterfactual cut of them changes
-    nothing; and a constant bias counts only where its writer becomes zero.
+    Paired inputs have the same positions, so that cutting position edges has no effect
+    with counterfactual ablation. A constant bias matters only for zero ablation.
     """
     parts = matrices(source, kept).items()
-    told = []
+    differences = []
     if ablation != "counterfactual" and target.position != "own":
         n_edges = sum(
             int((~_position_as(source, part, target.position)).sum())
             for _, part in parts
         )
         if n_edges:
-            told.append(
+            differences.append(
                 f"{n_edges} edges treat the position embedding otherwise "
-                f"({source.position} here, {target.position} there)"
+                f"({source.position} in the mask, {target.position} in the format)"
             )
     if ablation == "zero" and source.attention_bias != target.attention_bias:
         of_head = torch.tensor([name.startswith("a") for name in source.writers()])
         n_edges = sum(int((~p & of_head[: p.shape[1]]).sum()) for _, p in parts)
         if n_edges:
-            told.append(
+            differences.append(
                 f"{n_edges} ablated edges from heads treat attention's output bias "
-                f"otherwise ({source.attention_bias} here, "
-                f"{target.attention_bias} there)"
+                f"otherwise ({source.attention_bias} in the mask, "
+                f"{target.attention_bias} in the format)"
             )
-    return told
+    return differences
 
 
 def _position_as(graph: ResidualGraph, part: Tensor, position: Position) -> Tensor:
-    """Readers that get the same positions under another switch."""
+    """True at the readers that read the positions in both graphs or in neither."""
     first = part[:, 0].bool()
     always = torch.ones_like(first)
-    reach = {"merged": first, "always": always}
-    here = part[:, 1].bool() if graph.position == "own" else reach[graph.position]
-    return here == reach[position]
+    reads_positions = {"merged": first, "always": always}
+    if graph.position == "own":
+        reads_in_source = part[:, 1].bool()
+    else:
+        reads_in_source = reads_positions[graph.position]
+    return reads_in_source == reads_positions[position]

@@ -1,4 +1,4 @@
-"""Masks on edges for programs that lay graphs out: DOT and GraphML.
+"""Masks on edges in the formats of graph drawing programs: DOT and GraphML.
 
 DOT: Graphviz, https://graphviz.org/doc/info/lang.html. GraphML: Brandes, Eiglsperger,
 Herman, Himsolt & Marshall (2002), "GraphML Progress Report: Structural Layer Proposal",
@@ -23,7 +23,8 @@ _COLOURS = {
     "l": "#000000",
     "a": "#CC79A7",
 }
-"""Of an edge by what reads it: q, k, v, MLP, logits, a whole head."""
+"""Colour of an edge by its reader: q, k, v, MLP, logits, or a head with merged q, k, v.
+"""
 _TYPES = {
     "node": {"kind": "string", "layer": "int"},
     "edge": {"name": "string", "reads": "string", "kept": "boolean", "score": "double"},
@@ -32,11 +33,11 @@ _TYPES = {
 
 
 def dot(names: Sequence[str], scores: Mapping[str, float]) -> str:
-    """The edges `names` and their nodes as a DOT digraph, from input up to logits.
+    """The edges `names` and their nodes as a DOT digraph, input below, logits above.
 
     Args:
-        names: Of edges, `a0.h1->m3`.
-        scores: By edge; those that have one get it as an attribute and a tooltip.
+        names: Names of the edges, `a0.h1->m3`.
+        scores: Scores by name of the edge; shown as an attribute and in the tooltip.
     """
     pairs = [split_edge(name) for name in names]
     nodes = dict.fromkeys(
@@ -50,14 +51,14 @@ def dot(names: Sequence[str], scores: Mapping[str, float]) -> str:
         "  rankdir=BT;",
         '  node [shape=box, style="rounded"];',
     ]
-    for _, same in sorted(ranks.items()):
-        lines.append(f"  {{ rank=same; {' '.join(f'{_quoted(n)};' for n in same)} }}")
+    for _, row in sorted(ranks.items()):
+        lines.append(f"  {{ rank=same; {' '.join(f'{_quoted(n)};' for n in row)} }}")
     for name, (source, target, reads) in zip(names, pairs, strict=True):
-        told = f"{name} {scores[name]:.3g}" if name in scores else name
-        wanted = {"color": _COLOURS[reads or target[0]], "tooltip": told}
-        wanted |= {"label": reads} if reads else {}
-        wanted |= {"score": f"{scores[name]:.9g}"} if name in scores else {}
-        listed = ", ".join(f"{key}={_quoted(value)}" for key, value in wanted.items())
+        tooltip = f"{name} {scores[name]:.3g}" if name in scores else name
+        attributes = {"color": _COLOURS[reads or target[0]], "tooltip": tooltip}
+        attributes |= {"label": reads} if reads else {}
+        attributes |= {"score": f"{scores[name]:.9g}"} if name in scores else {}
+        listed = ", ".join(f"{key}={_quoted(text)}" for key, text in attributes.items())
         lines.append(f"  {_quoted(source)} -> {_quoted(target)} [{listed}];")
     return "\n".join([*lines, "}"]) + "\n"
 
@@ -69,7 +70,7 @@ def graphml(
 ) -> str:
     """All nodes and edges as GraphML, each edge with `kept` and, if known, `score`.
 
-    A head is one node; the edges into its queries, keys and values differ in `reads`.
+    A head is one node; `reads` tells the edges into its q, k and v apart.
     """
     root = ElementTree.Element("graphml", xmlns="http://graphml.graphdrawing.org/xmlns")
     for owner, attributes in _TYPES.items():
@@ -85,8 +86,8 @@ def graphml(
         source, target, reads = split_edge(name)
         ends = {"id": name, "source": source, "target": target}
         entry = ElementTree.SubElement(drawn, "edge", ends)
-        wanted = {"name": name, "reads": reads, "kept": is_kept, "score": score}
-        _data(entry, "edge", wanted)
+        values = {"name": name, "reads": reads, "kept": is_kept, "score": score}
+        _data(entry, "edge", values)
     ElementTree.indent(root, " ")
     return ElementTree.tostring(root, "unicode", xml_declaration=True) + "\n"
 
@@ -117,7 +118,7 @@ def _layer(node: str, graph: ResidualGraph) -> int:
 
 
 def _rank(node: str) -> int:
-    """Height in a drawing: inputs, then of each layer the heads and the MLP, logits."""
+    """Row in the drawing: inputs, then heads and MLP of each layer, then logits."""
     if node == "logits":
         return 10**9
     return (

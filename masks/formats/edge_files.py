@@ -1,4 +1,4 @@
-"""Files of other programs, read into this model's graph and written from it.
+"""Read mask files of other programs into a model's graph, and write them from it.
 
 Each format is a graph (`masks/formats/conventions.py`) and a file: JSON
 (`masks/formats/edge_lists.py`) or named tensors (`masks/formats/edge_tensors.py`).
@@ -14,9 +14,9 @@ from torch import Tensor, nn
 from circuitcut.masks.ablation import AblationKind
 from circuitcut.masks.formats.conventions import (
     CONVENTIONS,
+    cut_differences,
     graph_in,
-    lost_in,
-    own_graph,
+    model_graph,
     translated,
 )
 from circuitcut.masks.formats.edge_lists import (
@@ -29,7 +29,7 @@ from circuitcut.masks.formats.edge_lists import (
     read_kept_edges,
     write_json_line,
 )
-from circuitcut.masks.formats.edge_matrices import Shared, carried
+from circuitcut.masks.formats.edge_matrices import Shared, regrouped
 from circuitcut.masks.formats.edge_tensors import (
     is_merged,
     kept_by,
@@ -51,18 +51,18 @@ FORMATS = (
     "disco_gp",
     "edges",
 )
-"""Formats that hold a whole mask, and so can be read again."""
+"""Formats that hold a complete mask and can therefore be read."""
 Embeddings = Literal["auto", "nodes", "always"]
 
 
 @dataclass(frozen=True)
 class EdgesOfFile:
-    """What a file says about the edges of a model's graph; one of two is None."""
+    """Mask or scores of a file on the edges of a model's graph; the other is None."""
 
     graph: ResidualGraph
     kept: Bool[Tensor, "edge"] | None
     scores: Float[Tensor, "edge"] | None
-    """As stored; those of one edge that are several in the file are summed."""
+    """The stored scores; if several edges of the file are one edge here, their sum."""
 
 
 def read_edges(
@@ -74,19 +74,20 @@ def read_edges(
     shared: Shared = "refuse",
     embeddings: Embeddings = "auto",
 ) -> EdgesOfFile:
-    """A file in the format `name`, on the edges of the model's own graph.
+    """A file in the format `name`, on the edges of a graph of `model`.
 
-    The graph has the switches of that program, so the cut is the same one.
+    The graph has the options of that program, so that the cut is the same.
 
     Args:
-        scored: Take scores, not the mask itself.
-        shared: What becomes of an edge that is several in the file which differ
-            (grouped queries).
-        embeddings: `edge_pruning` lists: the embeddings are nodes or always on there.
+        scored: Read scores and not the mask.
+        shared: Rule for an edge that is several edges in the file (grouped queries) if
+            these differ.
+        embeddings: For lists of `edge_pruning`: the embeddings are `nodes` or `always`
+            on.
 
     Raises:
-        UserError: When the file is no mask of this model in this format, naming what
-            differs, or holds values that are neither 0 nor 1.
+        UserError: When the file is not a mask of this model in this format (the message
+            lists the differences), or has values other than 0 and 1.
     """
     kept: Tensor | None
     scores: Tensor | None
@@ -103,18 +104,18 @@ def read_edges(
         kept = _listed(path, theirs, embeddings, scored)
     else:
         theirs, kept, scores = _from_tensors(path, name, model, scored)
-    ours = own_graph(model, theirs)
+    ours = model_graph(model, theirs)
     if scored:
         assert scores is not None
-        return EdgesOfFile(ours, None, carried(theirs, scores, ours, shared="sum"))
+        return EdgesOfFile(ours, None, regrouped(theirs, scores, ours, shared="sum"))
     assert kept is not None
-    return EdgesOfFile(ours, carried(theirs, kept, ours, shared=shared), None)
+    return EdgesOfFile(ours, regrouped(theirs, kept, ours, shared=shared), None)
 
 
 def _from_tensors(
     path: Path, name: str, model: nn.Module, scored: bool
 ) -> tuple[ResidualGraph, Tensor | None, Tensor | None]:
-    """Their graph, and which edges are kept or the score of each."""
+    """The program's graph, and the kept edges or the scores of all edges."""
     tensors = load_tensors(path)
     theirs = graph_in(model, CONVENTIONS[name], merged=is_merged(name, tensors))
     if name == "edge_pruning":
@@ -140,26 +141,27 @@ def write_edges(
 
     Args:
         name: A format in `CONVENTIONS`.
-        scores: Of every edge; only `mib` holds them. Of several edges that are one in
-            the format they are summed.
-        ablation: What stands in an ablated edge's place: it decides whether the format
-            can say the same.
-        shared: What becomes of an edge that stands for several which differ.
-        allow_difference: Write it also where the cut is another one there.
+        scores: Scores of all edges; only `mib` stores them. If several edges are one
+            edge in the format, their scores are summed.
+        ablation: Ablation value of the mask; it determines whether the cut is the same
+            in the format.
+        shared: Rule for an edge that stands for several edges if these differ.
+        allow_difference: Write the file even if the cut differs in the format.
 
     Raises:
-        UserError: When the format cannot say the same, with what differs.
+        UserError: When the cut differs in the format; the message lists the
+            differences.
     """
     merged = not graph.separate_qkv if name == "auto_circuit" else None
     theirs = graph_in(model, CONVENTIONS[name], merged=merged)
     if not allow_difference:
-        _check_lost(name, graph, kept, theirs, ablation)
+        _check_same_cut(name, graph, kept, theirs, ablation)
     edges = translated(graph, kept, theirs, shared=shared)
     if name == "mib":
         if scores is not None:
             scores = translated(graph, scores, theirs, shared="sum")
-        found = graph_json(theirs, edges, scores, d_model=_d_model(model))
-        write_json_line(path, found)
+        content = graph_json(theirs, edges, scores, d_model=_d_model(model))
+        write_json_line(path, content)
     elif name == "edge_pruning" and path.suffix == ".json":
         write_json_line(path, kept_edges(theirs, edges))
     else:
@@ -175,19 +177,19 @@ def write_named_edges(
     ablation: AblationKind = "zero",
     allow_difference: bool = False,
 ) -> None:
-    """Write a mask by the names of its edges, the format `edges`.
+    """Write a mask as names of edges with 0 or 1, the format `edges`.
 
-    Positions that are always on become a node that is always kept.
+    Positions that are always on become a node whose edges are all kept.
 
     Raises:
-        UserError: When heads hold the attention bias and that matters, for a list of
-            edges has it always on.
+        UserError: When attention's bias belongs to the heads and this changes the cut:
+            in the format `edges` the bias is always on.
     """
     position: Position = "own" if graph.position == "always" else graph.position
-    plain = replace(graph, attention_bias="always", position=position)
+    listed = replace(graph, attention_bias="always", position=position)
     if not allow_difference:
-        _check_lost("edges", graph, kept, plain, ablation)
-    write_json_line(path, edge_values(plain, translated(graph, kept, plain)))
+        _check_same_cut("edges", graph, kept, listed, ablation)
+    write_json_line(path, edge_values(listed, translated(graph, kept, listed)))
 
 
 def _check_suffix(path: Path, name: str) -> None:
@@ -196,18 +198,19 @@ def _check_suffix(path: Path, name: str) -> None:
         raise UserError(f"--format {name} is written as .safetensors{also}, got {path}")
 
 
-def _check_lost(
+def _check_same_cut(
     name: str,
     graph: ResidualGraph,
     kept: Tensor,
     theirs: ResidualGraph,
     ablation: AblationKind,
 ) -> None:
-    told = lost_in(graph, kept, theirs, ablation)
-    if told:
+    differences = cut_differences(graph, kept, theirs, ablation)
+    if differences:
         raise UserError(
-            f"--format {name} cannot say the same: {'; '.join(told)}; use a mask with "
-            "counterfactual ablation, or --allow_difference true to write it anyway"
+            f"--format {name} cannot say the same: {'; '.join(differences)}; use a "
+            "mask with counterfactual ablation, or --allow_difference true to write it "
+            "anyway"
         )
 
 
@@ -217,14 +220,18 @@ def _d_model(model: Any) -> int:
 
 def _check_has(path: Path, key: str, values: Tensor | None) -> None:
     if values is None:
-        other = "--n_kept to keep the highest" if key == "in_graph" else "no --n_kept"
-        raise UserError(f"{path} has no {key} of its edges; give {other}")
+        advice = (
+            "give --n_kept to keep the highest"
+            if key == "in_graph"
+            else "leave --n_kept out"
+        )
+        raise UserError(f"{path} has no {key} of its edges; {advice}")
 
 
 def _listed(
     path: Path, graph: ResidualGraph, embeddings: Embeddings, scored: bool
 ) -> Tensor:
-    """Edge-Pruning's list; the edges of embeddings that are no nodes there are kept."""
+    """Kept edges of Edge-Pruning's list; edges of embeddings that are always on too."""
     if scored:
         raise UserError(
             f"{path} lists kept edges and has no scores; leave --n_kept out"
@@ -235,15 +242,15 @@ def _listed(
     )
     if embeddings == "auto" and not kept[of_input].any():
         raise UserError(
-            f"{path} names no edge of tok_embeds or pos_embeds: say --embeddings nodes "
-            "if they are all cut, or --embeddings always if it was trained without "
-            "--with_embedding_nodes"
+            f"{path} names no edge of tok_embeds or pos_embeds: give --embeddings nodes "
+            "if all these edges are cut, or --embeddings always if the mask was trained "
+            "without --with_embedding_nodes"
         )
     return kept | of_input if embeddings == "always" else kept
 
 
 def _named_graph(path: Path, model: nn.Module) -> ResidualGraph:
-    """The model's graph whose edges are named as in a file of names."""
+    """The graph of the model that has the edge names of the file."""
     names = read_json(path)
     joined = " ".join(names) if isinstance(names, dict) else ""
     position: Literal["own", "merged"] = "own" if "position->" in joined else "merged"

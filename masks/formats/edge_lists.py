@@ -1,10 +1,10 @@
 """Masks on edges as JSON: the graph files of EAP-IG and MIB, and plain lists of edges.
 
-* `mib`: `{"cfg", "nodes", "edges": {"input->a0.h0<q>": {"score", "in_graph"}}}` as
-  EAP-IG's `Graph.to_json` writes and `Graph.from_json` reads it; `in_graph` keeps.
+* `mib`: `{"cfg", "nodes", "edges": {"input->a0.h0<q>": {"score", "in_graph"}}}`, the
+  file that EAP-IG's `Graph.to_json` writes; an edge with `in_graph` true is kept.
 * `edge_pruning`: the list of kept edges that its `vis_fpt2.py` writes,
   `[["tok_embeds", "a0.h0.q"], ...]`; the logits are `resid_post`.
-* `edges`: `{"a0.h1->m3": 1, ...}` for any program, 1 keeps, all edges named.
+* `edges`: `{"a0.h1->m3": 1, ...}` for any program, with all edges; 1 keeps.
 """
 
 import json
@@ -39,9 +39,9 @@ def graph_json(
 ) -> dict[str, Any]:
     """A mask as an EAP-IG graph.
 
-    A node is in the graph when it has a kept edge out and, but for the input, one in,
-    other such nodes left out: what EAP-IG's own pruning leaves. Its edges are not
-    pruned. EAP-IG wants a score of every edge: without `scores` it is 1 where kept.
+    A node is in the graph if a path of kept edges from an input to the logits contains
+    it, as after EAP-IG's own pruning. The edges are not pruned. EAP-IG needs a score of
+    every edge: without `scores` it is 1 for kept and 0 for ablated edges.
     """
     names, values = list(graph.edges()), kept.float() if scores is None else scores
     alive = live_nodes(graph, kept)
@@ -59,36 +59,36 @@ def graph_json(
 
 
 def live_nodes(graph: ResidualGraph, kept: Bool[Tensor, "edge"]) -> set[str]:
-    """Nodes through which a path of kept edges leads from an input to the logits."""
+    """Nodes on a path of kept edges from an input to the logits."""
     names = compress(graph.edges(), connected(graph, kept).tolist())
     return {"logits"} | {node for name in names for node in split_edge(name)[:2]}
 
 
-def write_json_line(path: Path, found: Any) -> None:
-    """Write JSON on one line: indented, a graph is three times as long."""
-    write_text(path, json.dumps(found) + "\n")
+def write_json_line(path: Path, content: Any) -> None:
+    """Write JSON on one line; with indentation a graph is three times as long."""
+    write_text(path, json.dumps(content) + "\n")
 
 
 def read_graph_json(
     path: Path, graph: ResidualGraph, *, d_model: int
 ) -> tuple[Bool[Tensor, "edge"] | None, Float[Tensor, "edge"] | None]:
-    """`in_graph` and `score` of every edge of an EAP-IG graph; None where absent.
+    """`in_graph` and `score` of all edges of an EAP-IG graph; None if it has none.
 
-    What it says about nodes follows from its edges there, and is not read.
+    The entries of its nodes follow from its edges and are not read.
 
     Raises:
-        UserError: When it is of another model, naming what differs, is no such file, or
-            leaves single neurons out of the graph.
+        UserError: When it is a graph of another model (the message lists the
+            differences), is not an EAP-IG graph, or leaves out single neurons.
     """
-    found = read_json(path)
-    if not isinstance(found, dict) or not {"cfg", "nodes", "edges"} <= set(found):
+    content = read_json(path)
+    if not isinstance(content, dict) or not {"cfg", "nodes", "edges"} <= set(content):
         raise UserError(
             f"{path} is no EAP-IG graph: it must hold an object with cfg, nodes and "
             "edges"
         )
-    _check_cfg(path, found["cfg"], _cfg(graph, d_model))
-    _check_neurons(path, found["nodes"])
-    edges = found["edges"]
+    _check_cfg(path, content["cfg"], _cfg(graph, d_model))
+    _check_neurons(path, content["nodes"])
+    edges = content["edges"]
     _check_names(path, graph, edges)
     kept = _column(path, graph, edges, "in_graph")
     scores = _column(path, graph, edges, "score")
@@ -107,56 +107,57 @@ def kept_edges(graph: ResidualGraph, kept: Bool[Tensor, "edge"]) -> list[list[st
 
 
 def read_kept_edges(path: Path, graph: ResidualGraph) -> Bool[Tensor, "edge"]:
-    """Which edges Edge-Pruning's list of pairs names; the others are ablated.
+    """True at the edges of Edge-Pruning's list of pairs; all other edges are ablated.
 
     Raises:
-        UserError: When it is no such list, or an edge is not of this graph.
+        UserError: When it is not such a list, or an edge is not in this graph.
     """
-    found = read_json(path)
-    is_pairs = isinstance(found, list) and all(
+    pairs = read_json(path)
+    is_pairs = isinstance(pairs, list) and all(
         isinstance(pair, list)
         and len(pair) == 2
         and all(isinstance(n, str) for n in pair)
-        for pair in found
+        for pair in pairs
     )
     if not is_pairs:
         raise UserError(f'{path} must hold a list of pairs like ["m0", "a1.h2.q"]')
     all_kept = torch.ones(graph.n_edges, dtype=torch.bool)
     place = {tuple(pair): i for i, pair in enumerate(kept_edges(graph, all_kept))}
     kept = torch.zeros(graph.n_edges, dtype=torch.bool)
-    unknown = [pair for pair in found if tuple(pair) not in place]
+    unknown = [pair for pair in pairs if tuple(pair) not in place]
     if unknown:
         raise UserError(
-            f"{path} names {len(unknown)} edges that this model has not, first "
+            f"{path} names {len(unknown)} edges that this model does not have, first "
             f"{unknown[0][0]} to {unknown[0][1]}"
         )
-    kept[[place[tuple(pair)] for pair in found]] = True
+    kept[[place[tuple(pair)] for pair in pairs]] = True
     return kept
 
 
 def read_edge_values(path: Path, graph: ResidualGraph) -> Float[Tensor, "edge"]:
-    """The number of every edge in an object of edge names and numbers.
+    """The numbers of all edges from a JSON object of edge names and numbers.
 
     Raises:
-        UserError: When it is no such object, or its edges are not those of this graph.
+        UserError: When it is not such an object, or its edges are not the edges of this
+            graph.
     """
-    found = read_json(path)
-    if not isinstance(found, dict):
+    values = read_json(path)
+    if not isinstance(values, dict):
         raise UserError(f'{path} must hold an object like {{"a0.h1->m3": 1}}')
-    _check_names(path, graph, found)
+    _check_names(path, graph, values)
     wrong = [
-        name for name, value in found.items() if not isinstance(value, int | float)
+        name for name, value in values.items() if not isinstance(value, int | float)
     ]
     if wrong:
         raise UserError(
-            f"{path} must give every edge a number, got {found[wrong[0]]!r} at "
+            f"{path} must give every edge a number, got {values[wrong[0]]!r} at "
             f"{wrong[0]}"
         )
-    return torch.tensor([float(found[name]) for name in graph.edges()])
+    return torch.tensor([float(values[name]) for name in graph.edges()])
 
 
 def edge_values(graph: ResidualGraph, kept: Bool[Tensor, "edge"]) -> dict[str, int]:
-    """A mask as an object of edge names and 0 or 1; 1 keeps."""
+    """A mask as a mapping from edge names to 1 (kept) or 0 (ablated)."""
     values = kept.int().tolist()
     return dict(zip(graph.edges(), values, strict=True))
 
@@ -167,7 +168,7 @@ def binary(
     """Values of 0 and 1 as bools.
 
     Raises:
-        UserError: When there are others, naming the first.
+        UserError: When there are other values; the message names the first.
     """
     wrong = ((values != 0) & (values != 1)).nonzero()
     if len(wrong):
@@ -181,7 +182,7 @@ def binary(
 
 
 def split_edge(name: str) -> tuple[str, str, str]:
-    """Writer, reading node and what it reads: `q`, `k`, `v`, or nothing."""
+    """Writer, reading node, and its input (`q`, `k`, `v` or empty) of an edge."""
     source, _, target = name.partition("->")
     node, _, reads = target.rstrip(">").partition("<")
     return source, node, reads
@@ -196,17 +197,17 @@ def _cfg(graph: ResidualGraph, d_model: int) -> dict[str, int | bool]:
     }
 
 
-def _check_cfg(path: Path, found: Any, ours: Mapping[str, int | bool]) -> None:
-    cfg = found if isinstance(found, dict) else {}
-    told = [
+def _check_cfg(path: Path, content: Any, expected: Mapping[str, int | bool]) -> None:
+    cfg = content if isinstance(content, dict) else {}
+    differences = [
         f"{key} {cfg[key]} against {value} here"
-        for key, value in ours.items()
+        for key, value in expected.items()
         if key in cfg and cfg[key] != value
     ]
-    if told:
+    if differences:
         raise UserError(
-            f"the graph in {path} is of another model: {'; '.join(told)}; name its "
-            "model with --model"
+            f"the graph in {path} is of another model: {'; '.join(differences)}; name "
+            "its model with --model"
         )
 
 
@@ -215,29 +216,30 @@ def _check_neurons(path: Path, nodes: Any) -> None:
         if isinstance(entry, dict) and not all(entry.get("neurons") or [True]):
             raise UserError(
                 f"{path} leaves single dimensions of what {name} writes out of the "
-                "graph (neurons), which no mask on edges can; use a graph of edges"
+                "graph (neurons), but a mask on edges has whole edges only; use a "
+                "graph without neurons"
             )
 
 
 def _check_names(path: Path, graph: ResidualGraph, edges: Any) -> None:
     names = list(graph.edges())
-    found = edges if isinstance(edges, Mapping) else {}
+    entries = edges if isinstance(edges, Mapping) else {}
     known = set(names)
-    unknown = [name for name in found if name not in known]
-    missing = [name for name in names if name not in found]
-    told = [f"{len(unknown)} unknown, first {unknown[0]}"] if unknown else []
-    told += [f"{len(missing)} missing, first {missing[0]}"] if missing else []
-    if told:
+    unknown = [name for name in entries if name not in known]
+    missing = [name for name in names if name not in entries]
+    problems = [f"{len(unknown)} unknown, first {unknown[0]}"] if unknown else []
+    problems += [f"{len(missing)} missing, first {missing[0]}"] if missing else []
+    if problems:
         raise UserError(
             f"{path} must have the {graph.n_edges} edges of this model's graph, got "
-            f"{len(found)}: {'; '.join(told)}"
+            f"{len(entries)}: {'; '.join(problems)}"
         )
 
 
 def _column(
     path: Path, graph: ResidualGraph, edges: Mapping[str, Any], key: str
 ) -> Float[Tensor, "edge"] | None:
-    """One entry of every edge as numbers; None where no edge has it."""
+    """The entry `key` of all edges as numbers; None if no edge has it."""
     entries = [edges[name] for name in graph.edges()]
     values = [e.get(key) if isinstance(e, dict) else None for e in entries]
     if all(value is None for value in values):

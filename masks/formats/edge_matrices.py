@@ -1,9 +1,9 @@
-"""The flat vector of all edges as matrices, and the same edges in another graph.
+"""The flat vector of all edges as matrices, and its values on another graph's edges.
 
-One matrix a layer and kind of reader: `q`, `k`, `v` (`qkv` where they are merged),
-`mlp` and, at the layer after the last, `logits`. Other programs know one key and one
-value reader per *query* head, and some of them one reader for all three: `carried`
-translates.
+There is one matrix per layer and kind of reader: `q`, `k`, `v` (`qkv` if merged), `mlp`
+and, at the layer after the last, `logits`. Other programs have one k and one v reader
+per *query* head, and some have one merged reader for q, k and v; `regrouped` translates
+between them.
 """
 
 from collections.abc import Iterator, Mapping
@@ -20,7 +20,7 @@ from circuitcut.storage.errors import UserError
 Reads = Literal["q", "k", "v", "qkv", "mlp", "logits"]
 Key = tuple[int, Reads]
 Shared = Literal["refuse", "keep", "ablate", "sum"]
-"""What one edge becomes that stands for several which differ."""
+"""Rule for the value of one edge that stands for several edges, if these differ."""
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ def parts_in(graph: ResidualGraph) -> Iterator[Part]:
 def matrices(
     graph: ResidualGraph, edges: Shaped[Tensor, "edge"]
 ) -> dict[Key, Shaped[Tensor, "_reader _writer"]]:
-    """The flat vector as one matrix (reader, writer) a part."""
+    """The flat vector as one matrix (reader, writer) per part."""
     parts = list(parts_in(graph))
     pieces = edges.split([part.n_readers * part.n_writers for part in parts])
     return {
@@ -59,11 +59,11 @@ def matrices(
 
 
 def flat_edges(
-    graph: ResidualGraph, found: Mapping[Key, Shaped[Tensor, "_reader _writer"]]
+    graph: ResidualGraph, blocks: Mapping[Key, Shaped[Tensor, "_reader _writer"]]
 ) -> Shaped[Tensor, "edge"]:
     """Inverse of `matrices`."""
     parts = parts_in(graph)
-    return torch.cat([found[part.layer, part.reads].reshape(-1) for part in parts])
+    return torch.cat([blocks[part.layer, part.reads].reshape(-1) for part in parts])
 
 
 def per_query_head(graph: ResidualGraph) -> ResidualGraph:
@@ -74,25 +74,26 @@ def per_query_head(graph: ResidualGraph) -> ResidualGraph:
     return replace(graph, separate_qkv=True, n_kv_heads=graph.n_heads)
 
 
-def carried(
+def regrouped(
     source: ResidualGraph,
     edges: Shaped[Tensor, "edge"],
     target: ResidualGraph,
     *,
     shared: Shared = "refuse",
 ) -> Shaped[Tensor, "_edge"]:
-    """Values of a graph's edges on the edges of the same model's graph `target`.
+    """Values of the edges of `source` on the edges of `target`, of the same model.
 
-    An edge that stands for several in `target` gives its value to all of them; one that
-    several become takes theirs if they agree, and else what `shared` says: any of them
-    `keep`s it, any `ablate`s it, or their values are `sum`med, which is how gradients
-    of copies add up.
+    If one edge of `source` is several edges in `target`, all of them get its value. If
+    several edges become one and have the same value, it gets this value. If their
+    values differ, `shared` is the rule: with `keep` the edge is kept if any of them is
+    kept, with `ablate` it is ablated if any of them is ablated. `sum` always adds the
+    values, as the gradients of copies add up.
 
     Args:
-        source: Graph of `edges`; it differs from `target` in no more than its readers.
+        source: Graph of `edges`; it may differ from `target` only in its readers.
 
     Raises:
-        UserError: When values differ that become one and `shared` refuses that.
+        UserError: When the values differ and `shared` is `refuse`.
     """
     if source == target:
         return edges
@@ -102,23 +103,23 @@ def carried(
 
 def _widen(graph: ResidualGraph, edges: Tensor) -> dict[Key, Tensor]:
     """Matrices with a reader per query head for each of q, k and v."""
-    found: dict[Key, Tensor] = {}
+    wide: dict[Key, Tensor] = {}
     for (layer, reads), part in matrices(graph, edges).items():
         if reads == "qkv":
-            found |= {(layer, "q"): part, (layer, "k"): part, (layer, "v"): part}
+            wide |= {(layer, "q"): part, (layer, "k"): part, (layer, "v"): part}
         elif reads in ("k", "v"):
             n_copies = graph.n_heads // graph.n_kv_heads
-            found[layer, reads] = part.repeat_interleave(n_copies, 0)
+            wide[layer, reads] = part.repeat_interleave(n_copies, 0)
         else:
-            found[layer, reads] = part
-    return found
+            wide[layer, reads] = part
+    return wide
 
 
 def _narrow(
     wide: ResidualGraph, parts: Mapping[Key, Tensor], target: ResidualGraph, how: Shared
 ) -> Tensor:
-    """One value where the readers of `target` are fewer."""
-    found: dict[Key, Tensor] = {}
+    """One value for all readers of `wide` that are one reader in `target`."""
+    narrow: dict[Key, Tensor] = {}
     for part in parts_in(target):
         layer, reads = part.layer, part.reads
         if reads == "qkv":
@@ -128,11 +129,11 @@ def _narrow(
             copies = copies.transpose(0, 1)  # (copy, reader, writer)
         else:
             copies = parts[layer, reads][None]
-        found[layer, reads] = _one_of(copies, how, wide, part)
-    return flat_edges(target, found)
+        narrow[layer, reads] = _combined(copies, how, wide, part)
+    return flat_edges(target, narrow)
 
 
-def _one_of(copies: Tensor, how: Shared, graph: ResidualGraph, part: Part) -> Tensor:
+def _combined(copies: Tensor, how: Shared, graph: ResidualGraph, part: Part) -> Tensor:
     if how == "sum" and len(copies) > 1:
         return copies.sum(0)
     differ = (copies != copies[0]).any(0)
@@ -143,7 +144,7 @@ def _one_of(copies: Tensor, how: Shared, graph: ResidualGraph, part: Part) -> Te
     if how == "ablate":
         return copies.all(0)
     reader, writer = (int(i) for i in differ.nonzero()[0])
-    together = "q, k and v" if part.reads == "qkv" else f"the <{part.reads}> edges"
+    merged = "q, k and v" if part.reads == "qkv" else f"the <{part.reads}> edges"
     group = f"a{part.layer}.h{reader}"
     if part.reads != "qkv":
         n_copies = graph.n_heads // part.n_readers
@@ -151,6 +152,7 @@ def _one_of(copies: Tensor, how: Shared, graph: ResidualGraph, part: Part) -> Te
         group = f"a{part.layer}.h{first} to h{first + n_copies - 1}"
     raise UserError(
         f"{int(differ.sum())} edges of layer {part.layer} have no single value where "
-        f"{together} are one edge, first {graph.writers()[writer]} into {group}; make "
-        "them agree, or let any of them decide (--shared keep or --shared ablate)"
+        f"{merged} are one edge, first {graph.writers()[writer]} into {group}; give "
+        "them equal values, or keep (--shared keep) or ablate (--shared ablate) the "
+        "edge if any of them is kept or ablated"
     )

@@ -1,13 +1,13 @@
 """Masks of other programs as named tensors, in safetensors or npz files.
 
-Names and shapes are those that the programs give their own tensors (sources in
-`masks/formats/conventions.py`; docs/formats.md has the lines that save them). Nothing
+Names and shapes are those of the programs' tensors (sources in
+`masks/formats/conventions.py`; docs/formats.md has the code that saves them). Nothing
 is unpickled.
 
-* `auto_circuit`: `patch_mask` of every module that reads, (head, writer), **1
-  ablates**; where edges are chosen by a count, its prune scores, of which high keeps.
-* `edge_pruning`: what `get_edge_masks` and `get_node_masks` give, (writer, head), 1
-  keeps; a node's mask multiplies all of its edges.
+* `auto_circuit`: `patch_mask` of every reading module, (head, writer), **1 ablates**;
+  or its prune scores, of which the highest are kept.
+* `edge_pruning`: the results of `get_edge_masks` and `get_node_masks`, (writer, head),
+  1 keeps; a node's mask multiplies all of its edges.
 * `circuit_breaking`: the mask parameters, (writer, head), 1 keeps.
 * `disco_gp`: the mask logits, (writer, head), above 0 keeps.
 """
@@ -39,14 +39,15 @@ class Layout:
     """Names and shapes of one program's tensors."""
 
     names: Mapping[Reads, str]
-    """Tensor of each kind of reader; `{}` is the layer (of `logits`: the last)."""
+    """Name of the tensor of each kind of reader; `{}` is the layer (`logits`: last)."""
     writers_first: bool = True
-    """A matrix is (writer, head), else (head, writer)."""
+    """True: a matrix is (writer, head); False: (head, writer)."""
     one_ablates: bool = False
     above: float | None = None
-    """Values above it keep; None: values are 0 or 1."""
+    """Edges with values above this one are kept; None: values are 0 or 1."""
     has_nodes: bool = False
-    """Masks of nodes multiply those of their edges."""
+    """True: the file also has masks of nodes, which multiply the masks of their edges.
+    """
 
 
 LAYOUTS: dict[str, Layout] = {
@@ -90,27 +91,28 @@ LAYOUTS: dict[str, Layout] = {
         above=0.0,
     ),
 }
-"""Format -> its tensors."""
+"""The tensors of each format, by name of the format."""
 
 
 def tensors_of(
     name: str, graph: ResidualGraph, kept: Bool[Tensor, "edge"]
 ) -> dict[str, Float[Tensor, "..."]]:
-    """A mask as the tensors of the format `name`; every node of it is kept."""
+    """A mask as the tensors of the format `name`; masks of nodes are 1."""
     layout = LAYOUTS[name]
     values = (~kept if layout.one_ablates else kept).float()
     if layout.above is not None:
         values = 2 * values - 1 + layout.above
     parts = matrices(graph, values)
-    found = {
+    tensors = {
         _name(layout, graph, part): _as_stored(
             layout, part, parts[part.layer, part.reads]
         )
         for part in parts_in(graph)
     }
     if layout.has_nodes:
-        found |= {key: torch.ones(shape) for key, shape in _node_shapes(graph).items()}
-    return found
+        nodes = _node_shapes(graph)
+        tensors |= {key: torch.ones(shape) for key, shape in nodes.items()}
+    return tensors
 
 
 def save_tensors(
@@ -124,22 +126,22 @@ def load_tensors(path: Path) -> dict[str, Float[Tensor, "..."]]:
     """The tensors of a .safetensors or .npz file as float32.
 
     Raises:
-        UserError: When it is neither, is damaged, or would have to be unpickled.
+        UserError: When it is another kind of file, is damaged, or needs unpickling.
     """
     if path.suffix == ".safetensors":
-        found = read_tensors(path)
+        tensors = read_tensors(path)
     elif path.suffix == ".npz":
-        found = _arrays(path)
+        tensors = _arrays(path)
     else:
         raise UserError(
-            f"{path} must be a .safetensors or .npz file, for other files of tensors "
-            "may hold code; docs/formats.md has the lines that save one"
+            f"{path} must be a .safetensors or .npz file, because other files of "
+            "tensors may hold code; docs/formats.md shows how to save one"
         )
-    return {key: value.float() for key, value in found.items()}
+    return {key: value.float() for key, value in tensors.items()}
 
 
 def is_merged(name: str, tensors: Mapping[str, Tensor]) -> bool:
-    """Whether the tensors have one edge for a head's queries, keys and values."""
+    """Whether the tensors have merged edges for a head's q, k and v."""
     names = LAYOUTS[name].names
     return "q" not in names or ("qkv" in names and names["qkv"].format(0) in tensors)
 
@@ -147,19 +149,20 @@ def is_merged(name: str, tensors: Mapping[str, Tensor]) -> bool:
 def with_inputs(
     graph: ResidualGraph, tensors: Mapping[str, Float[Tensor, "..."]]
 ) -> dict[str, Float[Tensor, "..."]]:
-    """Edge-Pruning's tensors with the nodes of the embeddings, which may be always on.
+    """Edge-Pruning's tensors, with added nodes of the embeddings if they are missing.
 
-    Trained without `--with_embedding_nodes` it has no such nodes: their edges are kept.
+    A mask trained without `--with_embedding_nodes` has no such nodes: the embeddings
+    are always on, so that the added edges are kept.
     """
     first = tensors.get("edges.0.mlp")
     if first is None or len(first) != graph.n_seen_by_mlp(0) - graph.n_inputs:
         return dict(tensors)
-    found = {key: torch.ones(()) for key in _node_shapes(graph)}
+    extended = {key: torch.ones(()) for key in _node_shapes(graph)}
     for key, value in tensors.items():
         is_edges = key.startswith("edges.")
         rows = value.new_ones(graph.n_inputs, *value.shape[1:])
-        found[key] = torch.cat([rows, value]) if is_edges else value
-    return found
+        extended[key] = torch.cat([rows, value]) if is_edges else value
+    return extended
 
 
 def kept_by(
@@ -168,14 +171,14 @@ def kept_by(
     tensors: Mapping[str, Float[Tensor, "..."]],
     path: Path,
 ) -> Bool[Tensor, "edge"]:
-    """Which edges a mask in the format `name` keeps.
+    """True at the edges that a mask in the format `name` keeps.
 
     Args:
-        graph: The model's graph as that program has it.
-        path: Named in messages.
+        graph: The model's graph in that program.
+        path: Path of the file, for messages.
 
     Raises:
-        UserError: When tensors are missing, too many or of another shape, or a value is
+        UserError: When tensors are missing, unknown or of another shape, or a value is
             neither 0 nor 1.
     """
     layout, values = LAYOUTS[name], values_in(name, graph, tensors, path)
@@ -191,7 +194,7 @@ def values_in(
     tensors: Mapping[str, Float[Tensor, "..."]],
     path: Path,
 ) -> Float[Tensor, "edge"]:
-    """The value of every edge as stored, times its writer's where nodes have one.
+    """The stored value of every edge, times the value of its writer if nodes have one.
 
     Raises:
         UserError: As in `kept_by`.
@@ -202,22 +205,24 @@ def values_in(
     }
     nodes = _node_shapes(graph) if layout.has_nodes else {}
     _check(path, {**shapes, **nodes}, tensors)
-    found = {}
+    blocks = {}
     for part in parts_in(graph):
         stored = tensors[_name(layout, graph, part)]
         matrix = stored.T if layout.writers_first and stored.dim() == 2 else stored
-        found[part.layer, part.reads] = matrix.reshape(part.n_readers, part.n_writers)
+        blocks[part.layer, part.reads] = matrix.reshape(part.n_readers, part.n_writers)
     if layout.has_nodes:
-        of_writer = torch.cat([tensors[key].reshape(-1) for key in nodes])
-        found = {key: part * of_writer[: part.shape[1]] for key, part in found.items()}
-    return flat_edges(graph, found)
+        node_values = torch.cat([tensors[key].reshape(-1) for key in nodes])
+        blocks = {
+            key: block * node_values[: block.shape[1]] for key, block in blocks.items()
+        }
+    return flat_edges(graph, blocks)
 
 
 def _name(layout: Layout, graph: ResidualGraph, part: Part) -> str:
     if part.reads not in layout.names:
         raise UserError(
-            f"this format has no place for edges that a head reads as {part.reads}; "
-            "translate them first"
+            f"this format has no tensor for the edges into {part.reads} of a head; "
+            "translate the mask first"
         )
     return layout.names[part.reads].format(min(part.layer, graph.n_layers - 1))
 
@@ -236,7 +241,7 @@ def _as_stored(layout: Layout, part: Part, matrix: Tensor) -> Tensor:
 
 
 def _node_shapes(graph: ResidualGraph) -> dict[str, tuple[int, ...]]:
-    """Masks of the writers, in their order."""
+    """Names and shapes of the masks of the writers, in the order of the writers."""
     inputs: dict[str, tuple[int, ...]] = {"nodes.tokens": ()}
     if graph.n_inputs == 2:
         inputs["nodes.positions"] = ()
@@ -256,12 +261,12 @@ def _check(
         for key, shape in shapes.items()
         if key in tensors and tuple(tensors[key].shape) != shape
     ]
-    told = [f"it lacks {_some(missing)}"] if missing else []
-    told += [f"it has the unknown {_some(unknown)}"] if unknown else []
-    told += [_some(wrong)] if wrong else []
-    if told:
+    problems = [f"it lacks {_some(missing)}"] if missing else []
+    problems += [f"it has the unknown {_some(unknown)}"] if unknown else []
+    problems += [_some(wrong)] if wrong else []
+    if problems:
         raise UserError(
-            f"{path} is no mask of this model in this format: {'; '.join(told)} "
+            f"{path} is no mask of this model in this format: {'; '.join(problems)} "
             "(docs/formats.md)"
         )
 
@@ -278,6 +283,6 @@ def _arrays(path: Path) -> dict[str, Tensor]:
     except (OSError, ValueError, TypeError, EOFError) as error:
         reason = getattr(error, "strerror", None) or str(error)
         raise UserError(
-            f"cannot read {path}: {reason}; write it with numpy.savez, from arrays of "
-            "numbers"
+            f"cannot read {path}: {reason}; write the file with numpy.savez from "
+            "arrays of numbers"
         ) from error

@@ -8,8 +8,9 @@ from typing import Any
 import pytest
 
 from circuitcut.reports.html import write_report
-from circuitcut.reports.load import KIND_NAMES, KINDS, load_run
+from circuitcut.reports.load import KIND_NAMES, load_run
 from circuitcut.storage.errors import UserError
+from circuitcut.storage.results_schema import ENTRIES, entries_of
 from tests.reports.conftest import (
     curve_results,
     faithfulness_results,
@@ -28,7 +29,7 @@ RESULTS: dict[str, Callable[[], dict[str, Any]]] = {
 }
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", sorted(ENTRIES))
 def test_a_finished_run_of_every_kind_is_read(kind: str, write_run: Any):
     run = load_run(write_run(RESULTS[kind]()))
     assert run.kind == kind
@@ -51,9 +52,9 @@ def test_a_folder_that_is_no_run_is_refused(tmp_path: Path):
         load_run(tmp_path / "nowhere")
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", sorted(ENTRIES))
 def test_results_that_lack_a_key_name_it(kind: str, write_run: Any):
-    for key in KINDS[kind]:
+    for key in entries_of(kind, version=1) - {"kind"}:
         results = RESULTS[kind]()
         del results[key]
         with pytest.raises(UserError, match=f"lacks {key}"):
@@ -63,6 +64,20 @@ def test_results_that_lack_a_key_name_it(kind: str, write_run: Any):
 def test_results_of_an_unknown_kind_are_refused(write_run: Any):
     with pytest.raises(UserError, match=r"of a kind from .* got 'train_base'"):
         load_run(write_run({**mask_results(), "kind": "train_base"}))
+
+
+def test_a_run_of_version_2_must_have_every_entry(write_run: Any):
+    results = mask_results() | dict.fromkeys(entries_of("train_mask"))
+    whole = {**results, **mask_results(), "schema_version": 2}
+    load_run(write_run(whole))
+    del whole["published_circuit"]
+    with pytest.raises(UserError, match="lacks published_circuit"):
+        load_run(write_run(whole))
+
+
+def test_a_version_of_the_future_is_refused(write_run: Any):
+    with pytest.raises(UserError, match="schema version 3"):
+        load_run(write_run({**mask_results(), "schema_version": 3}))
 
 
 def test_damaged_results_name_file_and_line(write_run: Any):

@@ -1,8 +1,12 @@
 """One small cached base model for all script tests."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
+
+from circuitcut.storage.results_schema import entries_of
+from circuitcut.storage.run_directory import RunDirectory
 
 FAST = ["--task", "mnist", "--base_steps", "200", "--device", "cpu"]
 
@@ -16,6 +20,19 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(autouse=True)
 def _own_cache(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CIRCUITCUT_CACHE", str(cache))
+
+
+@pytest.fixture(autouse=True)
+def _checked_results(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every results.json that a script writes has the documented entries, no others."""
+    write = RunDirectory.write_results
+
+    def checked(run: RunDirectory, results: dict[str, Any]) -> None:
+        expected = entries_of(results["kind"])
+        assert set(results) == expected, set(results) ^ expected
+        write(run, results)
+
+    monkeypatch.setattr(RunDirectory, "write_results", checked)
 
 
 @pytest.fixture

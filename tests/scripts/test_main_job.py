@@ -133,9 +133,11 @@ def test_without_limits_a_small_split_is_used_whole():
 
     few: Any = SimpleNamespace(task=Few())
     config = relearn.RelearnConfig(seeds=[0])
-    assert {c.limit for c in relearn._possible(config, few)} == {None}
+    assert {c.limit for c in relearn._with_possible_limits(config, few).combined()} == {
+        None
+    }
     with pytest.raises(UserError, match="limit must lie"):
-        relearn._possible(replace(config, limits=["16"]), few)
+        relearn._with_possible_limits(replace(config, limits=["16"]), few)
 
 
 def test_attribution_cuts_have_the_sizes_asked_for(fast: list[str]):

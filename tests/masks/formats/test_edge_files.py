@@ -23,8 +23,8 @@ from circuitcut.masks.ablation import AblationValues, record_values, zero_values
 from circuitcut.masks.edges.sites import by_site, flat_gates
 from circuitcut.masks.formats.conventions import (
     CONVENTIONS,
+    cut_differences,
     graph_in,
-    lost_in,
     translated,
 )
 from circuitcut.masks.formats.edge_files import (
@@ -533,7 +533,7 @@ def test_a_translation_without_a_loss_gives_the_same_logits(
     for spared in ((), ("a",), ("input", "position"), ("a", "input", "position")):
         open_ones = torch.tensor([name.startswith(spared) for name in names])
         kept = draw(len(names), 9, 0.5) | (open_ones if spared else ~plain)
-        told = lost_in(here, kept, there, ablation)
+        told = cut_differences(here, kept, there, ablation)
         before = cut_logits(here, kept, other)
         after = cut_logits(there, translated(here, kept, there), other)
         same = (before - after).abs().max() < 1e-5

@@ -7,11 +7,11 @@ from hypothesis import strategies as st
 
 from circuitcut.masks.formats.conventions import translated
 from circuitcut.masks.formats.edge_matrices import (
-    carried,
     flat_edges,
     matrices,
     parts_in,
     per_query_head,
+    regrouped,
 )
 from circuitcut.models.residual.graph import ResidualGraph
 from circuitcut.storage.errors import UserError
@@ -51,15 +51,15 @@ def test_what_is_carried_to_a_reader_per_query_head_comes_back(
     rng = torch.Generator().manual_seed(seed)
     kept = torch.rand(graph.n_edges, generator=rng) > 0.5
     wide = per_query_head(graph)
-    there = carried(graph, kept, wide)
+    there = regrouped(graph, kept, wide)
     assert len(there) == wide.n_edges
-    assert torch.equal(carried(wide, there, graph), kept)
+    assert torch.equal(regrouped(wide, there, graph), kept)
 
 
 def test_gpt2_small_carries_11611_merged_edges_to_32491_and_32936():
     merged = ResidualGraph(12, 12, 12, separate_qkv=False)
     own = ResidualGraph(12, 12, 12, position="own")
-    assert len(carried(merged, torch.ones(11_611), SMALL)) == 32_491
+    assert len(regrouped(merged, torch.ones(11_611), SMALL)) == 32_491
     assert len(translated(merged, torch.ones(11_611), own)) == 32_936
 
 
@@ -71,16 +71,16 @@ def test_copies_that_differ_are_refused_or_decided_or_summed():
     values[place] = True
     told = "1 edges of layer 0 .* the <k> edges are one edge, first input into a0.h2 to"
     with pytest.raises(UserError, match=told):
-        carried(wide, values, graph)
+        regrouped(wide, values, graph)
     here = list(graph.edges()).index("input->a0.h1<k>")
-    assert carried(wide, values, graph, shared="keep").nonzero().tolist() == [[here]]
-    assert not carried(wide, values, graph, shared="ablate").any()
-    summed = carried(wide, torch.ones(wide.n_edges), graph, shared="sum")
+    assert regrouped(wide, values, graph, shared="keep").nonzero().tolist() == [[here]]
+    assert not regrouped(wide, values, graph, shared="ablate").any()
+    summed = regrouped(wide, torch.ones(wide.n_edges), graph, shared="sum")
     assert summed[here] == 2
     assert summed[0] == 1
     merged = ResidualGraph(1, 4, 2, separate_qkv=False)
     with pytest.raises(UserError, match="q, k and v are one edge, first input into"):
-        carried(wide, values, merged)
+        regrouped(wide, values, merged)
 
 
 def test_positions_that_become_a_node_follow_the_input_or_stay_on():
