@@ -2,13 +2,14 @@
 
     python benchmarks/circuit_comparison.py --out build/circuits
 
-The built-in deep decoder does indirect objects, copies names, repeats words (induction)
-and ends spans of years later than they began; each behaviour's own score is printed.
-On every seed of base model, batches and gates the circuit of the indirect object is
-ranked once by soft top-k and by hard-concrete gates (300 steps each), by EAP and EAP-IG
-on the same graph, with and without the signs of their scores, and at random;
-counterfactual ablation, held-out names. Tables are means and ranges over seeds. A
-killed run goes on where it stopped. About fifteen minutes on one core for three seeds.
+The built-in deep decoder has four behaviours: it identifies indirect objects, copies
+names, repeats words (induction), and completes spans of years with a later year. The
+score of each behaviour is printed. For each seed (base model, batches and gates) the
+edges are ranked for the indirect object by soft top-k gates, by hard-concrete gates
+(300 steps each), by EAP and EAP-IG on the same graph with and without the signs of
+their scores, and at random. Ablation values are counterfactual; scores are on held-out
+names. Tables give means and ranges over seeds. An interrupted run continues where it
+stopped. About 15 minutes on one core for three seeds.
 """
 
 import random
@@ -43,21 +44,21 @@ N_PROMPTS = 200
 
 @dataclass(frozen=True)
 class ComparisonConfig:
-    """What is compared."""
+    """Settings of the comparison."""
 
     out: Path = flag(Path("build/circuits"), "folder of the runs")
     seeds: list[int] = flag([0, 1, 2], "seeds of base model, batches and gates")
-    n_random: int = flag(3, "random rankings a seed")
+    n_random: int = flag(3, "random rankings per seed")
 
 
 def main(config: ComparisonConfig) -> None:
-    """Train and measure what is missing, then print the tables."""
+    """Run what is not finished yet, then print the tables."""
     results = [_one_seed(config, seed) for seed in config.seeds]
     shares = sorted({row["fraction"] for row in results[0]["curve"]})
     methods = list(dict.fromkeys(map(ranking_name, results[0]["curve"])))
     for title, value in (
         ("faithfulness", lambda row: row["faithfulness"]),
-        ("faithfulness without the circuit", _without),
+        ("faithfulness without the circuit", _complement_faithfulness),
         ("top-1 accuracy", lambda row: row["scores"]["top1"]),
         ("KL to the uncut model, nats", lambda row: row["scores"]["kl_concept"]),
     ):
@@ -89,46 +90,48 @@ def _one_seed(config: ComparisonConfig, seed: int) -> Mapping[str, Any]:
         if not (path / "results.json").exists():
             flags = [*shared, *where, "--units", "edges", "--direction", "isolate"]
             flags += ["--gate", gate, "--n_random", "0", "--attribution", "none"]
-            # a resumed run has its own flags; all others start anew
-            begun = ["--resume", str(path)] if path.exists() else ["--name", path.name]
-            run_verb("train_mask", [*flags, *begun])
-    measured = config.out / f"faithfulness-{seed}.txt"
-    if not measured.exists():
+            # an interrupted run is resumed; otherwise a new run is started
+            target = ["--name", path.name]
+            if path.exists():
+                target = ["--resume", str(path)]
+            run_verb("train_mask", [*flags, *target])
+    name_file = config.out / f"faithfulness-{seed}.txt"
+    if not name_file.exists():
         flags = [*where, "--mask", *masks, "--n_random", str(config.n_random)]
         flags += ["--seed", str(seed)]
         run_verb("faithfulness", flags)
         newest = RunDirectory.newest(config.out, "faithfulness")
-        measured.write_text(newest.path.name)
-    return RunDirectory.open(config.out / measured.read_text()).results
+        name_file.write_text(newest.path.name)
+    return RunDirectory.open(config.out / name_file.read_text()).results
 
 
 def _show_behaviours(experiment: Experiment, seed: int) -> None:
-    """How well the uncut model does each of its behaviours."""
+    """Print the uncut model's score on each of its behaviours."""
     scores = evaluate(experiment.task, experiment.loaded.model, "heldout").scores
     print(
         f"\nseed {seed}: indirect object {scores['top1']:.3f} top-1, "
         f"induction {_induction(experiment):.3f} top-1, "
-        f"later years {_later_years(experiment):.3f} of the probability"
+        f"later years {_later_years(experiment):.3f} of the probability of all years"
     )
 
 
 def _induction(experiment: Experiment) -> float:
-    """Share of the second halves' words that the model ranks first."""
+    """Top-1 accuracy on the words of the second halves."""
     rng, hits, total = random.Random(1), 0, 0
     tokenizer: Any = experiment.loaded.tokenizer
     for _ in range(N_PROMPTS):
         words = rng.sample(WORDS, rng.randint(*REPEATED))
         ids = tokenizer(" ".join([*words, *words]), return_tensors="pt").input_ids
         with torch.no_grad():
-            told = experiment.loaded.model(input_ids=ids).logits[0].argmax(-1)
+            predictions = experiment.loaded.model(input_ids=ids).logits[0].argmax(-1)
         start = ids.shape[1] - len(words)
-        hits += int((told[start:-1] == ids[0, start + 1 :]).sum())
+        hits += int((predictions[start:-1] == ids[0, start + 1 :]).sum())
         total += len(words) - 1
     return hits / total
 
 
 def _later_years(experiment: Experiment) -> float:
-    """Probability of the years above the start, among all two-digit years."""
+    """Probability of the years after the start, as a share of all two-digit years."""
     rng, shares = random.Random(2), []
     tokenizer: Any = experiment.loaded.tokenizer
     years = tokenizer.convert_tokens_to_ids([f"{year:02d}" for year in range(3, 100)])
@@ -137,21 +140,22 @@ def _later_years(experiment: Experiment) -> float:
         text = years_prompt(rng.choice(EVENTS), rng.choice(CENTURIES), start)
         ids = tokenizer(text, return_tensors="pt").input_ids
         with torch.no_grad():
-            told = experiment.loaded.model(input_ids=ids).logits[0, -1].softmax(-1)
-        of_years = told[torch.tensor(years)]
-        shares.append((of_years[start - 2 :].sum() / of_years.sum()).item())
+            logits = experiment.loaded.model(input_ids=ids).logits[0, -1]
+        probabilities = logits.softmax(-1)[torch.tensor(years)]
+        share = probabilities[start - 2 :].sum() / probabilities.sum()
+        shares.append(share.item())
     return sum(shares) / len(shares)
 
 
-def _without(row: Mapping[str, Any]) -> float | None:
-    found: float | None = row["without"]["faithfulness"]
-    return found
+def _complement_faithfulness(row: Mapping[str, Any]) -> float | None:
+    value: float | None = row["without"]["faithfulness"]
+    return value
 
 
 def _over_seeds(
     results: Sequence[Mapping[str, Any]], method: str, share: float, value: Any
 ) -> str:
-    """Mean over seeds; of several rankings of one seed their mean counts."""
+    """Mean over seeds; several rankings of one seed are averaged first."""
     of_seed = [
         mean(
             [

@@ -1,4 +1,4 @@
-"""Scripts run by a benchmark as a user would: one process a command."""
+"""Run scripts from a benchmark as a user does: one process per command."""
 
 import subprocess
 import sys
@@ -12,6 +12,6 @@ def run_verb(verb: str, flags: Sequence[str]) -> None:
     """Run `scripts/VERB.py` with these flags.
 
     Raises:
-        subprocess.CalledProcessError: When it fails; its error is on stderr by then.
+        subprocess.CalledProcessError: When it fails; its error message is on stderr.
     """
     subprocess.run([sys.executable, str(SCRIPTS / f"{verb}.py"), *flags], check=True)

@@ -1,4 +1,7 @@
-"""Finished measurements of a benchmark, a JSON object a line: a killed run goes on."""
+"""Finished measurements of a benchmark in a file with one JSON object per line.
+
+An interrupted run continues after the last line.
+"""
 
 import json
 from dataclasses import dataclass
@@ -8,18 +11,18 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Curve:
-    """Finished lines of curve.jsonl."""
+    """The lines of curve.jsonl."""
 
     path: Path
 
     def rows(self) -> list[dict[str, Any]]:
-        """Every line so far."""
+        """All lines written so far."""
         if not self.path.exists():
             return []
         return [json.loads(line) for line in self.path.read_text().splitlines()]
 
     def has(self, **key: Any) -> bool:
-        """Whether a line with these values is there."""
+        """Whether the file has a line with these values."""
         return any(key.items() <= row.items() for row in self.rows())
 
     def add(self, row: dict[str, Any]) -> None:

@@ -2,20 +2,22 @@
 
     python benchmarks/edge_step.py
 
-Plain is a forward and a backward pass down to the input embeddings with frozen weights,
-sdpa, GPT-2 small's shape, random weights. An edge step does the same under a gate on
-every edge and gives the gradient of all gates. `stored` keeps every layer's reads for
-the backward pass, `again` repeats them, `in parts` repeats them and goes through the
-batch in parts of 128 tokens under the same gates; `merged` has one gate for a head's
-query, key and value. `EAP` and `EAP-IG` score all edges once, counterfactual runs of
-the other inputs included. All are interleaved in one process; times are medians, ratios
-medians of the ratio within a round. Memory is what torch's allocator holds at most
-during a step beyond what it held before, the buffers of writers and gradients among it;
-the folded copy of the attention weights (a stack's own, kept between steps) stands
-apart. The floor counts multiplications. About fifteen minutes on two cores.
+A plain step is a forward and a backward pass down to the input embeddings with frozen
+weights: sdpa, the shape of GPT-2 small, random weights. An edge step does the same with
+a gate on every edge and computes the gradients of all gates. `stored`: the inputs of
+all readers are stored for the backward pass. `recomputed`: they are recomputed in the
+backward pass. `micro-batches`: recomputed, and the batch is split into micro-batches of
+128 tokens with the same gates. `merged`: merged q, k, v; otherwise they are separate.
+`EAP` and `EAP-IG` score all edges once, including the forward passes on the
+counterfactual inputs. All steps are interleaved in one process. Times are medians over
+rounds; ratios are medians of the ratio to the plain step in the same round. Memory is
+the peak of torch's allocator during a step minus the memory allocated before the step.
+It includes the buffers of writers and gradients. The copy of the attention weights that
+a stack keeps between steps is printed separately. The floor is the ratio of the numbers
+of multiplications. About 15 minutes on two cores.
 
-`--encoder true` measures a BERT of MiniLM's shape instead (6 layers, 12 heads, d_model
-384), whose norms sit on the stream: half a minute.
+`--encoder true` measures a BERT of MiniLM's shape (6 layers, 12 heads, d_model 384),
+which has norms on its residual stream: half a minute.
 """
 
 import math
@@ -43,8 +45,8 @@ from circuitcut.models.residual.graph import ResidualGraph
 from circuitcut.training.config import parse_config
 
 Step = Callable[[], None]
-PART = 128
-"""Tokens of a part of the batch."""
+MICRO_BATCH = 128
+"""Tokens of a micro-batch."""
 VOCAB, D_MODEL, D_MLP = 50_257, 768, 3072
 
 
@@ -62,13 +64,14 @@ class EdgeStepConfig:
     rounds: int = field(default=5, metadata={"help": "interleaved rounds"})
     threads: int = field(default=2, metadata={"help": "torch threads"})
     encoder: bool = field(
-        default=False, metadata={"help": "a BERT of MiniLM's shape instead, 8x64"}
+        default=False,
+        metadata={"help": "measure a BERT of MiniLM's shape and not GPT-2, 8x64"},
     )
     seed: int = 0
 
 
 def main(config: EdgeStepConfig) -> None:
-    """Print a table a size and depth."""
+    """Print a table per size and depth."""
     transformers_logging.set_verbosity_error()
     torch.set_num_threads(config.threads)
     if config.encoder:
@@ -82,7 +85,7 @@ def main(config: EdgeStepConfig) -> None:
         for size in config.sizes:
             batch, length = (int(part) for part in size.split("x"))
             if n_layers > 12 and size != config.sizes[0]:
-                continue  # depth shows at one size
+                continue  # the deeper model is measured at one size only
             _measure(model, batch, length, config)
     print(code_llama())
 
@@ -98,13 +101,13 @@ def _measure(
         config,
         partial(_floor, n_layers, length),
     )
-    needed = [
+    estimates = [
         ids.numel() * token_bytes(ResidualModel(model), stored=stored, n_classes=VOCAB)
         for stored in (True, False)
     ]
     print(
-        f"counted before a run: {needed[0] / 1e6:.0f} MB with reads stored, "
-        f"{needed[1] / 1e6:.0f} MB with reads repeated"
+        f"estimated before a run: {estimates[0] / 1e6:.0f} MB with reads stored, "
+        f"{estimates[1] / 1e6:.0f} MB with reads recomputed in the backward pass"
     )
 
 
@@ -134,7 +137,8 @@ def _table(
     for name, step in steps.items():
         base = "plain forward" if "forward" in name else "plain"
         ratio = statistics.median(
-            own / plain for own, plain in zip(seconds[name], seconds[base], strict=True)
+            time / plain
+            for time, plain in zip(seconds[name], seconds[base], strict=True)
         )
         print(
             f"{name:<24}{1e3 * statistics.median(seconds[name]):>8.0f}{ratio:>8.2f}"
@@ -145,7 +149,7 @@ def _table(
         for layer in stacks[0].layers
         for weight in (layer.read, layer.write)
     )
-    print(f"folded attention weights: {folded / 1e6:.0f} MB a stack")
+    print(f"folded attention weights: {folded / 1e6:.0f} MB per stack")
 
 
 def _steps(
@@ -155,55 +159,65 @@ def _steps(
         embedded = model.transformer.wte(ids).requires_grad_()
         model(inputs_embeds=embedded, labels=ids).loss.backward()
 
-    apart, merged = ResidualModel(model), ResidualModel(model, separate_qkv=False)
-    stored = EdgeStack(apart, store_reads=True)
-    again = EdgeStack(apart, store_reads=False)
-    shared = EdgeStack(merged, store_reads=False)
-    n_parts = max(1, ids.numel() // PART)
+    separate, merged = ResidualModel(model), ResidualModel(model, separate_qkv=False)
+    stored = EdgeStack(separate, store_reads=True)
+    recomputed = EdgeStack(separate, store_reads=False)
+    merged_stack = EdgeStack(merged, store_reads=False)
+    n_micro_batches = max(1, ids.numel() // MICRO_BATCH)
 
-    def losses(n_parts: int = 1) -> Iterator[Tensor]:
-        for part in ids.chunk(n_parts):
+    def losses(n_micro_batches: int = 1) -> Iterator[Tensor]:
+        for part in ids.chunk(n_micro_batches):
             yield model(input_ids=part, labels=part).loss * len(part) / len(ids)
 
     def run() -> None:
         model(input_ids=ids)
 
-    other = ids.flip(0)
+    graph = separate.graph
+    half = _every_other(graph)
+    merged_half = half[: merged.graph.n_edges]
 
-    def eap() -> None:
-        keep = torch.ones(apart.graph.n_edges).requires_grad_()
-        with edge_gated(again, keep, record_writers(apart, {"input_ids": other})):
-            torch.autograd.grad(model(input_ids=ids, labels=ids).loss, keep)
-
-    def eap_ig(n_steps: int = 5) -> None:
-        replaced = record_writers(apart, {"input_ids": other})
-        lost = record_writers(apart, {"input_ids": ids}).sub_(replaced)
-        for number in range(n_steps):
-            keep = torch.ones(apart.graph.n_edges).requires_grad_()
-            with (
-                input_moved(again, ((number + 0.5) / n_steps - 1) * lost[0]),
-                edge_gated(again, keep, differences=lost),
-            ):
-                torch.autograd.grad(model(input_ids=ids, labels=ids).loss, keep)
-
-    half = _every_other(apart.graph)
-
-    steps = {
+    steps: dict[str, Step] = {
         "plain": plain,
-        "plain again": plain,
+        "plain, second time": plain,
         "edges, stored": _gated_step(stored, losses),
-        "edges, again": _gated_step(again, losses),
-        "edges, in parts": _gated_step(again, partial(losses, n_parts)),
-        "merged, again": _gated_step(shared, losses),
-        "EAP": eap,
-        "EAP-IG, 5 steps": eap_ig,
+        "edges, recomputed": _gated_step(recomputed, losses),
+        "edges, micro-batches": _gated_step(
+            recomputed, partial(losses, n_micro_batches)
+        ),
+        "merged, recomputed": _gated_step(merged_stack, losses),
+        "EAP": partial(_eap, recomputed, model, ids),
+        "EAP-IG, 5 steps": partial(_eap_ig, recomputed, model, ids),
         "plain forward": torch.no_grad()(run),
-        "forward, all edges": _gated_forward(again, half, run),
-        "forward, merged": _gated_forward(shared, half[: merged.graph.n_edges], run),
-        "forward, 12 cut": _gated_forward(again, _without_12(apart.graph), run),
-        "forward, 988 kept": _gated_forward(again, circuit(apart.graph, 988), run),
+        "forward, all edges": _gated_forward(recomputed, half, run),
+        "forward, merged": _gated_forward(merged_stack, merged_half, run),
+        "forward, 12 cut": _gated_forward(recomputed, _without_12(graph), run),
+        "forward, 988 kept": _gated_forward(recomputed, circuit(graph, 988), run),
     }
-    return steps, [stored, again, shared]
+    return steps, [stored, recomputed, merged_stack]
+
+
+def _eap(stack: EdgeStack, model: GPT2LMHeadModel, ids: Tensor) -> None:
+    """One EAP score of every edge; the paired inputs are `ids` in reverse order."""
+    keep = torch.ones(stack.model.graph.n_edges).requires_grad_()
+    ablated = record_writers(stack.model, {"input_ids": ids.flip(0)})
+    with edge_gated(stack, keep, ablated):
+        torch.autograd.grad(model(input_ids=ids, labels=ids).loss, keep)
+
+
+def _eap_ig(
+    stack: EdgeStack, model: GPT2LMHeadModel, ids: Tensor, n_steps: int = 5
+) -> None:
+    """One EAP-IG score of every edge; paired inputs as in `_eap`."""
+    ablated = record_writers(stack.model, {"input_ids": ids.flip(0)})
+    differences = record_writers(stack.model, {"input_ids": ids}).sub_(ablated)
+    for number in range(n_steps):
+        keep = torch.ones(stack.model.graph.n_edges).requires_grad_()
+        shift = ((number + 0.5) / n_steps - 1) * differences[0]
+        with (
+            input_moved(stack, shift),
+            edge_gated(stack, keep, differences=differences),
+        ):
+            torch.autograd.grad(model(input_ids=ids, labels=ids).loss, keep)
 
 
 def _encoder_steps() -> tuple[dict[str, Step], list[EdgeStack]]:
@@ -217,7 +231,8 @@ def _encoder_steps() -> tuple[dict[str, Step], list[EdgeStack]]:
     model.eval().requires_grad_(False)
     embedded = torch.randn(8, 64, 384).requires_grad_()
     stacks = [
-        EdgeStack(ResidualModel(model, separate_qkv=apart)) for apart in (True, False)
+        EdgeStack(ResidualModel(model, separate_qkv=is_separate))
+        for is_separate in (True, False)
     ]
 
     def loss() -> Tensor:
@@ -233,21 +248,21 @@ def _encoder_steps() -> tuple[dict[str, Step], list[EdgeStack]]:
     def plain() -> None:
         loss().backward()
 
-    apart, merged = stacks
-    graph = apart.model.graph
+    separate, merged = stacks
+    graph = separate.model.graph
     steps = {
         "plain": plain,
-        f"edges ({graph.n_edges:,})": _gated_step(apart, losses),
+        f"edges ({graph.n_edges:,})": _gated_step(separate, losses),
         "merged": _gated_step(merged, losses),
         "plain forward": torch.no_grad()(run),
-        "forward, all edges": _gated_forward(apart, _every_other(graph), run),
-        "forward, 12 cut": _gated_forward(apart, _without_12(graph), run),
+        "forward, all edges": _gated_forward(separate, _every_other(graph), run),
+        "forward, 12 cut": _gated_forward(separate, _without_12(graph), run),
     }
     return steps, stacks
 
 
 def _gated_step(stack: EdgeStack, losses: Callable[[], Iterator[Tensor]]) -> Step:
-    """Forward and back for every part's loss, under the same random gates."""
+    """A forward and backward pass per micro-batch, with the same random gates."""
     keep = torch.rand(stack.model.graph.n_edges).requires_grad_()
 
     def step() -> None:
@@ -278,32 +293,32 @@ def _without_12(graph: ResidualGraph) -> Tensor:
 
 
 def circuit(graph: ResidualGraph, n_edges: int) -> Tensor:
-    """A connected circuit: all edges among some evenly spaced heads and MLPs.
+    """A connected circuit: `n_edges` edges between some random heads and MLPs.
 
-    Edges of random readers would hardly ever reach the logits.
+    Random edges alone would rarely form a path to the logits.
     """
     keep = torch.zeros(graph.n_edges, dtype=torch.bool)
     order = torch.randperm(graph.n_writers - 1) + 1
     names, writers = list(graph.edges()), graph.writers()
     for n in range(1, graph.n_writers):
-        chosen = {"input", *(writers[i] for i in order[:n].tolist())}
-        found = [place for place, name in enumerate(names) if _ends(name, chosen)]
-        if len(found) >= n_edges:
-            into_logits = found[-1 - n :]  # of every writer, and the last ones
-            keep[found[: n_edges - len(into_logits)]] = True
+        nodes = {"input", *(writers[i] for i in order[:n].tolist())}
+        between = [i for i, name in enumerate(names) if _is_between(name, nodes)]
+        if len(between) >= n_edges:
+            into_logits = between[-1 - n :]  # one per node; the last edges in the order
+            keep[between[: n_edges - len(into_logits)]] = True
             keep[into_logits] = True
             break
     return keep
 
 
-def _ends(name: str, chosen: set[str]) -> bool:
+def _is_between(name: str, nodes: set[str]) -> bool:
     writer, reader = name.split("->")
     reader = reader.split("<")[0]
-    return writer in chosen and (reader == "logits" or reader in chosen)
+    return writer in nodes and (reader == "logits" or reader in nodes)
 
 
 def _floor(n_layers: int, length: int, name: str) -> float:
-    """Multiplications of an edge step over those of a plain step, for one token."""
+    """Multiplications of an edge step divided by those of a plain step, per token."""
     graph = ResidualGraph(n_layers, 12, 12, separate_qkv="merged" not in name)
     block = 4 * D_MODEL**2 + 2 * D_MODEL * D_MLP + length * D_MODEL
     forward = n_layers * block + D_MODEL * VOCAB
@@ -312,41 +327,42 @@ def _floor(n_layers: int, length: int, name: str) -> float:
         return 1.0
     if "EAP" in name:
         n_steps, n_runs = (5, 2) if "IG" in name else (1, 1)
-        # runs for the writers; the gradient of every read, once for the gates
+        # forward passes to record writers; then each step and the gates' gradients
         return (n_runs * forward + n_steps * (2 * forward + reads)) / (2 * forward)
     if "forward" in name:
-        some = {"forward, 12 cut": 12, "forward, 988 kept": 988}.get(name)
-        return (forward + reads) / forward if some is None else math.nan
-    # backward: once for the writers, once for the gates; repeated reads once more
+        has_all_reads = name not in ("forward, 12 cut", "forward, 988 kept")
+        return (forward + reads) / forward if has_all_reads else math.nan
+    # forward once; backward once for the writers and once for the gates; recomputed
+    # reads once more
     n_passes = 3 if "stored" in name else 4
     return (2 * forward + n_passes * reads) / (2 * forward)
 
 
 def code_llama(tokens: int = 2048) -> str:
-    """Bytes that training all edges of CodeLlama-13B's shape takes, in words."""
+    """Estimated memory for training all edges of CodeLlama-13B's shape, as text."""
     n_layers, n_heads, d_model, d_mlp, vocab = 40, 40, 5120, 13_824, 32_016
     graph = ResidualGraph(n_layers, n_heads, n_heads)
     weights = n_layers * (4 * d_model**2 + 3 * d_model * d_mlp) + 2 * vocab * d_model
     folded = n_layers * 4 * d_model**2
     rows = 2 * (1 + graph.n_writers) * tokens * d_model
     reads = 2 * (graph.n_attention_readers + 1) * tokens * d_model
-    # of a layer: queries, keys, values, what the heads found, MLP's input and three
-    # activations; logits and their gradient in float32
+    # per layer: q, k, v and output of the heads, input and three activations of the
+    # MLP; logits and their gradient in float32
     kept = n_layers * tokens * (4 * d_model + d_model + 3 * d_mlp)
     numbers = {
         "weights": 2 * weights,
         "folded attention weights": 2 * folded,
         "writers and their gradients": 2 * rows,
         "reads of one layer": 2 * reads,
-        "kept for the backward pass": 2 * kept,
+        "stored for the backward pass": 2 * kept,
         "logits": 8 * tokens * vocab,
         "gates, gradient, Adam": 16 * graph.n_edges,
     }
     lines = [f"{name}: {n / 1e9:.1f} GB" for name, n in numbers.items()]
     total = sum(numbers.values()) / 1e9
     return (
-        f"\nCodeLlama-13B's shape, bf16, {tokens} tokens a step, {graph.n_edges:,} "
-        f"edges\n" + "\n".join(lines) + f"\ntogether: {total:.0f} GB of one GPU's 141"
+        f"\nCodeLlama-13B's shape, bf16, {tokens} tokens per step, {graph.n_edges:,} "
+        f"edges\n" + "\n".join(lines) + f"\ntotal: {total:.0f} GB; an H200 has 141 GB"
     )
 
 

@@ -1,11 +1,11 @@
-"""Greedy edge ablation, the baseline of the published digit experiment, exact.
+"""Exact greedy edge ablation, the baseline of the published digit experiment.
 
-Each step cuts the input weight whose ablation raises the loss on the forgotten images
-most, or the loss on them less that on a batch of the others. M. Li, X. Davies and M.
-Nadeau (2023), "Circuit Breaking: Removing Model Behaviors with Targeted Ablation",
-https://arxiv.org/abs/2309.05973. Every weight is really tried: cutting W[i, j] only
-moves the input of hidden unit i, by -W[i, j] (x_j - mean_j), so all 39,200 trials of a
-step share one forward pass up to there.
+Each step cuts the input weight with the largest increase of the loss on the forgotten
+images, or of this loss minus the loss on a batch of retained images. M. Li, X. Davies
+and M. Nadeau (2023), "Circuit Breaking: Removing Model Behaviors with Targeted
+Ablation", https://arxiv.org/abs/2309.05973. The loss is computed for every weight:
+cutting W[i, j] changes only the input of hidden unit i, by -W[i, j] (x_j - mean_j), so
+that all 39,200 candidates of a step share one forward pass to the hidden layer.
 """
 
 from collections.abc import Callable
@@ -27,15 +27,16 @@ def greedy_edges(
     retained: Callable[[int], Images] | None = None,
     forget_weight: float = 1.0,
 ) -> Int[Tensor, "edge"]:
-    """Flat indices into the first layer's weight, in the order they are cut.
+    """Flat indices into the first layer's weight, in the order of cutting.
 
     Args:
-        layers: The network: linear, ReLU, linear.
-        means: Mean of every input: what an ablated weight meets.
+        layers: The two linear layers of the network linear, ReLU, linear.
+        means: Mean of every input; an ablated weight is multiplied with it.
         forgotten: Normalised pixels and classes of the behaviour to remove.
-        n_edges: How many weights are cut.
-        retained: Images of the rest for step number n; None leaves them out.
-        forget_weight: Of the loss on `forgotten`, that on `retained` weighing 1.
+        n_edges: Number of weights to cut.
+        retained: Function from the step number to retained images; None: no such term.
+        forget_weight: Weight of the loss on `forgotten`; the loss on `retained` has
+            weight 1.
     """
     keep = torch.ones_like(layers[0].weight)
     order = []
@@ -58,7 +59,7 @@ def _losses_if_cut(
     pixels: Tensor,
     targets: Tensor,
 ) -> Float[Tensor, "hidden pixel"]:
-    """Mean cross-entropy with each single weight ablated beside those that are."""
+    """Mean cross-entropy if each weight were ablated in addition to those of `keep`."""
     first, last = layers
     centred = pixels - means
     inputs = functional.linear(centred, first.weight * keep)
@@ -67,8 +68,8 @@ def _losses_if_cut(
     logits = last(hidden)
     losses = torch.empty_like(first.weight)
     for unit in range(len(first.weight)):
-        moved = inputs[:, unit, None] - first.weight[unit] * centred  # (image, pixel)
-        change = moved.relu() - hidden[:, unit, None]
+        cut_inputs = inputs[:, unit, None] - first.weight[unit] * centred
+        change = cut_inputs.relu() - hidden[:, unit, None]  # (image, pixel)
         trials = logits[:, None] + change[..., None] * last.weight[:, unit]
         answers = trials.gather(2, targets[:, None, None].expand(-1, len(means), 1))
         losses[unit] = (trials.logsumexp(2) - answers.squeeze(2)).mean(0)

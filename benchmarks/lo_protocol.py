@@ -2,12 +2,13 @@
 
     CIRCUITCUT_DATA=... python benchmarks/lo_protocol.py --out build/lo --epochs 2
 
-Lo et al., "Large Language Models Relearn Removed Concepts", arXiv 2401.01814:
-hidden units of all levels are ranked by the difference of mean vectors (probeless), the
-top share is pruned, the model is retrained in stages. Here at every share beside a
-random cut of the same counts and the uncut model, lasting and one_shot. Departures: the
-share is varied (half of MiniLM's units destroys all), the bias is pruned too, and
-scores are on held-out documents. Ends with lo.json, a table and a figure.
+Lo et al., "Large Language Models Relearn Removed Concepts", arXiv 2401.01814: hidden
+units of all layers are ranked by the difference of mean vectors (probeless), the top
+share is pruned, and the model is retrained in stages. At each share this benchmark also
+retrains a random cut with the same counts and the uncut model, with the holdings
+lasting and one_shot. Departures: the share is varied (pruning half of MiniLM's units
+removes all its abilities), the bias is pruned too, and scores are on held-out
+documents. Writes lo.json and a figure, and prints a table.
 """
 
 import os
@@ -40,18 +41,23 @@ COLOURS = {"cut": "#D55E00", "random": "#009E73", "uncut": "#0072B2"}
 
 @dataclass(frozen=True)
 class LoConfig(TaskConfig):
-    """Shares, stages and seeds."""
+    """Settings of the benchmark."""
 
     out: Path = flag(Path("build/lo"), "folder of lo.json and lo.png")
-    shares: list[float] = flag([0.005, 0.01, 0.02, 0.05, 0.1, 0.5], "shares pruned")
+    shares: list[float] = flag(
+        [0.005, 0.01, 0.02, 0.05, 0.1, 0.5], "pruned shares of the hidden units"
+    )
     epochs: float = flag(2.0, "epochs of retraining over the relearn split")
     seeds: list[int] = flag([0], "seeds of the data order and the random cut")
     relearn_lr: float = flag(5e-5, "learning rate of retraining")
-    holdings: list[str] = flag(["lasting", "one_shot"], "how the cut is held")
+    holdings: list[str] = flag(
+        ["lasting", "one_shot"],
+        "lasting: the cut stays during retraining; one_shot: it is applied once before",
+    )
 
 
 def main(config: LoConfig) -> list[dict[str, Any]]:
-    """Prune and retrain at every share; finished conditions are not run again."""
+    """Prune and retrain at every share; skip finished conditions."""
     folder = os.environ.get("CIRCUITCUT_DATA")
     if folder is None and config.data is None:
         raise UserError("set CIRCUITCUT_DATA to the data folder, or give --data")
@@ -79,10 +85,10 @@ def main(config: LoConfig) -> list[dict[str, Any]]:
         mask = FrozenMask.exactly_k(
             ranking, sites, zero, n_ablated=round(share * n_units)
         )
-        chosen = conditions(("cut", "random"), holdings, tuple(config.seeds), (None,))
-        rows += _run(config, experiment, mask, chosen, settings, share)
-    chosen = conditions(("uncut",), ("lasting",), tuple(config.seeds), (None,))
-    rows += _run(config, experiment, mask, chosen, settings, 0.0)
+        cuts = conditions(("cut", "random"), holdings, tuple(config.seeds), (None,))
+        rows += _run(config, experiment, mask, cuts, settings, share)
+    uncut = conditions(("uncut",), ("lasting",), tuple(config.seeds), (None,))
+    rows += _run(config, experiment, mask, uncut, settings, 0.0)
     write_json(config.out / "lo.json", rows)
     shown = [row for row in rows if row["step"] in (0, n_steps)]
     print(format_table(shown, list(shown[0])))
@@ -94,7 +100,7 @@ def _run(
     config: LoConfig,
     experiment: Any,
     mask: FrozenMask,
-    chosen: list[Condition],
+    to_run: list[Condition],
     settings: RelearnSettings,
     share: float,
 ) -> list[dict[str, Any]]:
@@ -105,7 +111,7 @@ def _run(
         settings,
         accelerator=experiment.accelerator,
     )
-    runs = relearn(study, chosen, config.out / f"share-{share}", resume=True)
+    runs = relearn(study, to_run, config.out / f"share-{share}", resume=True)
     return [
         {
             "share": share,
@@ -113,17 +119,17 @@ def _run(
             "condition": run.condition.name,
             "holding": run.condition.holding or "-",
             "seed": run.condition.seed,
-            "step": measured.step,
-            "concept_f1": measured.scores["concept_f1"],
-            "retain_f1": measured.scores["retain_f1"],
+            "step": measurement.step,
+            "concept_f1": measurement.scores["concept_f1"],
+            "retain_f1": measurement.scores["retain_f1"],
         }
         for run in runs
-        for measured in run.measurements
+        for measurement in run.measurements
     ]
 
 
 def draw(rows: list[dict[str, Any]], n_steps: int, path: Path) -> Path:
-    """Concept and other types against the share pruned, before and after retraining."""
+    """Plot F1 of concept and other types against the pruned share, before and after."""
     figure, panels = plt.subplots(
         1, 2, figsize=(11, 4.2), sharey=True, layout="constrained"
     )
@@ -136,7 +142,7 @@ def draw(rows: list[dict[str, Any]], n_steps: int, path: Path) -> Path:
                     if step == 0 and holding != "lasting":
                         continue
                     points = _means(rows, condition, holding, step, metric)
-                    when = "right after" if step == 0 else f"retrained, {holding}"
+                    when = f"retrained, {holding}" if step else "before retraining"
                     axes.plot(
                         *zip(*points, strict=True),
                         marker=marker,
@@ -146,8 +152,8 @@ def draw(rows: list[dict[str, Any]], n_steps: int, path: Path) -> Path:
                         else "--",
                         label=f"{condition}: {when}",
                     )
-        whole = [r[metric] for r in rows if r["share"] == 0 and r["step"] == 0]
-        axes.axhline(sum(whole) / len(whole), color=COLOURS["uncut"], label="uncut")
+        uncut = [r[metric] for r in rows if r["share"] == 0 and r["step"] == 0]
+        axes.axhline(sum(uncut) / len(uncut), color=COLOURS["uncut"], label="uncut")
         axes.set_xscale("log")
         shares = sorted({row["share"] for row in rows if row["share"]})
         axes.set_xticks(shares, [f"{100 * share:g} %" for share in shares])
@@ -167,12 +173,12 @@ def _means(
     points = []
     for share in dict.fromkeys(row["share"] for row in rows if row["share"]):
         key = (share, condition, holding, step)
-        found = [
+        scores = [
             row[metric]
             for row in rows
             if (row["share"], row["condition"], row["holding"], row["step"]) == key
         ]
-        points.append((share, sum(found) / len(found)))
+        points.append((share, sum(scores) / len(scores)))
     return points
 
 

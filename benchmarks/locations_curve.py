@@ -2,11 +2,12 @@
 
     CIRCUITCUT_DATA=... python benchmarks/locations_curve.py --out build/curve
 
-MiniLM fine-tuned on WikiGold (split by document), neurons, zero and mean ablation,
-exactly N units cut, held-out documents. Each (base seed, cut value, method, N) is one
-line of curve.jsonl; a killed run goes on where it stopped. About two hours on one core
-for three seeds; ends with a table a size and the Jaccard overlap of the units that two
-seeds cut, over every row and ranking in --out, also those of earlier runs.
+Model: MiniLM fine-tuned on WikiGold (split by document). Units: neurons, of which
+exactly N are cut, with zero and mean ablation. Scores: on held-out documents. Each
+(base seed, ablation value, method, N) is one line of curve.jsonl; an interrupted run
+continues where it stopped. About 2 hours on one core for three seeds. At the end it
+prints a table per size, and the Jaccard overlap of the units cut with two seeds. Both
+use all rows and rankings in --out, also those of earlier runs.
 """
 
 import os
@@ -43,19 +44,19 @@ from circuitcut.storage.flag_fields import flag
 from circuitcut.training.config import run_script
 
 HARD_CONCRETE = {"gate": "hard_concrete", "penalty": "price", "lr": 0.15, "price": 2e-3}
-# Methods of many passes a batch see fewer of them (16 sentences each).
+# Methods with many passes per batch get fewer batches (16 sentences each).
 N_BATCHES = {"integrated_gradients_margin": 20, "greedy_margin": 20}
 LEARNED: dict[str, dict[str, Any]] = {"topk": {}, "hard_concrete": HARD_CONCRETE}
 
 
 @dataclass(frozen=True)
 class CurveConfig(TaskConfig):
-    """What is compared."""
+    """Settings of the comparison."""
 
     out: Path = flag(Path("build/curve"), "folder of curve.jsonl and the rankings")
     seeds: list[int] = flag([0, 1, 2], "seeds of base model, batches and gates")
-    sizes: list[int] = flag([8, 12, 24, 50, 100, 200], "units cut")
-    ablations: list[str] = flag(["zero", "mean"], "cut values: zero, mean")
+    sizes: list[int] = flag([8, 12, 24, 50, 100, 200], "numbers of units to cut")
+    ablations: list[str] = flag(["zero", "mean"], "ablation values: zero, mean")
     methods: list[str] = flag(
         [*LEARNED, *(m for m in able(["neurons"]) if m != "random"), "random"],
         "rankings",
@@ -65,7 +66,7 @@ class CurveConfig(TaskConfig):
 def ranking(
     experiment: Experiment, empty: FrozenMask, settings: MaskSettings, method: str
 ) -> dict[str, torch.Tensor]:
-    """Ranking of all units, learned or attributed; the highest are kept."""
+    """Scores of all units, learned or attributed; the highest units are kept."""
     if method not in LEARNED:
         return attribution_ranking(
             experiment,
@@ -86,7 +87,7 @@ def ranking(
 
 
 def one_seed(config: CurveConfig, curve: Curve, seed: int) -> None:
-    """All cut values, methods and sizes on one base model."""
+    """Run all ablation values, methods and sizes on one base model."""
     experiment = prepare(replace(config, base_seed=seed, seed=seed))
     sites = sites_of(experiment.loaded.model, ["neurons"])
     if not curve.has(seed=seed, method="uncut"):
@@ -124,25 +125,26 @@ def one_seed(config: CurveConfig, curve: Curve, seed: int) -> None:
 
 
 def table(rows: list[dict[str, Any]], n: int) -> Iterator[dict[str, Any]]:
-    """Mean and range over seeds at one size, a row a method and cut value."""
+    """Mean and range over seeds at one size, a row per method and ablation value."""
     names = ("concept_f1", "retain_f1", "retain_f1_clean", "kl_retain")
     for ablation in ("zero", "mean"):
         for method in dict.fromkeys(row["method"] for row in rows):
-            found = [
+            of_seeds = [
                 row["scores"]
                 for row in rows
                 if (row["method"], row.get("ablation"), row["n"])
                 == (method, ablation, n)
             ]
-            if found:
-                yield {"method": method, "cut": ablation, "seeds": len(found)} | {
-                    name: _mean_and_range([scores[name] for scores in found])
+            if of_seeds:
+                key = {"method": method, "ablation": ablation, "seeds": len(of_seeds)}
+                yield key | {
+                    name: _mean_and_range([scores[name] for scores in of_seeds])
                     for name in names
                 }
 
 
 def overlaps(folder: Path, n: int) -> Iterator[dict[str, Any]]:
-    """Jaccard of the `n` units cut with two seeds each, a row a method and cut."""
+    """Jaccard index of the `n` units cut with two seeds, a row per method and value."""
     cuts: dict[tuple[str, str], dict[int, FrozenMask]] = {}
     for file in sorted(folder.glob("*-*-*.safetensors")):
         method, ablation, seed = file.stem.rsplit("-", 2)
@@ -154,11 +156,11 @@ def overlaps(folder: Path, n: int) -> Iterator[dict[str, Any]]:
         }
         if pairs:
             mean = np.mean(list(pairs.values())).item()
-            yield {"method": method, "cut": ablation, "mean": mean} | pairs
+            yield {"method": method, "ablation": ablation, "mean": mean} | pairs
 
 
 def _lowest(file: Path, n: int) -> FrozenMask:
-    """The cut of a saved ranking; MiniLM's six layers are in order of their names."""
+    """The cut of a saved ranking; MiniLM's six layers are sorted by their names."""
     order = read_tensors(file)
     sites = [
         Site("neurons", name.removesuffix(":neurons"), layer, len(order[name]))
@@ -173,7 +175,7 @@ def _mean_and_range(values: list[float]) -> str:
 
 
 def main(config: CurveConfig) -> None:
-    """Run what is missing, then print the tables over everything in the folder."""
+    """Run what is not finished yet, then print tables of all rows in the folder."""
     folder = os.environ.get("CIRCUITCUT_DATA")
     if folder is None and config.data is None:
         raise UserError("set CIRCUITCUT_DATA to the data folder, or give --data")

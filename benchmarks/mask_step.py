@@ -2,13 +2,14 @@
 
     python benchmarks/mask_step.py
 
-Plain is a forward and a backward pass down to the input embeddings, weights frozen. A
-mask step does the same with a gate on every neuron and head and adds drawing the gates,
-their price and Adam. All are interleaved in one process; times are medians over many
-short runs, ratios medians of the ratio within a round. Peaks are what torch's own
-allocator holds during a step beyond what it held before (activations) and with the
-weights. Random weights; about two minutes on one CPU core. Targets: zero <= 1.10, mean
-<= 1.15, frozen <= 1.03 times the plain time, peak <= 1.10 times the plain peak.
+A plain step is a forward and a backward pass down to the input embeddings with frozen
+weights. A mask step does the same with a gate on every neuron and head; it also samples
+the gates, computes their price and updates them with Adam. All steps are interleaved in
+one process. Times are medians over rounds; ratios are medians of the ratio to the plain
+step in the same round. Activations are the peak of torch's allocator during a step
+minus the memory before it; the peak ratio includes the weights. Random weights; about 2
+minutes on one CPU core. Targets: zero <= 1.10, mean <= 1.15, frozen <= 1.03 times the
+plain time; peak <= 1.10 times the plain peak.
 """
 
 import statistics
@@ -46,7 +47,9 @@ class MaskStepConfig:
     length: int = field(default=64, metadata={"help": "tokens per sequence"})
     rounds: int = field(default=30, metadata={"help": "interleaved rounds"})
     threads: int = field(default=1, metadata={"help": "torch threads"})
-    n_ablated: int = field(default=100, metadata={"help": "units the frozen masks cut"})
+    n_ablated: int = field(
+        default=100, metadata={"help": "units that the frozen masks ablate"}
+    )
     gate: str = field(default="hard_concrete", metadata={"help": "kind of gate"})
     seed: int = 0
 
@@ -84,7 +87,7 @@ SHAPES: dict[str, Callable[[], nn.Module]] = {"minilm": _minilm, "gpt2": _gpt2}
 
 def _steps(model: nn.Module, config: MaskStepConfig) -> dict[str, Step]:
     sites = sites_of(model, ["neurons", "heads"])
-    width = next(model.parameters()).shape[1]  # of the token embeddings
+    width = next(model.parameters()).shape[1]  # width of the token embeddings
     embeddings = torch.randn(config.batch, config.length, width).requires_grad_()
     means = AblationValues("mean", {s.name: torch.randn(s.width) for s in sites})
 
@@ -100,7 +103,7 @@ def _steps(model: nn.Module, config: MaskStepConfig) -> dict[str, Step]:
 
     return {
         "plain": lambda: run().backward(),
-        "plain again": lambda: run().backward(),
+        "plain, 2nd": lambda: run().backward(),
         "mask, zero": _mask_step(model, sites, zero_values(sites), config, run),
         "mask, mean": _mask_step(model, sites, means, config, run),
         "frozen, zero": frozen(zero_values(sites)),
@@ -152,8 +155,8 @@ def _measure(
         name: {
             "milliseconds": 1e3 * statistics.median(seconds[name]),
             "time_ratio": statistics.median(
-                own / plain
-                for own, plain in zip(seconds[name], seconds["plain"], strict=True)
+                time / plain
+                for time, plain in zip(seconds[name], seconds["plain"], strict=True)
             ),
             "activations_mb": peaks[name] / 1e6,
             "activations_ratio": peaks[name] / peaks["plain"],

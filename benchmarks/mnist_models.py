@@ -1,4 +1,4 @@
-"""Digit classifiers for the weight-mask benchmark: trained once, then kept on disk."""
+"""Digit classifiers for the weight-mask benchmark, trained once and saved to disk."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -30,7 +30,7 @@ def base_model(
     seed: int,
     accelerator: Accelerator,
 ) -> LoadedModel:
-    """A frozen 784-`d_hidden`-classes MLP, from `path` or trained with Adam."""
+    """A frozen MLP of 784, `d_hidden` and n_classes units, from `path` or trained."""
     loaded = build_builtin(
         "mlp",
         head="image_classification",
@@ -55,7 +55,7 @@ def base_model(
 
 
 def without_concept(corpus: DigitCorpus) -> DigitCorpus:
-    """The same corpus with no image of the concept in `base`."""
+    """The same corpus without images of the concept in `base`."""
     base = corpus.index["base"]
     digits = torch.tensor(corpus.concept_digits)
     kept = base[~torch.isin(corpus.images.digits[base], digits)]

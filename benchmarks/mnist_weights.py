@@ -2,12 +2,13 @@
 
     CIRCUITCUT_DATA=... python benchmarks/mnist_weights.py --out build/mnist
 
-The published experiment (784-50-5, classes 2/8, 4/9, 1/6, 7/3, 0/5, 3s shown by 30 test
-images, 39,200 input weights, mean ablation) with its own recipe, its greedy baselines,
-ours and attribution; the same with all training 3s; ten classes with weights; ten
-classes with neurons. Each (setting, seed, method, number cut) is one line of
-curve.jsonl; a killed run goes on where it stopped. About two hours on one core for
-three seeds; ends with a table a setting.
+Four settings. `published`: the published experiment (784-50-5 units; classes 2/8, 4/9,
+1/6, 7/3, 0/5; 30 test images of a 3; 39,200 input weights; mean ablation) with its own
+method, its greedy baselines, our gates and attribution. `grouped`: the same with all 3s
+of the training images. `digits`: ten classes, weights. `neurons`: ten classes, neurons.
+Each (setting, seed, method, number of cut units) is one line of curve.jsonl; an
+interrupted run continues where it stopped. About 2 hours on one core for three seeds.
+At the end it prints a table per setting.
 """
 
 import os
@@ -61,7 +62,8 @@ HARD_CONCRETE = replace(
     n_steps=3000,
 )
 EXACT_GREEDY = {"greedy_exact": 1.0, "greedy_exact_with_rest": 0.1}
-"""Weight of the forgotten images' loss; the second also weighs that of the others."""
+"""Weight of the loss on the forgotten images; the second method also uses the loss on
+retained images, with weight 1."""
 N_GREEDY = 400
 N_EPOCHS_WITHOUT = 5
 
@@ -78,9 +80,9 @@ class Setting:
     sizes: tuple[int, ...]
     k_range: tuple[float, float]
     n_shown: int | None = None
-    """Test images that show the behaviour; None uses the training images."""
-    others: tuple[str, ...] = ()
-    """Further methods."""
+    """Number of test images of the concept for mask training; None: training images."""
+    further_methods: tuple[str, ...] = ()
+    """Methods that only this setting has."""
 
 
 PUBLISHED = Setting(
@@ -92,7 +94,7 @@ PUBLISHED = Setting(
     (50, 100, 200, 300, 400, 600, 800, 1000, 1200),
     (100.0, 1500.0),
     n_shown=30,
-    others=("published", *EXACT_GREEDY),
+    further_methods=("published", *EXACT_GREEDY),
 )
 DIGITS = Setting(
     "3",
@@ -105,7 +107,7 @@ DIGITS = Setting(
 )
 SETTINGS = {
     "published": PUBLISHED,
-    "grouped": replace(PUBLISHED, n_shown=None, others=()),
+    "grouped": replace(PUBLISHED, n_shown=None, further_methods=()),
     "digits": DIGITS,
     "neurons": replace(
         DIGITS,
@@ -119,14 +121,15 @@ SETTINGS = {
 
 @dataclass(frozen=True)
 class MnistConfig:
-    """What is compared."""
+    """Settings of the comparison."""
 
     out: Path = flag(Path("build/mnist"), "folder of curve.jsonl and the models")
     data: Path | None = flag(None, "MNIST folder; default: mnist in CIRCUITCUT_DATA")
-    settings: list[str] = flag(list(SETTINGS), f"among {', '.join(SETTINGS)}")
+    settings: list[str] = flag(list(SETTINGS), f"any of {', '.join(SETTINGS)}")
     seeds: list[int] = flag([0, 1, 2], "seeds of models, batches and gates")
     methods: list[str] = flag(
-        ["topk", "hard_concrete", *able(["weights"]), *PUBLISHED.others], "rankings"
+        ["topk", "hard_concrete", *able(["weights"]), *PUBLISHED.further_methods],
+        "rankings",
     )
 
     def __post_init__(self) -> None:
@@ -143,9 +146,9 @@ class Case:
     task: MnistTask
     experiment: Experiment
     empty: FrozenMask
-    """Cuts nothing, and holds sites and ablation values."""
-    never_knew: LoadedModel | None
-    """The same network trained without the concept, for grouped classes."""
+    """A mask that ablates nothing, with the sites and ablation values."""
+    without_concept: LoadedModel | None
+    """The same network trained without the concept; only for grouped classes."""
     seed: int
 
 
@@ -164,9 +167,9 @@ def prepare_case(config: MnistConfig, data: Path, name: str, seed: int) -> Case:
     loaded = train(
         corpus, config.out / f"{stem}.safetensors", n_steps=setting.n_base_steps
     )
-    never_knew = None
+    trained_without = None
     if corpus.is_grouped:
-        never_knew = train(
+        trained_without = train(
             without_concept(corpus),
             config.out / f"{stem}-without.safetensors",
             n_steps=setting.n_base_steps // 25 * N_EPOCHS_WITHOUT,
@@ -182,11 +185,11 @@ def prepare_case(config: MnistConfig, data: Path, name: str, seed: int) -> Case:
         ablation_values(experiment, sites, SOFT_TOPK),
         n_ablated=0,
     )
-    return Case(setting, task, experiment, empty, never_knew, seed)
+    return Case(setting, task, experiment, empty, trained_without, seed)
 
 
 def masks_of(case: Case, method: str) -> Iterator[FrozenMask]:
-    """The cuts of one method, one a size or one of a size of its own."""
+    """The cuts of one method: one per size; `published` gives one of its own size."""
     sites, ablated, seed = case.empty.sites, case.empty.ablated, case.seed
     if method == "published":
         yield published_mask(case.experiment, case.task, sites, ablated, seed)
@@ -198,7 +201,7 @@ def masks_of(case: Case, method: str) -> Iterator[FrozenMask]:
 
 
 def ranking(case: Case, method: str) -> dict[str, Tensor]:
-    """Order of cutting; the lowest scores go first."""
+    """Scores of all units; the units with the lowest scores are cut first."""
     sites = case.empty.sites
     if method in METHODS:
         scores = METHODS[method](
@@ -231,9 +234,9 @@ def ranking(case: Case, method: str) -> dict[str, Tensor]:
 
 
 def exact_greedy_ranking(case: Case, forget_weight: float) -> dict[str, Tensor]:
-    """The published greedy baselines, `N_GREEDY` weights long."""
+    """The published greedy baselines, which cut `N_GREEDY` weights."""
     task, [site] = case.task, case.empty.sites
-    shown = task.concept_batch("mask")
+    concept = task.concept_batch("mask")
 
     def retained(step: int) -> Images:
         batch = task.finetune_batch("base", step, size=64, seed=case.seed)
@@ -246,7 +249,7 @@ def exact_greedy_ranking(case: Case, forget_weight: float) -> dict[str, Tensor]:
     order = greedy_edges(
         (first, last),
         case.empty.ablated.values[site.name],
-        (shown["pixels"], shown["targets"]),
+        (concept["pixels"], concept["targets"]),
         N_GREEDY,
         retained=None if forget_weight == 1.0 else retained,
         forget_weight=forget_weight,
@@ -257,30 +260,33 @@ def exact_greedy_ranking(case: Case, forget_weight: float) -> dict[str, Tensor]:
 
 
 def measure(case: Case, mask: FrozenMask) -> dict[str, float]:
-    """Scores on the test images, without those that showed the behaviour."""
+    """Scores on the test images that were not used in mask training."""
     model, task = case.experiment.loaded.model, case.task
     scores = evaluate(
         task, model, "heldout", size=1000, cut=lambda _: mask.applied(model)
     ).scores
-    if case.never_knew is not None:
-        shown = task.concept_batch("heldout")
-        would_be = case.never_knew.model(shown["pixels"]).logits.argmax(-1)
+    if case.without_concept is not None:
+        pixels = task.concept_batch("heldout")["pixels"]
+        expected = case.without_concept.model(pixels).logits.argmax(-1)
         with mask.applied(model):
-            found = model(shown["pixels"]).logits.argmax(-1)
-        scores["as_if_never_known"] = (found == would_be).double().mean().item()
+            predictions = model(pixels).logits.argmax(-1)
+        agreement = (predictions == expected).double().mean()
+        scores["as_if_never_known"] = agreement.item()
     return scores
 
 
 def one_case(config: MnistConfig, curve: Curve, case: Case, name: str) -> None:
-    """Every method and size of one setting and seed that is not there yet."""
+    """Run every method and size of one setting and seed that is not finished yet."""
     key = {"setting": name, "seed": case.seed}
     if not curve.has(**key, method="uncut"):
         curve.add(
             key | {"method": "uncut", "n": 0, "scores": measure(case, case.empty)}
         )
     for method in config.methods:
-        is_elsewhere = method in PUBLISHED.others and method not in case.setting.others
-        if is_elsewhere or curve.has(**key, method=method):
+        is_for_published = method in PUBLISHED.further_methods
+        if is_for_published and method not in case.setting.further_methods:
+            continue
+        if curve.has(**key, method=method):
             continue
         rows = [
             key | {"method": method, "n": mask.n_ablated, "scores": measure(case, mask)}
@@ -291,34 +297,35 @@ def one_case(config: MnistConfig, curve: Curve, case: Case, name: str) -> None:
 
 
 def table(rows: list[dict[str, Any]], setting: str) -> list[dict[str, Any]]:
-    """Means over seeds; falls are against each seed's own uncut network."""
+    """Means over seeds; `others_fall` is relative to the uncut network of each seed."""
     rows = [row for row in rows if row["setting"] == setting]
     uncut = {row["seed"]: row["scores"] for row in rows if row["method"] == "uncut"}
     published = [row["n"] for row in rows if row["method"] == "published"]
-    found: dict[tuple[str, int], list[dict[str, float]]] = {}
+    by_cut: dict[tuple[str, int], list[dict[str, float]]] = {}
     for row in rows:
         fall = uncut[row["seed"]]["retain_accuracy"] - row["scores"]["retain_accuracy"]
-        own = row["method"] == "published"  # it cuts as many as it likes
-        n = round(sum(published) / len(published)) if own else row["n"]
+        n = row["n"]
+        if row["method"] == "published":  # its number of cut weights varies with seeds
+            n = round(sum(published) / len(published))
         scores = row["scores"] | {"others_fall": fall}
-        found.setdefault((row["method"], n), []).append(scores)
+        by_cut.setdefault((row["method"], n), []).append(scores)
     names = [
         *("concept_accuracy", "others_fall", "retain_accuracy"),
         *("class_mate_accuracy", "as_if_never_known"),
     ]
     return [
-        {"method": method, "cut": n, "seeds": len(many)}
+        {"method": method, "cut": n, "seeds": len(of_seeds)}
         | {
-            name: sum(scores[name] for scores in many) / len(many)
+            name: sum(scores[name] for scores in of_seeds) / len(of_seeds)
             for name in names
-            if name in many[0]
+            if name in of_seeds[0]
         }
-        for (method, n), many in found.items()
+        for (method, n), of_seeds in by_cut.items()
     ]
 
 
 def main(config: MnistConfig) -> None:
-    """Run what is missing, then print one table a setting."""
+    """Run what is not finished yet, then print one table per setting."""
     folder = os.environ.get("CIRCUITCUT_DATA")
     if folder is None and config.data is None:
         raise UserError("set CIRCUITCUT_DATA to the data folder, or give --data")

@@ -1,4 +1,4 @@
-"""Memory that a step takes: the highest point of what torch's own allocator holds."""
+"""Peak memory of a step, as measured by torch's allocator."""
 
 import json
 import tempfile
@@ -12,11 +12,11 @@ from torch.profiler import ProfilerActivity, profile
 def peak_bytes(
     step: Callable[[], None], forget: Callable[[], None] | None = None
 ) -> float:
-    """Highest number of bytes that a step holds beyond what was held before it.
+    """Peak of the allocated bytes during a step minus the bytes allocated before it.
 
     Args:
-        step: What is measured, after a first run that builds optimiser state.
-        forget: Releases buffers kept between steps, so that they count.
+        step: The step to measure; it first runs once to create the optimiser state.
+        forget: Releases buffers that are kept between steps, so that they are included.
     """
     step()
     if forget is not None:

@@ -1,20 +1,20 @@
-"""How often training finds the edges of circuits that were built by hand.
+"""How often mask training finds the edges of circuits that were built by hand.
 
     python benchmarks/planted_circuits.py
     python benchmarks/planted_circuits.py --seeds 20 --gates hard_concrete topk
 
-Each seed is another model: other places of the planted heads and MLPs among random
-ones, other random weights. Masks are trained, frozen and tried as
-`train_mask.py --units edges --direction isolate` does with its defaults. The table
-gives, for every circuit and gate, on how many seeds the mask keeps exactly the true
-edges, before the last step (`trained`: the threshold, and for topk as many as there
-are) and after it (`found`).
+Each seed gives another model: the planted heads and MLPs have other places among random
+ones, and the random weights differ. Masks are trained and frozen, and spare edges are
+removed, as by `train_mask.py --units edges --direction isolate` with its default
+settings. For every circuit and gate the table gives the number of seeds on which the
+mask keeps exactly the true edges: `trained` before the removal of spare edges (by the
+threshold; for topk as many edges as there are true ones), `found` after it.
 
     python benchmarks/planted_circuits.py --direction break
 
-trains cuts instead, of models with a second behaviour that is retained, and gives how
-many edges are cut, on how many seeds only true ones, and what the cut leaves of both
-behaviours on new examples (means; a guess is right once in six).
+trains cuts of models with a second behaviour, which is retained. The table gives the
+mean number of cut edges, the number of seeds on which only true edges are cut, and the
+mean accuracy on both behaviours on new examples (chance: 1/6).
 """
 
 import time
@@ -67,94 +67,101 @@ ALL = CIRCUITS | VARIATIONS
 
 @dataclass(frozen=True)
 class PlantedConfig:
-    """What is tried how often."""
+    """Settings of the benchmark."""
 
     circuits: list[str] = flag(list(CIRCUITS), f"any of {', '.join(ALL)}")
     gates: list[str] = flag(sorted(GATES), "gates to train")
-    seeds: int = flag(20, "models of each circuit")
-    first_seed: int = flag(0, "seed of the first of them")
-    direction: Direction = flag("isolate", "isolate a circuit, or break one of two")
+    seeds: int = flag(20, "number of models of each circuit")
+    first_seed: int = flag(0, "seed of the first model")
+    direction: Direction = flag(
+        "isolate", "isolate: keep one circuit; break: cut one of two circuits"
+    )
 
     def __post_init__(self) -> None:
-        for name, given, known in (
+        for name, values, known in (
             ("circuits", self.circuits, ALL),
             ("gates", self.gates, GATES),
         ):
-            if wrong := [each for each in given if each not in known]:
+            if wrong := [value for value in values if value not in known]:
                 raise UserError(f"--{name} must be among {list(known)}, got {wrong}")
         if self.seeds < 1:
             raise UserError(f"--seeds must be positive, got {self.seeds}")
 
 
 @dataclass(frozen=True)
-class Found:
+class SearchResult:
     """Kept edges of one trained mask."""
 
     trained: frozenset[str]
-    """Before the last step."""
+    """Kept edges before spare edges are removed."""
     kept: frozenset[str]
+    """Kept edges afterwards."""
     n_steps: int
     seconds: float
 
 
 def search(
     circuit: PlantedCircuit, gate: str, seed: int, *, n_steps: int | None = None
-) -> Found:
-    """Train, freeze and try a mask on the edges of `circuit`, with the defaults.
+) -> SearchResult:
+    """Train a mask on the edges of `circuit`, freeze it and remove spare edges.
 
     Args:
-        n_steps: Instead of as many as are usual.
+        n_steps: Training steps; None takes the default.
     """
     start = time.perf_counter()
-    done = _trained(circuit, gate, seed, "isolate", n_steps)
-    mask = raw = done.mask
+    trained = _trained(circuit, gate, seed, "isolate", n_steps)
+    mask = trained_mask = trained.mask
     if gate == "topk":
         size = mask.n_units - len(circuit.truth)
-        raw = FrozenMask.exactly_k(
-            done.ranking, mask.sites, mask.ablated, n_ablated=size
+        trained_mask = FrozenMask.exactly_k(
+            trained.ranking, mask.sites, mask.ablated, n_ablated=size
         )
-    if can_remove_spare_edges(mask, done.settings):
-        frozen = Frozen(mask, done.ranking)
-        mask = without_spare_edges(done.experiment, done.settings, frozen).mask
-    return Found(
-        frozenset(raw.edges(kept=True)),
+    if can_remove_spare_edges(mask, trained.settings):
+        frozen = Frozen(mask, trained.ranking)
+        mask = without_spare_edges(trained.experiment, trained.settings, frozen).mask
+    return SearchResult(
+        frozenset(trained_mask.edges(kept=True)),
         frozenset(mask.edges(kept=True)),
-        done.settings.n_steps,
+        trained.settings.n_steps,
         time.perf_counter() - start,
     )
 
 
 @dataclass(frozen=True)
-class Broken:
-    """A cut, and what it leaves on new examples."""
+class BreakResult:
+    """A cut and the accuracies of the cut model on new examples."""
 
     cut: frozenset[str]
+    """Names of the ablated edges."""
     accuracy: float
+    """Accuracy on the broken behaviour."""
     retained: float
+    """Accuracy on the retained behaviour."""
 
 
 def break_one(
     circuit: PlantedCircuit, gate: str, seed: int, *, n_steps: int | None = None
-) -> Broken:
-    """Train, freeze and try a cut of `circuit`, with the defaults.
+) -> BreakResult:
+    """Train a cut of `circuit`, freeze it and restore edges that need not be cut.
 
     Args:
-        n_steps: Instead of as many as are usual.
+        n_steps: Training steps; None takes the default.
     """
-    done = _trained(circuit, gate, seed, "break", n_steps)
-    mask, task = done.mask, done.experiment.task
-    if can_restore_edges(mask, done.settings, task.concept_metric, None):
-        frozen, target = Frozen(mask, done.ranking), Size().concept_target
-        mask = with_edges_restored(done.experiment, done.settings, frozen, target).mask
-    cut = cut_with(done.experiment, mask)
+    trained = _trained(circuit, gate, seed, "break", n_steps)
+    mask, experiment, settings = trained.mask, trained.experiment, trained.settings
+    task = experiment.task
+    if can_restore_edges(mask, settings, task.concept_metric, None):
+        frozen, target = Frozen(mask, trained.ranking), Size().concept_target
+        mask = with_edges_restored(experiment, settings, frozen, target).mask
+    cut = cut_with(experiment, mask)
     scores = evaluate(task, circuit.model, "heldout", cut=cut).scores
     cut_edges = frozenset(mask.edges(kept=False))
-    return Broken(cut_edges, scores["accuracy"], scores["retained"])
+    return BreakResult(cut_edges, scores["accuracy"], scores["retained"])
 
 
 @dataclass(frozen=True)
 class _Trained:
-    """A mask as it is frozen, before spare edges are removed or edges restored."""
+    """A frozen mask before spare edges are removed or edges are restored."""
 
     experiment: Experiment
     settings: MaskSettings
@@ -179,8 +186,8 @@ def _trained(
     masks = train_gates(
         experiment, sites, ablated, settings, watch=GateWatch(progress=None)
     )
-    planned = Plan(sites, settings, Size(), methods=(), n_random=0, curve_sizes=())
-    frozen = freeze(planned, experiment, masks, ablated)
+    plan = Plan(sites, settings, Size(), methods=(), n_random=0, curve_sizes=())
+    frozen = freeze(plan, experiment, masks, ablated)
     return _Trained(experiment, settings, frozen.mask, frozen.ranking)
 
 
@@ -191,8 +198,8 @@ def _settings(
     n_units: int,
     direction: Direction,
 ) -> MaskSettings:
-    """The defaults of an unknown task."""
-    recipe = adapted(
+    """The default settings for a task without its own."""
+    settings = adapted(
         MaskSettings(),
         gate=gate,
         direction=direction,
@@ -200,12 +207,12 @@ def _settings(
         paired=circuit.ablation == "counterfactual",
         n_units=n_units,
     )
-    recipe = replace(recipe, positions="all", mean_over="all")
-    return replace(recipe, ablation=circuit.ablation, seed=seed)
+    settings = replace(settings, positions="all", mean_over="all")
+    return replace(settings, ablation=circuit.ablation, seed=seed)
 
 
 def experiment_on(circuit: PlantedCircuit) -> Experiment:
-    """What scripts work on: the circuit's task and model, on the CPU."""
+    """The circuit's task and model as an `Experiment` on the CPU."""
     loaded = LoadedModel(
         model=circuit.model,
         tokenizer=None,
@@ -224,7 +231,7 @@ def experiment_on(circuit: PlantedCircuit) -> Experiment:
 def precision_and_recall(
     kept: frozenset[str], truth: frozenset[str]
 ) -> tuple[float, float]:
-    """Fractions of the kept edges that are true, and of the true ones kept."""
+    """Fraction of the kept edges that are true; fraction of the true edges kept."""
     hits = len(kept & truth)
     return hits / len(kept) if kept else 0.0, hits / len(truth)
 
@@ -240,50 +247,48 @@ def main(config: PlantedConfig) -> None:
     for name in config.circuits:
         for gate in config.gates:
             rows.append(_row(name, gate, config))
-            print(f"{name}, {gate}: found {rows[-1]['found']}", flush=True)
+            print(f"{name}, {gate}: found on {rows[-1]['found']} seeds", flush=True)
     print(format_table(rows, list(rows[0])))
 
 
 def _break_row(gate: str, config: PlantedConfig) -> dict[str, str]:
     seeds = range(config.first_seed, config.first_seed + config.seeds)
     circuits = [two_behaviours(seed) for seed in seeds]
-    found = [
+    results = [
         break_one(circuit, gate, seed)
         for circuit, seed in zip(circuits, seeds, strict=True)
     ]
     only_true = sum(
-        f.cut <= circuit.truth for f, circuit in zip(found, circuits, strict=True)
+        result.cut <= circuit.truth
+        for result, circuit in zip(results, circuits, strict=True)
     )
-    n = len(found)
+    n = len(results)
     return {
         "gate": gate,
-        "edges cut": f"{sum(len(f.cut) for f in found) / n:.1f}",
+        "edges cut": f"{sum(len(result.cut) for result in results) / n:.1f}",
         "only true": f"{only_true}/{n}",
-        "accuracy": f"{sum(f.accuracy for f in found) / n:.3f}",
-        "retained": f"{sum(f.retained for f in found) / n:.3f}",
+        "accuracy": f"{sum(result.accuracy for result in results) / n:.3f}",
+        "retained": f"{sum(result.retained for result in results) / n:.3f}",
     }
 
 
 def _row(name: str, gate: str, config: PlantedConfig) -> dict[str, str]:
-    found, truths = [], []
+    results, truths = [], []
     for seed in range(config.first_seed, config.first_seed + config.seeds):
         circuit = ALL[name](seed)
         truths.append(circuit.truth)
-        found.append(search(circuit, gate, seed))
-    pairs = [
-        precision_and_recall(f.kept, truth)
-        for f, truth in zip(found, truths, strict=True)
-    ]
-    n, both = len(found), list(zip(found, truths, strict=True))
+        results.append(search(circuit, gate, seed))
+    n, pairs = len(results), list(zip(results, truths, strict=True))
+    rates = [precision_and_recall(result.kept, truth) for result, truth in pairs]
     return {
         "circuit": name,
         "gate": gate,
-        "trained": f"{sum(f.trained == truth for f, truth in both)}/{n}",
-        "found": f"{sum(f.kept == truth for f, truth in both)}/{n}",
-        "precision": f"{sum(p for p, _ in pairs) / n:.3f}",
-        "recall": f"{sum(r for _, r in pairs) / n:.3f}",
-        "steps": str(found[0].n_steps),
-        "seconds": f"{sum(f.seconds for f in found) / n:.1f}",
+        "trained": f"{sum(result.trained == truth for result, truth in pairs)}/{n}",
+        "found": f"{sum(result.kept == truth for result, truth in pairs)}/{n}",
+        "precision": f"{sum(precision for precision, _ in rates) / n:.3f}",
+        "recall": f"{sum(recall for _, recall in rates) / n:.3f}",
+        "steps": str(results[0].n_steps),
+        "seconds": f"{sum(result.seconds for result in results) / n:.1f}",
     }
 
 

@@ -1,4 +1,4 @@
-"""Planted circuits: a model, what it was built to do and the edges that do it."""
+"""Planted circuits: models built by hand, with their behaviour and its true edges."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -8,21 +8,21 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from circuitcut.benchmarks.planted_models import Workbench
+from circuitcut.benchmarks.planted_models import Sizes, Workbench
 from circuitcut.benchmarks.planted_task import Draw, GuessedTask, PlantedTask
 from circuitcut.masks.ablation import AblationKind
 
 
 @dataclass(frozen=True)
 class PlantedCircuit:
-    """A model built by hand, with what it does and why."""
+    """A model built by hand, its examples and its true edges."""
 
     model: Any
     truth: frozenset[str]
-    """Names of the edges each of which is needed, and which together are enough."""
+    """Names of the true edges: each is necessary, and together they are sufficient."""
     draw: Draw
     ablation: AblationKind = "zero"
-    """What `truth` is about: with other values other edges are needed."""
+    """Ablation value for which `truth` holds; with others, other edges are needed."""
     task: type[PlantedTask] = PlantedTask
 
 
@@ -32,7 +32,7 @@ N_TOKENS, SEQ = 10, 8
 
 
 def copying(seed: int, family: str = "gpt2", **sizes: Any) -> PlantedCircuit:
-    """The last token names a kind; one head finds the token of it, copies its value."""
+    """The last token asks for a kind; a head copies the value of that kind's token."""
     bench = _kinds_bench(seed, family, {"ans": N_VALUES}, **sizes)
     layer = _drawn(bench, bench.n_layers)
     number = _drawn(bench, bench.n_heads // bench.group) * bench.group
@@ -43,15 +43,15 @@ def copying(seed: int, family: str = "gpt2", **sizes: Any) -> PlantedCircuit:
 
 
 def induction(seed: int, family: str = "gpt2", **sizes: Any) -> PlantedCircuit:
-    """... A B ... A is followed by B: a head that writes the token before, and one that
-    looks for the current token there and copies what stands at that place.
+    """... A B ... A is followed by B. One head writes the previous token; a second head
+    finds the position whose previous token is the current one and copies its token.
     """
     bench = Workbench(
         family,
         n_tokens=N_TOKENS,
         spaces={"token": N_TOKENS, "pos": SEQ, "before": N_TOKENS, "ans": N_TOKENS},
         seed=seed,
-        **sizes,
+        sizes=Sizes(**sizes),
     )
     bench.embed("token", torch.arange(N_TOKENS))
     bench.embed_positions("pos")
@@ -65,7 +65,7 @@ def induction(seed: int, family: str = "gpt2", **sizes: Any) -> PlantedCircuit:
 
 
 def mlp_edge(seed: int, family: str = "gpt2", **sizes: Any) -> PlantedCircuit:
-    """As `copying`, but an MLP turns what the head copies into the answer."""
+    """As `copying`, but an MLP maps the copied value to the answer."""
     spaces = {"found": N_VALUES, "ans": N_VALUES}
     bench = _kinds_bench(seed, family, spaces, **sizes)
     number = _drawn(bench, bench.n_heads // bench.group) * bench.group
@@ -81,7 +81,7 @@ def mlp_edge(seed: int, family: str = "gpt2", **sizes: Any) -> PlantedCircuit:
 def chain(
     seed: int, family: str = "gpt2", *, n_layers: int = 3, **sizes: Any
 ) -> PlantedCircuit:
-    """As `mlp_edge`, but two MLPs one after the other turn what the head copies."""
+    """As `mlp_edge`, but with two MLPs in sequence."""
     spaces = {"found": N_VALUES, "next": N_VALUES, "ans": N_VALUES}
     bench = _kinds_bench(seed, family, spaces, n_layers=n_layers, **sizes)
     number = _drawn(bench, bench.n_heads)
@@ -99,8 +99,8 @@ def chain(
 
 
 def value_before(seed: int, family: str = "gpt2", **sizes: Any) -> PlantedCircuit:
-    """As `copying`, but of the token before the one found: a head's values are another
-    head's output.
+    """As `copying`, but the answer is the value of the token before the one of this
+    kind: the values of one head are the output of another head.
     """
     spaces = {"pos": SEQ, "before": N_VALUES, "ans": N_VALUES}
     bench = _kinds_bench(seed, family, spaces, **sizes)
@@ -116,7 +116,7 @@ def value_before(seed: int, family: str = "gpt2", **sizes: Any) -> PlantedCircui
 
 
 def two_behaviours(seed: int, family: str = "gpt2") -> PlantedCircuit:
-    """`copying` beside `induction`, of tokens of its own and to be retained."""
+    """`copying` and, on other tokens, `induction`, which is to be retained."""
     of_induction = {"token": N_TOKENS, "pos": SEQ, "before": N_TOKENS, "next": N_TOKENS}
     bench = _kinds_bench(
         seed, family, {"ans": N_VALUES, **of_induction}, n_others=N_TOKENS, n_heads=8
@@ -132,10 +132,10 @@ def two_behaviours(seed: int, family: str = "gpt2") -> PlantedCircuit:
 
     def draw(size: int, rng: torch.Generator) -> tuple[Tensor, ...]:
         ids, answers = _draw_kinds(size, rng)
-        others, next_tokens = _draw_repeated(size, rng)
+        repeated, next_tokens = _draw_repeated(size, rng)
         is_concept = torch.arange(size) % 2 == 0
         return (
-            torch.where(is_concept[:, None], ids, others + N_KIND_TOKENS),
+            torch.where(is_concept[:, None], ids, repeated + N_KIND_TOKENS),
             torch.where(is_concept, answers, next_tokens + N_KIND_TOKENS),
             is_concept,
         )
@@ -151,16 +151,17 @@ def _kinds_bench(
     n_others: int = 0,
     **sizes: Any,
 ) -> Workbench:
-    """A model whose tokens have kinds and values; `spaces` and `n_others` tokens more.
+    """A model whose tokens have kinds and values, with further spaces and tokens.
 
-    Token kind * N_VALUES + value; the N_KINDS tokens after these ask for a kind.
+    Token number kind * N_VALUES + value has this kind and value. The next N_KINDS
+    tokens ask for a kind; `n_others` further tokens follow.
     """
     bench = Workbench(
         family,
         n_tokens=N_KIND_TOKENS + n_others,
         spaces={"asked": N_KINDS, "kind": N_KINDS, "value": N_VALUES, **spaces},
         seed=seed,
-        **sizes,
+        sizes=Sizes(**sizes),
     )
     for token in range(N_KINDS * N_VALUES):
         kind, value = divmod(token, N_VALUES)
@@ -179,7 +180,7 @@ def _plant_finder(
     written: str,
     strength: float = 4.0,
 ) -> None:
-    """A head that finds the token of the kind asked for and moves a code of its."""
+    """Plant a head that attends to the token of the requested kind and moves a code."""
     bench.plant(
         layer,
         number,
@@ -190,7 +191,7 @@ def _plant_finder(
 
 
 def _plant_before(bench: Workbench, number: int, read: str, strength: float) -> None:
-    """A head of the first layer that writes a code of the token before."""
+    """Plant a head in the first layer that writes a code of the previous token."""
     positions = bench.codes("pos")
     bench.plant(
         0,
@@ -202,7 +203,7 @@ def _plant_before(bench: Workbench, number: int, read: str, strength: float) -> 
 
 
 def _plant_induction(bench: Workbench, first: int, second: int, written: str) -> None:
-    """Heads of two layers that say what followed the current token before."""
+    """Plant two heads that predict the token after the earlier copy of this token."""
     tokens = bench.codes("token")
     _plant_before(bench, first, "token", strength=0.5)
     bench.plant(
@@ -214,7 +215,7 @@ def _plant_induction(bench: Workbench, first: int, second: int, written: str) ->
 
 
 def _input_to(bench: Workbench, layer: int, number: int) -> set[str]:
-    """Edges from the input to a head's query and to its group's key and value."""
+    """Edges from the input to a head's q and to its group's k and v."""
     head, group = (f"a{layer}.h{n}" for n in (number, number // bench.group))
     return {f"input->{head}<q>", f"input->{group}<k>", f"input->{group}<v>"}
 
@@ -226,9 +227,9 @@ def _drawn(bench: Workbench, n: int) -> int:
 def _draw_kinds(
     size: int, rng: torch.Generator, back: int = 0
 ) -> tuple[Tensor, Tensor]:
-    """Seven tokens, one of them of the kind that the eighth asks for.
+    """Seven tokens, exactly one of which has the kind that the eighth asks for.
 
-    The answer is the value that stands `back` places before it.
+    The answer is the value of the token `back` positions before that one.
     """
     seq = 8
     asked = torch.randint(N_KINDS, (size,), generator=rng)
@@ -246,13 +247,13 @@ def _draw_kinds(
 def _draw_next_kinds(
     size: int, rng: torch.Generator, by: int = 1
 ) -> tuple[Tensor, Tensor]:
-    """As `_draw_kinds`; the answer is the value `by` steps after the one found."""
+    """As `_draw_kinds`, but the answer is this value minus `by`, modulo N_VALUES."""
     ids, values = _draw_kinds(size, rng)
     return ids, (values - by) % N_VALUES
 
 
 def _draw_repeated(size: int, rng: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Seven different tokens; the eighth repeats one that is neither first nor last."""
+    """Seven different tokens; the eighth repeats one of them, not the first or last."""
     ids = torch.rand(size, N_TOKENS, generator=rng).argsort(1)[:, :SEQ]
     place = torch.randint(1, SEQ - 2, (size,), generator=rng)
     rows = torch.arange(size)
@@ -296,4 +297,4 @@ VARIATIONS: dict[str, Callable[[int], PlantedCircuit]] = {
         )
     },
 }
-"""On which no default was chosen."""
+"""Circuits that were not used to choose default settings."""

@@ -1,10 +1,10 @@
 """Transformers built by hand, whose true edges are known.
 
-Unmodified `transformers` models. The residual stream is divided into named spaces: what
-the planted circuit reads and writes has dimensions of its own, in which a token or a
-position is a one-hot code. All other heads and MLPs are random: they read everything
-and write into the space that is left, which the planted circuit does not read, so that
-they disturb it through the norms alone.
+The models are unmodified `transformers` models. The residual stream is divided into
+named spaces. The planted circuit reads and writes its own dimensions, in which a token
+or a position is a one-hot code. All other heads and MLPs are random. They read all
+dimensions and write into the remaining ones, which the planted circuit does not read:
+they affect the circuit through the norms only.
 """
 
 from collections.abc import Mapping
@@ -22,11 +22,26 @@ from transformers import (
 CODE = 2.0
 """Length of a one-hot code in an embedding."""
 NOISE = 0.2
-"""Standard deviation of the other weights."""
+"""Standard deviation of the random weights."""
 WRITTEN = 0.25
-"""Of what one of the others writes, where there are a dozen of them."""
+"""Standard deviation of the output of one random head or MLP, for about 12 of them."""
 SHARPNESS = 5.0
-"""Of planted queries and keys."""
+"""Scale of planted queries and keys."""
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """Sizes of a model."""
+
+    n_layers: int = 2
+    n_heads: int = 4
+    d_head: int = 16
+    n_groups: int | None = None
+    """Number of key-value heads; None means `n_heads`."""
+    seq: int = 8
+    written: float = WRITTEN
+    """Approximate standard deviation, per dimension, of the output of one random head
+    or MLP; with many of them it must be small."""
 
 
 @dataclass(frozen=True)
@@ -37,19 +52,18 @@ class Head:
     key: Tensor
     value: Tensor
     out: Tensor
-    """(d_head, d_model) too."""
+    """Output weights, also (d_head, d_model)."""
 
 
 class Workbench:
-    """A random model with named spaces in its stream, ready for a circuit.
+    """A random model with named spaces in its residual stream, to plant a circuit in.
 
     Args:
         family: `gpt2`, `gpt_neox`, `llama` or `bert`.
-        n_tokens: Size of the vocabulary; also the classes of an encoder.
-        spaces: Dimensions of every space by name, in their order; the rest is noise.
-        seed: Of all random weights.
-        written: About the standard deviation of what one of the others writes in a
-            dimension: many of them together would drown the circuit.
+        n_tokens: Size of the vocabulary; also the number of classes of an encoder.
+        spaces: Number of dimensions of each space by name, in order; the rest is noise.
+        seed: Seed of all random weights.
+        sizes: Sizes of the model.
     """
 
     def __init__(
@@ -59,28 +73,24 @@ class Workbench:
         n_tokens: int,
         spaces: Mapping[str, int],
         seed: int,
-        n_layers: int = 2,
-        n_heads: int = 4,
-        d_head: int = 16,
-        n_groups: int | None = None,
-        seq: int = 8,
-        written: float = WRITTEN,
+        sizes: Sizes = Sizes(),
     ):
-        self.family, self.n_heads, self.d_head = family, n_heads, d_head
-        self.n_layers, self.written = n_layers, written
-        self.d_model = n_heads * d_head
+        n_heads, n_groups = sizes.n_heads, sizes.n_groups or sizes.n_heads
+        self.family, self.n_heads, self.d_head = family, n_heads, sizes.d_head
+        self.n_layers, self.written = sizes.n_layers, sizes.written
+        self.d_model = n_heads * sizes.d_head
         self.rng = torch.Generator().manual_seed(seed)
         self.model: Any = _untrained(
             family,
             hidden_size=self.d_model,
             num_attention_heads=n_heads,
-            num_key_value_heads=n_groups or n_heads,
-            num_hidden_layers=n_layers,
+            num_key_value_heads=n_groups,
+            num_hidden_layers=sizes.n_layers,
             intermediate_size=2 * self.d_model,
             vocab_size=n_tokens,
-            max_position_embeddings=seq,
+            max_position_embeddings=sizes.seq,
         )
-        self.group = n_heads // (n_groups or n_heads)
+        self.group = n_heads // n_groups
         self.spaces, start = {}, 0
         for name, size in spaces.items():
             self.spaces[name] = slice(start, start + size)
@@ -92,16 +102,16 @@ class Workbench:
         return torch.randn(shape, generator=self.rng)
 
     def codes(self, space: str) -> Tensor:
-        """(size of the space, d_model), a one-hot code a row."""
+        """(size of the space, d_model); each row is a one-hot code."""
         return torch.eye(self.d_model)[self.spaces[space]]
 
     def head(self, layer: int, number: int) -> Head:
-        """The weights of a head; grouped heads share key and value."""
+        """The weights of a head; the heads of a group share k and v."""
         return _HEADS[self.family](self, layer, number)
 
     def slots(self) -> list[int]:
-        """Rows of a head's queries and keys that hardly depend on the position."""
-        if self.family == "llama":  # slowly rotating pairs
+        """Rows of a head's queries and keys that depend little on the position."""
+        if self.family == "llama":  # pairs with slow rotation
             half = self.d_head // 2
             slow = range(half // 2, half)
             return [*slow, *(half + i for i in slow)]
@@ -116,11 +126,11 @@ class Workbench:
         move: tuple[Tensor, Tensor],
         strength: float = 4.0,
     ) -> None:
-        """Let a head attend where query code i meets key code i, and move codes.
+        """Make a head attend from query code i to key code i, and move codes.
 
         Args:
-            match: Directions that the query and the key read, (code, d_model) each.
-            move: Directions that are read as value and written, (code, d_model) each.
+            match: Directions read by query and key, (code, d_model) each.
+            move: Directions read by the value and written, (code, d_model) each.
         """
         head = self.head(layer, number)
         rows = self.slots()[: len(match[0])]
@@ -132,7 +142,7 @@ class Workbench:
         head.out[: len(move[1])] = strength * move[1]
 
     def plant_mlp(self, layer: int, read: Tensor, written: Tensor) -> None:
-        """Let one neuron for each code write another code where it meets its own."""
+        """Make one neuron per code, which reads code i and writes another code."""
         rows = slice(0, len(read))
         reads, bias, writes = _MLPS[self.family](self, layer)
         for view in reads:
@@ -142,7 +152,7 @@ class Workbench:
         writes[rows] = written
 
     def answer_with(self, first: Mapping[str, int], gain: float = 2.0) -> None:
-        """Let code i of each space given speak for token first + i in the logits."""
+        """Make code i of each space in `first` add to the logit of token first + i."""
         read = self._unembedding()
         read[:, : self.noise.start] = 0.0
         read *= 0.1
@@ -156,12 +166,12 @@ class Workbench:
         return self.model.lm_head.weight
 
     def embed(self, space: str, tokens: Tensor, first: int = 0) -> None:
-        """Give the i-th of `tokens` code first + i of `space`, beside what it has."""
+        """Add code first + i of `space` to the embedding of the i-th of `tokens`."""
         table = self.model.get_input_embeddings().weight
         table[tokens] += CODE * self.codes(space)[first : first + len(tokens)]
 
     def embed_positions(self, space: str) -> None:
-        """Give position i code i of `space`."""
+        """Add code i of `space` to the embedding of position i."""
         table = (
             self.model.bert.embeddings.position_embeddings
             if self.family == "bert"
@@ -170,7 +180,7 @@ class Workbench:
         table += CODE * self.codes(space)[: len(table)]
 
     def _randomise_(self) -> None:
-        """Noise that reads everything and is written into the space that is left."""
+        """Random weights that read all dimensions and write only the remaining ones."""
         for name, parameter in self.model.named_parameters():
             if "norm" in name.lower() or ".ln_" in name:
                 continue
@@ -198,16 +208,16 @@ _WRITERS = (
 
 
 def _untrained(family: str, **sizes: Any) -> Any:
-    own: dict[str, Any] = {}
+    extra: dict[str, Any] = {}
     if family == "llama":
-        own = {"rope_parameters": {"rope_type": "default", "rope_theta": 1e6}}
+        extra = {"rope_parameters": {"rope_type": "default", "rope_theta": 1e6}}
     classes = sizes["vocab_size"]
     if family == "bert":
-        own = {"num_labels": classes}
+        extra = {"num_labels": classes}
     config = AutoConfig.for_model(
         family,
         **sizes,
-        **own,
+        **extra,
         tie_word_embeddings=False,
         bos_token_id=0,
         eos_token_id=0,
@@ -238,22 +248,22 @@ def _neox_head(bench: Workbench, layer: int, number: int) -> Head:
 
 def _llama_head(bench: Workbench, layer: int, number: int) -> Head:
     attention = bench.model.model.layers[layer].self_attn
-    own = number // bench.group
+    group = number // bench.group
     query = attention.q_proj.weight.view(bench.n_heads, bench.d_head, -1)[number]
-    key = attention.k_proj.weight.view(-1, bench.d_head, bench.d_model)[own]
-    value = attention.v_proj.weight.view(-1, bench.d_head, bench.d_model)[own]
+    key = attention.k_proj.weight.view(-1, bench.d_head, bench.d_model)[group]
+    value = attention.v_proj.weight.view(-1, bench.d_head, bench.d_model)[group]
     out = attention.o_proj.weight.T.view(bench.n_heads, bench.d_head, -1)[number]
     return Head(query, key, value, out)
 
 
 def _bert_head(bench: Workbench, layer: int, number: int) -> Head:
     attention = bench.model.bert.encoder.layer[layer].attention
-    own = slice(number * bench.d_head, (number + 1) * bench.d_head)
+    rows = slice(number * bench.d_head, (number + 1) * bench.d_head)
     reads = attention.self.query, attention.self.key, attention.self.value
     for module in reads:
-        module.bias[own] = 0.0
-    query, key, value = (module.weight[own] for module in reads)
-    return Head(query, key, value, attention.output.dense.weight.T[own])
+        module.bias[rows] = 0.0
+    query, key, value = (module.weight[rows] for module in reads)
+    return Head(query, key, value, attention.output.dense.weight.T[rows])
 
 
 _HEADS = {
@@ -264,7 +274,7 @@ _HEADS = {
 }
 
 _Mlp = tuple[tuple[Tensor, ...], Tensor | None, Tensor]
-"""Views of what reads, (neuron, d_model), of its bias, and of what writes."""
+"""Views of the input weights, (neuron, d_model), their bias, and the output weights."""
 
 
 def _gpt2_mlp(bench: Workbench, layer: int) -> _Mlp:

@@ -1,4 +1,4 @@
-"""The task of a planted circuit: the answer at the last place of random sequences."""
+"""Task of a planted circuit: the answer at the last position of random sequences."""
 
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
@@ -9,8 +9,9 @@ from torch import Tensor, nn
 from circuitcut.tasks.base import Batch, Metric, Split, Task, TaskOptions
 
 Draw = Callable[[int, torch.Generator], tuple[Tensor, ...]]
-"""(examples, generator) -> token ids, (example, seq), answers, (example,), and which
-examples are the concept, (example,), where some are to be retained."""
+"""Function from (number of examples, generator) to token ids (example, seq) and answers
+(example,). If some examples are to be retained, it also returns bools (example,), True
+for the examples of the concept."""
 
 _EXAMPLES = 64
 _PAIRED = 500_000_000
@@ -18,7 +19,7 @@ _SPLITS = {"base": 0, "mask": 1, "tune": 2, "relearn": 3, "heldout": 4}
 
 
 class PlantedTask(Task):
-    """The answers are the concept, where the circuit does nothing else."""
+    """The answers are the concept, unless the circuit has a second behaviour."""
 
     name = "planted"
     head = "causal_lm"
@@ -38,14 +39,14 @@ class PlantedTask(Task):
 
     def _drawn(self, size: int, number: int) -> Batch:
         ids, answers, *marks = self.draw(size, torch.Generator().manual_seed(number))
-        other = self.draw(size, torch.Generator().manual_seed(number + _PAIRED))[0]
+        paired = self.draw(size, torch.Generator().manual_seed(number + _PAIRED))[0]
         is_concept = marks[0][:, None] if marks else torch.ones(size, 1).bool()
         targets = torch.full_like(ids, -100)
         targets[:, -1] = answers
         everywhere = torch.ones_like(ids, dtype=torch.bool)
         return {
             "input_ids": ids,
-            "paired_ids": other,
+            "paired_ids": paired,
             "targets": targets,
             "concept": (targets >= 0) & is_concept,
             "retain": (targets >= 0) & ~is_concept,
@@ -72,13 +73,13 @@ class PlantedTask(Task):
         return self.batch(split, step, size=size, seed=seed)
 
     def counts(self, model: nn.Module, batch: Batch) -> dict[str, Tensor]:
-        said = model(input_ids=batch["input_ids"]).logits[:, -1].argmax(-1)
-        right = (said == batch["targets"][:, -1]).float()
+        predictions = model(input_ids=batch["input_ids"]).logits[:, -1].argmax(-1)
+        correct = (predictions == batch["targets"][:, -1]).float()
         n = batch["concept"][:, -1].float()
         return {
-            "right": right * n,
+            "right": correct * n,
             "n": n,
-            "retain_right": right * (1 - n),
+            "retain_right": correct * (1 - n),
             "retain_n": 1 - n,
         }
 
@@ -93,6 +94,6 @@ class PlantedTask(Task):
 
 
 class GuessedTask(PlantedTask):
-    """The answer is one of six values."""
+    """A task whose answer is one of six values, so that chance is 1/6."""
 
     concept_metric = Metric("accuracy", True, "fraction", chance=1 / 6)

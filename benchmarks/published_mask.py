@@ -1,10 +1,10 @@
-"""The published digit experiment's own mask recipe, for comparison.
+"""The mask training method of the published digit experiment, for comparison.
 
 M. Li, X. Davies and M. Nadeau (2023), "Circuit Breaking: Removing Model Behaviors with
-Targeted Ablation", https://arxiv.org/abs/2309.05973. With z the gates of all weights, 1
-keeping, L = L_train - 0.3 L_bad + mean(sqrt(1.01 - z)) min(step, 8000) / 10, both
-losses mean cross-entropies: of 64 training images and of all images that show the
-behaviour.
+Targeted Ablation", https://arxiv.org/abs/2309.05973. With z the gates of all weights (1
+keeps), L = L_train - 0.3 L_bad + mean(sqrt(1.01 - z)) min(step, 8000) / 10. L_train is
+the mean cross-entropy of 64 training images, L_bad that of all images of the behaviour
+to remove.
 """
 
 from collections.abc import Sequence
@@ -36,9 +36,9 @@ def published_mask(
     ablated: AblationValues,
     seed: int,
 ) -> FrozenMask:
-    """Clamped gates by the published loss, rounded at 0.5.
+    """Clamped gates trained with the published loss and rounded at 0.5.
 
-    The behaviour is given by the concept's images of the split `mask`.
+    The images of the behaviour are the concept images of the split `mask`.
     """
     model = experiment.loaded.model
     masks = MaskSet(sites, "clamped", GateSettings())

@@ -91,7 +91,7 @@ class MaskSet(nn.Module):
             self.n_averaged += 1
 
     def ranking(self) -> Float[Tensor, "all_units"]:
-        """Averaged scores if there are any, else the scores; infinity for fixed gates."""
+        """Averaged scores, if any, else the scores; infinity for gates fixed at 1."""
         scores = self.gate.scores() if self.n_averaged.item() == 0 else self.averaged
         return self._expand(scores.detach(), held=float("inf"))
 

@@ -180,12 +180,7 @@ def sites_of(
             `hidden` or `weights`.
     """
     architecture = architecture_of(model)
-    unknown = sorted(set(units) - set(UNIT_KINDS))
-    if unknown or not units:
-        raise UserError(
-            f"argument units must name some of {', '.join(UNIT_KINDS)}, "
-            f"got {unknown if unknown else 'none'}"
-        )
+    _check_units(units)
     edges = _edge_sites(
         model,
         units,
@@ -282,6 +277,15 @@ def _some(items: Sequence[str]) -> str:
     return shown if len(items) <= 3 else f"{shown} and {len(items) - 3} more"
 
 
+def _check_units(units: Sequence[str]) -> None:
+    unknown = sorted(set(units) - set(UNIT_KINDS))
+    if unknown or not units:
+        raise UserError(
+            f"argument units must name some of {', '.join(UNIT_KINDS)}, "
+            f"got {unknown if unknown else 'none'}"
+        )
+
+
 def _checked_layers(
     model: nn.Module,
     architecture: Architecture,
@@ -347,14 +351,13 @@ def _edge_sites(
         }
         for name in (name for name, changed in is_changed.items() if changed):
             raise UserError(
-                f"{name} applies to edges only, got units {' '.join(units)}; leave it "
-                "out"
+                f"{name} is about edges only, got units {' '.join(units)}; leave it out"
             )
         return []
     excluded = [kind for kind in ("hidden", "weights") if kind in units]
     if excluded:
         raise UserError(
-            "argument units can combine edges with neurons and heads only, got edges "
+            "argument units can name edges beside neurons and heads only, got edges "
             f"and {' and '.join(excluded)}; train one mask for each"
         )
     graph = graph_of(

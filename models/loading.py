@@ -82,18 +82,10 @@ def load_model(
         model, head_is_new = _load_mlp(source, stored, names, seed)
         model.to(dtype)
     else:
-        bars = not source.is_local and sys.stderr.isatty()
-        with quiet(bars=bars), torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            config = _config(source, names)
-            tokenizer = _load_tokenizer(source, config)
-            if names is None:
-                auto = AutoModelForCausalLM
-                model, missing = _from_pretrained(auto, source, config, dtype)
-                head_is_new = bool(missing)
-            else:
-                old = _stored_names(source, stored)
-                model, head_is_new = _load_classifier(source, config, old, dtype, seed)
+        old = _stored_names(source, stored) if names is not None else []
+        model, tokenizer, head_is_new = _load_text_model(
+            source, names, old, dtype, seed
+        )
     model.to(device).eval()
     architecture = architecture_of(model)
     kinds = [kind for kind in MODULE_KINDS if kind != "heads" or architecture.heads]
@@ -159,6 +151,32 @@ def _load_mlp(
         model.output.load_state_dict(saved.output.state_dict())
         _reorder_(model.output, old, names)
     return model, is_new
+
+
+def _load_text_model(
+    source: Source,
+    names: Sequence[str] | None,
+    old: Sequence[str],
+    dtype: torch.dtype,
+    seed: int,
+) -> tuple[nn.Module, Any, bool]:
+    """A transformers model, its tokenizer, and whether its head is new.
+
+    Args:
+        names: Classes of the head; None loads a language model head.
+        old: Classes of the saved head.
+    """
+    bars = not source.is_local and sys.stderr.isatty()
+    with quiet(bars=bars), torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        config = _config(source, names)
+        tokenizer = _load_tokenizer(source, config)
+        if names is not None:
+            model, is_new = _load_classifier(source, config, old, dtype, seed)
+            return model, tokenizer, is_new
+        auto = AutoModelForCausalLM
+        model, missing = _from_pretrained(auto, source, config, dtype)
+        return model, tokenizer, bool(missing)
 
 
 def _load_classifier(

@@ -70,9 +70,10 @@ def module_site(
 
 def _width(module: nn.Module, kind: UnitKind) -> int | None:
     """Size of the gated axis; None if the module's weights do not determine it."""
-    weight = getattr(module, "weight", None)
+    if isinstance(module, nn.Linear | Conv1D) and kind == "weights":
+        return module.weight.numel()
     if kind == "weights":
-        return weight.numel() if isinstance(module, nn.Linear | Conv1D) else None
+        return None
     if isinstance(module, nn.Linear | Conv1D):
         n_out, n_in = module.weight.shape
         if isinstance(module, Conv1D):  # stored (in, out)

@@ -28,7 +28,12 @@ from circuitcut.experiments.settings import MaskSettings
 from circuitcut.masks.ablation import AblationKind
 from circuitcut.masks.edges.sites import by_site
 from circuitcut.masks.formats.conventions import CONVENTIONS
-from circuitcut.masks.formats.edge_files import FORMATS, Embeddings, EdgesOfFile, read_edges
+from circuitcut.masks.formats.edge_files import (
+    FORMATS,
+    EdgesOfFile,
+    Embeddings,
+    read_edges,
+)
 from circuitcut.masks.frozen_mask import FrozenMask
 from circuitcut.masks.gate import Direction
 from circuitcut.models.architectures import edge_sites

@@ -48,7 +48,7 @@ def library(
     except (OSError, subprocess.SubprocessError, UserError) as error:
         detail = getattr(error, "stderr", None) or str(error)
         _log.warning(
-            "%s was not compiled: edge masks take about 10 % more time (set %s=0 to "
+            "%s was not compiled: edge masks take about 10 %% more time (set %s=0 to "
             "skip compiling): %s", source.name, SWITCH, detail.strip()[-500:],
         )  # fmt: skip
         return None

@@ -124,16 +124,21 @@ def evaluate(
     if not clusters:
         raise UserError(f"split {split!r} of task {task.name!r} has no examples")
     joined = {name: torch.cat(values) for name, values in counts.items()}
-    is_unseen = torch.cat(unseen).bool()
-    totals = {name: value.sum() for name, value in joined.items()}
-    unseen_totals = {name: value[is_unseen].sum() for name, value in joined.items()}
+    return _evaluation(task, joined, torch.cat(clusters), torch.cat(unseen).bool())
+
+
+def _evaluation(
+    task: Task, counts: dict[str, Tensor], clusters: Tensor, unseen: Tensor
+) -> Evaluation:
+    totals = {name: value.sum() for name, value in counts.items()}
+    unseen_totals = {name: value[unseen].sum() for name, value in counts.items()}
     return Evaluation(
         scores=_scores(task, totals),
-        unseen_scores=_scores(task, unseen_totals) if is_unseen.any() else {},
-        counts=joined,
-        clusters=torch.cat(clusters),
-        unseen=is_unseen,
-        n_examples=len(is_unseen),
+        unseen_scores=_scores(task, unseen_totals) if unseen.any() else {},
+        counts=counts,
+        clusters=clusters,
+        unseen=unseen,
+        n_examples=len(unseen),
     )
 
 

@@ -81,7 +81,7 @@ def run_script(main: Callable[[T], Any], config_class: type[T]) -> None:
         _exit(2, f"error: {error}")
     except KeyboardInterrupt as error:
         names = {field.name for field in fields(config_class)}  # type: ignore[arg-type]
-        resume = "if the run had started, continue it with --resume RUN"
+        resume = "if the run had begun, continue it with --resume RUN"
         hint = str(error) or (resume if "resume" in names else "start it again")
         _exit(130, f"interrupted: {hint}")
     else:  # not after an error: other processes may still wait for this one

@@ -43,14 +43,7 @@ from circuitcut.models.residual.graph import Position, ResidualGraph
 from circuitcut.storage.atomic import read_json
 from circuitcut.storage.errors import UserError
 
-FORMATS = (
-    "mib",
-    "auto_circuit",
-    "edge_pruning",
-    "circuit_breaking",
-    "disco_gp",
-    "edges",
-)
+FORMATS = (*CONVENTIONS, "edges")
 """Formats that hold a complete mask and can therefore be read."""
 Embeddings = Literal["auto", "nodes", "always"]
 
@@ -242,9 +235,9 @@ def _listed(
     )
     if embeddings == "auto" and not kept[of_input].any():
         raise UserError(
-            f"{path} names no edge of tok_embeds or pos_embeds: give --embeddings nodes "
-            "if all these edges are cut, or --embeddings always if the mask was trained "
-            "without --with_embedding_nodes"
+            f"{path} names no edge of tok_embeds or pos_embeds: give --embeddings "
+            "nodes if all these edges are cut, or --embeddings always if the mask was "
+            "trained without --with_embedding_nodes"
         )
     return kept | of_input if embeddings == "always" else kept
 

@@ -6,7 +6,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from circuitcut.benchmarks.planted_circuits import Found, precision_and_recall, search
+from circuitcut.benchmarks.planted_circuits import (
+    SearchResult,
+    precision_and_recall,
+    search,
+)
 from circuitcut.benchmarks.planted_edges import CIRCUITS, VARIATIONS, PlantedCircuit
 from circuitcut.benchmarks.planted_task import PlantedTask
 from circuitcut.masks.ablation import (
@@ -100,7 +104,7 @@ def test_precision_and_recall_by_hand():
     assert precision_and_recall(frozenset(), truth) == (0.0, 0.0)
 
 
-def found(name: str, gate: str, seed: int, n_steps: int) -> tuple[Found, Edges]:
+def found(name: str, gate: str, seed: int, n_steps: int) -> tuple[SearchResult, Edges]:
     circuit = ALL[name](seed)
     return search(circuit, gate, seed, n_steps=n_steps), circuit.truth
 

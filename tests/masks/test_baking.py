@@ -145,7 +145,7 @@ def test_only_the_weights_behind_ablated_units_change(make_model, make_inputs):
 def test_hidden_units_of_pre_norm_models_are_refused(family, make_model, make_inputs):
     model = make_model(family)
     mask = _mask(model, ["hidden"], "zero", make_inputs(family))
-    with pytest.raises(UserError, match="only where a LayerNorm writes them"):
+    with pytest.raises(UserError, match="only if a LayerNorm writes them"):
         mask.bake_(model)
 
 
@@ -172,7 +172,7 @@ def test_cuts_that_differ_between_positions_are_refused(make_model, make_inputs)
     paired = record_values(model, sites, inputs)
     refused = {
         r"special_ids \(3,\)": spared,
-        "one value per position": FrozenMask(spared.keep, sites, by_position),
+        "one ablation value per position": FrozenMask(spared.keep, sites, by_position),
         "paired inputs": FrozenMask(spared.keep, sites, paired),
     }
     before = {name: p.clone() for name, p in model.named_parameters()}

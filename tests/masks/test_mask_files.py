@@ -102,7 +102,7 @@ def test_every_difference_to_the_model_is_named_at_once(folder, make_model):
     for part in (
         "model 'tiny', here 'gpt'",
         "site transformer.h.0.mlp.c_proj:neurons is 64 wide in the mask, 13 here",
-        "site transformer.h.1.attn.c_proj:heads is not there",
+        "site transformer.h.1.attn.c_proj:heads is not in the model",
         "config hash c0ffee, here dead",
         "other weights",
     ):
@@ -110,14 +110,16 @@ def test_every_difference_to_the_model_is_named_at_once(folder, make_model):
 
 
 def test_another_architecture_is_refused(folder, make_model):
-    with pytest.raises(UserError, match=r"h\.0\.mlp\.c_proj:neurons is not there"):
+    with pytest.raises(
+        UserError, match=r"h\.0\.mlp\.c_proj:neurons is not in the model"
+    ):
         FrozenMask.load(folder, make_model("llama"), allow_other_weights=True)
 
 
 @pytest.mark.parametrize(
     ("entries", "told"),
     [
-        ({"format_version": 2}, "format version 2, this program reads 1"),
+        ({"format_version": 2}, "format version 2, this program reads version 1"),
         ({"polarity": "true ablates"}, "polarity 'true ablates'"),
         ({"ablation": "noise"}, "unknown ablation kind 'noise'"),
         ({"colour": "red"}, r"unknown \['colour'\]"),

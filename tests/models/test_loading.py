@@ -249,7 +249,7 @@ def shard_index(folder: Path) -> None:
         (truncate, r"model\.safetensors is truncated"),
         (garble_config, r"config\.json is not JSON \(line 1"),
         (lambda f: (f / "config.json").unlink(), r"cannot read .*config\.json"),
-        (lambda f: (f / "config.json").write_text("[]"), "names no model_type"),
+        (lambda f: (f / "config.json").write_text("[]"), "has no model_type"),
         (
             lambda f: (f / "model.safetensors").unlink(),
             r"model\.safetensors is missing",
@@ -259,7 +259,10 @@ def shard_index(folder: Path) -> None:
         (drop_tokenizer, "no usable tokenizer|no tokenizer with a vocabulary"),
         (lambda f: (f / "tokenizer.json").write_text("{"), "no usable tokenizer"),
         (lambda f: edit_config(f, n_inner=40), r"c_fc.* shape .* take both from"),
-        (lambda f: edit_config(f, vocab_size=9), "ids up to 1[0-9], its model only 9"),
+        (
+            lambda f: edit_config(f, vocab_size=9),
+            "ids up to 1[0-9], but its model has only 9",
+        ),
         (lambda f: edit_config(f, n_layer="two"), r"config\.json .* cannot be used"),
         (lambda f: edit_config(f, model_type="mamba"), "'mamba'; use one of bert"),
         (lambda f: edit_config(f, quantization_config={"bits": 4}), "quantized"),

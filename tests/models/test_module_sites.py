@@ -60,7 +60,7 @@ def test_a_closed_site_is_the_network_with_zeros_there(kind: Any):
     ("path", "kind", "more", "message"),
     [
         ("layers.7", "neurons", {}, "no module 'layers.7'"),
-        ("layers.0", "edges", {}, "edges need a model of the architecture table"),
+        ("layers.0", "edges", {}, "for edges use sites_of"),
         ("act", "neurons", {}, "width unknown"),
         ("layers.0", "heads", {"unit_size": 4}, "has width 6, units have 4"),
         ("layers.0", "neurons", {"n_units": 5}, "must be the width 6"),

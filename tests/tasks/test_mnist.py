@@ -246,7 +246,7 @@ def test_a_digit_missing_from_a_split_is_an_error_before_any_work(
     with pytest.raises(UserError, match="got no 3 among"):
         make_task()
     monkeypatch.setattr(mnist, "builtin_digits", lambda: images_of([3] * 100))
-    with pytest.raises(UserError, match="images beside the concept's"):
+    with pytest.raises(UserError, match="images of other digits than the concept's"):
         make_task()
 
 

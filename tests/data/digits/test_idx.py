@@ -46,7 +46,10 @@ def test_the_published_header_is_understood(tmp_path: Path):
     ("content", "message"),
     [
         (b"", "8 bytes, the file holds 0"),
-        (struct.pack(">II", 2051, 1) + b"1", "number 2049, this one with 2051"),
+        (
+            struct.pack(">II", 2051, 1) + b"1",
+            "number 2049, but this file starts with 2051",
+        ),
         (
             struct.pack(">II", 2049, 9) + b"12",
             "announces 9 = 9 bytes, the file holds 2",

@@ -109,7 +109,7 @@ def test_malformed_lines_are_told_by_file_and_number(tmp_path, text, message):
     ("labels", "message"),
     [
         ("N/A\nN/A N/A\n", "labels.txt:1: expected 2 labels.*got 1"),
-        ("N/A N/A\n", "has 2 lines but .*labels.txt 1"),
+        ("N/A N/A\n", "has 2 lines but .*labels.txt has 1"),
     ],
 )
 def test_labels_that_do_not_pair_up_are_told_by_line(tmp_path, labels, message):

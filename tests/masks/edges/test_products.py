@@ -241,7 +241,7 @@ def test_a_damaged_file_in_the_cache_is_named_and_made_anew(
     source, compiler = tmp_path / "one.cpp", shutil.which("c++")
     source.write_text('extern "C" int one() { return 1; }\n')
     assert compiler is not None
-    path = compiled._built(source, compiler)
+    path = compiled._compiled_file(source, compiler)
     other = path.with_suffix(f".{file}")
     other.write_bytes(other.read_bytes()[:50])
     loaded = compiled.library(source, {})

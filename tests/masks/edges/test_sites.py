@@ -373,7 +373,9 @@ def test_files_hold_the_graph_and_the_values(merged: bool, tmp_path: Path):
     with loaded.applied(model):
         assert torch.equal(logits(model), expected)
     other = tiny_model("llama", "causal_lm")
-    with pytest.raises(UserError, match=r"site transformer\.h\.0.* is not there"):
+    with pytest.raises(
+        UserError, match=r"site transformer\.h\.0.* is not in the model"
+    ):
         FrozenMask.load(tmp_path, other)
 
 

@@ -475,7 +475,9 @@ def test_grouped_keys_are_one_edge_a_query_head_there(name: str, tmp_path: Path)
         edges["input->a1.h0<k>"]["in_graph"] = not named["input->a1.h0<k>"]
         cfg = json.loads(path.read_text())["cfg"]
         path.write_text(json.dumps({"cfg": cfg, "nodes": {}, "edges": edges}))
-        with pytest.raises(UserError, match="--shared keep or --shared ablate"):
+        with pytest.raises(
+            UserError, match=r"--shared keep\) or ablate \(--shared ablate"
+        ):
             read_edges(path, name, model)
         found = read_edges(path, name, model, shared="keep")
         names = dict(zip(graph.edges(), found.kept.tolist(), strict=True))
@@ -546,7 +548,9 @@ def test_what_a_format_cannot_say_is_refused_with_what_differs(tmp_path: Path):
     kept = ~draw(graph.n_edges, 0, 0.0)
     kept[[0, 1]] = False
     path = tmp_path / "graph.json"
-    told = r"2 edges treat the position embedding otherwise \(merged here, always there"
+    told = (
+        r"2 edges treat the position embedding otherwise \(merged in the mask, always"
+    )
     with pytest.raises(UserError, match=told):
         write_edges(path, "mib", model, graph, kept, ablation="mean")
     assert not path.exists()
@@ -609,7 +613,7 @@ def test_a_graph_without_masks_or_without_scores_says_what_to_give(tmp_path: Pat
     model, path = model_of("gpt2"), tmp_path / "graph.json"
     graph = graph_in(model, CONVENTIONS["mib"])
     cfg = {"n_layers": 2, "n_heads": 4}
-    for key, told in (("score", "give --n_kept"), ("in_graph", "give no --n_kept")):
+    for key, told in (("score", "give --n_kept"), ("in_graph", "leave --n_kept out")):
         edges = {name: {key: 1} for name in graph.edges()}
         path.write_text(json.dumps({"cfg": cfg, "nodes": {}, "edges": edges}))
         with pytest.raises(UserError, match=told):
