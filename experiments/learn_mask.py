@@ -167,7 +167,7 @@ def _fitted(settings: MaskSettings, n_units: int) -> MaskSettings:
     return replace(settings, k_max=k_max, k_min=min(settings.k_min, k_max / 4))
 
 
-def _checked(losses: object) -> tuple[Tensor, Tensor]:
+def _checked(losses: Any) -> tuple[Tensor, Tensor]:
     is_pair = isinstance(losses, tuple) and len(losses) == 2
     if not is_pair or not all(
         isinstance(value, Tensor) and value.numel() == 1 for value in losses

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
+from operator import itemgetter
 from typing import Any
 
 from matplotlib.axes import Axes
@@ -158,7 +159,7 @@ def probe_by_layer(run: Run) -> Figure | None:
         ]
         style = look(CONDITION_LOOKS.get(model, k))
         for key, kind in (("auc", "-"), ("control_auc", ":")):
-            points = seed_points(levels, lambda e: e["place"], lambda e, k=key: e[k])
+            points = seed_points(levels, itemgetter("place"), itemgetter(key))
             name = CONDITIONS.get(model, model.replace("_", " "))
             label = name if key == "auc" else f"{name}, shuffled labels"
             line(axes, points, label, style | {"linestyle": kind})
