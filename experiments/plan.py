@@ -16,7 +16,6 @@ from circuitcut.experiments.settings import MaskSettings
 from circuitcut.masks.edges.sites import check_one_graph
 from circuitcut.masks.frozen_mask import FrozenMask
 from circuitcut.masks.gate import Direction
-from circuitcut.masks.mask_set import MaskSet
 from circuitcut.masks.registry import GATES
 from circuitcut.models.architectures import sites_of
 from circuitcut.models.residual.folded_model import ResidualModel
@@ -111,7 +110,8 @@ def plan(
         config.max_length,
         counterfactual=settings.ablation == "counterfactual",
     )
-    MaskSet(sites, settings.gate, settings)  # refuses settings of the gate
+    n_trained = superset.n_ablated if superset else n_units
+    GATES[settings.gate].check(n_trained, settings)
     return Plan(
         sites,
         settings,

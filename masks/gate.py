@@ -46,9 +46,18 @@ class Gate(nn.Module, ABC):
     n_units: int
 
     def __init__(self, n_units: int, settings: Any):
-        del settings
         super().__init__()
+        self.check(n_units, settings)
         self.n_units = n_units
+
+    @classmethod
+    def check(cls, n_units: int, settings: Any) -> None:
+        """Refuse settings that this gate cannot have; asked before a run as well.
+
+        Raises:
+            UserError: Naming the setting, its rule and the value.
+        """
+        return None
 
     @abstractmethod
     def sample(self, rng: torch.Generator) -> Float[Tensor, "unit"]:

@@ -57,6 +57,14 @@ class HardConcreteGate(Gate):
     def __init__(self, n_units: int, settings: HardConcreteSettings):
         super().__init__(n_units, settings)
         keep_prob = settings.keep_prob
+        self.power = settings.power
+        log_alpha = math.log(keep_prob / (1 - keep_prob)) + _ZERO_LOGIT
+        self.log_alpha = nn.Parameter(torch.full((n_units,), log_alpha))
+
+    @classmethod
+    def check(cls, n_units: int, settings: HardConcreteSettings) -> None:
+        """`keep_prob` lies in (0, 1), and `power` is positive."""
+        keep_prob = settings.keep_prob
         if not 0.0 < keep_prob < 1.0:
             raise UserError(
                 "argument keep_prob must lie strictly between 0 and 1, got "
@@ -67,9 +75,6 @@ class HardConcreteGate(Gate):
                 f"argument power must be positive, got {settings.power}; 1 leaves the "
                 "samples unchanged"
             )
-        self.power = settings.power
-        log_alpha = math.log(keep_prob / (1 - keep_prob)) + _ZERO_LOGIT
-        self.log_alpha = nn.Parameter(torch.full((n_units,), log_alpha))
 
     def sample(self, rng: torch.Generator) -> Float[Tensor, "unit"]:
         """One sample of the gates; `rng` is a CPU generator: equal on all devices."""

@@ -78,10 +78,30 @@ class SoftTopKGate(Gate):
 
     def __init__(self, n_units: int, settings: SoftTopKSettings):
         super().__init__(n_units, settings)
-        _check(n_units, settings)
         self.settings = settings
         self.temperature = settings.temperature_start
         self.score = nn.Parameter(torch.zeros(n_units))
+
+    @classmethod
+    def check(cls, n_units: int, settings: SoftTopKSettings) -> None:
+        """The range of k lies within the units, and temperatures are positive."""
+        k_min, k_max = settings.k_min, settings.k_max
+        if not 0.0 < k_min <= k_max:
+            raise UserError(
+                "arguments k_min and k_max must satisfy 0 < k_min <= k_max, got "
+                f"{k_min} and {k_max}; give the smallest and largest number of units"
+            )
+        if not k_max < n_units:
+            raise UserError(
+                f"argument k_max must be below the number of gated units ({n_units}), "
+                f"got {k_max}; give a smaller k_max or gate more sites"
+            )
+        if not min(settings.temperature_start, settings.temperature_end) > 0.0:
+            raise UserError(
+                "arguments temperature_start and temperature_end must be positive, got "
+                f"{settings.temperature_start} and {settings.temperature_end}; "
+                "1.0 and 0.25 are the defaults"
+            )
 
     def sample(self, rng: torch.Generator) -> Float[Tensor, "unit"]:
         """The gates for one k, drawn log-uniformly from [k_min, k_max]."""
@@ -162,23 +182,3 @@ def _solve(scores: Tensor, k: float, temperature: float) -> Tensor:
             break
         tau = proposal
     return soft
-
-
-def _check(n_units: int, settings: SoftTopKSettings) -> None:
-    k_min, k_max = settings.k_min, settings.k_max
-    if not 0.0 < k_min <= k_max:
-        raise UserError(
-            "arguments k_min and k_max must satisfy 0 < k_min <= k_max, got "
-            f"{k_min} and {k_max}; give the smallest and largest number of units"
-        )
-    if not k_max < n_units:
-        raise UserError(
-            f"argument k_max must be below the number of gated units ({n_units}), got "
-            f"{k_max}; give a smaller k_max or gate more sites"
-        )
-    if not min(settings.temperature_start, settings.temperature_end) > 0.0:
-        raise UserError(
-            "arguments temperature_start and temperature_end must be positive, got "
-            f"{settings.temperature_start} and {settings.temperature_end}; "
-            "1.0 and 0.25 are the defaults"
-        )

@@ -18,7 +18,6 @@ from circuitcut.training.config import parse_config
 
 pytestmark = pytest.mark.slow
 
-ROOT = Path(__file__).parents[2]
 TASK = ["--task", "mnist", "--base_steps", "100"]
 MASK = ["--n_steps", "20", "--lr", "0.3", "--n_ablated", "150", "--n_random", "1"]
 MASK += ["--attribution", "none"]
@@ -27,10 +26,9 @@ RELEARN += ["--n_evaluations", "2", "--batch_size", "7", "--no_probe"]
 PROGRAM = """
 import importlib, json, sys
 
-sys.path.insert(0, sys.argv[1])
 from circuitcut.training.config import parse_config
 
-for name, config_name, flags in json.loads(sys.argv[2]):
+for name, config_name, flags in json.loads(sys.argv[1]):
     script = importlib.import_module(f"circuitcut.scripts.{name}")
     script.main(parse_config(getattr(script, config_name), flags))
 """
@@ -48,7 +46,7 @@ def _launch(folder: Path, jobs: list[tuple[str, str, list[str]]]) -> str:
     own = {"ACCELERATE_USE_CPU": "1", "OMP_NUM_THREADS": "1"}
     own["CIRCUITCUT_CACHE"] = str(folder / "cache")
     done = subprocess.run(
-        [sys.executable, *launch.split(), str(program), str(ROOT), json.dumps(jobs)],
+        [sys.executable, *launch.split(), str(program), json.dumps(jobs)],
         env={**os.environ, **own},
         capture_output=True,
         text=True,
