@@ -155,11 +155,12 @@ def check_data_flags(config: TaskConfig) -> None:
 def task_flags(config: TaskConfig) -> dict[str, Any]:
     """The task flags of `config` that differ from their defaults, seeds excepted."""
     default = TaskConfig()
-    own = {"seed", "device", "mixed_precision"}
+    of_each_run = {"seed", "device", "mixed_precision"}
     return {
         f.name: getattr(config, f.name)
         for f in fields(TaskConfig)
-        if f.name not in own and getattr(config, f.name) != getattr(default, f.name)
+        if f.name not in of_each_run
+        and getattr(config, f.name) != getattr(default, f.name)
     }
 
 

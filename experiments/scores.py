@@ -122,10 +122,10 @@ def attribution_ranking(
     isolates it keeps what matters to it either way, by absolute scores: a circuit
     without what holds the concept back is another one.
     """
-    found = responsibility(experiment, mask, method, seed=seed, n_batches=n_batches)
+    scores = responsibility(experiment, mask, method, seed=seed, n_batches=n_batches)
     if mask.provenance.get("direction") == "isolate":
-        return {name: values.abs() for name, values in found.items()}
-    return {name: -values for name, values in found.items()}
+        return {name: values.abs() for name, values in scores.items()}
+    return {name: -values for name, values in scores.items()}
 
 
 def responsibility(

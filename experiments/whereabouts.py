@@ -39,7 +39,7 @@ class Whereabouts:
             return {}
         before, after = self._before, self._rank(model)
         fresh = self._fresh_mask(model) if self.with_fresh_mask else None
-        found = redistribution(before, after, self.mask, fresh=fresh)
+        moved_to = redistribution(before, after, self.mask, fresh=fresh)
         words = None
         if self.experiment.task.name not in UNWORDED:
             words = top_words(
@@ -49,7 +49,7 @@ class Whereabouts:
                 {"before": before, "after": after},
                 self.mask,
             )
-        return {"redistribution": found, "words": words}
+        return {"redistribution": moved_to, "words": words}
 
     @property
     def words_note(self) -> str | None:

@@ -132,12 +132,12 @@ def _show(results: Mapping[str, Any], path: Path) -> None:
         rows.append(
             _row(f"random cut (mean of {len(randoms)})", results["n_ablated"], mean)
         )
-    wanted = [concept["name"], retain["name"], "kl_retain"]
+    shown = [concept["name"], retain["name"], "kl_retain"]
     table = [
         {
             "model": r["model"],
             "ablated": r["ablated"],
-            **{k: r["scores"].get(k) for k in wanted},
+            **{k: r["scores"].get(k) for k in shown},
         }
         for r in rows
     ]
@@ -145,7 +145,7 @@ def _show(results: Mapping[str, Any], path: Path) -> None:
         f"\n{results['task']} on {results['model']}: {results['n_ablated']} of "
         f"{results['n_units']} {' and '.join(results['units'])} ablated, held-out data"
     )
-    print(format_table(table, ["model", "ablated", *wanted]))
+    print(format_table(table, ["model", "ablated", *shown]))
     if results.get("edges"):
         kept = results["direction"] == "isolate"
         print(f"{'kept' if kept else 'ablated'}: {_first(results['edges'])}")

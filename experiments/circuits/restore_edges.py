@@ -101,15 +101,15 @@ def _broken(
     The cut itself where that is too many.
     """
     first = attempt(keep)
-    wider, found, n_cut = keep, first, int((~keep).sum())
-    while not _is_within(found, broken):
+    wider, left, n_cut = keep, first, int((~keep).sum())
+    while not _is_within(left, broken):
         n_cut = 2 * n_cut
         if n_cut > min(2 * MOST_EXACT, len(order) // 2):
             return keep, first
         wider = keep.clone()
         wider[order[-n_cut:]] = False
-        found = attempt(wider)
-    return wider, found
+        left = attempt(wider)
+    return wider, left
 
 
 def _is_within(cut: _Cut, limit: _Cut) -> bool:
@@ -135,13 +135,13 @@ class _Attempts:
     def __call__(self, keep: Tensor) -> _Cut:
         named = split_by_site(keep, self.sites)
         with torch.no_grad(), gated(self.model, self.sites, named, self.ablated):
-            found = self.task.outputs(self.model, self.batch)
+            outputs = self.task.outputs(self.model, self.batch)
             counts = self.task.counts(self.model, self.batch)
-        metric, retain = self.task.concept_metric, found.retain
+        metric, retain = self.task.concept_metric, outputs.retain
         sums = {name: values.double().sum(0) for name, values in counts.items()}
         score = self.task.summarise(sums)[metric.name]
         harm = 0.0
         if len(retain.weights):
             harm = kl_to_reference(retain.logits, self.uncut, retain.weights).item()
-        margin = position_margin(found.concept).mean().item()
+        margin = position_margin(outputs.concept).mean().item()
         return _Cut(margin, score - metric.chance, harm)

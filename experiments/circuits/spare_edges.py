@@ -164,9 +164,9 @@ def _working(keep: Tensor, order: Tensor, attempt: Try, floor: float) -> Tensor 
     limit = _WORKS * attempt(torch.zeros_like(keep)).loss
     n_kept, wider, near = int(keep.sum()), keep, None
     while True:
-        found = attempt(wider)
-        if found.loss <= limit:
-            if found.margin >= floor:
+        result = attempt(wider)
+        if result.loss <= limit:
+            if result.margin >= floor:
                 return wider
             near = wider if near is None else near
         if n_kept >= 2 * MOST_EXACT:
