@@ -91,7 +91,7 @@ class Layout:
 
 
 def circuit_svg(circuit: Mapping[str, Any], *, standalone: bool = False) -> str:
-    """The picture of `circuit` as it stands in results.json (docs/results.md).
+    """The picture of `circuit` as it stands in results.json (docs/schema.md).
 
     Args:
         standalone: A file of its own, with the address of the SVG name space, which a
