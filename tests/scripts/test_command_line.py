@@ -66,6 +66,7 @@ def test_the_next_command_is_given_in_the_way_of_this_one(
     assert command("relearn", {}) == "python scripts/relearn.py"
 
 
+@pytest.mark.slow  # loads everything in a new process
 def test_the_public_names_are_found_and_loaded_when_used():
     program = """
 import sys
@@ -86,6 +87,7 @@ except AttributeError as error:
     assert done.stdout == "module 'circuitcut' has no attribute 'nothing'\n"
 
 
+@pytest.mark.slow  # loads torch in a new process
 def test_masks_on_neurons_do_not_load_the_edge_engine():
     program = """
 import sys

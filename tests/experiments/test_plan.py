@@ -1,0 +1,108 @@
+"""A plan resolves every setting once, refuses what does not fit, and is read back."""
+
+import json
+from dataclasses import asdict, fields, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from circuitcut.experiments.load import load
+from circuitcut.experiments.mask_config import MaskConfig
+from circuitcut.experiments.plan import Plan, plan, saved_settings, settings_of
+from circuitcut.experiments.settings import MaskSettings
+from circuitcut.masks.ablation import zero_values
+from circuitcut.masks.frozen_mask import FrozenMask
+from circuitcut.masks.registry import GATES
+from circuitcut.storage.errors import UserError
+from circuitcut.storage.run_directory import RunDirectory
+from circuitcut.tasks.registry import TASKS
+
+MNIST = {"task": "mnist", "device": "cpu"}
+
+
+def planned(**flags: Any) -> Plan:
+    config = MaskConfig(**MNIST, **flags)
+    return plan(config, load(config))
+
+
+def test_a_task_s_recipe_is_plain_data_that_settings_take():
+    for name, task in TASKS.items():
+        defaults = task.defaults
+        recipes = [defaults.mask, defaults.mask_on_edges or {}]
+        recipes += [of.mask or {} for of in defaults.of_model.values()]
+        for recipe in recipes:
+            assert isinstance(MaskSettings(**recipe), MaskSettings), name
+
+
+def test_a_gate_changes_the_recipe_as_it_says():
+    for name, gate in GATES.items():
+        settings = settings_of(MaskConfig(task="locations", gate=name), 9216)
+        for key, value in gate.recipe.items():
+            assert getattr(settings, key) == value
+
+
+def test_flags_come_before_the_gate_and_the_gate_before_the_task():
+    assert planned().settings.lr == TASKS["mnist"].defaults.mask.get("lr", 0.1)
+    assert planned(gate="clamped").settings.lr == GATES["clamped"].recipe["lr"]
+    assert planned(gate="clamped", lr=0.7).settings.lr == 0.7
+
+
+def test_every_setting_with_a_help_text_is_a_flag_and_no_other():
+    flags = {field.name for field in fields(MaskConfig)}
+    for field in fields(MaskSettings):
+        is_flag = field.name in flags and field.name != "seed"
+        assert is_flag == ("help" in field.metadata), field.name
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ({"k_min": 9.0, "k_max": 4.0}, "0 < k_min <= k_max"),
+        ({"k_max": 1e6}, "k_min <= k_max < 3200"),
+        ({"n_ablated": 3201}, "at most the 3200 units"),
+        ({"keep_prob": 1.5, "gate": "hard_concrete"}, "keep_prob must lie strictly"),
+        ({"temperature_end": 0.0}, "must be positive"),
+        ({"penalty": "lagrangian", "target_ablated": 4e3}, "at most the 3200 units"),
+        ({"attribution": ["eap"]}, "attribution method eap"),
+        ({"per_position": True, "ablation": "mean"}, "needs a sequence"),
+        ({"units": ["heads"]}, "heads"),
+    ],
+)
+def test_what_does_not_fit_is_refused_before_any_training(
+    flags: dict[str, Any], message: str
+):
+    with pytest.raises(UserError, match=message):
+        planned(**flags)
+
+
+def test_a_superset_smaller_than_k_is_refused(tmp_path: Path):
+    sites = planned().sites
+    scores = {site.name: torch.arange(float(site.n_units)) for site in sites}
+    few = FrozenMask.exactly_k(scores, sites, zero_values(sites), n_ablated=20)
+    few.save(tmp_path)
+    assert planned(superset=tmp_path, k_max=15.0, k_min=2.0).superset is not None
+    with pytest.raises(UserError, match=r"number of gated units \(20\)"):
+        planned(superset=tmp_path)
+
+
+def test_a_resumed_run_has_the_settings_it_was_started_with(tmp_path: Path):
+    config = MaskConfig(**MNIST)
+    experiment = load(config)
+    first = plan(config, experiment)
+    run = RunDirectory.create(
+        tmp_path, kind="train_mask", task="mnist", model="mlp", config={}
+    )
+    earlier = replace(first.settings, lr=0.123)  # as if the default had been another
+    replace(first, settings=earlier).save(run)
+    assert json.loads((run.path / "settings.json").read_text()) == asdict(earlier)
+    assert plan(config, experiment, resumed=run.path).settings == earlier
+    assert plan(config, experiment).settings == first.settings
+
+
+def test_settings_of_another_version_are_refused(tmp_path: Path):
+    assert saved_settings(tmp_path) is None
+    (tmp_path / "settings.json").write_text('{"lr": 0.1, "warp": 9}')
+    with pytest.raises(UserError, match="another version"):
+        saved_settings(tmp_path)
