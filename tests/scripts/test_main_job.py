@@ -74,6 +74,7 @@ def test_tensorboard_shows_the_frozen_mask_unit_by_unit(fast: list[str]):
     assert torch.equal(red > (KEPT[0] + ABLATED[0]) / 2, ~keep)
 
 
+@pytest.mark.slow
 def test_relearning_report_and_evaluation_follow_from_the_run_alone(
     fast: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
