@@ -31,6 +31,7 @@ from circuitcut.masks.edges.gating import (
     stack_of,
 )
 from circuitcut.masks.edges.sites import graph_at, modules_and_edges, writer_values
+from circuitcut.models.spared import FIRST_POSITION, first_positions
 from circuitcut.storage.modes import evaluating
 from circuitcut.tasks.base import Batch
 
@@ -78,10 +79,13 @@ def _clean_minus_ablated(
     _, sites = modules_and_edges(subject.sites)
     written = record_writers(stack.model, subject.task.inputs(batch))
     ablated = subject.ablated_at(batch)
-    if ablated.kind == "zero":
-        return written
-    values = writer_values(sites[-1], ablated.values[sites[-1].name])
-    return written.sub_(values.to(written)[:, :, : written.shape[2]])
+    if ablated.kind != "zero":
+        values = writer_values(sites[-1], ablated.values[sites[-1].name])
+        written.sub_(values.to(written)[:, :, : written.shape[2]])
+    if FIRST_POSITION in subject.special_ids:
+        first = first_positions(batch["input_ids"], batch["attention_mask"])
+        written[:, torch.arange(len(first), device=first.device), first] = 0.0
+    return written
 
 
 @contextmanager

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from circuitcut.masks.ablation import AblationValues, record_values
 from circuitcut.models.sites import Site
+from circuitcut.models.spared import spared_positions
 from circuitcut.storage.errors import UserError
 from circuitcut.tasks.base import Batch, Split, Task, to_device
 
@@ -34,7 +35,8 @@ class Subject:
     """Examples per batch."""
     seed: int
     special_ids: tuple[int, ...]
-    """No unit is ablated at positions with these `input_ids`; they are not scored."""
+    """No unit is ablated at positions with these `input_ids` (`FIRST_POSITION`: at the
+    first position of a text); they are not scored."""
 
     def __post_init__(self) -> None:
         if not self.sites:
@@ -90,6 +92,6 @@ class Subject:
         """True at the positions of a batch at which a mask acts."""
         cuttable = torch.ones_like(batch["retain"])
         if self.special_ids:
-            special = torch.tensor(self.special_ids, device=cuttable.device)
-            cuttable &= ~torch.isin(batch["input_ids"], special)
+            ids, mask = batch["input_ids"], batch.get("attention_mask")
+            cuttable &= ~spared_positions(ids, mask, self.special_ids)
         return cuttable

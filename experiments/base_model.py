@@ -19,7 +19,7 @@ from accelerate import Accelerator
 from filelock import FileLock
 
 from circuitcut.experiments.flags import TaskConfig
-from circuitcut.experiments.load import Experiment, base_recipe, load, task_of
+from circuitcut.experiments.load import Experiment, base_recipe, dtype_of, load, task_of
 from circuitcut.models.builtin import BUILTIN
 from circuitcut.models.loading import load_model, save_model
 from circuitcut.models.weights_hash import weights_hash
@@ -99,6 +99,7 @@ def _trained(experiment: Experiment, without_concept: bool) -> Experiment:
         str(folder),
         head=TASKS[config.task].head,
         labels=corpus.labels,
+        dtype=dtype_of(config),
         seed=config.base_seed,
     )
     loaded = replace(loaded, name=experiment.loaded.name)
@@ -116,6 +117,7 @@ def _cached(experiment: Experiment, recipe: BaseRecipe, without_concept: bool) -
     key = content_hash(
         str(CACHE_FORMAT),
         _canonical_json([config.task, config.model_name, config.base_seed]),
+        *([config.dtype] if config.dtype != "float32" else []),
         _canonical_json(asdict(recipe)),
         _canonical_json(_options_dict(config.task_options("first"))),
         experiment.corpus.fingerprint(),

@@ -12,7 +12,7 @@ from circuitcut.models.sites import UNIT_KINDS
 from circuitcut.storage.errors import UserError
 from circuitcut.storage.flag_fields import flag
 from circuitcut.storage.run_directory import DEFAULT_PARENT
-from circuitcut.tasks.base import TaskOptions
+from circuitcut.tasks.base import TEXT_OPTIONS, TaskOptions
 from circuitcut.tasks.registry import TASKS
 
 
@@ -23,8 +23,9 @@ class TaskConfig:
     task: str = flag("locations", f"what to cut: {', '.join(TASKS)}")
     model: str | None = flag(
         None,
-        "tiny-encoder, tiny-decoder, deep-decoder, mlp (built in), minilm (PyPI), a "
-        "local folder or a hub name; default: the task's built-in model",
+        "tiny-encoder, tiny-decoder, deep-decoder, mlp (built in), minilm and smollm2 "
+        "(PyPI), a local folder, a GGUF file or a hub name; default: the task's "
+        "built-in model",
     )
     revision: str | None = flag(None, "revision of a hub model")
     data: str | None = flag(
@@ -44,6 +45,17 @@ class TaskConfig:
     hub_config: str | None = flag(None, "configuration name of a hub data set")
     hub_revision: str | None = flag(None, "revision of a hub data set")
     max_length: int = flag(128, "longest input in tokens")
+    prefix: str | None = flag(
+        None, "language models: text before every input (with --chat: the user's turn)"
+    )
+    bos: bool = flag(
+        False, "language models: begin every input with the begin-of-text token"
+    )
+    chat: bool = flag(
+        False,
+        "language models: give every input as the answer to --prefix in the chat "
+        "template",
+    )
     split_seed: int = flag(0, "seed of the split of --data")
     base: Literal["auto", "never", "always"] = flag(
         "auto",
@@ -55,6 +67,9 @@ class TaskConfig:
     base_seed: int = flag(0, "its seed")
     seed: int = flag(0, "seed of batches, gates and controls")
     device: str | None = flag(None, "cpu, cuda, ...; default: what accelerate finds")
+    dtype: Literal["float32", "bfloat16"] = flag(
+        "float32", "data type of a loaded model's weights; gates stay float32"
+    )
     mixed_precision: Literal["no", "bf16"] = flag("no", "arithmetic of the model")
     run_dir: Path = flag(DEFAULT_PARENT, "parent folder of the run directories")
 
@@ -87,6 +102,9 @@ class TaskConfig:
             hub_config=self.hub_config,
             hub_revision=self.hub_revision,
             max_length=self.max_length,
+            prefix=self.prefix,
+            bos=self.bos,
+            chat=self.chat,
             label_piece=label_piece,
             split_seed=self.split_seed,
         )
@@ -129,7 +147,7 @@ def check_data_flags(config: TaskConfig) -> None:
     defaults = {f.name: f.default for f in fields(TaskConfig)}
     given = [
         name
-        for name in (*_OF_DATA, "concept")
+        for name in (*_OF_DATA, *TEXT_OPTIONS, "concept")
         if getattr(config, name) not in (defaults[name], [])
     ]
     for name in given:

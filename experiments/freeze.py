@@ -45,7 +45,7 @@ def freeze(
         "provenance": provenance(experiment, plan.settings),
     }
     n_ablated = plan.size.n_ablated
-    if n_ablated is None and GATES[plan.settings.gate].has_threshold:
+    if n_ablated is None and GATES[plan.settings.gate].has_threshold(plan.settings):
         return Frozen(FrozenMask.from_threshold(masks, ablated, **extra), ranking)
 
     def exactly(k: int) -> FrozenMask:

@@ -1,5 +1,6 @@
 """Gates trained on a task: its batches, ablation values and objectives."""
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from functools import partial
@@ -25,6 +26,8 @@ from circuitcut.masks.frozen_mask import FrozenMask
 from circuitcut.masks.gating import gated
 from circuitcut.masks.mask_set import MaskSet
 from circuitcut.models.sites import Site
+from circuitcut.models.spared import spared_positions
+from circuitcut.storage.errors import UserError
 from circuitcut.tasks.base import Batch, Outputs, to_device
 from circuitcut.training.fit_arguments import NO_CHECKPOINTS, Checkpoints
 from circuitcut.training.objectives import (
@@ -32,6 +35,10 @@ from circuitcut.training.objectives import (
     RETAIN_OBJECTIVES,
     ObjectiveSettings,
 )
+from circuitcut.training.progress import shown
+
+MEAN_BATCH = 64
+"""Examples in one forward pass for means."""
 
 
 def train_gates(
@@ -76,7 +83,7 @@ def train_gates(
 
 
 def special_ids(experiment: Experiment, settings: MaskSettings) -> tuple[int, ...]:
-    """Token ids whose positions are never cut: attention sinks such as [CLS]."""
+    """Positions that are never cut, by token id: attention sinks such as [CLS]."""
     return experiment.loaded.special_ids if settings.positions == "words" else ()
 
 
@@ -86,10 +93,11 @@ def ablation_values(
     """What replaces an ablated activation, measured on the `mask` split."""
     if settings.ablation == "mean":
         key = "retain" if settings.mean_over == "retain" else "real"
+        n_positions = settings.mean_positions
         return mean_values(
             experiment.loaded.model,
             sites,
-            _mean_batches(experiment, key),
+            _mean_batches(experiment, key, n_positions, settings.per_position),
             per_position=settings.per_position,
         )
     if settings.ablation == "counterfactual":  # recorded batch by batch
@@ -98,12 +106,45 @@ def ablation_values(
 
 
 def _mean_batches(
-    experiment: Experiment, key: str
+    experiment: Experiment, key: str, n_positions: int, per_position: bool
 ) -> Iterator[tuple[dict[str, Tensor], Tensor]]:
+    """Inputs and counted positions of the `mask` split, or of every n-th example.
+
+    Special tokens and a causal model's first position are never counted.
+
+    Raises:
+        UserError: When means per position are asked of prompts of several lengths.
+    """
     task, device = experiment.task, experiment.accelerator.device
-    for batch in task.evaluation_batches("mask", size=64):
-        moved = to_device(batch, device)
-        yield task.inputs(moved), moved[key]
+    split = list(task.evaluation_batches("mask", size=MEAN_BATCH))
+    if per_position:
+        _check_aligned(split)
+    n_counted = sum(int(batch[key].sum()) for batch in split)
+    stride = max(1, math.ceil(n_counted / n_positions))
+    if stride > 1:
+        split = list(task.evaluation_batches("mask", size=MEAN_BATCH * stride))
+    for batch in shown(split, "means"):
+        moved = to_device({name: v[::stride] for name, v in batch.items()}, device)
+        where = moved[key]
+        if "input_ids" in moved:
+            ids, mask = moved["input_ids"], moved.get("attention_mask")
+            where = where & ~spared_positions(ids, mask, experiment.loaded.special_ids)
+        yield task.inputs(moved), where
+
+
+def _check_aligned(split: Sequence[Batch]) -> None:
+    """Means per position need prompts that have the same word kinds everywhere."""
+    lengths = {
+        int(length)
+        for batch in split
+        for length in batch["attention_mask"][batch["concept"].any(1)].sum(1)
+    }
+    if len(lengths) > 1:
+        raise UserError(
+            "--per_position needs aligned prompts, got prompts of "
+            f"{min(lengths)} to {max(lengths)} tokens; leave it out for one mean over "
+            "all positions"
+        )
 
 
 def counterfactual_values(

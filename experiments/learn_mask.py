@@ -7,7 +7,7 @@ mask = learned.freeze(n_ablated=24)
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 from accelerate import Accelerator
@@ -20,6 +20,7 @@ from circuitcut.experiments.gate_optimisation import (
 )
 from circuitcut.experiments.settings import MaskSettings
 from circuitcut.masks.ablation import AblationValues, zero_values
+from circuitcut.masks.budget import in_units
 from circuitcut.masks.frozen_mask import FrozenMask
 from circuitcut.masks.gating import gated
 from circuitcut.masks.mask_set import MaskSet
@@ -75,7 +76,7 @@ class LearnedMask:
                 n_ablated=n_ablated,
                 **extra,
             )
-        if not GATES[self.settings.gate].has_threshold:
+        if not GATES[self.settings.gate].has_threshold(self.settings):
             raise UserError(
                 f"gate {self.settings.gate} ranks units and has no threshold: give "
                 "n_ablated, the number of units to ablate"
@@ -108,8 +109,8 @@ def learn_mask(
             families of the table, `module_site(model, path)` for any other network.
         loss: Of the gated model at a step.
         settings: The range of k is made to fit the number of units. `batch_size`,
-            objectives and `ablation` are `loss`'s and `ablated`'s own business. Gates
-            other than topk need a price: `penalty="price"`.
+            objectives and `ablation` are `loss`'s and `ablated`'s own business. The
+            gate clamped needs a price: `penalty="price"`.
         ablated: What replaces an ablated activation; default zero. A function of the
             step gives the values of each batch (counterfactuals); the finished mask
             then takes its values when it is applied.
@@ -124,7 +125,7 @@ def learn_mask(
             checkpoint stays.
     """
     n_units = sum(site.n_units for site in sites)
-    settings = _fitted(settings or MaskSettings(), n_units)
+    settings = in_units(settings or MaskSettings(), n_units)
     values = ablated if ablated is not None else zero_values(sites)
 
     def gated_loss(
@@ -159,12 +160,6 @@ def learn_mask(
     if callable(values):
         values = AblationValues("counterfactual", {})
     return LearnedMask(gates, values, settings, tuple(special_ids), provenance)
-
-
-def _fitted(settings: MaskSettings, n_units: int) -> MaskSettings:
-    """The settings with a range of k below the number of units."""
-    k_max = min(settings.k_max, n_units / 2)
-    return replace(settings, k_max=k_max, k_min=min(settings.k_min, k_max / 4))
 
 
 def _checked(losses: Any) -> tuple[Tensor, Tensor]:

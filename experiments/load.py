@@ -39,6 +39,7 @@ def load(config: TaskConfig) -> Experiment:
     """
     check_data_flags(config)
     accelerator = make_accelerator(config)
+    check_dtype(config, accelerator.device)
     check_head(config)
     corpus = TASKS[config.task].read(config.task_options("first"))
     loaded = _model(config, corpus)
@@ -70,6 +71,38 @@ def make_accelerator(config: TaskConfig) -> Accelerator:
             f"{accelerator.device}; change its configuration"
         )
     return accelerator
+
+
+def dtype_of(config: TaskConfig) -> torch.dtype:
+    """The data type of a loaded model's weights."""
+    return {"float32": torch.float32, "bfloat16": torch.bfloat16}[config.dtype]
+
+
+def check_dtype(config: TaskConfig, device: torch.device) -> None:
+    """Refuse a data type that the device lacks, or that a model cannot begin with.
+
+    Raises:
+        UserError: Naming the device, or the model that is trained from scratch.
+    """
+    if config.dtype == "float32":
+        return
+    if config.model_name in BUILTIN:
+        raise UserError(
+            f"--dtype {config.dtype} is for loaded models, got the built-in "
+            f"{config.model_name!r}, which is trained in float32; leave it out"
+        )
+    has_it = device.type != "cuda" or torch.cuda.is_bf16_supported(
+        including_emulation=False
+    )
+    try:
+        matrix = torch.ones(2, 2, dtype=dtype_of(config), device=device)
+        has_it = has_it and bool((matrix @ matrix == 2).all())
+    except (RuntimeError, TypeError):
+        has_it = False
+    if not has_it:
+        raise UserError(
+            f"--dtype {config.dtype} is not supported on {device}; use float32"
+        )
 
 
 def check_head(config: TaskConfig) -> None:
@@ -121,6 +154,7 @@ def _model(config: TaskConfig, corpus: Corpus) -> LoadedModel:
             head=head,
             labels=corpus.labels,
             revision=config.revision,
+            dtype=dtype_of(config),
             seed=config.base_seed,
         )
     recipe = base_recipe(config)

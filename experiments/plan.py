@@ -13,6 +13,7 @@ from circuitcut.experiments.load import Experiment
 from circuitcut.experiments.mask_config import MaskConfig
 from circuitcut.experiments.micro_batches import check_memory
 from circuitcut.experiments.settings import MaskSettings
+from circuitcut.masks.budget import in_units
 from circuitcut.masks.edges.sites import check_one_graph
 from circuitcut.masks.frozen_mask import FrozenMask
 from circuitcut.masks.gate import Direction
@@ -207,7 +208,7 @@ def adapted(
     """A task's recipe, moved to another gate or direction, or to edges.
 
     Args:
-        recipe: For soft top-k and `break`.
+        recipe: For a gate with a budget and `break`.
         gate: None stays with the recipe's.
         paired: The task has counterfactual inputs.
         n_units: All units; the range of k is made to fit.
@@ -224,8 +225,7 @@ def adapted(
         recipe = replace(recipe, **gate_class.recipe_isolating_edges)
         if paired:
             recipe = replace(recipe, ablation="counterfactual")
-    recipe = replace(recipe, k_max=min(recipe.k_max, n_units / 2))
-    return replace(recipe, k_min=min(recipe.k_min, recipe.k_max / 4))
+    return in_units(recipe, n_units)
 
 
 def saved_settings(run: Path) -> MaskSettings | None:

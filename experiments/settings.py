@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from circuitcut.masks.ablation import AblationKind
+from circuitcut.masks.gate import Penalty
 from circuitcut.masks.registry import GATES, GateSettings
 from circuitcut.storage.flag_fields import flag
 
@@ -15,16 +16,27 @@ RetainObjective = Literal["kl", "cross_entropy"]
 class MaskSettings(GateSettings):
     """How gates are trained, whatever the task; a gate's own settings stand with it.
 
-    The defaults are those of soft top-k on the neurons of a real encoder. Fields with
-    a help text are flags of `train_mask`.
+    The defaults are those of a real encoder's neurons. Fields with a help text are
+    flags of `train_mask`.
     """
 
-    gate: str = flag("topk", f"gate: {', '.join(sorted(GATES))}", has_own_default=False)
+    gate: str = flag(
+        "hard_concrete", f"gate: {', '.join(sorted(GATES))}", has_own_default=False
+    )
+    penalty: Penalty = flag(
+        "budget",
+        "what keeps a mask sparse: a budget of --k_min to --k_max units in every "
+        "sample, a --price a unit, or a Lagrangian towards --target_ablated",
+        has_own_default=False,
+    )
     ablation: AblationKind = flag(
         "zero", "what replaces an ablated activation", has_own_default=False
     )
     mean_over: Literal["retain", "all"] = flag(
         "retain", "positions over which means are taken"
+    )
+    mean_positions: int = flag(
+        16384, "positions that suffice for means; of longer splits every n-th example"
     )
     per_position: bool = flag(False, "one mean per position (aligned prompts)")
     positions: Literal["words", "all"] = flag(
@@ -51,11 +63,6 @@ class MaskSettings(GateSettings):
     )
     token_cap: float = flag(
         3.0, "ascent: nats of loss per token that count", has_own_default=False
-    )
-    penalty: Literal["none", "price", "lagrangian"] = flag(
-        "none",
-        "price per unit, or a Lagrangian towards --target_ablated",
-        has_own_default=False,
     )
     price: float = flag(
         1e-3,

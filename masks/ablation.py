@@ -175,7 +175,7 @@ def _record(
 ) -> dict[str, Tensor]:
     """Inputs (of `hidden` sites: outputs) of the sites' modules in one forward pass.
 
-    Without sites the model does not run.
+    Without sites the model does not run; a head that holds no site does not either.
     """
     recorded: dict[str, Tensor] = {}
     if not sites:
@@ -190,8 +190,19 @@ def _record(
                 keep = partial(_keep_input, recorded, site.name)
                 handle = module.register_forward_pre_hook(keep)
             hooks.callback(handle.remove)
-        model(**inputs)
+        _without_head(model, sites)(**inputs)
     return recorded
+
+
+def _without_head(model: nn.Module, sites: Sequence[Site]) -> nn.Module:
+    """The smallest part of a transformers model that holds the sites: often the base.
+
+    The head of a language model costs a fifth of a small one, and gigabytes of logits.
+    """
+    base = getattr(model, "base_model", model)
+    prefix = f"{getattr(model, 'base_model_prefix', '')}."
+    holds_all = all(site.module.startswith(prefix) for site in sites)
+    return base if holds_all and isinstance(base, nn.Module) else model
 
 
 def _writer_outputs(

@@ -6,15 +6,31 @@ The method is fast and has no noise; the results of the soft and of the rounded 
 differ a lot.
 """
 
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from circuitcut.masks.gate import DirectionSettings, Gate
+from circuitcut.storage.errors import UserError
 
 
 class ClampedGate(Gate):
     """The gate is the parameter; `project_` clamps it to [0, 1] after every step."""
+
+    recipe: ClassVar[Mapping[str, Any]] = {"penalty": "price", "lr": 0.15}
+    recipe_isolating_edges: ClassVar[Mapping[str, Any]] = {"concept_objective": "js"}
+
+    @classmethod
+    def check(cls, n_units: int, settings: DirectionSettings) -> None:
+        """These gates have no budget."""
+        if settings.penalty == "budget":
+            raise UserError(
+                "gate clamped cannot hold a budget; use --penalty price, lagrangian "
+                "or none, or the gate hard_concrete or topk"
+            )
 
     def __init__(self, n_units: int, settings: DirectionSettings):
         super().__init__(n_units, settings)

@@ -52,7 +52,7 @@ class FrozenMask:
     sites: tuple[Site, ...]
     ablated: AblationValues
     special_ids: tuple[int, ...] = ()
-    """The mask does not act at positions with these `input_ids`, except on edges."""
+    """The mask does not act at positions with these `input_ids`; see `gated`."""
     provenance: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from circuitcut.storage.flag_fields import flag
 
 Direction = Literal["break", "isolate"]
+Penalty = Literal["budget", "price", "lagrangian", "none"]
 
 
 @dataclass(frozen=True)
@@ -23,6 +24,8 @@ class DirectionSettings:
         "break: ablate few units to remove the concept; isolate: keep few units that "
         "alone are enough for the concept",
     )
+    penalty: Penalty = "none"
+    """What keeps the mask sparse; gates with a `budget` are drawn otherwise."""
 
 
 class Gate(nn.Module, ABC):
@@ -33,16 +36,13 @@ class Gate(nn.Module, ABC):
         settings: `masks.registry.GateSettings`; each gate reads only its own fields.
     """
 
-    recipe: ClassVar[Mapping[str, Any]] = {"penalty": "price", "lr": 0.15}
+    recipe: ClassVar[Mapping[str, Any]] = {}
     """Default settings that differ for this gate, by name. The task's default settings
-    are for soft top-k."""
-    recipe_isolating_edges: ClassVar[Mapping[str, Any]] = {"concept_objective": "js"}
+    are for gates with a budget."""
+    recipe_isolating_edges: ClassVar[Mapping[str, Any]] = {}
     """Further default settings when few edges are kept (`isolate`). JS is a bounded
     divergence. With KL, samples that ablate a part of the circuit have a very high
     loss, and edges are then kept only because they lower this loss."""
-    has_threshold: ClassVar[bool] = True
-    """True: units with a gate above 0.5 are kept. False: the number of ablated units is
-    chosen by the scores on the `tune` split."""
     n_units: int
 
     def __init__(self, n_units: int, settings: Any):
@@ -58,6 +58,16 @@ class Gate(nn.Module, ABC):
             UserError: Naming the setting, its rule and the value.
         """
         return None
+
+    @classmethod
+    def has_threshold(cls, settings: Any) -> bool:
+        """True: units with a gate above 0.5 are kept.
+
+        False: the gates rank the units, and the number of ablated units is chosen by
+        the scores on the `tune` split.
+        """
+        del settings
+        return True
 
     @abstractmethod
     def sample(self, rng: torch.Generator) -> Float[Tensor, "unit"]:

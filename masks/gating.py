@@ -26,6 +26,7 @@ from circuitcut.masks.edges.sites import (
 )
 from circuitcut.masks.mixing import Rows, mix
 from circuitcut.models.sites import Site
+from circuitcut.models.spared import FIRST_POSITION, spared_positions
 from circuitcut.storage.errors import UserError
 
 _FEW = 0.1
@@ -55,8 +56,9 @@ def gated(
         ablated: Ablation values; see `AblationValues` for shapes. Values per position
             are indexed from the first token of the sequence, including the tokens in a
             key-value cache.
-        special_ids: The gates do not act at positions with these `input_ids`, except
-            on edges, which are cut at every position.
+        special_ids: The gates do not act at positions with these `input_ids`, nor, if
+            `FIRST_POSITION` is among them, at the first position of a text. Of these,
+            gates on edges spare the first position alone, and only in causal models.
 
     Raises:
         UserError: When a site is not in the model, or its gates or ablation values have
@@ -80,7 +82,7 @@ def gated(
                 gate.wide for gate in gates if isinstance(gate, _ActivationGate)
             ]
             stack.enter_context(
-                _edges_gated(model, edges, keep, ablated, activation_gates)
+                _edges_gated(model, edges, keep, ablated, activation_gates, batch)
             )
         yield
 
@@ -89,14 +91,24 @@ class _Batch:
     """Facts about the inputs of the current forward pass that the gates need."""
 
     def __init__(self, special_ids: Sequence[int]):
-        self.special_ids = torch.tensor(list(special_ids), dtype=torch.int64)
+        self.special_ids = tuple(special_ids)
         self.rows: Rows | None = None
         self.n_cached = 0
+        self.is_paused = False
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Let the gates on activations and weights do nothing."""
+        self.is_paused = True
+        try:
+            yield
+        finally:
+            self.is_paused = False
 
     def read(self, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         cache = kwargs.get("past_key_values")
         self.n_cached = 0 if cache is None else cache.get_seq_length()
-        if self.special_ids.numel() == 0:
+        if not self.special_ids:
             return
         ids = kwargs.get("input_ids", args[0] if args else None)
         if ids is None:
@@ -104,8 +116,9 @@ class _Batch:
                 "argument special_ids needs a model called with input_ids, got none; "
                 "pass input_ids or no special_ids"
             )
-        special = torch.isin(ids, self.special_ids.to(ids.device))
-        self.rows = special.nonzero(as_tuple=True)
+        mask = kwargs.get("attention_mask")
+        spared = spared_positions(ids, mask, self.special_ids, self.n_cached)
+        self.rows = spared.nonzero(as_tuple=True)
 
 
 # Methods and not closures: the type checks of the tests wrap every function definition.
@@ -175,6 +188,8 @@ class _ActivationGate(_Gate):
         return self.apply(output)
 
     def apply(self, x: Tensor) -> Tensor:
+        if self.batch.is_paused:
+            return x
         if x.shape[-1] != self.site.width:
             raise UserError(
                 f"{self.site.name} has activations of width {x.shape[-1]}, the mask is "
@@ -216,6 +231,8 @@ class _WeightGate(_Gate):
 
     def forward(self, x: Tensor) -> Tensor:
         weight, bias = self.module.weight, self.module.bias
+        if self.batch.is_paused:
+            return self.linear(x, weight, bias)
         keep = self.keep.to(device=weight.device, dtype=weight.dtype).view_as(weight)
         ablated_input = self.value_at(x)
         output = self.linear(x, weight * keep, bias)
@@ -268,6 +285,7 @@ def _edges_gated(
     keep: Mapping[str, Tensor],
     ablated: AblationValues,
     activation_gates: Sequence[Tensor],
+    batch: _Batch,
 ) -> Iterator[None]:
     """Gate all edge sites as one stack; no change if a frozen mask keeps every edge."""
     # imported here because it loads the edge engine
@@ -280,7 +298,14 @@ def _edges_gated(
         return
     value = _value(ablated, sites[-1])
     rows = None if value is None else writer_values(sites[-1], value)
-    with edge_gated(stack, flat_gates(sites, keep), rows, activation_gates):
+    with edge_gated(
+        stack,
+        flat_gates(sites, keep),
+        rows,
+        activation_gates,
+        spare_first=FIRST_POSITION in batch.special_ids,
+        pause=batch.paused,
+    ):
         yield
 
 

@@ -10,22 +10,24 @@ found for every 0 < k < n.
 
 import math
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from circuitcut.masks.gate import DirectionSettings, Gate
-from circuitcut.storage.errors import UserError
+from circuitcut.masks.budget import (
+    BudgetSettings,
+    annealed,
+    centred,
+    check_positive,
+    solve_shift,
+)
+from circuitcut.masks.gate import Gate
 from circuitcut.storage.flag_fields import flag
 
-ANNEALED_SHARE = 0.8
-"""Share of the run during which the temperature changes; then it is constant."""
 _NO_GRADIENT = 1e-4
-_MAX_ROUNDS = 200
-_TOLERANCE = 1e-10
 
 
 def soft_topk(
@@ -40,15 +42,9 @@ def soft_topk(
 
 
 @dataclass(frozen=True)
-class SoftTopKSettings(DirectionSettings):
+class SoftTopKSettings(BudgetSettings):
     """Settings of soft top-k gates."""
 
-    k_min: float = flag(
-        6.0,
-        "topk: smallest k drawn, in units (ablated in break, kept in isolate)",
-        has_own_default=False,
-    )
-    k_max: float = flag(64.0, "topk: largest k drawn, in units", has_own_default=False)
     temperature_start: float = flag(
         1.0, "topk: temperature at the first step", has_own_default=False
     )
@@ -72,46 +68,34 @@ class SoftTopKGate(Gate):
             positive.
     """
 
-    recipe: ClassVar[dict[str, Any]] = {}
-    recipe_isolating_edges: ClassVar[dict[str, Any]] = {}
-    has_threshold = False
-
     def __init__(self, n_units: int, settings: SoftTopKSettings):
         super().__init__(n_units, settings)
         self.settings = settings
         self.temperature = settings.temperature_start
+        self.progress = 0.0
         self.score = nn.Parameter(torch.zeros(n_units))
+
+    @classmethod
+    def has_threshold(cls, settings: SoftTopKSettings) -> bool:
+        """The gates are a ranking."""
+        return False
 
     @classmethod
     def check(cls, n_units: int, settings: SoftTopKSettings) -> None:
         """The range of k lies within the units, and temperatures are positive."""
-        k_min, k_max = settings.k_min, settings.k_max
-        if not 0.0 < k_min <= k_max:
-            raise UserError(
-                "arguments k_min and k_max must satisfy 0 < k_min <= k_max, got "
-                f"{k_min} and {k_max}; give the smallest and largest number of units"
-            )
-        if not k_max < n_units:
-            raise UserError(
-                f"argument k_max must be below the number of gated units ({n_units}), "
-                f"got {k_max}; give a smaller k_max or gate more sites"
-            )
-        if not min(settings.temperature_start, settings.temperature_end) > 0.0:
-            raise UserError(
-                "arguments temperature_start and temperature_end must be positive, got "
-                f"{settings.temperature_start} and {settings.temperature_end}; "
-                "1.0 and 0.25 are the defaults"
-            )
+        settings.check_budget(n_units)
+        check_positive(
+            temperature_start=settings.temperature_start,
+            temperature_end=settings.temperature_end,
+        )
 
     def sample(self, rng: torch.Generator) -> Float[Tensor, "unit"]:
         """The gates for one k, drawn log-uniformly from [k_min, k_max]."""
-        low, high = math.log(self.settings.k_min), math.log(self.settings.k_max)
-        drawn = torch.rand((), generator=rng).item()
-        return self.at(math.exp(low + (high - low) * drawn))
+        return self.at(self.settings.drawn(self.n_units, self.progress, rng))
 
     def values(self) -> Float[Tensor, "unit"]:
         """The gates for k = sqrt(k_min * k_max)."""
-        return self.at(math.sqrt(self.settings.k_min * self.settings.k_max))
+        return self.at(self.settings.middle)
 
     def at(self, k: float) -> Float[Tensor, "unit"]:
         """The gates for k units, which are ablated in `break` and kept in `isolate`."""
@@ -129,9 +113,10 @@ class SoftTopKGate(Gate):
 
     def anneal(self, progress: float) -> None:
         """Move T linearly from start to end during the first 80 % of the run."""
-        share = min(max(progress, 0.0) / ANNEALED_SHARE, 1.0)
-        start, end = self.settings.temperature_start, self.settings.temperature_end
-        self.temperature = start + (end - start) * share
+        self.progress = progress
+        self.temperature = annealed(
+            progress, self.settings.temperature_start, self.settings.temperature_end
+        )
 
     def saturated_share(self) -> float:
         """Share of units within 1e-4 of 0 or 1 for k = sqrt(k_min * k_max)."""
@@ -152,33 +137,22 @@ class _SoftTopK(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
         (soft,) = ctx.saved_tensors
-        slope = soft * (1 - soft)
-        total = slope.sum().clamp_min(torch.finfo(slope.dtype).tiny)
-        centred = grad - (grad * slope).sum() / total
-        return slope * centred / ctx.temperature, None, None
+        slopes = soft * (1 - soft) / ctx.temperature
+        return centred(grad, slopes), None, None
 
 
 def _solve(scores: Tensor, k: float, temperature: float) -> Tensor:
-    """Newton's method for tau; a step that leaves the bracket becomes a bisection.
+    """The gates.
 
     If all scores were equal to s, tau would be s - T logit(k / n). The values of this
     formula for the smallest and for the largest score therefore bracket tau.
     """
     n_units = scores.numel()
     shift = temperature * math.log(k / (n_units - k))
-    low, high = scores.min().item() - shift, scores.max().item() - shift
-    tau = (low + high) / 2
-    for _ in range(_MAX_ROUNDS):
+
+    def gates_and_slopes(tau: float) -> tuple[Tensor, Tensor]:
         soft = torch.sigmoid((scores - tau) / temperature)
-        excess = soft.sum().item() - k
-        if abs(excess) <= _TOLERANCE * max(k, 1.0) or high <= low:
-            break
-        low, high = (tau, high) if excess > 0 else (low, tau)
-        slope = (soft * (1 - soft)).sum().item() / temperature
-        step = tau + excess / slope if slope > 0 else math.inf
-        middle = (low + high) / 2
-        proposal = step if low < step < high else middle
-        if proposal == tau:
-            break
-        tau = proposal
-    return soft
+        return soft, soft * (1 - soft) / temperature
+
+    low, high = scores.min().item() - shift, scores.max().item() - shift
+    return solve_shift(gates_and_slopes, k, low, high)[1]

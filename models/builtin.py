@@ -178,5 +178,5 @@ def _loaded(
         config_hash=config_hash_of(model.config),
         head_is_new=True,
         is_decoder=is_decoder,
-        special_ids=special_ids_of(tokenizer),
+        special_ids=special_ids_of(tokenizer, is_decoder=is_decoder),
     )

@@ -9,6 +9,8 @@ from typing import Any
 
 from torch import nn
 
+from circuitcut.models.spared import FIRST_POSITION
+
 # Entries that change neither sites nor results in evaluation mode: names, paths,
 # versions, classes, dtype, dropout and settings of generation.
 _NOT_HASHED = re.compile(
@@ -27,7 +29,7 @@ class LoadedModel:
     tokenizer: Any | None
     """A fast tokenizer of transformers, padding on the right; None for images."""
     name: str
-    """Name given by the user: hub name, folder, `minilm` or a built-in model."""
+    """Name given by the user: of the hub, a folder, a file, a package, or built in."""
     revision: str | None
     """Commit hash on the hub, `sha256:...` of packaged weights; None for a folder."""
     config_hash: str
@@ -36,7 +38,7 @@ class LoadedModel:
     """True if the checkpoint has no such task head: train it before any evaluation."""
     is_decoder: bool
     special_ids: tuple[int, ...]
-    """Ids of special tokens, whose positions are never gated; see `special_ids_of`."""
+    """Positions that are never gated, by token id; see `special_ids_of`."""
 
 
 def config_hash_of(config: Any) -> str:
@@ -55,9 +57,10 @@ def config_hash_of(config: Any) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def special_ids_of(tokenizer: Any | None) -> tuple[int, ...]:
+def special_ids_of(tokenizer: Any | None, *, is_decoder: bool) -> tuple[int, ...]:
     """Ids of padding, begin, end, class, separator and mask tokens.
 
+    In decoders also `FIRST_POSITION`, the attention sink.
     The unknown token is not included, unless it is also one of these tokens (GPT-2): it
     stands for a word of the text, for instance an unseen name of the concept.
     """
@@ -70,7 +73,7 @@ def special_ids_of(tokenizer: Any | None) -> tuple[int, ...]:
     unknown = tokenizer.unk_token
     if unknown is not None and unknown not in structural:
         ids.discard(tokenizer.unk_token_id)
-    return tuple(sorted(ids))
+    return ((FIRST_POSITION,) if is_decoder else ()) + tuple(sorted(ids))
 
 
 def frozen(model: nn.Module) -> nn.Module:

@@ -1,4 +1,4 @@
-"""Load and check a model from the hub, a local folder or the packaged MiniLM."""
+"""Load and check a model from the hub, a local folder, a GGUF file or a package."""
 
 import sys
 from collections.abc import Sequence
@@ -57,7 +57,7 @@ def load_model(
     before any weight is read. Weights are read from safetensors only.
 
     Args:
-        name: Hub name (`owner/name`), local folder, or `minilm`.
+        name: Hub name (`owner/name`), local folder, GGUF file, `minilm` or `smollm2`.
         head: `causal_lm`, `token_classification` or `image_classification`.
         labels: Class names in the order of the logits. If the checkpoint's head has the
             same names in another order, its rows are reordered; if it has other names,
@@ -98,7 +98,7 @@ def load_model(
         config_hash=config_hash_of(model.config),
         head_is_new=head_is_new,
         is_decoder=architecture.is_decoder,
-        special_ids=special_ids_of(tokenizer),
+        special_ids=special_ids_of(tokenizer, is_decoder=architecture.is_decoder),
     )
 
 

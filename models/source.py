@@ -13,9 +13,10 @@ from safetensors import SafetensorError, safe_open
 
 from circuitcut.models.architectures import architecture_named
 from circuitcut.models.builtin import BUILTIN
-from circuitcut.models.minilm import NAME as MINILM
-from circuitcut.models.minilm import minilm_folder
+from circuitcut.models.gguf_files import SUFFIX as GGUF
+from circuitcut.models.gguf_files import converted
 from circuitcut.models.mlp import MLP_TYPE
+from circuitcut.models.packaged import PACKAGES, packaged_file
 from circuitcut.storage.atomic import read_json
 from circuitcut.storage.errors import UserError
 
@@ -49,20 +50,28 @@ class Source:
 def find_source(name: str, revision: str | None) -> Source:
     """The folder or hub name for `name`, without access to the network.
 
+    A GGUF file, or a folder with one and no config.json, is converted into the cache.
+
     Raises:
         UserError: When `name` is a missing folder, a file, a built-in model (which has
             no files) or not of the form of a hub name.
     """
-    if name == MINILM:
-        folder, digest = minilm_folder()
-        return Source(name, str(folder), True, f"sha256:{digest}")
     path = Path(name).expanduser()
+    is_local = name in PACKAGES or path.is_dir() or path.suffix == GGUF
+    if is_local and revision is not None:
+        raise UserError(
+            f"argument revision is for hub models, got {revision!r} with the local "
+            f"model {name!r}; leave it out"
+        )
+    if name in PACKAGES:
+        file, digest = packaged_file(name)
+        folder = converted(file, digest)[0] if file.suffix == GGUF else file.parent
+        return Source(name, str(folder), True, f"sha256:{digest}")
+    gguf = _gguf_of(path)
+    if gguf is not None:
+        folder, digest = converted(gguf)
+        return Source(name, str(folder), True, f"sha256:{digest}")
     if path.is_dir():
-        if revision is not None:
-            raise UserError(
-                f"argument revision is for hub models, got {revision!r} with the "
-                f"folder {name!r}; leave it out"
-            )
         return Source(name, str(path), True, None)
     if name in BUILTIN:
         raise UserError(
@@ -76,9 +85,25 @@ def find_source(name: str, revision: str | None) -> Source:
     if not is_hub_name or (len(path.parts) > 1 and path.parent.is_dir()):
         raise UserError(
             f"model folder {name!r} does not exist; name a folder with config.json and "
-            f"{WEIGHTS_FILE}, a hub model such as openai-community/gpt2, or minilm"
+            f"{WEIGHTS_FILE}, a GGUF file, a hub model such as openai-community/gpt2, "
+            f"or one of {', '.join(PACKAGES)}"
         )
     return Source(name, name, False, revision)
+
+
+def _gguf_of(path: Path) -> Path | None:
+    """The GGUF file at `path`, or alone in the folder `path`; None if there is none."""
+    if path.suffix == GGUF and path.is_file():
+        return path
+    if not path.is_dir() or (path / "config.json").exists():
+        return None
+    files = sorted(path.glob(f"*{GGUF}"))
+    if len(files) > 1:
+        raise UserError(
+            f"model folder {str(path)!r} holds {len(files)} GGUF files; name one of "
+            f"them: {', '.join(file.name for file in files)}"
+        )
+    return files[0] if files else None
 
 
 def read_config(source: Source) -> tuple[Source, dict[str, Any]]:
@@ -113,8 +138,8 @@ def _download_config(source: Source) -> Path:
     except (OSError, ValueError, HfHubHTTPError) as error:
         raise UserError(
             f"model {source.name!r} is neither built in ({', '.join(BUILTIN)}) nor "
-            f"minilm, a local folder or a reachable hub model ({one_line(error)}); "
-            "check the name, the revision and the network"
+            f"packaged ({', '.join(PACKAGES)}), a local folder or a reachable hub "
+            f"model ({one_line(error)}); check the name, the revision and the network"
         ) from error
     return Path(file)
 

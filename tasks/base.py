@@ -20,6 +20,8 @@ Head = Literal["causal_lm", "token_classification", "image_classification"]
 Batch = dict[str, Tensor]
 MODEL_INPUTS = ("input_ids", "attention_mask", "pixels")
 NO_TARGET = -100
+TEXT_OPTIONS = ("prefix", "bos", "chat")
+"""`TaskOptions` of tasks on language models."""
 
 
 @dataclass(frozen=True)
@@ -43,6 +45,12 @@ class TaskOptions:
     max_length: int = 128
     label_piece: Literal["first", "last"] = "first"
     """The word piece that has the word's tag; a decoder needs the last one."""
+    prefix: str | None = None
+    """Text before every input of a language model; with `chat` the user's message."""
+    bos: bool = False
+    """Every input of a language model begins with the begin-of-text token."""
+    chat: bool = False
+    """Every input is the answer to `prefix` in the tokenizer's chat template."""
     split_seed: int = 0
     toxicity_scorer: Literal["builtin", "detoxify"] = "builtin"
     """Classifier of continuations: the built-in one or the Detoxify package."""

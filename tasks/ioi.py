@@ -25,6 +25,7 @@ from circuitcut.data.tables import read_hub_table, read_tables
 from circuitcut.storage.errors import UserError
 from circuitcut.tasks.base import (
     NO_TARGET,
+    TEXT_OPTIONS,
     Batch,
     Head,
     Metric,
@@ -35,7 +36,14 @@ from circuitcut.tasks.base import (
 )
 from circuitcut.tasks.defaults import BaseRecipe, ModelDefaults, TaskDefaults
 from circuitcut.tasks.ioi_rows import KINDS, ioi_rows, one_token_names
-from circuitcut.tasks.language_rows import Row, collate, pad_id_of, share, token_nll
+from circuitcut.tasks.language_rows import (
+    Row,
+    collate,
+    pad_id_of,
+    prefix_ids,
+    share,
+    token_nll,
+)
 
 ANSWER_WEIGHT = 4.0
 """Weight of an answer in training; other tokens have weight 1. With weight 1 for the
@@ -75,6 +83,7 @@ class IoiTask(Task):
     head: ClassVar[Head] = "causal_lm"
     concept_metric: ClassVar[Metric] = Metric("accuracy", True, "fraction", 0.5)
     retain_metric: ClassVar[Metric] = Metric("retain_nll", False, "nats/token")
+    own_options = TEXT_OPTIONS
     defaults = TaskDefaults(
         model="tiny-decoder",
         units=("neurons", "heads"),
@@ -123,6 +132,7 @@ class IoiTask(Task):
         self._corpus = corpus
         self._tokenizer = tokenizer
         self._max_length = options.max_length
+        self._prefix = prefix_ids(tokenizer, options)
         self._rows: dict[str, list[Row]] = {}
         self._indices: dict[str, dict[IoiKind, list[int]]] = {}
         prompts = {
@@ -253,6 +263,7 @@ class IoiTask(Task):
                 self.name_ids,
                 unseen_names=self._corpus.unseen_names,
                 max_length=self._max_length,
+                prefix=self._prefix,
             )
         return self._rows[split]
 

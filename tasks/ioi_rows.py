@@ -11,7 +11,13 @@ from jaxtyping import Int
 from circuitcut.data.ioi.records import IoiKind, IoiRecord, completed
 from circuitcut.storage.errors import UserError
 from circuitcut.tasks.base import NO_TARGET
-from circuitcut.tasks.language_rows import Row, Tokens, tokenize, without_end
+from circuitcut.tasks.language_rows import (
+    Row,
+    Tokens,
+    targets_of,
+    tokenize,
+    without_end,
+)
 
 MIN_NAMES = 20
 KINDS: tuple[IoiKind, ...] = ("ioi", "three_names", "text", "copy")
@@ -50,13 +56,14 @@ def ioi_rows(
     *,
     unseen_names: frozenset[str],
     max_length: int,
+    prefix: Sequence[int] = (),
 ) -> list[Row]:
     """Rows of all records, prompts first; without prompts with multi-token names."""
     ordered = sorted(records, key=lambda record: KINDS.index(record.kind))
     texts = [completed(record) for record in ordered]
     paired = [record.corrupted or "" for record in ordered]
-    coded = _tokens(tokenizer, texts, max_length + 1)
-    corrupted = _tokens(tokenizer, paired, max_length)
+    coded = _tokens(tokenizer, texts, max_length + 1, prefix)
+    corrupted = _tokens(tokenizer, paired, max_length, prefix)
     known = frozenset(name_ids.values())
     rows: list[Row] = []
     for i, (record, tokens) in enumerate(zip(ordered, coded, strict=True)):
@@ -71,8 +78,10 @@ def ioi_rows(
     return rows
 
 
-def _tokens(tokenizer: Any, texts: Sequence[str], max_tokens: int) -> list[Tokens]:
-    rows = tokenize(tokenizer, texts, max_tokens=max_tokens)
+def _tokens(
+    tokenizer: Any, texts: Sequence[str], max_tokens: int, prefix: Sequence[int] = ()
+) -> list[Tokens]:
+    rows = tokenize(tokenizer, texts, max_tokens=max_tokens, prefix=prefix)
     return [without_end(row) for row in rows]
 
 
@@ -107,7 +116,7 @@ def _prompt_row(
         places = ([io[0]], subject[:1], subject[1:])
         paired = _with_other_names(record, tokens.ids[:last], places, name_ids)
     is_target_name = np.isin(np.arange(1, last + 1), [*io, *subject])
-    targets = _predictable(tokens.ids, known)
+    targets = _predictable(tokens, known)
     return Row(
         inputs=np.array(tokens.ids[:-1]),
         targets=targets,
@@ -123,28 +132,28 @@ def _prompt_row(
 
 def _text_row(record: IoiRecord, tokens: Tokens, known: Set[int], cluster: int) -> Row:
     retained = record.kind == "text"
-    n = len(tokens.ids) - 1
+    targets = _predictable(tokens, frozenset() if retained else known)
     return Row(
         inputs=np.array(tokens.ids[:-1]),
-        targets=_predictable(tokens.ids, frozenset() if retained else known),
+        targets=targets,
         real=~np.array(tokens.special[:-1]),
-        concept=np.zeros(n, bool),
-        retain=np.full(n, retained),
+        concept=np.zeros(len(targets), bool),
+        retain=retained & (targets != NO_TARGET),
         cluster=cluster,
         unseen=retained,
         numbers=_NO_NUMBERS | {"kind": KINDS.index(record.kind)},
     )
 
 
-def _predictable(ids: Sequence[int], known: Set[int]) -> Int[np.ndarray, "seq"]:
-    """The next tokens as targets, except names at their first mention.
+def _predictable(tokens: Tokens, known: Set[int]) -> Int[np.ndarray, "seq"]:
+    """The next tokens as targets, except special ones and names at their first mention.
 
     A name at its first mention is random and cannot be predicted. With such targets a
     small model learns the task several hundred steps later.
     """
     seen: set[int] = set()
-    targets = np.array(ids[1:])
-    for position, token in enumerate(ids):
+    targets = np.array(targets_of(tokens))
+    for position, token in enumerate(tokens.ids):
         if position and token in known and token not in seen:
             targets[position - 1] = NO_TARGET
         seen.add(token)

@@ -10,7 +10,7 @@ from jaxtyping import Bool, Int
 from torch import Tensor
 
 from circuitcut.storage.errors import UserError
-from circuitcut.tasks.base import NO_TARGET, Batch
+from circuitcut.tasks.base import NO_TARGET, Batch, TaskOptions
 
 
 @dataclass(frozen=True)
@@ -44,12 +44,57 @@ class Row:
     """Paired counterfactual inputs."""
 
 
-def tokenize(tokenizer: Any, texts: Sequence[str], *, max_tokens: int) -> list[Tokens]:
-    """Tokens of every text, at most `max_tokens` per text.
+def prefix_ids(tokenizer: Any, options: TaskOptions) -> tuple[int, ...]:
+    """Tokens before every input; () is plain text.
 
     Raises:
-        UserError: When the tokenizer does not give the characters of each token.
+        UserError: When the tokenizer has no begin-of-text token or no chat template
+            and one is asked for.
     """
+    if options.chat:
+        if not getattr(tokenizer, "chat_template", None):
+            raise UserError(
+                "--chat needs a tokenizer with a chat template, which this model has "
+                "not; leave it out, or use an instruction-tuned model"
+            )
+        turn = [{"role": "user", "content": options.prefix or ""}]
+        text = tokenizer.apply_chat_template(
+            turn, tokenize=False, add_generation_prompt=True
+        )
+        return tuple(tokenizer.encode(text, add_special_tokens=False))
+    if not (options.bos or options.prefix):
+        return ()
+    begin = tokenizer.bos_token_id
+    if options.bos and begin is None:
+        raise UserError(
+            "--bos needs a tokenizer with a begin-of-text token, which this model has "
+            "not; leave it out"
+        )
+    usual = tokenizer.encode("", add_special_tokens=True)
+    has_begin = options.bos or (begin is not None and usual[:1] == [begin])
+    text_ids = tokenizer.encode(options.prefix or "", add_special_tokens=False)
+    return ((begin,) if has_begin else ()) + tuple(text_ids)
+
+
+def tokenize(
+    tokenizer: Any,
+    texts: Sequence[str],
+    *,
+    max_tokens: int,
+    prefix: Sequence[int] = (),
+) -> list[Tokens]:
+    """Tokens of every text, at most `max_tokens` per text.
+
+    Args:
+        prefix: Tokens before every text, marked as special; they replace those that
+            the tokenizer adds.
+
+    Raises:
+        UserError: When the tokenizer does not give the characters of each token, or
+            the prefix leaves no room for a text.
+    """
+    if prefix:
+        return _with_prefix(tokenizer, texts, max_tokens, list(prefix))
     if not tokenizer.is_fast:
         raise UserError(
             f"tokenizer {type(tokenizer).__name__} must be a fast tokenizer; "
@@ -68,6 +113,41 @@ def tokenize(tokenizer: Any, texts: Sequence[str], *, max_tokens: int) -> list[T
     return [
         Tokens(ids, spans, [bool(mark) for mark in special])
         for ids, spans, special in zip(*marks, strict=True)
+    ]
+
+
+def _with_prefix(
+    tokenizer: Any, texts: Sequence[str], max_tokens: int, prefix: list[int]
+) -> list[Tokens]:
+    n = len(prefix)
+    if n + 4 > max_tokens:
+        raise UserError(
+            f"--prefix has {n} tokens, which leaves no room in --max_length "
+            f"{max_tokens}; give a larger --max_length"
+        )
+    coded = tokenizer(
+        list(texts),
+        truncation=True,
+        max_length=max_tokens - n,
+        return_offsets_mapping=True,
+        add_special_tokens=False,
+    )
+    pairs = zip(coded["input_ids"], coded["offset_mapping"], strict=True)
+    return [
+        Tokens(
+            [*prefix, *ids],
+            [*[(0, 0)] * n, *spans],
+            [*[True] * n, *[False] * len(ids)],
+        )
+        for ids, spans in pairs
+    ]
+
+
+def targets_of(tokens: Tokens) -> list[int]:
+    """The token after each but the last; a special token is no target."""
+    return [
+        NO_TARGET if special else token
+        for token, special in zip(tokens.ids[1:], tokens.special[1:], strict=True)
     ]
 
 

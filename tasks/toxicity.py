@@ -23,6 +23,7 @@ from circuitcut.data.text.splits import split_texts
 from circuitcut.data.text.toxicity_generated import generate_toxicity
 from circuitcut.tasks.base import (
     NO_TARGET,
+    TEXT_OPTIONS,
     Batch,
     Head,
     Metric,
@@ -37,7 +38,9 @@ from circuitcut.tasks.language_rows import (
     Tokens,
     collate,
     pad_id_of,
+    prefix_ids,
     share,
+    targets_of,
     token_nll,
     tokenize,
     without_end,
@@ -78,7 +81,7 @@ class ToxicityTask(Task):
     head: ClassVar[Head] = "causal_lm"
     concept_metric: ClassVar[Metric] = Metric("toxic_nll", False, "nats/token")
     retain_metric: ClassVar[Metric] = Metric("retain_nll", False, "nats/token")
-    own_options = ("concept_values", "retain_data")
+    own_options = ("concept_values", "retain_data", *TEXT_OPTIONS)
     defaults = TaskDefaults(
         model="tiny-decoder",
         units=("neurons", "heads"),
@@ -138,6 +141,7 @@ class ToxicityTask(Task):
         self._corpus = corpus
         self._tokenizer = tokenizer
         self._max_length = options.max_length
+        self._prefix = prefix_ids(tokenizer, options)
         self._scorer_name = options.toxicity_scorer
         self._rows: dict[str, dict[int, Row]] = {}
         self._indices = {
@@ -293,7 +297,9 @@ class ToxicityTask(Task):
         new = [i for i in indices if i not in rows]
         records = [self._corpus.records[split][i] for i in new]
         texts = [record.text for record in records]
-        coded = tokenize(self._tokenizer, texts, max_tokens=self._max_length + 1)
+        coded = tokenize(
+            self._tokenizer, texts, max_tokens=self._max_length + 1, prefix=self._prefix
+        )
         for i, record, tokens in zip(new, records, coded, strict=True):
             rows[i] = self._row(record, without_end(tokens), i)
         return [rows[i] for i in indices]
@@ -302,7 +308,10 @@ class ToxicityTask(Task):
         end = self._tokenizer.eos_token_id
         end = NO_TARGET if end is None else end
         n = min(len(tokens.ids), self._max_length)
-        counted = np.arange(1, n + 1) < len(tokens.ids)
+        nexts = [*targets_of(tokens), end][:n]
+        counted = (np.arange(1, n + 1) < len(tokens.ids)) & (
+            np.array(nexts) != NO_TARGET
+        )
         marked = counted
         if record.spans:
             spans = [*tokens.spans[1:], (0, 0)][:n]
@@ -313,7 +322,7 @@ class ToxicityTask(Task):
         nowhere = np.zeros(n, bool)
         return Row(
             inputs=np.array(tokens.ids[:n], np.int32),
-            targets=np.array([*tokens.ids[1:], end][:n], np.int32),
+            targets=np.array(nexts, np.int32),
             real=~np.array(tokens.special[:n]),
             concept=marked if toxic else nowhere,
             retain=nowhere if toxic else counted,

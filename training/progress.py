@@ -1,15 +1,22 @@
-"""How far a loop has come: a bar on a terminal, a few log lines elsewhere."""
+"""How far a loop has come: a bar on a terminal, a few log lines elsewhere.
+
+Whatever lasts longer than five seconds shows a sign of life, with the time left; what
+is shorter says nothing until its end.
+"""
 
 import logging
 import time
+from collections.abc import Iterable, Iterator, Sized
+from typing import TypeVar
 
 from tqdm import tqdm
 
-N_LINES = 10
-"""Log lines of one loop where there is no terminal."""
-SHORT = 100
-"""A loop of fewer steps gets one line, at its end: relearning has dozens of them."""
+FIRST = 5.0
+"""Seconds until the first line of a loop."""
+LAST = 60.0
+"""Seconds between two lines at most; each interval is twice the one before."""
 
+T = TypeVar("T")
 _log = logging.getLogger(__name__)
 
 
@@ -19,37 +26,82 @@ class Progress:
     Args:
         label: Stands before the numbers; None shows nothing.
         start: Steps done before.
-        n_steps: Steps of the whole loop.
+        n_steps: Steps of the whole loop; None: unknown.
+        unit: Name of a step.
+        summary: Write a line at the end as well, however short the loop.
     """
 
-    def __init__(self, label: str | None, start: int, n_steps: int):
+    def __init__(
+        self,
+        label: str | None,
+        start: int,
+        n_steps: int | None,
+        *,
+        unit: str = "step",
+        summary: bool = True,
+    ):
         self._bar = tqdm(
             desc=label,
             initial=start,
             total=n_steps,
             disable=True if label is None else None,  # None: unless on a terminal
             dynamic_ncols=True,
+            unit=unit,
+            delay=0.0 if summary else FIRST,
+            leave=summary,
         )
-        self._label = label
+        self._label, self._unit, self._summary = label, unit, summary
         self._start, self._n_steps = start, n_steps
-        self._every = n_steps // N_LINES if n_steps >= SHORT else n_steps
-        self._began = time.monotonic()
+        self._began = self._wrote = time.monotonic()
+        self._pause = FIRST
 
-    def advance(self, step: int, loss: float) -> None:
+    def advance(self, step: int, loss: float | None = None) -> None:
         """Step number `step` (from 0) is done."""
         done = step + 1
         if not self._bar.disable:
-            self._bar.set_postfix(loss=f"{loss:.4g}", refresh=False)
+            if loss is not None:
+                self._bar.set_postfix(loss=f"{loss:.4g}", refresh=False)
             self._bar.update()
-        elif self._label and (done % self._every == 0 or done == self._n_steps):
-            seconds = (time.monotonic() - self._began) / (done - self._start)
-            _log.info(
-                "%s: step %d/%d, loss %.4g, %.3g s per step",
-                *(self._label, done, self._n_steps, loss, seconds),
-            )
+        elif self._label is not None:
+            now = time.monotonic()
+            is_last = done == self._n_steps
+            if now - self._wrote >= self._pause or (is_last and self._summary):
+                self._wrote = now
+                self._pause = min(2 * self._pause, LAST)
+                self._write(done, loss, now - self._began)
+
+    def _write(self, done: int, loss: float | None, seconds: float) -> None:
+        rate = seconds / (done - self._start)
+        total = "" if self._n_steps is None else f"/{self._n_steps}"
+        parts = [f"{self._unit} {done}{total}"]
+        if loss is not None:
+            parts.append(f"loss {loss:.4g}")
+        parts.append(f"{rate:.3g} s per {self._unit}")
+        if self._n_steps is not None and done < self._n_steps:
+            parts.append(f"{_duration(rate * (self._n_steps - done))} left")
+        _log.info("%s: %s", self._label, ", ".join(parts))
 
     def __enter__(self) -> "Progress":
         return self
 
     def __exit__(self, *_: object) -> None:
         self._bar.close()
+
+
+def shown(items: Iterable[T], label: str | None, *, unit: str = "batch") -> Iterator[T]:
+    """The items, with a sign of life where the loop over them lasts.
+
+    Args:
+        label: What the loop does; None shows nothing.
+    """
+    n_items = len(items) if isinstance(items, Sized) else None
+    with Progress(label, 0, n_items, unit=unit, summary=False) as bar:
+        for number, item in enumerate(items):
+            yield item
+            bar.advance(number)
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

@@ -11,7 +11,7 @@ block run as usual; a block itself no longer has an output of its own.
 
 import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from functools import partial
 from typing import Any
 
@@ -24,7 +24,9 @@ from circuitcut.masks.edges.sparse import SparsePlan, plan_of
 from circuitcut.masks.edges.stack import EdgeStack
 from circuitcut.masks.edges.stack_cache import residual_model, stack_of, writers_seen
 from circuitcut.masks.edges.writers import record_writers
+from circuitcut.models.architectures import architecture_of
 from circuitcut.models.residual.folded_model import ResidualModel
+from circuitcut.models.spared import first_positions
 from circuitcut.storage.errors import UserError
 from circuitcut.storage.modes import evaluating
 
@@ -60,6 +62,9 @@ def edge_gated(
     ablated: Float[Tensor, "writer *token d_model"] | None = None,
     inside: Sequence[Tensor] = (),
     differences: Float[Tensor, "writer batch seq d_model"] | None = None,
+    *,
+    spare_first: bool = False,
+    pause: Callable[[], AbstractContextManager[None]] = nullcontext,
 ) -> Iterator[None]:
     """Run the stack's model by the gates `keep` inside the context.
 
@@ -75,9 +80,14 @@ def edge_gated(
         inside: Gates that hooks inside the blocks use; may carry a gradient.
         differences: y[w] in dL/dg[r, w] = sum_t <y[w, t], dL/dread[r, t]>, in place of
             h[w] - a[w] of this run (`attribution.edge_integrated`).
+        spare_first: Nothing is cut at the first position of a text. In a causal model
+            it sees no other position, so its ablation values become what the uncut
+            model has there: one more pass on the first tokens alone.
+        pause: Context in which the hooks inside the blocks do nothing.
 
     Raises:
-        UserError: When the gates are not one an edge, or the blocks are gated already.
+        UserError: When the gates are not one an edge, the blocks are gated already, or
+            `spare_first` is asked of an encoder.
     """
     n_edges = stack.model.graph.n_edges
     if keep.shape != (n_edges,):
@@ -88,8 +98,15 @@ def edge_gated(
     # hooks of other gates would run twice where the model runs beside the edges
     is_alone = keep.dtype == torch.bool and not inside
     plan = plan_of(stack.model, keep) if is_alone else None
-    run = partial(_run_gated, stack, keep, ablated, inside, differences, plan)
-    with _run_instead(stack, run):
+    first = _FirstPositions(stack.model, pause) if spare_first else None
+    run = partial(_run_gated, stack, keep, ablated, inside, differences, plan, first)
+    with _run_instead(stack, run) as blocks, ExitStack() as undo:
+        if first is not None:
+            first.blocks = blocks
+            read = stack.model.model.register_forward_pre_hook(
+                first.read, with_kwargs=True
+            )
+            undo.callback(read.remove)
         yield
 
 
@@ -100,11 +117,15 @@ def _run_gated(
     inside: Sequence[Tensor],
     differences: Tensor | None,
     plan: SparsePlan | None,
+    first: "_FirstPositions | None",
     stream: Tensor,
     kwargs: AttentionArguments,
     position: Tensor | None,
 ) -> Tensor:
     base = stack.model.base
+    values = _by_token(ablated, stream)
+    if first is not None:
+        values = first.put_into(values, stream)
     # no dropout between the edges
     with torch.autocast(stream.device.type, enabled=False), evaluating(base):
         return stack(
@@ -112,7 +133,7 @@ def _run_gated(
             keep.to(stream.device),
             kwargs,
             position=position,
-            ablated=_by_token(ablated, stream),
+            ablated=values,
             inside=inside,
             differences=_by_token(differences, stream),
             plan=plan,
@@ -138,8 +159,64 @@ def _by_token(values: Tensor | None, stream: Tensor) -> Tensor | None:
     return values.expand(-1, n_batch, n_seq, -1).flatten(1, 2)
 
 
+class _FirstPositions:
+    """What the uncut model writes at the first position of every text of a batch."""
+
+    def __init__(
+        self,
+        model: ResidualModel,
+        pause: Callable[[], AbstractContextManager[None]],
+    ):
+        if not architecture_of(model.model).is_decoder:
+            raise UserError(
+                "an encoder's first position depends on all others: no edge mask can "
+                "spare it; leave FIRST_POSITION out of special_ids"
+            )
+        self.model, self.pause = model, pause
+        self.blocks: _Blocks | None = None
+        self.places = torch.empty(0)
+        self.writers = torch.empty(0)
+
+    def read(self, _: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
+        """Record the writers on the first tokens, a pass a distinct token."""
+        assert self.blocks is not None
+        ids = kwargs.get("input_ids", args[0] if args else None)
+        if ids is None:
+            raise UserError(
+                "a mask that spares the first position needs a model called with "
+                "input_ids, got none; pass input_ids"
+            )
+        self.places = first_positions(ids, kwargs.get("attention_mask"))
+        tokens = ids.gather(1, self.places[:, None])
+        inputs = {"input_ids": tokens, "position_ids": self.places[:, None]}
+        if not self.places.any():
+            tokens, row_of = tokens.unique(return_inverse=True)
+            inputs = {"input_ids": tokens[:, None]}
+        with self.blocks.suspended(), self.pause():
+            written = record_writers(self.model, inputs)[:, :, 0]
+        rows = torch.arange(len(ids)) if self.places.any() else row_of[:, 0]
+        self.writers = written[:, rows.to(written.device)]
+
+    def put_into(
+        self, values: Tensor | None, stream: Tensor
+    ) -> Float[Tensor, "writer token d_model"]:
+        """The values of all tokens, with those of the first positions in place."""
+        n_batch, n_seq, d_model = stream.shape
+        n_writers = len(self.writers)
+        full = stream.new_zeros(n_writers, n_batch, n_seq, d_model)
+        if values is not None:
+            full += (
+                values.unsqueeze(1)
+                if values.shape[1] == 1
+                else values.unflatten(1, (n_batch, n_seq))
+            )
+        rows = torch.arange(n_batch, device=stream.device)
+        full[:, rows, self.places] = self.writers.to(full)
+        return full.flatten(1, 2)
+
+
 @contextmanager
-def _run_instead(stack: EdgeStack, run: RunBlocks) -> Iterator[None]:
+def _run_instead(stack: EdgeStack, run: RunBlocks) -> Iterator["_Blocks"]:
     """Let `run` stand in for all blocks of the stack's model."""
     model = stack.model
     if any("forward" in vars(block) for block in model.blocks):
@@ -156,7 +233,7 @@ def _run_instead(stack: EdgeStack, run: RunBlocks) -> Iterator[None]:
             module = model.base.get_submodule(model.parts.position)
             undo.callback(module.register_forward_hook(blocks.on_position).remove)
         undo.enter_context(_without_cache(model))
-        yield
+        yield blocks
 
 
 class _Blocks:
@@ -181,6 +258,16 @@ class _Blocks:
         if layer + 1 < self.model.graph.n_layers:
             return stream
         return self.run(stream, self.kwargs, self.position)
+
+    @contextmanager
+    def suspended(self) -> Iterator[None]:
+        """Let the blocks run as they are."""
+        replaced = [vars(block).pop("forward") for block in self.model.blocks]
+        try:
+            yield
+        finally:
+            for block, forward in zip(self.model.blocks, replaced, strict=True):
+                vars(block)["forward"] = forward
 
     def on_position(self, _: Any, __: Any, output: Tensor) -> None:
         self.position = output

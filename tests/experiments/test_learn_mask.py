@@ -67,7 +67,7 @@ def test_every_gate_finds_the_units_that_carry_the_concept(gate: str):
     learned = learn_mask(model, [site], planted_loss, settings, watch=QUIET)
     mask = learned.freeze(n_ablated=2)
     assert (~mask.keep[site.name]).nonzero().flatten().tolist() == list(CARRIERS)
-    if GATES[gate].has_threshold:
+    if GATES[gate].has_threshold(settings):
         assert (~learned.freeze().keep[site.name])[list(CARRIERS)].all()
     else:
         with pytest.raises(UserError, match="give n_ablated"):

