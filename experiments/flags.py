@@ -71,6 +71,12 @@ class TaskConfig:
         "float32", "data type of a loaded model's weights; gates stay float32"
     )
     mixed_precision: Literal["no", "bf16"] = flag("no", "arithmetic of the model")
+    n_heldout: int | None = flag(
+        None,
+        "score so many evenly spaced examples of the tune and held-out splits; "
+        "default: all, of large models some hundreds",
+    )
+    eval_batch: int = flag(64, "examples in one forward pass of an evaluation")
     run_dir: Path = flag(DEFAULT_PARENT, "parent folder of the run directories")
 
     def __post_init__(self) -> None:
@@ -78,6 +84,9 @@ class TaskConfig:
             raise UserError(f"--task must be one of {sorted(TASKS)}, got {self.task!r}")
         if self.max_length < 4:
             raise UserError(f"--max_length must be at least 4, got {self.max_length}")
+        for name in ("n_heldout", "eval_batch"):
+            if getattr(self, name) is not None and getattr(self, name) < 1:
+                raise UserError(f"--{name} must be positive, got {getattr(self, name)}")
         if self.base_steps is not None and self.base_steps < 1:
             raise UserError(f"--base_steps must be positive, got {self.base_steps}")
         if self.seed < 0 or self.base_seed < 0 or self.split_seed < 0:

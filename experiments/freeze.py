@@ -85,17 +85,19 @@ def _chosen_k(
     """
     task, model, size = experiment.task, experiment.loaded.model, plan.size
     concept, retain = task.concept_metric, task.retain_metric
-    uncut = evaluate(task, model, "tune").scores
     breaking = plan.settings.direction == "break"
+    only_concept = concept.higher_is_better or not breaking
+    uncut = evaluate(task, model, "tune", only_concept=only_concept).scores
     low, high = math.log(plan.settings.k_min), math.log(plan.settings.k_max)
     grid = sorted({round(math.exp(low + i * (high - low) / 11)) for i in range(12)})
     sizes = grid if breaking else [n_units - k for k in grid]
 
     def score_at(name: str, k: int) -> float:
         cut = cut_with(experiment, exactly(k))
-        return evaluate(task, model, "tune", cut=cut).scores[name]
+        found = evaluate(task, model, "tune", cut=cut, only_concept=only_concept)
+        return found.scores[name]
 
-    if breaking and not concept.higher_is_better:
+    if not only_concept:
         limit = (1 + size.retain_cost) * uncut[retain.name]
         return _most_within(limit, sizes, partial(score_at, retain.name))
     for k in sizes:

@@ -28,6 +28,7 @@ from circuitcut.masks.mask_set import MaskSet
 from circuitcut.models.sites import Site
 from circuitcut.models.spared import spared_positions
 from circuitcut.storage.errors import UserError
+from circuitcut.storage.progress import shown
 from circuitcut.tasks.base import Batch, Outputs, to_device
 from circuitcut.training.fit_arguments import NO_CHECKPOINTS, Checkpoints
 from circuitcut.training.objectives import (
@@ -35,7 +36,6 @@ from circuitcut.training.objectives import (
     RETAIN_OBJECTIVES,
     ObjectiveSettings,
 )
-from circuitcut.training.progress import shown
 
 MEAN_BATCH = 64
 """Examples in one forward pass for means."""

@@ -125,7 +125,11 @@ def check_head(config: TaskConfig) -> None:
 def task_of(config: TaskConfig, corpus: Corpus, loaded: LoadedModel) -> Task:
     """The task on this corpus, for the model's tokenizer."""
     piece: Literal["first", "last"] = "last" if loaded.is_decoder else "first"
-    return TASKS[config.task](corpus, loaded.tokenizer, config.task_options(piece))
+    task = TASKS[config.task](corpus, loaded.tokenizer, config.task_options(piece))
+    task.eval_batch = config.eval_batch
+    usual = task.defaults.of(config.model_name).n_heldout
+    task.n_heldout = config.n_heldout or usual
+    return task
 
 
 def base_recipe(config: TaskConfig) -> BaseRecipe:

@@ -1,19 +1,21 @@
 """A task: its data in batches, and scores of the concept and of what is retained."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Literal, Protocol, runtime_checkable
+from typing import Any, ClassVar, Literal, Protocol, TypeVar, runtime_checkable
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from circuitcut.storage.errors import UserError
 from circuitcut.tasks.defaults import TaskDefaults
+from circuitcut.tasks.selected_logits import logits_at
 
+T = TypeVar("T")
 Split = Literal["base", "mask", "tune", "relearn", "heldout"]
 SPLITS: tuple[Split, ...] = ("base", "mask", "tune", "relearn", "heldout")
 Head = Literal["causal_lm", "token_classification", "image_classification"]
@@ -127,6 +129,10 @@ class Task(ABC):
     concept_metric: ClassVar[Metric]
     retain_metric: ClassVar[Metric]
     defaults: ClassVar[TaskDefaults]
+    eval_batch: int = 64
+    """Examples of one forward pass in evaluation; the scores do not depend on it."""
+    n_heldout: int | None = None
+    """So many evenly spaced examples of `tune` and `heldout` are scored; None: all."""
     own_options: ClassVar[tuple[str, ...]] = ()
     """`TaskOptions` that this task reads and some other tasks do not."""
 
@@ -171,7 +177,10 @@ class Task(ABC):
 
     @abstractmethod
     def evaluation_batches(self, split: Split, *, size: int) -> Iterator[Batch]:
-        """Batches that contain every example of `split` once, in a fixed order."""
+        """Batches that contain every scored example of `split` once, in a fixed order.
+
+        All examples, but of `tune` and `heldout` `n_heldout` ones (see `scored`).
+        """
 
     @abstractmethod
     def counts(
@@ -191,6 +200,13 @@ class Task(ABC):
     def n_examples(self, split: Split) -> int:
         """Number of examples of a split."""
 
+    def scored(self, split: Split, examples: Sequence[T]) -> Sequence[T]:
+        """Evenly spaced examples, as many as `n_heldout` allows in this split."""
+        n, most = len(examples), self.n_heldout
+        if split not in ("tune", "heldout") or most is None or most >= n:
+            return examples
+        return [examples[i * n // most] for i in range(most)]
+
     def counterfactual(self, batch: Batch) -> Batch:
         """The paired corrupted inputs, aligned position by position.
 
@@ -203,9 +219,19 @@ class Task(ABC):
         """The keyword arguments of the model's forward."""
         return {key: batch[key] for key in MODEL_INPUTS if key in batch}
 
+    def counted(self, batch: Batch) -> Bool[Tensor, "batch *seq"]:
+        """Positions whose logits any score or objective needs; by default all."""
+        return torch.ones_like(batch["concept"])
+
+    def logits(
+        self, model: nn.Module, batch: Batch
+    ) -> Float[Tensor, "position classes"]:
+        """Logits at the counted positions, row by row, in one forward pass."""
+        return logits_at(model, self.inputs(batch), self.counted(batch))
+
     def outputs(self, model: nn.Module, batch: Batch) -> Outputs:
         """Predictions of one forward pass at the concept and the retained positions."""
-        logits = model(**self.inputs(batch)).logits
+        logits = self.logits(model, batch)
         return Outputs(
             self._predictions(logits, batch, batch["concept"]),
             self._predictions(logits, batch, batch["retain"]),
@@ -248,7 +274,7 @@ class Task(ABC):
 
     def _predictions(self, logits: Tensor, batch: Batch, where: Tensor) -> Predictions:
         return Predictions(
-            logits[where].float(),
+            logits[where[self.counted(batch)]].float(),
             batch["targets"][where],
             self.concept_classes(batch, where),
             self.rivals(batch, where),

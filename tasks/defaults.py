@@ -36,6 +36,8 @@ class ModelDefaults:
     mask: Mapping[str, Any] | None = None
     base: BaseRecipe | None = None
     """None means that a pretrained model is fine-tuned with `FINETUNE`."""
+    n_heldout: int | None = None
+    """Examples of `tune` and `heldout` that are scored; None: all."""
     base_on_own_data: BaseRecipe | None = None
     """Used with `--data`, which is larger than the built-in corpus; None means `base`.
     """

@@ -12,7 +12,9 @@ from torch import Tensor, nn
 
 from circuitcut.storage.errors import UserError
 from circuitcut.storage.modes import evaluating
+from circuitcut.storage.progress import shown
 from circuitcut.tasks.base import Batch, Outputs, Predictions, Split, Task, to_device
+from circuitcut.tasks.selected_logits import head_of
 from circuitcut.tasks.span_counts import ratio
 
 BEHAVIOURS = ("concept", "retain")
@@ -74,11 +76,12 @@ def evaluate(
     model: nn.Module,
     split: Split,
     *,
-    size: int = 64,
+    size: int | None = None,
     cut: Cut = uncut,
     reference: bool | References = False,
     of_concept: Mapping[str, PositionScore] | None = None,
     limit: int | None = None,
+    only_concept: bool = False,
 ) -> Evaluation:
     """Scores of `model` inside `cut` on every example of `split`, in eval mode.
 
@@ -86,13 +89,16 @@ def evaluate(
         task: The data and the scores.
         model: Keeps its mode (training or evaluation).
         split: The examples to evaluate.
-        size: Examples per forward pass; the scores do not depend on it.
+        size: Examples per forward pass; the scores do not depend on it. None: the
+            task's `eval_batch`.
         cut: Returns the context in which the model is cut; default: no cut.
         reference: Run also the uncut model and add `kl_concept` and `kl_retain`, the
             mean KL(uncut || cut) in nats per position. A `References` keeps the uncut
             model's outputs for the next call.
         of_concept: Further scores by name; each is averaged over the concept positions.
         limit: Evaluate only the first `limit` examples.
+        only_concept: Leave out the examples without a position of the concept, whose
+            scores are then undefined.
 
     Raises:
         UserError: When the split is empty.
@@ -102,8 +108,11 @@ def evaluate(
     counts: dict[str, list[Tensor]] = {}
     clusters, unseen = [], []
     with evaluating(model):
+        size = size or task.eval_batch
         batches = _limited(task.evaluation_batches(split, size=size), limit)
-        for number, batch in enumerate(batches):
+        if only_concept:
+            batches = _with_concept(batches)
+        for number, batch in enumerate(shown(batches, f"scores on {split}")):
             clusters.append(batch["cluster"])
             unseen.append(batch["unseen"])
             with torch.no_grad():
@@ -140,6 +149,14 @@ def _evaluation(
         unseen=unseen,
         n_examples=len(unseen),
     )
+
+
+def _with_concept(batches: Iterable[Batch]) -> Iterator[Batch]:
+    """The batches without the examples that have no position of the concept."""
+    for batch in batches:
+        rows = batch["concept"].reshape(len(batch["concept"]), -1).any(1)
+        if rows.any():
+            yield {name: values[rows] for name, values in batch.items()}
 
 
 def _limited(batches: Iterable[Batch], limit: int | None) -> Iterator[Batch]:
@@ -261,6 +278,10 @@ class _CachedForward(nn.Module):
         super().__init__()
         self.model = model
         self._output: Any = None
+
+    def get_output_embeddings(self) -> nn.Module | None:
+        """The head, which runs at counted positions only."""
+        return head_of(self.model)
 
     def forward(self, **inputs: Tensor) -> Any:
         if self._output is None:

@@ -13,7 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
 
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from circuitcut.data.hub import HUB_PREFIX
@@ -39,6 +39,7 @@ from circuitcut.tasks.ioi_rows import KINDS, ioi_rows, one_token_names
 from circuitcut.tasks.language_rows import (
     Row,
     collate,
+    counted_nll,
     pad_id_of,
     prefix_ids,
     share,
@@ -192,9 +193,9 @@ class IoiTask(Task):
 
     def evaluation_batches(self, split: Split, *, size: int) -> Iterator[Batch]:
         """Every prompt and text once: first prompts, then texts without names."""
-        n = self.n_examples(split)
-        for first in range(0, n, size):
-            yield self._collated(split, range(first, min(first + size, n)))
+        chosen = self.scored(split, range(self.n_examples(split)))
+        for first in range(0, len(chosen), size):
+            yield self._collated(split, chosen[first : first + size])
 
     def n_examples(self, split: Split) -> int:
         """Number of prompts and texts of a split."""
@@ -225,15 +226,22 @@ class IoiTask(Task):
             return None
         return batch["s_id"][where.nonzero()[:, 0]].unsqueeze(-1)
 
+    def counted(self, batch: Batch) -> Bool[Tensor, "batch seq"]:
+        """Answers, retained tokens, and the tokens of texts that copy names."""
+        is_copy = (batch["kind"] == KINDS.index("copy"))[:, None]
+        copied = is_copy & (batch["targets"] != NO_TARGET)
+        return batch["concept"] | batch["retain"] | copied
+
     def counts(
         self, model: nn.Module, batch: Batch
     ) -> dict[str, Float[Tensor, "batch"]]:
         """Prompts: hits and logit differences; other tokens: summed nats and counts."""
-        logits = model(**self.inputs(batch)).logits.float()
-        nll = token_nll(logits, batch["targets"])
+        where = self.counted(batch)
+        logits = self.logits(model, batch).float()
+        nll = counted_nll(logits, batch, where)
         is_prompt = batch["kind"] == KINDS.index("ioi")
         is_copy = batch["kind"] == KINDS.index("copy")
-        counts = _answer_counts(logits, batch, is_prompt)
+        counts = _answer_counts(logits[batch["concept"][where]], batch, is_prompt)
         positions = {
             "retain": batch["retain"] & ~is_prompt[:, None],
             "template": batch["retain"] & is_prompt[:, None],
@@ -282,11 +290,10 @@ class IoiTask(Task):
 
 
 def _answer_counts(
-    logits: Float[Tensor, "batch seq vocab"], batch: Batch, is_prompt: Tensor
+    at_end: Float[Tensor, "prompt vocab"], batch: Batch, is_prompt: Tensor
 ) -> dict[str, Tensor]:
     """Scores of the answer at the end of every prompt; zero for texts."""
     rows = is_prompt.nonzero()[:, 0]
-    at_end = logits[rows, batch["end_position"][rows]]
     io, subject = batch["io_id"][rows], batch["s_id"][rows]
     io_logit = at_end.gather(1, io[:, None]).squeeze(1)
     difference = io_logit - at_end.gather(1, subject[:, None]).squeeze(1)

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from circuitcut.storage.errors import UserError
 from circuitcut.tasks.base import NO_TARGET, Batch, TaskOptions
+from circuitcut.tasks.selected_logits import spread
 
 
 @dataclass(frozen=True)
@@ -207,6 +208,17 @@ def token_nll(logits: Tensor, targets: Tensor) -> Tensor:
         reduction="none",
     )
     return losses.view(targets.shape)
+
+
+def counted_nll(logits: Tensor, batch: Batch, where: Tensor) -> Tensor:
+    """Negative log likelihood in nats of the targets at `where`, (batch, seq).
+
+    Zero elsewhere and where there is no target.
+
+    Args:
+        logits: Those of the positions at `where`, (position, vocab).
+    """
+    return spread(token_nll(logits, batch["targets"][where]), where)
 
 
 def share(total: Tensor, count: Tensor) -> float:

@@ -13,7 +13,7 @@ from functools import cached_property
 from typing import Any, ClassVar
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from circuitcut.data.sampling import draw, draw_from
@@ -37,11 +37,11 @@ from circuitcut.tasks.language_rows import (
     Row,
     Tokens,
     collate,
+    counted_nll,
     pad_id_of,
     prefix_ids,
     share,
     targets_of,
-    token_nll,
     tokenize,
     without_end,
 )
@@ -192,19 +192,23 @@ class ToxicityTask(Task):
 
     def evaluation_batches(self, split: Split, *, size: int) -> Iterator[Batch]:
         """All texts once, in the order of the corpus."""
-        n = self.n_examples(split)
-        for first in range(0, n, size):
-            yield self._collated(split, range(first, min(first + size, n)))
+        chosen = self.scored(split, range(self.n_examples(split)))
+        for first in range(0, len(chosen), size):
+            yield self._collated(split, chosen[first : first + size])
 
     def n_examples(self, split: Split) -> int:
         """Number of texts of a split."""
         return len(self._corpus.records[split])
 
+    def counted(self, batch: Batch) -> Bool[Tensor, "batch seq"]:
+        """Tokens of the concept and retained ones."""
+        return batch["concept"] | batch["retain"]
+
     def counts(
         self, model: nn.Module, batch: Batch
     ) -> dict[str, Float[Tensor, "batch"]]:
         """Summed nats and number of tokens for each kind of text."""
-        nll = token_nll(model(**self.inputs(batch)).logits, batch["targets"])
+        nll = counted_nll(self.logits(model, batch), batch, self.counted(batch))
         counts = {}
         for index, kind in enumerate(TEXT_KINDS):
             counted = batch["concept" if kind == "toxic" else "retain"]

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from circuitcut.storage.checkpoints import latest_step, load_latest, save_state
 from circuitcut.storage.errors import UserError
+from circuitcut.storage.progress import Progress
 from circuitcut.training.fit_arguments import (
     NO_CHECKPOINTS,
     NO_WATCH,
@@ -27,7 +28,6 @@ from circuitcut.training.fit_arguments import (
 from circuitcut.training.fit_settings import FitSettings
 from circuitcut.training.fit_state import FitState
 from circuitcut.training.interruption import interruption, stop_request
-from circuitcut.training.progress import Progress
 
 StepLoss = Callable[[int, torch.Generator], tuple[Tensor, dict[str, float]]]
 
