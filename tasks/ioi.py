@@ -107,6 +107,18 @@ class IoiTask(Task):
             "deep-decoder": ModelDefaults(
                 base=replace(_DECODER, n_steps=1000, warmup=60, n_layers=4)
             ),
+            "smollm2": ModelDefaults(
+                units=("heads",),
+                mask={
+                    "ablation": "mean",
+                    "concept_objective": "uniform",
+                    "k_min": 1.0,
+                    "k_max": 16.0,
+                    "retain_weight": 16.0,
+                    "n_steps": 60,
+                },
+                n_heldout=400,
+            ),
         },
     )
 
