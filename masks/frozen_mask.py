@@ -194,6 +194,9 @@ class FrozenMask:
     ) -> AbstractContextManager[None]:
         """Cut `model` in a `with` block; afterwards it is bit-identical to before.
 
+        A mask on edges allows no key-value cache there: `generate` runs the whole text
+        for every token, and a forward pass that gets a cache raises a `UserError`.
+
         Args:
             ablated: Ablation values of this batch, required for a counterfactual mask
                 (`record_values` on the paired inputs).
