@@ -16,7 +16,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 import torch
-from jaxtyping import Shaped
+from jaxtyping import Bool, Shaped
 from torch import Tensor, nn
 
 from circuitcut.masks.ablation import AblationKind
@@ -28,6 +28,7 @@ from circuitcut.masks.formats.edge_matrices import (
     regrouped,
 )
 from circuitcut.models.residual.block_modules import graph_of, parts_of
+from circuitcut.models.residual.connected_edges import connected, leading_to_logits
 from circuitcut.models.residual.folded_model import ResidualModel
 from circuitcut.models.residual.graph import AttentionBias, Position, ResidualGraph
 from circuitcut.storage.errors import UserError
@@ -43,10 +44,12 @@ class Convention:
     """True: merged edges for a head's q, k and v; False: separate edges."""
     ablation: AblationKind
     """The program's default ablation value."""
+    prunes: bool = False
+    """Its evaluation first ablates edges on no path from the input to the logits."""
 
 
 CONVENTIONS: dict[str, Convention] = {
-    "mib": Convention("always", "always", False, "counterfactual"),
+    "mib": Convention("always", "always", False, "counterfactual", prunes=True),
     "auto_circuit": Convention("merged", "always", False, "counterfactual"),
     "edge_pruning": Convention("own", "heads", False, "counterfactual"),
     "circuit_breaking": Convention("merged", "heads", True, "zero"),
@@ -170,6 +173,43 @@ def cut_differences(
                 f"{target.attention_bias} in the format)"
             )
     return differences
+
+
+def as_evaluated(
+    name: str,
+    graph: ResidualGraph,
+    kept: Bool[Tensor, "edge"],
+    ablation: AblationKind,
+) -> Bool[Tensor, "edge"]:
+    """The edges that the program `name` keeps where it evaluates the mask `kept`.
+
+    Edges that it prunes matter for zero and mean ablation alone: with counterfactual
+    ablation, a node that reads nothing of the input writes its ablation value.
+    """
+    convention = CONVENTIONS.get(name)
+    if convention is None or not convention.prunes or ablation == "counterfactual":
+        return kept
+    return connected(graph, kept)
+
+
+def pruning_differences(
+    name: str,
+    graph: ResidualGraph,
+    kept: Bool[Tensor, "edge"],
+    ablation: AblationKind,
+) -> list[str]:
+    """Edges that have an effect here and that the program `name` prunes, a sentence.
+
+    Edges that lead nowhere are pruned too, which changes no cut.
+    """
+    pruned = leading_to_logits(graph, kept) & ~as_evaluated(name, graph, kept, ablation)
+    if not pruned.any():
+        return []
+    first = list(graph.edges())[int(pruned.nonzero()[0])]
+    return [
+        f"it removes the {int(pruned.sum())} kept edges from nodes that no path joins "
+        f"to the input, first {first}, which have an effect with {ablation} ablation"
+    ]
 
 
 def _position_as(graph: ResidualGraph, part: Tensor, position: Position) -> Tensor:

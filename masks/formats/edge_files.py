@@ -4,6 +4,7 @@ Each format is a graph (`masks/formats/conventions.py`) and a file: JSON
 (`masks/formats/edge_lists.py`) or named tensors (`masks/formats/edge_tensors.py`).
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -14,9 +15,11 @@ from torch import Tensor, nn
 from circuitcut.masks.ablation import AblationKind
 from circuitcut.masks.formats.conventions import (
     CONVENTIONS,
+    as_evaluated,
     cut_differences,
     graph_in,
     model_graph,
+    pruning_differences,
     translated,
 )
 from circuitcut.masks.formats.edge_lists import (
@@ -66,6 +69,7 @@ def read_edges(
     scored: bool = False,
     shared: Shared = "refuse",
     embeddings: Embeddings = "auto",
+    ablation: AblationKind | None = None,
 ) -> EdgesOfFile:
     """A file in the format `name`, on the edges of a graph of `model`.
 
@@ -77,6 +81,8 @@ def read_edges(
             these differ.
         embeddings: For lists of `edge_pruning`: the embeddings are `nodes` or `always`
             on.
+        ablation: Ablation value that the mask is evaluated with; None is that
+            program's default. It decides whether edges that the program prunes matter.
 
     Raises:
         UserError: When the file is not a mask of this model in this format (the message
@@ -102,6 +108,8 @@ def read_edges(
         assert scores is not None
         return EdgesOfFile(ours, None, regrouped(theirs, scores, ours, shared="sum"))
     assert kept is not None
+    if ablation is not None:
+        kept = as_evaluated(name, theirs, kept, ablation)
     return EdgesOfFile(ours, regrouped(theirs, kept, ours, shared=shared), None)
 
 
@@ -147,9 +155,11 @@ def write_edges(
     """
     merged = not graph.separate_qkv if name == "auto_circuit" else None
     theirs = graph_in(model, CONVENTIONS[name], merged=merged)
-    if not allow_difference:
-        _check_same_cut(name, graph, kept, theirs, ablation)
     edges = translated(graph, kept, theirs, shared=shared)
+    if not allow_difference:
+        differences = cut_differences(graph, kept, theirs, ablation)
+        differences += pruning_differences(name, theirs, edges, ablation)
+        _check_same_cut(name, differences)
     if name == "mib":
         if scores is not None:
             scores = translated(graph, scores, theirs, shared="sum")
@@ -181,7 +191,7 @@ def write_named_edges(
     position: Position = "own" if graph.position == "always" else graph.position
     listed = replace(graph, attention_bias="always", position=position)
     if not allow_difference:
-        _check_same_cut("edges", graph, kept, listed, ablation)
+        _check_same_cut("edges", cut_differences(graph, kept, listed, ablation))
     write_json_line(path, edge_values(listed, translated(graph, kept, listed)))
 
 
@@ -191,14 +201,7 @@ def _check_suffix(path: Path, name: str) -> None:
         raise UserError(f"--format {name} is written as .safetensors{also}, got {path}")
 
 
-def _check_same_cut(
-    name: str,
-    graph: ResidualGraph,
-    kept: Tensor,
-    theirs: ResidualGraph,
-    ablation: AblationKind,
-) -> None:
-    differences = cut_differences(graph, kept, theirs, ablation)
+def _check_same_cut(name: str, differences: Sequence[str]) -> None:
     if differences:
         raise UserError(
             f"--format {name} cannot say the same: {'; '.join(differences)}; use a "

@@ -334,7 +334,108 @@ def write(path: Path, name: str, model: Any, graph: Any, kept: Tensor) -> None:
     if name == "edges":
         write_named_edges(path, graph, kept)
     else:
-        write_edges(path, name, model, graph, kept)
+        ablation = CONVENTIONS[name].ablation
+        write_edges(path, name, model, graph, kept, ablation=ablation)
+
+
+def pruned_by_hand(graph: ResidualGraph, kept: Tensor) -> Tensor:
+    """Nodes without kept edges in or out lose all edges, until there is none.
+
+    EAP-IG's pruning, https://github.com/hannamw/EAP-IG, `Graph.prune`.
+    """
+    names = [
+        name for name, is_kept in zip(graph.edges(), kept.tolist(), strict=True)
+        if is_kept
+    ]  # fmt: skip
+    while True:
+        sources = {name.split("->")[0] for name in names} | {"logits"}
+        targets = {name.split("->")[1].split("<")[0] for name in names} | {"input"}
+        alive = sources & targets
+        left = [n for n in names if n.split("->")[0] in alive
+                and n.split("->")[1].split("<")[0] in alive]  # fmt: skip
+        if left == names:
+            return torch.tensor([name in set(names) for name in graph.edges()])
+        names = left
+
+
+def values_of(graph: ResidualGraph, ablation: str) -> AblationValues:
+    """Zero, means, or another batch's activations at all sites of GPT-2."""
+    model, sites = model_of("gpt2"), edge_sites(model_of("gpt2"), graph)
+    if ablation == "zero":
+        return zero_values(sites)
+    there = record_values(model, sites, {"input_ids": (ids() * 3 + 1) % 60})
+    if ablation == "counterfactual":
+        return there
+    means = {name: value.mean((1, 2)) for name, value in there.values.items()}
+    return AblationValues("mean", means)
+
+
+def logits_by(graph: ResidualGraph, kept: Tensor, values: AblationValues) -> Tensor:
+    model, sites = model_of("gpt2"), edge_sites(model_of("gpt2"), graph)
+    mask = FrozenMask(by_site(sites, kept), sites, values)
+    with mask.applied(model):
+        return model(input_ids=ids()).logits
+
+
+def kept_names(graph: ResidualGraph, *names: str) -> Tensor:
+    return torch.tensor([name in names for name in graph.edges()])
+
+
+@pytest.mark.parametrize("ablation", ["zero", "mean", "counterfactual"])
+def test_an_eap_ig_graph_is_the_same_cut_after_its_pruning_or_refused(
+    ablation: Any, tmp_path: Path
+):
+    model, path = model_of("gpt2"), tmp_path / "graph.json"
+    graph = graph_in(model, CONVENTIONS["mib"])
+    values = values_of(graph, ablation)
+    masks = [
+        draw(graph.n_edges, seed, share) for seed in range(8) for share in (0.1, 0.6)
+    ]
+    masks.append(kept_names(graph, "a0.h0->logits"))
+    # into nowhere: m0 reaches nothing
+    masks.append(kept_names(graph, "input->m0", "input->logits"))
+    refused = 0
+    for kept in masks:
+        evaluated = logits_by(graph, pruned_by_hand(graph, kept), values)
+        difference = float((logits_by(graph, kept, values) - evaluated).abs().max())
+        if difference > 1e-9:
+            with pytest.raises(UserError, match="no path joins to the input, first"):
+                write_edges(path, "mib", model, graph, kept, ablation=ablation)
+            refused += 1
+            continue
+        write_edges(path, "mib", model, graph, kept, ablation=ablation)
+        again = read_edges(path, "mib", model, ablation=ablation)
+        ours = logits_by(graph, again.kept, values)
+        torch.testing.assert_close(ours, evaluated, atol=1e-9, rtol=0)
+    assert (refused > 0) is (ablation != "counterfactual")
+    assert refused < len(masks)
+
+
+@pytest.mark.parametrize("ablation", ["zero", "mean"])
+def test_an_imported_eap_ig_graph_is_pruned_as_it_is_there(
+    ablation: Any, tmp_path: Path
+):
+    model, path = model_of("gpt2"), tmp_path / "graph.json"
+    graph = graph_in(model, CONVENTIONS["mib"])
+    kept = draw(graph.n_edges, 1, 0.1)
+    write_edges(path, "mib", model, graph, kept, ablation="counterfactual")
+    found = read_edges(path, "mib", model, ablation=ablation)
+    assert torch.equal(found.kept, pruned_by_hand(graph, kept))
+    assert not torch.equal(found.kept, kept)
+    there = read_edges(path, "mib", model, ablation="counterfactual")
+    assert torch.equal(there.kept, kept)
+
+
+def test_the_smallest_dead_end_is_refused_by_its_name(tmp_path: Path):
+    model, path = model_of("gpt2"), tmp_path / "graph.json"
+    graph = graph_in(model, CONVENTIONS["mib"])
+    kept = kept_names(graph, "a0.h0->logits")
+    told = r"removes the 1 kept edges .*, first a0\.h0->logits, .* zero ablation"
+    with pytest.raises(UserError, match=told):
+        write_edges(path, "mib", model, graph, kept, ablation="zero")
+    assert not path.exists()
+    write_edges(path, "mib", model, graph, kept, ablation="zero", allow_difference=True)
+    assert json.loads(path.read_text())["edges"]["a0.h0->logits"]["in_graph"]
 
 
 @pytest.mark.parametrize("switches", SWITCHES)
@@ -490,7 +591,9 @@ def test_scores_of_copies_are_summed_and_survive_a_file(tmp_path: Path):
     scores = torch.randn(graph.n_edges, generator=torch.Generator().manual_seed(0))
     path = tmp_path / "graph.json"
     kept = scores > 0
-    write_edges(path, "mib", model, graph, kept, scores=scores)
+    write_edges(
+        path, "mib", model, graph, kept, scores=scores, ablation="counterfactual"
+    )
     found = read_edges(path, "mib", model, scored=True)
     n_copies = torch.tensor(
         [2.0 if name[-2:-1] in "kv" else 1.0 for name in graph.edges()]
