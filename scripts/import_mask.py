@@ -190,6 +190,7 @@ def _switches(edges: EdgesOfFile) -> str:
     graph = edges.graph
     return (
         f"position embedding {graph.position}, attention bias {graph.attention_bias}, "
+        f"value bias {graph.value_bias}, "
         f"queries, keys and values {'separate' if graph.separate_qkv else 'merged'}"
     )
 

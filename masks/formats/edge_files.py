@@ -21,6 +21,7 @@ from circuitcut.masks.formats.conventions import (
     model_graph,
     pruning_differences,
     translated,
+    without_empty_options,
 )
 from circuitcut.masks.formats.edge_lists import (
     binary,
@@ -157,7 +158,8 @@ def write_edges(
     theirs = graph_in(model, CONVENTIONS[name], merged=merged)
     edges = translated(graph, kept, theirs, shared=shared)
     if not allow_difference:
-        differences = cut_differences(graph, kept, theirs, ablation)
+        plain = without_empty_options(model, graph)
+        differences = cut_differences(plain, kept, theirs, ablation)
         differences += pruning_differences(name, theirs, edges, ablation)
         _check_same_cut(name, differences)
     if name == "mib":
@@ -185,11 +187,14 @@ def write_named_edges(
     Positions that are always on become a node whose edges are all kept.
 
     Raises:
-        UserError: When attention's bias belongs to the heads and this changes the cut:
-            in the format `edges` the bias is always on.
+        UserError: When attention's output bias belongs to the heads, or value biases to
+            the output bias, and this changes the cut: in the format `edges` the output
+            bias is always on and value biases are the heads'.
     """
     position: Position = "own" if graph.position == "always" else graph.position
-    listed = replace(graph, attention_bias="always", position=position)
+    listed = replace(
+        graph, attention_bias="always", position=position, value_bias="heads"
+    )
     if not allow_difference:
         _check_same_cut("edges", cut_differences(graph, kept, listed, ablation))
     write_json_line(path, edge_values(listed, translated(graph, kept, listed)))
@@ -205,8 +210,9 @@ def _check_same_cut(name: str, differences: Sequence[str]) -> None:
     if differences:
         raise UserError(
             f"--format {name} cannot say the same: {'; '.join(differences)}; use a "
-            "mask with counterfactual ablation, or --allow_difference true to write it "
-            "anyway"
+            "mask with counterfactual ablation or trained with that format's options "
+            "(--position_node, --attention_bias, --value_bias), or --allow_difference "
+            "true to write it anyway"
         )
 
 

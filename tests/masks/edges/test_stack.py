@@ -240,6 +240,8 @@ def test_gradients_of_weights_at_open_gates_are_the_plain_ones(kind: str):
         {},
         {"separate_qkv": False},
         {"attention_bias": "heads"},
+        {"value_bias": "output"},
+        {"attention_bias": "heads", "value_bias": "output_with_norm"},
         {"position": "own"},
         {"position": "always"},
     ],

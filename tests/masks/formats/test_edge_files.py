@@ -39,15 +39,29 @@ from circuitcut.masks.frozen_mask import FrozenMask
 from circuitcut.models.architectures import edge_sites, sites_of
 from circuitcut.models.residual.graph import ResidualGraph
 from circuitcut.storage.errors import UserError
-from tests.models.tiny import D_MODEL, N_HEADS, N_LAYERS, tiny_inputs, tiny_model
+from tests.masks.folded_values import rewritten
+from tests.models.tiny import (
+    D_MODEL,
+    N_HEADS,
+    N_LAYERS,
+    exact_norms,
+    tiny_inputs,
+    tiny_model,
+)
 
 N_WRITERS = 1 + N_LAYERS * (N_HEADS + 1)
 KINDS = ["gpt2", "gpt_neox", "llama"]
 MODELS: dict[str, Any] = {}
 SWITCHES = [
-    {"position": p, "attention_bias": b}
-    for p in ("merged", "own", "always")
-    for b in ("always", "heads")
+    {"position": p, "attention_bias": b, "value_bias": v}
+    for p, b, v in (
+        ("merged", "always", "heads"),
+        ("merged", "heads", "output"),
+        ("own", "always", "output_with_norm"),
+        ("own", "heads", "heads"),
+        ("always", "always", "output"),
+        ("always", "heads", "output_with_norm"),
+    )
 ]
 
 
@@ -87,8 +101,17 @@ def cut_logits(graph: ResidualGraph, kept: Tensor, other: Tensor | None = None):
 class Reference:
     """GPT-2 as a sum of writers; masks multiply them, the paired run stands in."""
 
-    def __init__(self, *, nodes: bool, bias_in_heads: bool, always: bool = False):
-        self.model = model_of("gpt2").transformer
+    def __init__(
+        self,
+        *,
+        nodes: bool,
+        bias_in_heads: bool,
+        value_bias: str,
+        always: bool = False,
+    ):
+        plain = value_bias == "heads"
+        model = model_of("gpt2") if plain else rewritten("gpt2", value_bias)
+        self.model = model.transformer
         self.nodes, self.bias_in_heads, self.always = nodes, bias_in_heads, always
 
     def inputs(self, tokens: Tensor) -> tuple[list[Tensor], Tensor]:
@@ -234,7 +257,11 @@ def test_a_file_cuts_what_its_own_program_cuts(name: str, merged: bool, tmp_path
     found = read_edges(path, name, model_of("gpt2"))
     assert found.graph.separate_qkv is not merged
     assert found.kept is not None
-    reference = Reference(nodes=False, bias_in_heads=name != "auto_circuit")
+    reference = Reference(
+        nodes=False,
+        bias_in_heads=name != "auto_circuit",
+        value_bias="output" if name == "circuit_breaking" else "output_with_norm",
+    )
     expected = reference.logits(ids(), masks_by_layer(tensors, name))
     ours = cut_logits(found.graph, found.kept)
     torch.testing.assert_close(ours, expected, atol=1e-9, rtol=0)
@@ -263,7 +290,7 @@ def test_edge_prunings_node_masks_multiply_the_edges(
         masks[layer]["qkv"] = [m * node[: len(m), None] for m in masks[layer]["qkv"]]
         masks[layer]["mlp"] = masks[layer]["mlp"] * node[: len(masks[layer]["mlp"])]
     masks["out"] = masks["out"] * node
-    reference = Reference(nodes=True, bias_in_heads=True)
+    reference = Reference(nodes=True, bias_in_heads=True, value_bias="heads")
     there = None
     if other is not None:
         everything = {
@@ -303,7 +330,9 @@ def test_an_eap_ig_graph_keeps_positions_and_biases_on(tmp_path: Path):
         mlp = torch.tensor([edges[f"{w}->m{layer}"] for w in seen])
         masks[layer] = {"qkv": qkv, "mlp": mlp}
     masks["out"] = torch.tensor([edges[f"{w}->logits"] for w in writers])
-    reference = Reference(nodes=False, bias_in_heads=False, always=True)
+    reference = Reference(
+        nodes=False, bias_in_heads=False, value_bias="output_with_norm", always=True
+    )
     expected = reference.logits(ids(), masks)
     assert found.kept is not None
     ours = cut_logits(found.graph, found.kept)
@@ -445,8 +474,10 @@ def test_a_list_of_named_edges_is_the_same_cut_or_refused(
     model, path = model_of("gpt2"), tmp_path / "edges.json"
     graph = ResidualGraph(2, 4, 4, **switches)
     kept = draw(graph.n_edges, 10)
-    if switches["attention_bias"] == "heads":
-        with pytest.raises(UserError, match="attention's output bias otherwise"):
+    biases = switches["attention_bias"], switches["value_bias"]
+    if biases != ("always", "heads"):
+        told = "(attention's output bias|the value biases) otherwise"
+        with pytest.raises(UserError, match=told):
             write_named_edges(path, graph, kept)
         return
     write_named_edges(path, graph, kept)
@@ -460,6 +491,7 @@ def translated_graph(model: Any, theirs: ResidualGraph) -> ResidualGraph:
     fields = vars(site.graph) | {
         "position": theirs.position,
         "attention_bias": theirs.attention_bias,
+        "value_bias": theirs.value_bias,
     }
     known = ResidualGraph.__dataclass_fields__
     return ResidualGraph(**{k: v for k, v in fields.items() if k in known})
@@ -555,6 +587,48 @@ def test_nodes_are_in_the_graph_when_a_path_leads_through_them():
     assert live_nodes(graph, mask) == alive
     found = graph_json(graph, mask, None, d_model=8)["nodes"]
     assert {name for name, node in found.items() if node["in_graph"]} == alive
+
+
+def test_options_about_biases_that_a_model_lacks_are_the_default():
+    for name, convention in CONVENTIONS.items():
+        assert graph_in(model_of("llama"), convention).value_bias == "heads", name
+        assert graph_in(model_of("llama"), convention).attention_bias == "always"
+        neox = graph_in(model_of("gpt_neox"), convention)
+        assert neox.value_bias == convention.value_bias
+        # value biases, no bias of the norm before, and no other output bias
+        qwen = graph_in(model_of("qwen2"), convention)
+        in_heads = name == "edge_pruning"
+        assert qwen.value_bias == ("heads" if in_heads else "output")
+        usual = "always" if in_heads else convention.attention_bias
+        assert qwen.attention_bias == usual
+
+
+@pytest.mark.parametrize("name", ["auto_circuit", "circuit_breaking", "disco_gp"])
+@pytest.mark.parametrize("kind", ["gpt_neox", "qwen2"])
+def test_value_biases_are_where_other_programs_load_them(
+    name: str, kind: str, tmp_path: Path
+):
+    model, convention = model_of(kind), CONVENTIONS[name]
+    other = rewritten(kind, convention.value_bias)
+    theirs = replace(graph_in(model, convention), value_bias="heads")
+    theirs = replace(theirs, n_kv_heads=sites_of(model, ["edges"])[0].graph.n_kv_heads)
+    kept = draw(theirs.n_edges, 3)
+    path = tmp_path / "mask.safetensors"
+    ours = replace(theirs, value_bias=convention.value_bias)
+    write_edges(path, name, model, ours, kept, ablation="zero")
+    found = read_edges(path, name, model)
+    cuts = []
+    for of, graph in ((model, found.graph), (other, theirs), (model, theirs)):
+        sites = edge_sites(of, graph)
+        with exact_norms(of):
+            mask = FrozenMask(by_site(sites, found.kept), sites, zero_values(sites))
+            with mask.applied(of):
+                cuts.append(of(input_ids=ids()).logits)
+    torch.testing.assert_close(cuts[0], cuts[1], atol=1e-9, rtol=0)
+    assert (cuts[0] - cuts[2]).abs().max() > 0.01
+    usual = replace(theirs, attention_bias="always")
+    with pytest.raises(UserError, match="treat the value biases otherwise"):
+        write_edges(tmp_path / "b", name, model, usual, kept, ablation="zero")
 
 
 @pytest.mark.parametrize("name", ["mib", "auto_circuit"])
@@ -660,7 +734,13 @@ def test_what_a_format_cannot_say_is_refused_with_what_differs(tmp_path: Path):
     write_edges(path, "mib", model, graph, kept, ablation="counterfactual")
     kept = ~draw(graph.n_edges, 0, 0.0)
     kept[list(graph.edges()).index("a0.h0->logits")] = False
-    write_edges(tmp_path / "b.json", "mib", model, graph, kept, ablation="zero")
+    told = r"1 ablated edges from heads treat the value biases otherwise \(heads in the"
+    with pytest.raises(UserError, match=told):
+        write_edges(path, "auto_circuit", model, graph, kept, ablation="zero")
+    as_there = replace(graph, value_bias="output_with_norm")
+    for name in ("mib", "auto_circuit"):
+        path = tmp_path / f"same{ending(name)}"
+        write_edges(path, name, model, as_there, kept, ablation="zero")
     tensors = tmp_path / "mask.safetensors"
     told = "1 ablated edges from heads treat attention's output bias otherwise"
     with pytest.raises(UserError, match=told):
