@@ -62,7 +62,7 @@ class ImportConfig(TaskConfig):
     shared: Literal["refuse", "keep", "ablate"] = flag(
         "refuse",
         "an edge that is several in the file which differ (grouped queries): refuse, "
-        "or any of them keeps or ablates it; scores are summed",
+        "or any of them keeps or ablates it; scores that differ are summed",
     )
     embeddings: Embeddings = flag(
         "auto", "edge_pruning's .json lists: embeddings are nodes, or always on"

@@ -33,7 +33,7 @@ from circuitcut.masks.formats.edge_lists import (
     read_kept_edges,
     write_json_line,
 )
-from circuitcut.masks.formats.edge_matrices import Shared, regrouped
+from circuitcut.masks.formats.edge_matrices import Shared, joined_scores, regrouped
 from circuitcut.masks.formats.edge_tensors import (
     is_merged,
     kept_by,
@@ -59,7 +59,8 @@ class EdgesOfFile:
     graph: ResidualGraph
     kept: Bool[Tensor, "edge"] | None
     scores: Float[Tensor, "edge"] | None
-    """The stored scores; if several edges of the file are one edge here, their sum."""
+    """The stored scores; for several edges of the file that are one edge here, see
+    `joined_scores`."""
 
 
 def read_edges(
@@ -107,7 +108,7 @@ def read_edges(
     ours = model_graph(model, theirs)
     if scored:
         assert scores is not None
-        return EdgesOfFile(ours, None, regrouped(theirs, scores, ours, shared="sum"))
+        return EdgesOfFile(ours, None, joined_scores(theirs, scores, ours))
     assert kept is not None
     if ablation is not None:
         kept = as_evaluated(name, theirs, kept, ablation)
@@ -143,8 +144,8 @@ def write_edges(
 
     Args:
         name: A format in `CONVENTIONS`.
-        scores: Scores of all edges; only `mib` stores them. If several edges are one
-            edge in the format, their scores are summed.
+        scores: Scores of all edges; only `mib` stores them. If an edge is several edges
+            in the format, all of them get its score.
         ablation: Ablation value of the mask; it determines whether the cut is the same
             in the format.
         shared: Rule for an edge that stands for several edges if these differ.
@@ -164,7 +165,7 @@ def write_edges(
         _check_same_cut(name, differences)
     if name == "mib":
         if scores is not None:
-            scores = translated(graph, scores, theirs, shared="sum")
+            scores = translated(graph, scores, theirs)
         content = graph_json(theirs, edges, scores, d_model=_d_model(model))
         write_json_line(path, content)
     elif name == "edge_pruning" and path.suffix == ".json":

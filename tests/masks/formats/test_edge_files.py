@@ -34,6 +34,7 @@ from circuitcut.masks.formats.edge_files import (
     write_named_edges,
 )
 from circuitcut.masks.formats.edge_lists import graph_json, live_nodes, read_graph_json
+from circuitcut.masks.formats.edge_matrices import regrouped
 from circuitcut.masks.formats.edge_tensors import LAYOUTS, kept_by, tensors_of
 from circuitcut.masks.frozen_mask import FrozenMask
 from circuitcut.models.architectures import edge_sites, sites_of
@@ -659,9 +660,12 @@ def test_grouped_keys_are_one_edge_a_query_head_there(name: str, tmp_path: Path)
         assert names["input->a1.h0<k>"]
 
 
-def test_scores_of_copies_are_summed_and_survive_a_file(tmp_path: Path):
-    model = model_of("llama")
-    graph = sites_of(model, ["edges"])[0].graph
+@pytest.mark.parametrize(
+    ("kind", "merged"), [("gpt2", False), ("gpt2", True), ("llama", False)]
+)
+def test_scores_survive_a_file(kind: str, merged: bool, tmp_path: Path):
+    model = model_of(kind)
+    graph = sites_of(model, ["edges"], merged_qkv=merged)[0].graph
     scores = torch.randn(graph.n_edges, generator=torch.Generator().manual_seed(0))
     path = tmp_path / "graph.json"
     kept = scores > 0
@@ -669,10 +673,25 @@ def test_scores_of_copies_are_summed_and_survive_a_file(tmp_path: Path):
         path, "mib", model, graph, kept, scores=scores, ablation="counterfactual"
     )
     found = read_edges(path, "mib", model, scored=True)
-    n_copies = torch.tensor(
-        [2.0 if name[-2:-1] in "kv" else 1.0 for name in graph.edges()]
-    )
-    torch.testing.assert_close(found.scores, scores * n_copies)
+    expected = scores if not merged else regrouped(graph, scores, found.graph)
+    torch.testing.assert_close(found.scores, expected, rtol=0, atol=0)
+
+
+def test_scores_of_single_query_heads_are_summed(tmp_path: Path):
+    model, path = model_of("llama"), tmp_path / "graph.json"
+    theirs = graph_in(model, CONVENTIONS["mib"])
+    scores = torch.randn(theirs.n_edges, generator=torch.Generator().manual_seed(0))
+    content = graph_json(theirs, scores > 0, scores, d_model=D_MODEL)
+    path.write_text(json.dumps(content))
+    found = read_edges(path, "mib", model, scored=True)
+    there = dict(zip(theirs.edges(), scores.tolist(), strict=True))
+    for name, score in zip(found.graph.edges(), found.scores.tolist(), strict=True):
+        copies = [name]
+        if name.endswith(("<k>", "<v>")):
+            stem, group = name[:-3].rsplit(".h", 1)
+            heads = (2 * int(group), 2 * int(group) + 1)
+            copies = [f"{stem}.h{head}{name[-3:]}" for head in heads]
+        assert score == pytest.approx(sum(there[copy] for copy in copies), abs=1e-6)
 
 
 def test_a_merged_mask_is_copied_to_q_k_and_v(tmp_path: Path):
