@@ -25,6 +25,7 @@ from circuitcut.masks.edges.sparse import SparsePlan, plan_of
 from circuitcut.masks.edges.stack import EdgeStack
 from circuitcut.masks.edges.stack_cache import residual_model, stack_of, writers_seen
 from circuitcut.masks.edges.writers import record_writers
+from circuitcut.masks.uncopied import uncopied
 from circuitcut.models.residual.folded_model import ResidualModel
 from circuitcut.models.without_cache import without_cache
 from circuitcut.storage.errors import UserError
@@ -151,6 +152,7 @@ def _run_instead(stack: EdgeStack, run: RunBlocks) -> Iterator[None]:
         )
     blocks = _Blocks(model, run)
     with ExitStack() as undo:
+        undo.enter_context(uncopied(model.blocks))
         for layer, block in enumerate(model.blocks):
             vars(block)["forward"] = partial(blocks.forward, layer)
             undo.callback(vars(block).pop, "forward")
