@@ -172,6 +172,12 @@ def graph_of(
             f"{config.model_type} adds no position embedding to the stream; use "
             f"position 'merged', got {position!r}"
         )
+    if parts.norm_attention is not None and getattr(config, "attention_bias", False):
+        raise UserError(
+            f"this {config.model_type} has a bias before the norm on what attention "
+            "writes (attention_bias), which no writer of its residual graph is; cut "
+            "other units than edges"
+        )
     if value_bias != "heads" and parts.norm_attention is not None:
         raise UserError(
             f"{config.model_type} normalises what its heads write together, so a value "

@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from transformers import AutoModelForCausalLM
 
 from circuitcut.masks.ablation import mean_values, zero_values
 from circuitcut.masks.edges.gating import edge_gated, writers_seen
@@ -15,7 +16,7 @@ from circuitcut.models.architectures import sites_of
 from circuitcut.models.residual.folded_model import ResidualModel
 from circuitcut.storage.errors import UserError
 from tests.masks.folded_values import double, rewritten
-from tests.models.tiny import exact_norms, tiny_inputs, tiny_model
+from tests.models.tiny import exact_norms, tiny_config, tiny_inputs, tiny_model
 
 KINDS = ["gpt2", "gpt_neox", "qwen2", "bert", "distilbert"]
 OPTIONS = ["output", "output_with_norm"]
@@ -104,6 +105,16 @@ def test_a_mask_with_this_option_is_saved_and_loaded(tmp_path: Any):
     other = FrozenMask.exactly_k(scores, usual, zero_values(usual), n_ablated=40)
     with pytest.raises(UserError, match="value bias output_with_norm against heads"):
         mask.overlap(other)
+
+
+@pytest.mark.parametrize("kind", ["gemma2", "olmo2"])
+def test_a_bias_before_a_norm_on_what_attention_writes_is_refused(kind: str):
+    config = tiny_config(kind)
+    config.attention_bias = True
+    model = AutoModelForCausalLM.from_config(config)
+    with pytest.raises(UserError, match="a bias before the norm on what attention"):
+        sites_of(model, ["edges"])
+    assert sites_of(model, ["heads"])
 
 
 def test_the_option_is_refused_where_a_value_bias_is_no_constant():
