@@ -138,6 +138,11 @@ class UnitsConfig(TaskConfig):
         "edges: the position embedding goes with the input, is a writer of its own, or "
         "is always on",
     )
+    value_bias: Literal["heads", "output", "output_with_norm"] = flag(
+        "heads",
+        "edges: the constant that a head's value bias writes is the head's, or part of "
+        "the bias of attention's output, without or with the norm's bias in it",
+    )
 
 
 _OF_DATA = (

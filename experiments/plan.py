@@ -143,6 +143,7 @@ def sites_for(config: UnitsConfig, model: nn.Module) -> tuple[Site, ...]:
         merged_qkv=config.merged_qkv,
         attention_bias=config.attention_bias,
         position_node=config.position_node,
+        value_bias=config.value_bias,
     )
     if any(site.kind == "edges" for site in sites):
         ResidualModel(model)  # refuses a model that lacks a module

@@ -1,10 +1,12 @@
 """FrozenMask: the final result of a mask search, without trainable parameters."""
 
+import math
+import operator
 from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol, SupportsIndex, runtime_checkable
 
 import torch
 from jaxtyping import Bool
@@ -79,11 +81,16 @@ class FrozenMask:
         special_ids: Sequence[int] = (),
         provenance: Mapping[str, Any] | None = None,
     ) -> "FrozenMask":
-        """Keep the units whose deterministic gate is above `threshold`."""
-        values = mask_set.values()
-        keep = {
-            name: (gate.detach() > threshold).cpu() for name, gate in values.items()
-        }
+        """Keep the units whose deterministic gate is above `threshold`.
+
+        Raises:
+            UserError: When the threshold or a gate is not a number.
+        """
+        if math.isnan(threshold):
+            raise UserError("argument threshold must be a number, got NaN")
+        values = {name: gate.detach() for name, gate in mask_set.values().items()}
+        _check_numbers("mask_set", "gates", values)
+        keep = {name: (gate > threshold).cpu() for name, gate in values.items()}
         return cls(
             keep, mask_set.sites, ablated, tuple(special_ids), dict(provenance or {})
         )
@@ -95,7 +102,7 @@ class FrozenMask:
         sites: Sequence[Site],
         ablated: AblationValues,
         *,
-        n_ablated: int,
+        n_ablated: SupportsIndex | float,
         special_ids: Sequence[int] = (),
         provenance: Mapping[str, Any] | None = None,
     ) -> "FrozenMask":
@@ -104,15 +111,16 @@ class FrozenMask:
         Of units with equal scores the first ones are ablated.
 
         Raises:
-            UserError: When `n_ablated` is negative or above the number of units, or a
-                score is not a number.
+            UserError: When `n_ablated` is no integer, is negative or above the number
+                of units, or a score is not a number.
         """
         joined = torch.cat(
             [scores[site.name].detach().cpu().double() for site in sites]
         )
-        _check_count(n_ablated, joined.numel())
-        if joined.isnan().any():
-            raise UserError("argument scores must be numbers, got NaN")
+        n_ablated = _checked_count(n_ablated, joined.numel())
+        _check_numbers(
+            "scores", "scores", {site.name: scores[site.name] for site in sites}
+        )
         order = joined.sort(stable=True).indices
         keep = _keep_all_but(order[:n_ablated], sites)
         return cls(
@@ -125,7 +133,7 @@ class FrozenMask:
         sites: Sequence[Site],
         ablated: AblationValues,
         *,
-        n_ablated: int,
+        n_ablated: SupportsIndex | float,
         seed: int,
         special_ids: Sequence[int] = (),
         provenance: Mapping[str, Any] | None = None,
@@ -133,10 +141,11 @@ class FrozenMask:
         """Ablate `n_ablated` units drawn uniformly from the units of all sites.
 
         Raises:
-            UserError: When `n_ablated` is negative or above the number of units.
+            UserError: When `n_ablated` is no integer, is negative or above the number
+                of units.
         """
         n_units = sum(site.n_units for site in sites)
-        _check_count(n_ablated, n_units)
+        n_ablated = _checked_count(n_ablated, n_units)
         rng = torch.Generator().manual_seed(seed)
         keep = _keep_all_but(torch.randperm(n_units, generator=rng)[:n_ablated], sites)
         return cls(
@@ -193,6 +202,10 @@ class FrozenMask:
         self, model: nn.Module, *, ablated: AblationValues | None = None
     ) -> AbstractContextManager[None]:
         """Cut `model` in a `with` block; afterwards it is bit-identical to before.
+
+        A mask on edges allows no key-value cache there: `generate` runs the whole text
+        for every token, and a forward pass that gets a cache raises a `UserError`. Do
+        not copy or pickle the model in the block: that raises a `UserError` too.
 
         Args:
             ablated: Ablation values of this batch, required for a counterfactual mask
@@ -267,9 +280,33 @@ def _keep_all_but(index: Tensor, sites: Sequence[Site]) -> dict[str, Tensor]:
     return {name: p.clone() for name, p in split_by_site(kept, sites).items()}
 
 
-def _check_count(n_ablated: int, n_units: int) -> None:
-    if not 0 <= n_ablated <= n_units:
+def _checked_count(n_ablated: SupportsIndex | float, n_units: int) -> int:
+    """An integer of any kind, numpy's too, as an int; a float is none, even 3.0."""
+    count = None
+    if isinstance(n_ablated, SupportsIndex) and not isinstance(n_ablated, bool):
+        with suppress(TypeError):  # a tensor of floats has the method and no value
+            count = operator.index(n_ablated)
+    if count is None:
+        raise UserError(
+            "argument n_ablated must be an integer, a number of units, got "
+            f"{n_ablated!r} of type {type(n_ablated).__name__}"
+        )
+    if not 0 <= count <= n_units:
         raise UserError(
             "argument n_ablated must lie between 0 and the number of units "
-            f"({n_units}), got {n_ablated}"
+            f"({n_units}), got {count}"
+        )
+    return count
+
+
+def _check_numbers(argument: str, what: str, values: Mapping[str, Tensor]) -> None:
+    wrong = {
+        name: int(v.isnan().sum()) for name, v in values.items() if v.isnan().any()
+    }
+    if wrong:
+        first = next(iter(wrong))
+        raise UserError(
+            f"argument {argument} must hold {what} that are numbers, got "
+            f"{sum(wrong.values())} NaN, the first at {first}; train again with a "
+            "smaller learning rate, or leave these units out"
         )

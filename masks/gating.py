@@ -25,6 +25,7 @@ from circuitcut.masks.edges.sites import (
     writer_values,
 )
 from circuitcut.masks.mixing import Rows, mix
+from circuitcut.masks.uncopied import uncopied
 from circuitcut.models.sites import Site
 from circuitcut.models.spared import FIRST_POSITION, spared_positions
 from circuitcut.storage.errors import UserError
@@ -48,7 +49,8 @@ def gated(
     Contexts on activations can be nested: the inner one gates the result of the outer
     one. Contexts on the weights of one module cannot be nested. With gradient
     checkpointing the backward pass must also run inside the context. With `special_ids`
-    each context allows one forward pass.
+    each context allows one forward pass. Inside the context the model cannot be copied
+    or pickled: the copy would stay cut.
 
     Args:
         keep: Gates of every site, (n_units,) by site name. Float gates in [0, 1] can
@@ -72,6 +74,7 @@ def gated(
         if (gate := _gate(model, site, keep, ablated, batch)) is not None
     ]
     with ExitStack() as stack:
+        stack.enter_context(uncopied([model, *(gate.module for gate in gates)]))
         if special_ids or not ablated.is_pooled:
             handle = model.register_forward_pre_hook(batch.read, with_kwargs=True)
             stack.callback(handle.remove)

@@ -20,7 +20,12 @@ from transformers.pytorch_utils import Conv1D
 
 from circuitcut.models.mlp import MLP_TYPE
 from circuitcut.models.residual.block_modules import graph_of, last_norm_of
-from circuitcut.models.residual.graph import AttentionBias, Position, ResidualGraph
+from circuitcut.models.residual.graph import (
+    AttentionBias,
+    Position,
+    ResidualGraph,
+    ValueBias,
+)
 from circuitcut.models.sites import UNIT_KINDS, Site, UnitKind
 from circuitcut.storage.errors import UserError
 
@@ -156,6 +161,7 @@ def sites_of(
     merged_qkv: bool = False,
     attention_bias: AttentionBias = "always",
     position_node: Position = "merged",
+    value_bias: ValueBias = "heads",
 ) -> tuple[Site, ...]:
     """All sites of the requested kinds, ordered by kind (`UNIT_KINDS`), then by layer.
 
@@ -173,6 +179,9 @@ def sites_of(
             `always` on, or each of the `heads` writes an equal part of it.
         position_node: Edges only. The position embedding is `merged` with the token
             embedding, is a writer of its `own`, or is `always` on.
+        value_bias: Edges only. The constant that a head's value bias adds to what it
+            writes stays in the `heads`, or is part of the `output` bias of all heads;
+            with `output_with_norm` so is what the bias of the norm before adds to it.
 
     Raises:
         UserError: For an unknown kind or architecture, a layer that the model does not
@@ -187,6 +196,7 @@ def sites_of(
         separate_qkv=not merged_qkv,
         attention_bias=attention_bias,
         position=position_node,
+        value_bias=value_bias,
     )
     requested_layers = _checked_layers(model, architecture, units, layers)
     prefix = _prefix(model)
@@ -341,6 +351,7 @@ def _edge_sites(
     separate_qkv: bool,
     attention_bias: AttentionBias,
     position: Position,
+    value_bias: ValueBias,
 ) -> list[Site]:
     """One site per layer and one for the logits, in the order of the graph."""
     if "edges" not in units:
@@ -348,6 +359,7 @@ def _edge_sites(
             "merged_qkv": not separate_qkv,
             "attention_bias": attention_bias != "always",
             "position_node": position != "merged",
+            "value_bias": value_bias != "heads",
         }
         for name in (name for name, changed in is_changed.items() if changed):
             raise UserError(
@@ -365,6 +377,7 @@ def _edge_sites(
         separate_qkv=separate_qkv,
         attention_bias=attention_bias,
         position=position,
+        value_bias=value_bias,
     )
     return list(edge_sites(model, graph))
 

@@ -98,7 +98,7 @@ def faithfulness_rows(results: Mapping[str, Any]) -> list[Row]:
         {
             "ranking": ranking,
             "kept": f"{100 * fraction:g} %",
-            "units kept": same[0]["n_kept"],
+            "units kept": round(mean([e["n_kept"] for e in same]) or 0),
             "units on a path": round(mean([e["n_connected"] for e in same]) or 0),
             "faithfulness": mean([entry["faithfulness"] for entry in same]),
             "concept score": mean([entry["scores"].get(metric) for entry in same]),

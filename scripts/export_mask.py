@@ -160,16 +160,26 @@ def _drawn(
     if config.format == "svg":
         circuit = circuit_of(mask, ranking)
         if circuit is None:
-            n_kept = int(kept.sum())
-            raise UserError(
-                f"--format svg draws 1 to {MOST_EDGES:,} edges, got {n_kept:,} kept "
-                f"and {graph.n_edges - n_kept:,} ablated; use graphml"
-            )
+            raise UserError(_why_no_picture(int(kept.sum()), graph.n_edges))
         return circuit_svg(circuit, standalone=True)
     fewer = kept if config.circuit != "auto" or 2 * kept.sum() <= len(kept) else ~kept
     names = list(compress(graph.edges(), fewer.tolist()))
     known = [] if scores is None else zip(graph.edges(), scores.tolist(), strict=True)
     return dot(names, dict(known))
+
+
+def _why_no_picture(n_kept: int, n_edges: int) -> str:
+    if n_kept in (0, n_edges):
+        word = "ablates" if n_kept == 0 else "keeps"
+        return (
+            f"--format svg draws the kept or the ablated edges, the fewer, but this "
+            f"mask {word} all {n_edges:,} edges: there is no circuit to draw; graphml "
+            "lists the edges"
+        )
+    return (
+        f"--format svg draws at most {MOST_EDGES:,} edges, got {n_kept:,} kept and "
+        f"{n_edges - n_kept:,} ablated; use dot or graphml"
+    )
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from torch import Tensor
 
 from circuitcut.attribution.faithfulness import FRACTIONS
 from circuitcut.attribution.registry import METHODS
@@ -42,6 +43,8 @@ from circuitcut.experiments.saved_runs import (
     with_flags_of_run,
 )
 from circuitcut.experiments.settings import MaskSettings
+from circuitcut.masks.edges.sites import graph_at, modules_and_edges
+from circuitcut.masks.formats.edge_matrices import copies_per_edge
 from circuitcut.masks.frozen_mask import FrozenMask
 from circuitcut.models.sites import Site
 from circuitcut.reports.figures import draw_all
@@ -73,6 +76,11 @@ class FaithfulnessConfig(UnitsConfig):
         "mean where the task has no paired inputs",
     )
     fractions: list[float] = flag(list(FRACTIONS), "shares of the units kept, rising")
+    count: Literal["units", "mib"] = flag(
+        "units",
+        "what the shares count: our units, or edges as MIB does, with separate q, k "
+        "and v of every query head",
+    )
     split: str = flag("heldout", f"one of {', '.join(SPLITS)}")
     n_batches: int = flag(32, "batches of 16 examples the scores are averaged over")
     n_random: int = flag(3, "random rankings")
@@ -123,6 +131,7 @@ def main(config: FaithfulnessConfig) -> Path:
     methods = methods_of(
         config.methods, list(dict.fromkeys(site.kind for site in sites))
     )
+    counts = _counts(config, sites)
     experiment = with_base_model(experiment)
     for path, mask in zip(config.mask, masks, strict=True):
         check_fit(mask, path, experiment)
@@ -135,7 +144,7 @@ def main(config: FaithfulnessConfig) -> Path:
     )
     if not run.is_writer:  # one of several processes is enough
         return run.path
-    results = _results(config, experiment, sites, methods, masks)
+    results = _results(config, experiment, sites, methods, masks, counts)
     results["next"] = command("report", {"runs": run.path})
     run.write_results(results)
     for rows in (faithfulness_rows(results), area_rows(results)):
@@ -152,6 +161,7 @@ def _results(
     sites: tuple[Site, ...],
     methods: list[str],
     masks: Sequence[FrozenMask],
+    counts: Tensor | None,
 ) -> dict[str, Any]:
     empty = nothing_kept(masks[0]) if masks else _empty(config, experiment, sites)
     if not config.methods:
@@ -161,9 +171,28 @@ def _results(
     ranked = rankings(experiment, empty, rankers, learned)
     split: Any = config.split
     results = measured(
-        experiment, empty, ranked, fractions=config.fractions, split=split
+        experiment,
+        empty,
+        ranked,
+        fractions=config.fractions,
+        split=split,
+        counts=counts,
     )
     return results | {"masks": [str(path) for path in config.mask]}
+
+
+def _counts(config: FaithfulnessConfig, sites: Sequence[Site]) -> Tensor | None:
+    """What every unit counts for in a share; None is 1."""
+    if config.count == "units":
+        return None
+    modules, edges = modules_and_edges(sites)
+    if modules or not edges or len(edges) <= graph_at(edges).n_layers:
+        raise UserError(
+            "--count mib is about masks on all edges alone, got "
+            f"{' and '.join(sorted({site.kind for site in sites}))}; leave it out, or "
+            "give --units edges without --layers"
+        )
+    return copies_per_edge(graph_at(edges))
 
 
 def _with_flags_of(

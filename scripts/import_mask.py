@@ -9,7 +9,7 @@ run under runs/ with mask.safetensors, mask.json and results.json; as long as it
 to load the model and measure means.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -26,8 +26,8 @@ from circuitcut.experiments.plan import check_pairs
 from circuitcut.experiments.saved_runs import RANKING_FILE
 from circuitcut.experiments.settings import MaskSettings
 from circuitcut.masks.ablation import AblationKind
-from circuitcut.masks.edges.sites import by_site
-from circuitcut.masks.formats.conventions import CONVENTIONS
+from circuitcut.masks.edges.sites import by_site, flat_gates
+from circuitcut.masks.formats.conventions import CONVENTIONS, as_evaluated
 from circuitcut.masks.formats.edge_files import (
     FORMATS,
     EdgesOfFile,
@@ -62,7 +62,7 @@ class ImportConfig(TaskConfig):
     shared: Literal["refuse", "keep", "ablate"] = flag(
         "refuse",
         "an edge that is several in the file which differ (grouped queries): refuse, "
-        "or any of them keeps or ablates it; scores are summed",
+        "or any of them keeps or ablates it; scores that differ are summed",
     )
     embeddings: Embeddings = flag(
         "auto", "edge_pruning's .json lists: embeddings are nodes, or always on"
@@ -136,6 +136,7 @@ def _read(config: ImportConfig, loaded: LoadedModel) -> EdgesOfFile:
         scored=config.n_kept is not None,
         shared=config.shared,
         embeddings=config.embeddings,
+        ablation=_ablation(config),
     )
     n_edges = edges.graph.n_edges
     if config.n_kept is not None and config.n_kept > n_edges:
@@ -173,7 +174,9 @@ def _frozen(
     ranking = by_site(sites, scores)
     n_ablated = edges.graph.n_edges - config.n_kept
     mask = FrozenMask.exactly_k(ranking, sites, ablated, n_ablated=n_ablated, **extra)
-    return mask, ranking
+    flat = flat_gates(sites, mask.keep).bool()
+    flat = as_evaluated(config.format, edges.graph, flat, settings.ablation)
+    return replace(mask, keep=by_site(sites, flat)), ranking
 
 
 def _direction(config: ImportConfig, edges: EdgesOfFile) -> Direction:
@@ -187,6 +190,7 @@ def _switches(edges: EdgesOfFile) -> str:
     graph = edges.graph
     return (
         f"position embedding {graph.position}, attention bias {graph.attention_bias}, "
+        f"value bias {graph.value_bias}, "
         f"queries, keys and values {'separate' if graph.separate_qkv else 'merged'}"
     )
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from jaxtyping import Bool, Int
 from torch import Tensor
 
 from circuitcut.attribution.faithfulness import areas, faithfulness
@@ -27,6 +28,7 @@ from circuitcut.masks.edges.sites import (
 )
 from circuitcut.masks.frozen_mask import FrozenMask
 from circuitcut.models.residual.connected_edges import connected
+from circuitcut.models.sites import Site
 from circuitcut.tasks.base import Split
 from circuitcut.tasks.evaluation import References, evaluate
 
@@ -88,20 +90,25 @@ def measured(
     *,
     fractions: Sequence[float],
     split: Split,
+    counts: Int[Tensor, "unit"] | None = None,
 ) -> dict[str, Any]:
     """results.json of a faithfulness run, `masks` aside.
 
     Args:
         fractions: Shares of the units kept, rising.
         split: Of the task, which scores are measured on.
+        counts: What every unit counts for in a share, in the order of the sites; None
+            is 1.
     """
+    if counts is None:
+        counts = torch.ones(empty.n_units, dtype=torch.int64)
     measure = _Measure(experiment, split)
     whole, none = measure(_complement(empty)), measure(empty)
     ends = whole["margin"], none["margin"]
     curve = []
     for (method, seed, order), ranking in ranked.items():
         for fraction in fractions:
-            n_kept = int(fraction * empty.n_units)
+            n_kept = n_within(ranking, empty.sites, counts, fraction)
             circuit = _circuit(empty, ranking, n_kept)
             kept, cut = measure(circuit), measure(_complement(circuit))
             curve.append(
@@ -112,6 +119,7 @@ def measured(
                     "fraction": fraction,
                     "n_kept": n_kept,
                     "n_connected": circuit.n_units - circuit.n_ablated,
+                    "n_counted": int(counts[_flat(circuit)].sum()),
                     "faithfulness": faithfulness(kept["margin"], *ends),
                     "scores": kept,
                     "without": {
@@ -146,8 +154,7 @@ class _Measure:
         self.known: dict[bytes, dict[str, float]] = {}
 
     def __call__(self, mask: FrozenMask) -> dict[str, float]:
-        flat = torch.cat([mask.keep[site.name] for site in mask.sites])
-        key = flat.numpy().tobytes()
+        key = _flat(mask).numpy().tobytes()
         if key not in self.known:
             self.known[key] = evaluate(
                 self.experiment.task,
@@ -158,6 +165,23 @@ class _Measure:
                 of_concept={"margin": position_margin},
             ).scores
         return self.known[key]
+
+
+def _flat(mask: FrozenMask) -> Bool[Tensor, "unit"]:
+    return torch.cat([mask.keep[site.name] for site in mask.sites])
+
+
+def n_within(
+    ranking: Mapping[str, Tensor],
+    sites: Sequence[Site],
+    counts: Int[Tensor, "unit"],
+    fraction: float,
+) -> int:
+    """The units at the top of a ranking that count for `fraction` of all, at most."""
+    scores = torch.cat([ranking[site.name].detach().cpu().double() for site in sites])
+    order = scores.sort(stable=True).indices.flip(0)  # as `FrozenMask.exactly_k` keeps
+    allowed = int(fraction * int(counts.sum()))
+    return int((counts[order].cumsum(0) <= allowed).sum())
 
 
 def _circuit(

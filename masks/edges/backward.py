@@ -172,16 +172,16 @@ class Backward:
         heads = slice(first, first + graph.n_heads)
         d_mlp_read = self._through_mlp(layer, kept)
         if not graph.parallel:
-            # read[mlp] = x0 with this layer's b_O + ... + sum_n g[mlp, n] x[n]
+            # read[mlp] = x0 with this layer's k0 + ... + sum_n g[mlp, n] x[n]
             self.d_always.add_(d_mlp_read)
             if self.d_keep is not None:
                 # dL/dg[mlp, n] = sum_t <y[n, t], dL/dread[mlp, t]>   (head,)
                 d_gates = mlp_gates(graph, layer, self.d_keep)[first:]
                 torch.mv(self.gated_rows[heads].flatten(1), d_mlp_read, out=d_gates)
             self.running.add_mlp_read(layer, d_mlp_read)
-        self._take_output_bias(layer)
+        self._take_constants(layer)
         if graph.parallel:
-            # read[mlp] has x0 without this layer's b_O, and none of its heads
+            # read[mlp] has x0 without this layer's k0, and none of its heads
             self.d_always.add_(d_mlp_read)
         d_projected = self._through_heads(layer, kept)
         self._to_writers_before(
@@ -313,20 +313,20 @@ class Backward:
         weights = () if trained is None else trained.layers[layer].attention
         return run.through(kept.attended, kept.projected, d_attended, weights)
 
-    def _take_output_bias(self, layer: int) -> None:
-        """dL/db_O, (d_model,), of the bias of attention's output projection."""
+    def _take_constants(self, layer: int) -> None:
+        """dL/dk[n] and dL/dk0, which autograd takes on to the biases."""
         run, graph = self.run, self.run.model.graph
-        if run.trained is None or run.layers[layer].write_bias is None:
+        if run.trained is None:
             return
-        first = graph.n_before(layer)
-        if graph.attention_bias == "heads":
-            # x[n] holds b_O / H: dL/db_O = sum_nt D[n, t] / H
-            d_bias = self.grads[first : first + graph.n_heads].sum((0, 1))
-            d_bias = d_bias / graph.n_heads
-        else:
-            # x0 holds b_O for all later readers: dL/db_O = sum_t D0[t]
-            d_bias = self.d_always.view(self.rows[0].shape).sum(0)
-        run.trained.sums.add(run.trained.layers[layer].folded.write_bias, d_bias)
+        folded, first = run.trained.layers[layer].folded, graph.n_before(layer)
+        if folded.head_bias is not None:
+            # x[n] holds k[n]: dL/dk[n] = sum_t D[n, t]   (head, d_model)
+            d_heads = self.grads[first : first + graph.n_heads].sum(1)
+            run.trained.sums.add(folded.head_bias, d_heads)
+        if folded.always_bias is not None:
+            # x0 holds k0 for all later readers: dL/dk0 = sum_t D0[t]   (d_model,)
+            d_always = self.d_always.view(self.rows[0].shape).sum(0)
+            run.trained.sums.add(folded.always_bias, d_always)
 
     def _take_projections(
         self, layer: int, reads: Tensor, grad: Tensor, scale: Tensor | None

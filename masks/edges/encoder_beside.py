@@ -81,7 +81,7 @@ def run_beside(
         by_head = attended.view(len(live), graph.n_heads, -1)
         last = first + graph.n_heads
         heads = [n - first for n in differences.numbers if first <= n < last]
-        differences.append(run, [_written(run, folded, by_head, n) for n in heads])
+        differences.append(run, [_written(folded, by_head, n) for n in heads])
         live = _through_norm(run, layer, after_attention, live, differences)
         # read[mlp] = live - sum_w (1 - g[mlp, w]) d[w]
         removed = differences.removed_from(mlp_gates(graph, layer, closed)[None])
@@ -95,12 +95,10 @@ def run_beside(
     return (live if removed is None else live - removed[0]).view_as(stream)
 
 
-def _written(run: EdgeRun, folded: FoldedLayer, by_head: Tensor, head: int) -> Tensor:
-    """h[n] = o[n] O[n] of one head, + b_O / H: (token, head, d_head) to (token, d)."""
+def _written(folded: FoldedLayer, by_head: Tensor, head: int) -> Tensor:
+    """h[n] = o[n] O[n] + k[n] of a head: (token, head, d_head) to (token, d_model)."""
     written = by_head[:, head] @ folded.write[head]
-    if folded.write_bias is None or run.model.graph.attention_bias == "always":
-        return written
-    return written + folded.write_bias / run.model.graph.n_heads
+    return written if folded.head_bias is None else written + folded.head_bias[head]
 
 
 def _projected(

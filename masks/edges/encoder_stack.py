@@ -70,9 +70,9 @@ class _Constants:
     """Carried values that do not depend on the run; rows get them divided by s_p."""
 
     of_writers: Float[Tensor, "writer #token width"] | None
-    """Added to x[w]: K_p of -a[w], and of b_O / H where heads have it."""
+    """Added to x[w]: K_p of -a[w], and of k[n]."""
     of_always: Float[Tensor, "#token width"] | None
-    """Added to x0: K_p of sum_w a[w], and of b_O where it is always on."""
+    """Added to x0: K_p of sum_w a[w], and of k0."""
 
 
 class EncoderStack(torch.autograd.Function):
@@ -234,18 +234,18 @@ def _folded(run: EdgeRun, layer: int) -> CarriedLayer:
 
 
 def _head_constants(run: EdgeRun, layer: int) -> _Constants:
-    """Of a layer's heads: ablation values, and the bias of the output projection."""
+    """Of a layer's heads: ablation values, k[n] and k0."""
     first, n_heads = run.model.graph.n_before(layer), run.model.graph.n_heads
     constants = _ablation(run, 2 * layer, slice(first, first + n_heads))
-    bias = _folded(run, layer).write_bias
-    if bias is None:
-        return constants
     of_writers, of_always = constants.of_writers, constants.of_always
-    if run.model.graph.attention_bias == "heads":
-        share = (bias / n_heads).expand(n_heads, 1, -1)  # K_p(b_O) / H
-        of_writers = share if of_writers is None else of_writers + share
-        return _Constants(of_writers, of_always)
-    return _Constants(of_writers, bias[None] if of_always is None else of_always + bias)
+    folded = _folded(run, layer)
+    if folded.head_bias is not None:
+        of_heads = folded.head_bias[:, None]  # K_p(k[n])   (head, 1, width)
+        of_writers = of_heads if of_writers is None else of_writers + of_heads
+    if folded.always_bias is not None:
+        bias = folded.always_bias[None]  # (1, width)
+        of_always = bias if of_always is None else of_always + bias
+    return _Constants(of_writers, of_always)
 
 
 def _mlp_constants(run: EdgeRun, layer: int) -> _Constants:

@@ -73,7 +73,7 @@ def run_forward(
         attended = _attend(run, layer, projected, needs_grad)
         head_scale = _write_heads(run, layer, rows, attended.detach())
         if not graph.parallel:
-            # read[mlp] += b_O + sum_n (g[mlp, n] x[n] + a[n]), n this layer's heads
+            # read[mlp] += k0 + sum_n (g[mlp, n] x[n] + a[n]), n this layer's heads
             new_gates = mlp_gates(graph, layer, gates)[first:]
             complete(partial[0], rows, always, first, new_gates)
         mlp_read = partial[0].view_as(stream)
@@ -220,11 +220,10 @@ def _write_heads(
         scale = model.inverse_deviation(norm, total)
         head_rows.mul_(scale).mul_(model.gain(norm))
         head_scale = scale, total
-    if folded.write_bias is not None:
-        if graph.attention_bias == "heads":
-            head_rows.add_(folded.write_bias / graph.n_heads)  # h[n] += b_O / H
-        else:
-            rows[0].add_(folded.write_bias)  # x0 += b_O
+    if folded.head_bias is not None:
+        head_rows.add_(folded.head_bias[:, None])  # h[n] += k[n]
+    if folded.always_bias is not None:
+        rows[0].add_(folded.always_bias)  # x0 += k0
     _ablate(run, rows, slice(first, first + graph.n_heads))
     return head_scale
 

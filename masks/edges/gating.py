@@ -5,8 +5,9 @@ engine, and is itself loaded only when a mask has edges.
 
 The model's own code makes the embeddings, the attention masks and the position
 embeddings, and applies the final norm and the head; inside the context only its blocks
-are replaced, so any task head works, and `generate` does without a cache. Hooks below a
-block run as usual; a block itself no longer has an output of its own.
+are replaced, so any task head works. The model has no key-value cache there
+(`models/without_cache.py`): `generate` runs the whole text for every token. Hooks below
+a block run as usual; a block itself no longer has an output of its own.
 """
 
 import inspect
@@ -24,9 +25,11 @@ from circuitcut.masks.edges.sparse import SparsePlan, plan_of
 from circuitcut.masks.edges.stack import EdgeStack
 from circuitcut.masks.edges.stack_cache import residual_model, stack_of, writers_seen
 from circuitcut.masks.edges.writers import record_writers
+from circuitcut.masks.uncopied import uncopied
 from circuitcut.models.architectures import architecture_of
 from circuitcut.models.residual.folded_model import ResidualModel
 from circuitcut.models.spared import first_positions
+from circuitcut.models.without_cache import without_cache
 from circuitcut.storage.errors import UserError
 from circuitcut.storage.modes import evaluating
 
@@ -226,13 +229,16 @@ def _run_instead(stack: EdgeStack, run: RunBlocks) -> Iterator["_Blocks"]:
         )
     blocks = _Blocks(model, run)
     with ExitStack() as undo:
+        undo.enter_context(uncopied(model.blocks))
         for layer, block in enumerate(model.blocks):
             vars(block)["forward"] = partial(blocks.forward, layer)
             undo.callback(vars(block).pop, "forward")
         if model.graph.position != "merged":
             module = model.base.get_submodule(model.parts.position)
             undo.callback(module.register_forward_hook(blocks.on_position).remove)
-        undo.enter_context(_without_cache(model))
+        undo.enter_context(
+            without_cache(model.model, "a mask on edges allows no key-value cache")
+        )
         yield blocks
 
 
@@ -271,19 +277,3 @@ class _Blocks:
 
     def on_position(self, _: Any, __: Any, output: Tensor) -> None:
         self.position = output
-
-
-@contextmanager
-def _without_cache(model: ResidualModel) -> Iterator[None]:
-    """`generate` runs the whole text for every token: the stack keeps no cache."""
-    settings = [model.base.config, getattr(model.model, "generation_config", None)]
-    earlier = [getattr(each, "use_cache", None) for each in settings]
-    for each in settings:
-        if each is not None:
-            each.use_cache = False
-    try:
-        yield
-    finally:
-        for each, value in zip(settings, earlier, strict=True):
-            if each is not None:
-                each.use_cache = value

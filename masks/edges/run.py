@@ -38,7 +38,7 @@ class EdgeRun:
 
     model: ResidualModel
     layers: Sequence[FoldedLayer]
-    """A, b, O and b_O of every layer."""
+    """A, b, O, b_O and constants of every layer."""
     carried: CarriedNorms | None
     """How norms on the stream itself carry what was written; None: there are none."""
     buffers: Buffers

@@ -68,6 +68,7 @@ def graph_difference(sites: Sequence[Site], model: nn.Module) -> str | None:
             separate_qkv=graph.separate_qkv,
             attention_bias=graph.attention_bias,
             position=graph.position,
+            value_bias=graph.value_bias,
         )
     except UserError as error:
         return str(error)

@@ -12,7 +12,7 @@ Both give what the whole stack gives. Symbols: docs/edge_engine.md, section 8.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -31,7 +31,7 @@ from circuitcut.models.residual.edge_slices import (
     with_always,
     writers_of,
 )
-from circuitcut.models.residual.folded_model import FoldedLayer, ResidualModel
+from circuitcut.models.residual.folded_model import ResidualModel
 from circuitcut.models.residual.graph import ResidualGraph
 
 Form = Literal["ablated", "kept", "all"]
@@ -288,9 +288,9 @@ class SparseRun:
             if self.plan.readers[layer]:
                 attended = attend(self.run, layer, self._read(layer))
                 self._store_heads(layer, attended, None)
-            bias = self.run.layers[layer].write_bias
-            if bias is not None and graph.attention_bias == "always":
-                self.rows[0] += bias  # x0 += b_O
+            bias = self.run.layers[layer].always_bias
+            if bias is not None:
+                self.rows[0] += bias  # x0 += k0
             self._add_ablated(slice(first, first + graph.n_heads))
             writer = first + graph.n_heads
             if layer in self.plan.mlps:
@@ -344,9 +344,8 @@ class SparseRun:
         """p = s read A + b of these readers: (reader, token, width)."""
         folded = self.run.layers[layer]
         if len(readers) < len(folded.read):
-            folded = FoldedLayer(
-                folded.read[readers], folded.read_bias[readers], folded.write, None
-            )
+            read, bias = folded.read[readers], folded.read_bias[readers]
+            folded = replace(folded, read=read, read_bias=bias)
         scale = scale_of(self.model, layer, squares_of(reads), reads.dtype)
         projected = reads.new_empty(*reads.shape[:2], folded.read.shape[-1])
         project_into(projected, folded, reads, scale)
@@ -387,7 +386,7 @@ class SparseRun:
         if not heads:
             return
         folded, first = self.run.layers[layer], self.graph.n_before(layer)
-        # x[n] = C (scale o[n] O[n] + b_O / H - a[n])   (head, token, d_model)
+        # x[n] = C (scale o[n] O[n] + k[n] - a[n])   (head, token, d_model)
         by_head = attended.reshape(-1, self.graph.n_heads, self.model.d_head)
         by_head, weights = by_head.transpose(0, 1), folded.write
         if len(heads) < len(weights):
@@ -397,8 +396,8 @@ class SparseRun:
         products_into(head_rows, by_head, weights)
         if scale is not None:
             head_rows *= scale
-        if folded.write_bias is not None and self.graph.attention_bias == "heads":
-            head_rows += folded.write_bias / self.graph.n_heads
+        if folded.head_bias is not None:
+            head_rows += folded.head_bias[heads, None]
         if self.run.ablated is not None:
             writers = [first + head for head in heads]
             head_rows -= centred(self.model, self.run.ablated[writers])

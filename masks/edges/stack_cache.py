@@ -37,6 +37,7 @@ def residual_model(model: nn.Module, graph: ResidualGraph) -> ResidualModel:
         separate_qkv=graph.separate_qkv,
         attention_bias=graph.attention_bias,
         position=graph.position,
+        value_bias=graph.value_bias,
     )
     difference = graph.difference_from(residual.graph)
     if difference is not None:

@@ -13,7 +13,7 @@ class LayerWeights:
     """The tensors of one block whose gradients the backward pass computes."""
 
     folded: FoldedLayer
-    """A, b, O and b_O, with a graph: autograd carries their gradients on to the
+    """A, b, O and constants, with a graph: autograd carries their gradients on to the
     projections and to the norm before them."""
     mlp: Sequence[nn.Parameter]
     attention: Sequence[nn.Parameter]
@@ -23,8 +23,9 @@ class LayerWeights:
     def tensors(self) -> Iterator[Tensor]:
         """All of them."""
         yield from (self.folded.read, self.folded.read_bias, self.folded.write)
-        if self.folded.write_bias is not None:
-            yield self.folded.write_bias
+        for constant in (self.folded.head_bias, self.folded.always_bias):
+            if constant is not None:
+                yield constant
         yield from (*self.mlp, *self.attention)
         if self.head_gain is not None:
             yield self.head_gain

@@ -83,7 +83,7 @@ class _Recorder:
         model, graph = self.model, self.model.graph
         first = graph.n_before(layer)
         head_rows = self.rows[first : first + graph.n_heads].flatten(1, 2)
-        # h[n] = o[n] O[n]   (head, token, d_head) @ (head, d_head, d_model)
+        # h[n] = o[n] O[n] + k[n]   (head, token, d_head) @ (head, d_head, d_model)
         by_head = args[0].flatten(0, 1).unflatten(1, (graph.n_heads, model.d_head))
         products_into(head_rows, by_head.transpose(0, 1), model.write(layer))
         norm = model.norm(layer, model.parts.norm_attention)
@@ -91,9 +91,9 @@ class _Recorder:
             # h[n] = s gain o[n] O[n], s of the sum of all heads
             scale = model.inverse_deviation(norm, head_rows.sum(0))
             head_rows.mul_(scale).mul_(model.gain(norm))
-        bias = model.output(layer).bias
-        if bias is not None and graph.attention_bias == "heads":
-            head_rows.add_(bias / graph.n_heads)
+        of_heads, _ = model.written_constants(layer)
+        if of_heads is not None:
+            head_rows.add_(of_heads[:, None])
 
     def on_mlp(self, layer: int, _: Any, __: Any, output: Tensor) -> None:
         graph = self.model.graph

@@ -1,8 +1,12 @@
 """The residual graphs of other programs, and the differences in cuts between graphs.
 
 In all of them the logits read from one node before the last norm, and an MLP's bias is
-masked with its MLP. They differ in the input nodes, in attention's output bias, and in
-merged or separate edges for a head's q, k and v. Sources, read in 2026:
+masked with its MLP. They differ in the input nodes, in attention's output bias, in the
+value biases, and in merged or separate edges for a head's q, k and v. All but
+Edge-Pruning load their weights with TransformerLens, whose `fold_value_biases` moves
+b_V W_O into the output bias; where its `fold_ln` is on, as by default, b_V has the
+bias of the norm before in it (mechanistic-unlearning turns it off, and so do EAP-IG's
+own scripts, not MIB). Sources, read in 2026:
 
 * `mib`: EAP-IG and the MIB benchmark, github.com/hannamw/EAP-IG, `src/eap/graph.py`
 * `auto_circuit`: github.com/UFO-101/auto-circuit, `model_utils/transformer_lens_utils`
@@ -16,7 +20,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 import torch
-from jaxtyping import Shaped
+from jaxtyping import Bool, Shaped
 from torch import Tensor, nn
 
 from circuitcut.masks.ablation import AblationKind
@@ -28,8 +32,14 @@ from circuitcut.masks.formats.edge_matrices import (
     regrouped,
 )
 from circuitcut.models.residual.block_modules import graph_of, parts_of
+from circuitcut.models.residual.connected_edges import connected, leading_to_logits
 from circuitcut.models.residual.folded_model import ResidualModel
-from circuitcut.models.residual.graph import AttentionBias, Position, ResidualGraph
+from circuitcut.models.residual.graph import (
+    AttentionBias,
+    Position,
+    ResidualGraph,
+    ValueBias,
+)
 from circuitcut.storage.errors import UserError
 
 
@@ -43,14 +53,22 @@ class Convention:
     """True: merged edges for a head's q, k and v; False: separate edges."""
     ablation: AblationKind
     """The program's default ablation value."""
+    value_bias: ValueBias
+    """Where the constants that value biases write are, as the weights are loaded."""
+    prunes: bool = False
+    """Its evaluation first ablates edges on no path from the input to the logits."""
 
 
 CONVENTIONS: dict[str, Convention] = {
-    "mib": Convention("always", "always", False, "counterfactual"),
-    "auto_circuit": Convention("merged", "always", False, "counterfactual"),
-    "edge_pruning": Convention("own", "heads", False, "counterfactual"),
-    "circuit_breaking": Convention("merged", "heads", True, "zero"),
-    "disco_gp": Convention("merged", "heads", False, "zero"),
+    "mib": Convention(
+        "always", "always", False, "counterfactual", "output_with_norm", prunes=True
+    ),
+    "auto_circuit": Convention(
+        "merged", "always", False, "counterfactual", "output_with_norm"
+    ),
+    "edge_pruning": Convention("own", "heads", False, "counterfactual", "heads"),
+    "circuit_breaking": Convention("merged", "heads", True, "zero", "output"),
+    "disco_gp": Convention("merged", "heads", False, "zero", "output_with_norm"),
 }
 """The graph of each format, by name of the format."""
 
@@ -60,9 +78,9 @@ def graph_in(
 ) -> ResidualGraph:
     """The graph of `model` in another program, with one reader per query head.
 
-    Options for parts that the model does not have (position embeddings on the stream, a
-    bias of attention's output) keep their default: masks of such a model have the same
-    graph in every program.
+    Options for parts that the model does not have (position embeddings on the stream,
+    biases of attention) keep their default: masks of such a model have the same graph
+    in every program.
 
     Args:
         merged: Whether q, k and v are merged; None takes the convention's value.
@@ -78,12 +96,41 @@ def graph_in(
             f"{type(model).__name__} has norms on its residual stream"
         )
     graph = graph_of(
-        model,
-        position="merged" if parts.position is None else convention.position,
-        attention_bias=convention.attention_bias if _has_bias(model) else "always",
+        model, position="merged" if parts.position is None else convention.position
     )
     separate = not (convention.merged if merged is None else merged)
-    return replace(graph, separate_qkv=separate, n_kv_heads=graph.n_heads)
+    graph = replace(
+        graph,
+        separate_qkv=separate,
+        n_kv_heads=graph.n_heads,
+        attention_bias=convention.attention_bias,
+        value_bias=convention.value_bias,
+    )
+    return without_empty_options(model, graph)
+
+
+def without_empty_options(model: nn.Module, graph: ResidualGraph) -> ResidualGraph:
+    """The same cuts by the default options about biases that `model` does not have.
+
+    Raises:
+        UserError: When its value biases cannot join the output bias.
+    """
+    residual = ResidualModel(model)
+    norm = residual.norm(0, residual.parts.norm_in)
+    value_bias = graph.value_bias
+    if value_bias == "output_with_norm" and getattr(norm, "bias", None) is None:
+        value_bias = "output"
+    projections = residual.projections(0)
+    if value_bias == "output" and getattr(projections[-1], "bias", None) is None:
+        value_bias = "heads"
+    has_bias = value_bias != "heads" or residual.output(0).bias is not None
+    attention_bias = graph.attention_bias if has_bias else "always"
+    # refuses what the model cannot have
+    return replace(
+        graph,
+        attention_bias=attention_bias,
+        value_bias=graph_of(model, value_bias=value_bias).value_bias,
+    )
 
 
 def model_graph(model: nn.Module, graph: ResidualGraph) -> ResidualGraph:
@@ -97,11 +144,8 @@ def model_graph(model: nn.Module, graph: ResidualGraph) -> ResidualGraph:
         separate_qkv=graph.separate_qkv,
         attention_bias=graph.attention_bias,
         position=graph.position,
+        value_bias=graph.value_bias,
     )
-
-
-def _has_bias(model: nn.Module) -> bool:
-    return getattr(ResidualModel(model).output(0), "bias", None) is not None
 
 
 def translated(
@@ -146,7 +190,7 @@ def cut_differences(
     """Differences between the cuts in the two graphs, one sentence each.
 
     Paired inputs have the same positions, so that cutting position edges has no effect
-    with counterfactual ablation. A constant bias matters only for zero ablation.
+    with counterfactual ablation. Constant biases matter only for zero ablation.
     """
     parts = matrices(source, kept).items()
     differences = []
@@ -160,16 +204,56 @@ def cut_differences(
                 f"{n_edges} edges treat the position embedding otherwise "
                 f"({source.position} in the mask, {target.position} in the format)"
             )
-    if ablation == "zero" and source.attention_bias != target.attention_bias:
-        of_head = torch.tensor([name.startswith("a") for name in source.writers()])
-        n_edges = sum(int((~p & of_head[: p.shape[1]]).sum()) for _, p in parts)
-        if n_edges:
+    of_head = torch.tensor([name.startswith("a") for name in source.writers()])
+    n_edges = sum(int((~p & of_head[: p.shape[1]]).sum()) for _, p in parts)
+    biases = {
+        "attention's output bias": (source.attention_bias, target.attention_bias),
+        "the value biases": (source.value_bias, target.value_bias),
+    }
+    for name, (here, there) in biases.items():
+        if ablation == "zero" and n_edges and here != there:
             differences.append(
-                f"{n_edges} ablated edges from heads treat attention's output bias "
-                f"otherwise ({source.attention_bias} in the mask, "
-                f"{target.attention_bias} in the format)"
+                f"{n_edges} ablated edges from heads treat {name} otherwise "
+                f"({here} in the mask, {there} in the format)"
             )
     return differences
+
+
+def as_evaluated(
+    name: str,
+    graph: ResidualGraph,
+    kept: Bool[Tensor, "edge"],
+    ablation: AblationKind,
+) -> Bool[Tensor, "edge"]:
+    """The edges that the program `name` keeps where it evaluates the mask `kept`.
+
+    Edges that it prunes matter for zero and mean ablation alone: with counterfactual
+    ablation, a node that reads nothing of the input writes its ablation value.
+    """
+    convention = CONVENTIONS.get(name)
+    if convention is None or not convention.prunes or ablation == "counterfactual":
+        return kept
+    return connected(graph, kept)
+
+
+def pruning_differences(
+    name: str,
+    graph: ResidualGraph,
+    kept: Bool[Tensor, "edge"],
+    ablation: AblationKind,
+) -> list[str]:
+    """Edges that have an effect here and that the program `name` prunes, a sentence.
+
+    Edges that lead nowhere are pruned too, which changes no cut.
+    """
+    pruned = leading_to_logits(graph, kept) & ~as_evaluated(name, graph, kept, ablation)
+    if not pruned.any():
+        return []
+    first = list(graph.edges())[int(pruned.nonzero()[0])]
+    return [
+        f"it removes the {int(pruned.sum())} kept edges from nodes that no path joins "
+        f"to the input, first {first}, which have an effect with {ablation} ablation"
+    ]
 
 
 def _position_as(graph: ResidualGraph, part: Tensor, position: Position) -> Tensor:

@@ -4,6 +4,7 @@ Each format is a graph (`masks/formats/conventions.py`) and a file: JSON
 (`masks/formats/edge_lists.py`) or named tensors (`masks/formats/edge_tensors.py`).
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -14,10 +15,13 @@ from torch import Tensor, nn
 from circuitcut.masks.ablation import AblationKind
 from circuitcut.masks.formats.conventions import (
     CONVENTIONS,
+    as_evaluated,
     cut_differences,
     graph_in,
     model_graph,
+    pruning_differences,
     translated,
+    without_empty_options,
 )
 from circuitcut.masks.formats.edge_lists import (
     binary,
@@ -29,7 +33,7 @@ from circuitcut.masks.formats.edge_lists import (
     read_kept_edges,
     write_json_line,
 )
-from circuitcut.masks.formats.edge_matrices import Shared, regrouped
+from circuitcut.masks.formats.edge_matrices import Shared, joined_scores, regrouped
 from circuitcut.masks.formats.edge_tensors import (
     is_merged,
     kept_by,
@@ -55,7 +59,8 @@ class EdgesOfFile:
     graph: ResidualGraph
     kept: Bool[Tensor, "edge"] | None
     scores: Float[Tensor, "edge"] | None
-    """The stored scores; if several edges of the file are one edge here, their sum."""
+    """The stored scores; for several edges of the file that are one edge here, see
+    `joined_scores`."""
 
 
 def read_edges(
@@ -66,6 +71,7 @@ def read_edges(
     scored: bool = False,
     shared: Shared = "refuse",
     embeddings: Embeddings = "auto",
+    ablation: AblationKind | None = None,
 ) -> EdgesOfFile:
     """A file in the format `name`, on the edges of a graph of `model`.
 
@@ -77,6 +83,8 @@ def read_edges(
             these differ.
         embeddings: For lists of `edge_pruning`: the embeddings are `nodes` or `always`
             on.
+        ablation: Ablation value that the mask is evaluated with; None is that
+            program's default. It decides whether edges that the program prunes matter.
 
     Raises:
         UserError: When the file is not a mask of this model in this format (the message
@@ -100,8 +108,10 @@ def read_edges(
     ours = model_graph(model, theirs)
     if scored:
         assert scores is not None
-        return EdgesOfFile(ours, None, regrouped(theirs, scores, ours, shared="sum"))
+        return EdgesOfFile(ours, None, joined_scores(theirs, scores, ours))
     assert kept is not None
+    if ablation is not None:
+        kept = as_evaluated(name, theirs, kept, ablation)
     return EdgesOfFile(ours, regrouped(theirs, kept, ours, shared=shared), None)
 
 
@@ -134,8 +144,8 @@ def write_edges(
 
     Args:
         name: A format in `CONVENTIONS`.
-        scores: Scores of all edges; only `mib` stores them. If several edges are one
-            edge in the format, their scores are summed.
+        scores: Scores of all edges; only `mib` stores them. If an edge is several edges
+            in the format, all of them get its score.
         ablation: Ablation value of the mask; it determines whether the cut is the same
             in the format.
         shared: Rule for an edge that stands for several edges if these differ.
@@ -147,12 +157,15 @@ def write_edges(
     """
     merged = not graph.separate_qkv if name == "auto_circuit" else None
     theirs = graph_in(model, CONVENTIONS[name], merged=merged)
-    if not allow_difference:
-        _check_same_cut(name, graph, kept, theirs, ablation)
     edges = translated(graph, kept, theirs, shared=shared)
+    if not allow_difference:
+        plain = without_empty_options(model, graph)
+        differences = cut_differences(plain, kept, theirs, ablation)
+        differences += pruning_differences(name, theirs, edges, ablation)
+        _check_same_cut(name, differences)
     if name == "mib":
         if scores is not None:
-            scores = translated(graph, scores, theirs, shared="sum")
+            scores = translated(graph, scores, theirs)
         content = graph_json(theirs, edges, scores, d_model=_d_model(model))
         write_json_line(path, content)
     elif name == "edge_pruning" and path.suffix == ".json":
@@ -175,13 +188,16 @@ def write_named_edges(
     Positions that are always on become a node whose edges are all kept.
 
     Raises:
-        UserError: When attention's bias belongs to the heads and this changes the cut:
-            in the format `edges` the bias is always on.
+        UserError: When attention's output bias belongs to the heads, or value biases to
+            the output bias, and this changes the cut: in the format `edges` the output
+            bias is always on and value biases are the heads'.
     """
     position: Position = "own" if graph.position == "always" else graph.position
-    listed = replace(graph, attention_bias="always", position=position)
+    listed = replace(
+        graph, attention_bias="always", position=position, value_bias="heads"
+    )
     if not allow_difference:
-        _check_same_cut("edges", graph, kept, listed, ablation)
+        _check_same_cut("edges", cut_differences(graph, kept, listed, ablation))
     write_json_line(path, edge_values(listed, translated(graph, kept, listed)))
 
 
@@ -191,19 +207,13 @@ def _check_suffix(path: Path, name: str) -> None:
         raise UserError(f"--format {name} is written as .safetensors{also}, got {path}")
 
 
-def _check_same_cut(
-    name: str,
-    graph: ResidualGraph,
-    kept: Tensor,
-    theirs: ResidualGraph,
-    ablation: AblationKind,
-) -> None:
-    differences = cut_differences(graph, kept, theirs, ablation)
+def _check_same_cut(name: str, differences: Sequence[str]) -> None:
     if differences:
         raise UserError(
             f"--format {name} cannot say the same: {'; '.join(differences)}; use a "
-            "mask with counterfactual ablation, or --allow_difference true to write it "
-            "anyway"
+            "mask with counterfactual ablation or trained with that format's options "
+            "(--position_node, --attention_bias, --value_bias), or --allow_difference "
+            "true to write it anyway"
         )
 
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
-from jaxtyping import Shaped
+from jaxtyping import Float, Int, Shaped
 from torch import Tensor
 
 from circuitcut.models.residual.graph import ResidualGraph
@@ -19,7 +19,7 @@ from circuitcut.storage.errors import UserError
 
 Reads = Literal["q", "k", "v", "qkv", "mlp", "logits"]
 Key = tuple[int, Reads]
-Shared = Literal["refuse", "keep", "ablate", "sum"]
+Shared = Literal["refuse", "keep", "ablate"]
 """Rule for the value of one edge that stands for several edges, if these differ."""
 
 
@@ -86,8 +86,7 @@ def regrouped(
     If one edge of `source` is several edges in `target`, all of them get its value. If
     several edges become one and have the same value, it gets this value. If their
     values differ, `shared` is the rule: with `keep` the edge is kept if any of them is
-    kept, with `ablate` it is ablated if any of them is ablated. `sum` always adds the
-    values, as the gradients of copies add up.
+    kept, with `ablate` it is ablated if any of them is ablated.
 
     Args:
         source: Graph of `edges`; it may differ from `target` only in its readers.
@@ -97,8 +96,53 @@ def regrouped(
     """
     if source == target:
         return edges
-    wide = per_query_head(target)
-    return _narrow(wide, _widen(source, edges), target, shared)
+    wide, parts = per_query_head(target), _widen(source, edges)
+    return flat_edges(
+        target,
+        {
+            (part.layer, part.reads): _combined(copies, shared, wide, part)
+            for part, copies in _copies(parts, target)
+        },
+    )
+
+
+def joined_scores(
+    source: ResidualGraph, scores: Float[Tensor, "edge"], target: ResidualGraph
+) -> Float[Tensor, "_edge"]:
+    """Scores of the edges of `source` on the edges of `target`, of the same model.
+
+    Several edges that become one are copies of it. Where all copies in the file have
+    the score of their edge, as `regrouped` writes them, the edge gets that score. Else
+    the scores are of single copies, and the edge gets their sum, as gradients add up.
+    """
+    if source == target:
+        return scores
+    parts = list(_copies(_widen(source, scores), target))
+    are_same = all(
+        torch.allclose(copies, copies[:1], rtol=0, atol=0, equal_nan=True)
+        for _, copies in parts
+    )
+    joined = {
+        (part.layer, part.reads): copies[0] if are_same else copies.sum(0)
+        for part, copies in parts
+    }
+    return flat_edges(target, joined)
+
+
+def copies_per_edge(graph: ResidualGraph) -> Int[Tensor, "edge"]:
+    """Edges of `per_query_head(graph)`, as MIB counts them, that each edge stands for.
+
+    They are as many as query heads in its group for an edge into a key or a value, and
+    3 for a merged edge, of q, k and v.
+    """
+    n_grouped = graph.n_heads // graph.n_kv_heads
+    counts: dict[Reads, int] = {"k": n_grouped, "v": n_grouped, "qkv": 3}
+    return torch.cat(
+        [
+            torch.full((part.n_readers * part.n_writers,), counts.get(part.reads, 1))
+            for part in parts_in(graph)
+        ]
+    )
 
 
 def _widen(graph: ResidualGraph, edges: Tensor) -> dict[Key, Tensor]:
@@ -115,11 +159,13 @@ def _widen(graph: ResidualGraph, edges: Tensor) -> dict[Key, Tensor]:
     return wide
 
 
-def _narrow(
-    wide: ResidualGraph, parts: Mapping[Key, Tensor], target: ResidualGraph, how: Shared
-) -> Tensor:
-    """One value for all readers of `wide` that are one reader in `target`."""
-    narrow: dict[Key, Tensor] = {}
+def _copies(
+    parts: Mapping[Key, Tensor], target: ResidualGraph
+) -> Iterator[tuple[Part, Tensor]]:
+    """All values that are one edge of `target`, (copy, reader, writer), by part.
+
+    `parts` are matrices with a reader per query head for each of q, k and v.
+    """
     for part in parts_in(target):
         layer, reads = part.layer, part.reads
         if reads == "qkv":
@@ -129,15 +175,12 @@ def _narrow(
             copies = copies.transpose(0, 1)  # (copy, reader, writer)
         else:
             copies = parts[layer, reads][None]
-        narrow[layer, reads] = _combined(copies, how, wide, part)
-    return flat_edges(target, narrow)
+        yield part, copies
 
 
 def _combined(copies: Tensor, how: Shared, graph: ResidualGraph, part: Part) -> Tensor:
-    if how == "sum" and len(copies) > 1:
-        return copies.sum(0)
     differ = (copies != copies[0]).any(0)
-    if not differ.any():
+    if len(copies) == 1 or not differ.any():
         return copies[0]
     if how == "keep":
         return copies.any(0)

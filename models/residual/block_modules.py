@@ -9,7 +9,12 @@ from typing import Any, Literal
 
 from torch import nn
 
-from circuitcut.models.residual.graph import AttentionBias, Position, ResidualGraph
+from circuitcut.models.residual.graph import (
+    AttentionBias,
+    Position,
+    ResidualGraph,
+    ValueBias,
+)
 from circuitcut.storage.errors import UserError
 
 Fused = Literal["separate", "concatenated", "by head"]
@@ -145,6 +150,7 @@ def graph_of(
     separate_qkv: bool = True,
     attention_bias: AttentionBias = "always",
     position: Position = "merged",
+    value_bias: ValueBias = "heads",
 ) -> ResidualGraph:
     """The residual graph of `model`, from its configuration alone.
 
@@ -166,6 +172,17 @@ def graph_of(
             f"{config.model_type} adds no position embedding to the stream; use "
             f"position 'merged', got {position!r}"
         )
+    if parts.norm_attention is not None and getattr(config, "attention_bias", False):
+        raise UserError(
+            f"this {config.model_type} has a bias before the norm on what attention "
+            "writes (attention_bias), which no writer of its residual graph is; cut "
+            "other units than edges"
+        )
+    if value_bias != "heads" and parts.norm_attention is not None:
+        raise UserError(
+            f"{config.model_type} normalises what its heads write together, so a value "
+            f"bias adds no constant; use value_bias 'heads', got {value_bias!r}"
+        )
     if not separate_qkv and n_groups != n_heads and parts.has_wide_norms:
         raise UserError(
             f"{config.model_type} with grouped queries normalises all keys together, "
@@ -179,6 +196,7 @@ def graph_of(
         parts.parallel(config),
         attention_bias,
         position,
+        value_bias,
     )
 
 

@@ -112,17 +112,23 @@ class CarriedNorms:
         return torch.cat([grad * self.gains[place], grad @ self.back[place].T], -1)
 
     def fold(self, layer: int) -> CarriedLayer:
-        """Weights that read and write carried values: V_q^T A and K_p of O and b_O."""
+        """Weights that read and write carried values: V_q^T A, K_p of O, b_O, k."""
         folded = self.plain[layer]
-        place, bias = 2 * layer, folded.write_bias
+        place = 2 * layer
+        constants = (folded.write_bias, folded.head_bias, folded.always_bias)
+        b_o, of_heads, always = (
+            None if c is None else self.carried(place, c) for c in constants
+        )
         # of shapes (reader, width, d_head) and (head, d_head, width)
         return CarriedLayer(
             self.through_read(place, folded.read.mT).mT,
             folded.read_bias,
             self.carried(place, folded.write),
-            None if bias is None else self.carried(place, bias),
+            b_o,
+            of_heads,
+            always,
             folded.write.flatten(0, 1),
-            bias,
+            folded.write_bias,
         )
 
 

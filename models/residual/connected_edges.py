@@ -19,7 +19,21 @@ def connected(graph: ResidualGraph, keep: Bool[Tensor, "edge"]) -> Bool[Tensor, 
     removed until there is none. Keys and values that a group of heads shares count as
     read by each of its heads.
     """
-    reached = _reached(graph, keep)
+    return _leading(graph, keep, _reached(graph, keep))
+
+
+def leading_to_logits(
+    graph: ResidualGraph, keep: Bool[Tensor, "edge"]
+) -> Bool[Tensor, "edge"]:
+    """The kept edges that a path of kept edges joins to the logits.
+
+    Kept edges that are not among them have no effect on the logits.
+    """
+    return _leading(graph, keep, keep.new_ones(graph.n_writers))
+
+
+def _leading(graph: ResidualGraph, keep: Tensor, reached: Tensor) -> Tensor:
+    """The kept edges on a path from a writer of `reached`, (writer,), to the logits."""
     useful = torch.zeros_like(reached)  # writers on a path to the logits
     connecting = keep.clone()
     of_logits = output_gates(graph, connecting)

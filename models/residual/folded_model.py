@@ -5,7 +5,7 @@ in, so that a read needs nothing but a matrix product and one scale per token.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import torch
@@ -20,7 +20,7 @@ from circuitcut.models.residual.block_modules import (
     last_norm_of,
     parts_of,
 )
-from circuitcut.models.residual.graph import AttentionBias, Position
+from circuitcut.models.residual.graph import AttentionBias, Position, ValueBias
 from circuitcut.storage.errors import UserError
 
 
@@ -28,7 +28,8 @@ from circuitcut.storage.errors import UserError
 class FoldedLayer:
     """Weights of one block's attention, as the residual graph uses them.
 
-    p = s read A + b and h[n] = o[n] O[n] (docs/edge_engine.md, section 3).
+    p = s read A + b and h[n] = o[n] O[n] + k[n] (docs/edge_engine.md, section 3); of
+    the output bias, k0 = b_O - sum_n k[n] is always on.
     """
 
     read: Float[Tensor, "reader d_model width"]
@@ -41,17 +42,20 @@ class FoldedLayer:
     write: Float[Tensor, "head d_head d_model"]
     """O of every head; centred where the model's norms centre."""
     write_bias: Float[Tensor, "d_model"] | None
-    """b_O, centred likewise."""
+    """b_O, centred likewise; for the stream itself."""
+    head_bias: Float[Tensor, "head d_model"] | None
+    """k[n], the constant that each head writes, centred likewise."""
+    always_bias: Float[Tensor, "d_model"] | None
+    """k0, the constant that is always on, centred likewise."""
 
     def detached(self) -> "FoldedLayer":
         """The same numbers without a graph."""
-        bias = self.write_bias
-        return FoldedLayer(
-            self.read.detach(),
-            self.read_bias.detach(),
-            self.write.detach(),
-            None if bias is None else bias.detach(),
-        )
+        detached: dict[str, Any] = {
+            part.name: None if tensor is None else tensor.detach()
+            for part in fields(FoldedLayer)
+            for tensor in [getattr(self, part.name)]
+        }
+        return replace(self, **detached)
 
 
 def _trained(modules: Sequence[nn.Module]) -> list[nn.Parameter]:
@@ -73,6 +77,7 @@ class ResidualModel:
         separate_qkv: bool = True,
         attention_bias: AttentionBias = "always",
         position: Position = "merged",
+        value_bias: ValueBias = "heads",
     ):
         self.parts = parts_of(model)
         self.graph = graph_of(
@@ -80,6 +85,7 @@ class ResidualModel:
             separate_qkv=separate_qkv,
             attention_bias=attention_bias,
             position=position,
+            value_bias=value_bias,
         )
         config: Any = model.config
         self.model = model
@@ -159,15 +165,50 @@ class ResidualModel:
                 weight = weight - weight.mean(1, keepdim=True)
         if not graph.separate_qkv:
             weight, bias = self._merged(weight), self._merged(bias)
-        write, write_bias = self.write(layer), self.output(layer).bias
-        if self.centred:  # O C and C b_O, so that what is written is centred
-            write = write - write.mean(-1, keepdim=True)
-            if write_bias is not None:
-                write_bias = write_bias - write_bias.mean()
+        constants = (self.output(layer).bias, *self.written_constants(layer))
+        b_o, of_heads, always = (
+            None if c is None else self._centred(c) for c in constants
+        )
         return FoldedLayer(
             weight.mT.contiguous().mT, bias[:, None].contiguous(),
-            write.contiguous(), write_bias,
+            self._centred(self.write(layer)).contiguous(),
+            b_o, of_heads, always,
         )  # fmt: skip
+
+    def _centred(self, written: Tensor) -> Tensor:
+        """What is written, without its mean where the model's norms remove it."""
+        return written - written.mean(-1, keepdim=True) if self.centred else written
+
+    def written_constants(
+        self, layer: int
+    ) -> tuple[Float[Tensor, "head d_model"] | None, Float[Tensor, "d_model"] | None]:
+        """k[n] of every head and k0, which is always on, not centred; None is zero.
+
+        Attention's weights sum to 1, so a value bias b_V adds the constant
+        c[n] = b_V[n] W_O[n] to o[n] O[n]. In the output bias it is b = b_O + sum_n c[n]
+        of all heads, and k[n] takes c[n] away; else b = b_O. Of b, k[n] has an equal
+        part, or it is always on.
+        """
+        graph, bias = self.graph, self.output(layer).bias
+        moved = self._value_constants(layer)
+        if moved is not None:
+            bias = moved.sum(0) if bias is None else bias + moved.sum(0)
+        if graph.attention_bias == "always" or bias is None:
+            return (None if moved is None else -moved), bias
+        shares = (bias / graph.n_heads).expand(graph.n_heads, -1)
+        return (shares if moved is None else shares - moved), None
+
+    def _value_constants(self, layer: int) -> Float[Tensor, "head d_model"] | None:
+        """c[n] of the value bias that joins the output bias; None where none does."""
+        if self.graph.value_bias == "heads":
+            return None
+        n_groups, norm = self.graph.n_kv_heads, self.norm(layer, self.parts.norm_in)
+        weight, bias = (part[-n_groups:] for part in self._projection(layer))
+        norm_bias = getattr(norm, "bias", None)
+        if self.graph.value_bias == "output_with_norm" and norm_bias is not None:
+            bias = bias + torch.einsum("d,gdh->gh", norm_bias, weight)
+        by_head = bias.repeat_interleave(self.graph.n_heads // n_groups, 0)
+        return torch.einsum("nh,nhd->nd", by_head, self.write(layer))
 
     def write(self, layer: int) -> Float[Tensor, "head d_head d_model"]:
         """The output projection as stored, head by head: h[n] = o[n] O[n]."""

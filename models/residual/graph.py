@@ -15,6 +15,7 @@ from typing import Literal
 
 AttentionBias = Literal["always", "heads"]
 Position = Literal["merged", "own", "always"]
+ValueBias = Literal["heads", "output", "output_with_norm"]
 
 
 @dataclass(frozen=True)
@@ -40,6 +41,10 @@ class ResidualGraph:
             an equal part of it belongs to each of the `heads`.
         position: The position embedding is `merged` into `input`, a writer of its
             `own`, or `always` on.
+        value_bias: The constant that a head's value bias b_V adds to what the head
+            writes, b_V W_O, is written by each of the `heads`, or is part of the
+            `output` bias of all heads, which `attention_bias` is about; with
+            `output_with_norm` so is what the bias of the norm before adds to b_V.
     """
 
     n_layers: int
@@ -49,6 +54,7 @@ class ResidualGraph:
     parallel: bool = False
     attention_bias: AttentionBias = "always"
     position: Position = "merged"
+    value_bias: ValueBias = "heads"
 
     @property
     def n_inputs(self) -> int:
@@ -138,6 +144,7 @@ class ResidualGraph:
             "parallel": "parallel attention and MLP",
             "attention_bias": "attention bias",
             "position": "position embedding",
+            "value_bias": "value bias",
         }
         differences = [
             f"{label} {getattr(self, name)} against {getattr(other, name)}"

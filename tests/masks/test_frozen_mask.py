@@ -1,5 +1,8 @@
 """FrozenMask: exact counts, ties, overlap, controls, applying."""
 
+from typing import Any
+
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -51,6 +54,36 @@ def test_ties_are_ablated_in_the_order_of_the_units():
     mask = FrozenMask.exactly_k(scores, SITES, ZERO, n_ablated=6)
     assert mask.n_ablated_at == {"a:neurons": 0, "b:heads": 4, "c:neurons": 2}
     assert mask.keep["c:neurons"].tolist() == [False, False] + [True] * 14
+
+
+@pytest.mark.parametrize(
+    "n_ablated", [3.0, 2.5, True, np.float64(3), torch.tensor(3.0)]
+)
+def test_counts_that_are_no_integers_are_refused(n_ablated: Any):
+    told = "n_ablated must be an integer, a number of units, got .* of type "
+    with pytest.raises(UserError, match=told + type(n_ablated).__name__):
+        FrozenMask.exactly_k(_scores(), SITES, ZERO, n_ablated=n_ablated)
+    with pytest.raises(UserError, match=told):
+        FrozenMask.random(SITES, ZERO, n_ablated=n_ablated, seed=0)
+
+
+@pytest.mark.parametrize("n_ablated", [np.int64(3), np.uint8(3), torch.tensor(3)])
+def test_integers_of_numpy_and_torch_are_counts(n_ablated: Any):
+    mask = FrozenMask.exactly_k(_scores(), SITES, ZERO, n_ablated=n_ablated)
+    assert mask.n_ablated == 3
+    assert FrozenMask.random(SITES, ZERO, n_ablated=n_ablated, seed=0).n_ablated == 3
+
+
+def test_gates_and_thresholds_that_are_no_numbers_are_refused():
+    masks = MaskSet(SITES, "hard_concrete", GateSettings())
+    for threshold in (float("nan"), torch.tensor(float("nan")).item()):
+        with pytest.raises(UserError, match="threshold must be a number, got NaN"):
+            FrozenMask.from_threshold(masks, ZERO, threshold=threshold)
+    with torch.no_grad():
+        for parameter in masks.gate.parameters():
+            parameter.view(-1)[[31, 49]] = float("nan")
+    with pytest.raises(UserError, match="got 2 NaN, the first at b:heads"):
+        FrozenMask.from_threshold(masks, ZERO)
 
 
 @pytest.mark.parametrize("n_ablated", [-1, 51])

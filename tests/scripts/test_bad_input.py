@@ -229,6 +229,7 @@ def test_evaluate_and_attribute_check_their_flags(
         (["--task", "ioi", "--methods", "probeless"], "cannot rank edges"),
         (["--units", "heads", "--methods", "eap"], "ranks edges alone"),
         (["--n_random", "-1"], "not negative"),
+        (["--units", "heads", "--count", "mib"], "is about masks on all edges alone"),
         (["--mask", "nowhere"], "missing folder nowhere"),
         (["--mask", "x", "--units", "edges"], "leave them out"),
     ],

@@ -209,6 +209,22 @@ def test_circuits_of_every_size_from_one_training(learned: list[str], tmp_path: 
     )
 
 
+def test_shares_may_count_the_edges_of_mib(learned: list[str]):
+    few = ["--fractions", "0.5", "1", "--n_batches", "2", "--methods", "eap"]
+    edges = ["--units", "edges", "--merged_qkv", "true", "--n_random", "0"]
+    found = measured([*learned, *few, *edges, "--count", "mib"])
+    # two layers of eight heads: 25 readers of 1 and of 10 writers, and their own heads
+    n_all = 25 * 1 + 8 + 25 * 10 + 8 + 19
+    whole = [row for row in found["curve"] if row["fraction"] == 1.0]
+    assert {row["n_counted"] for row in whole} == {n_all}
+    assert {row["n_kept"] for row in whole} == {found["n_units"]}
+    half = [row for row in found["curve"] if row["fraction"] == 0.5]
+    for row in half:
+        assert row["n_counted"] <= n_all // 2
+        assert row["n_connected"] <= row["n_counted"] <= 3 * row["n_connected"]
+        assert row["faithfulness"] is not None
+
+
 def newest(tmp_path: Path) -> Path:
     return max((tmp_path / "runs").iterdir(), key=lambda path: path.stat().st_mtime)
 
@@ -219,6 +235,9 @@ def test_faithfulness_without_a_mask_and_of_heads(learned: list[str]):
         [*learned, *few, "--units", "heads", "--methods", "gradient_margin"]
     )
     assert found["units"] == ["heads"]
+    assert [row["n_counted"] for row in found["curve"]] == [
+        row["n_connected"] for row in found["curve"]
+    ]
     assert {row["n_connected"] for row in found["curve"]} == {8, 16}
     assert found["curve"][0]["faithfulness"] is not None
 

@@ -2,6 +2,7 @@
 
 import itertools
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -172,6 +173,21 @@ def test_pictures_hold_the_edges_that_were_cut(runs: dict[str, Path], tmp_path: 
     page = report.main(parse_config(report.ReportConfig, ["--runs", str(run)]))
     assert page.read_text().count('class="edge"') == 9
     assert "The 9 ablated edges of 310; the other 301 are kept" in page.read_text()
+
+
+@pytest.mark.parametrize(("kept", "word"), [(0, "ablates"), (1, "keeps")])
+def test_a_picture_of_no_circuit_says_that_there_is_none(
+    kept: int, word: str, runs: dict[str, Path], tmp_path: Path
+):
+    mask = FrozenMask.load(runs["apart"])
+    keep = {name: torch.full_like(k, bool(kept)) for name, k in mask.keep.items()}
+    folder = tmp_path / "mask"
+    replace(mask, keep=keep).save(folder)
+    out = tmp_path / "c.svg"
+    told = f"this mask {word} all 310 edges: there is no circuit to draw"
+    with pytest.raises(UserError, match=told):
+        exported("--mask", str(folder), "--format", "svg", "--out", str(out))
+    assert not out.exists()
 
 
 def test_an_imported_mask_is_reported(

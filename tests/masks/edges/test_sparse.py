@@ -15,6 +15,8 @@ from tests.masks.edges.test_stack import FAMILIES, double, exact_norms, run
 SWITCHES: list[dict[str, Any]] = [
     {"separate_qkv": False},
     {"attention_bias": "heads"},
+    {"value_bias": "output"},
+    {"attention_bias": "heads", "value_bias": "output_with_norm"},
     {"position": "own"},
     {"position": "always"},
 ]

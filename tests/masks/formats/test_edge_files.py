@@ -34,20 +34,35 @@ from circuitcut.masks.formats.edge_files import (
     write_named_edges,
 )
 from circuitcut.masks.formats.edge_lists import graph_json, live_nodes, read_graph_json
+from circuitcut.masks.formats.edge_matrices import regrouped
 from circuitcut.masks.formats.edge_tensors import LAYOUTS, kept_by, tensors_of
 from circuitcut.masks.frozen_mask import FrozenMask
 from circuitcut.models.architectures import edge_sites, sites_of
 from circuitcut.models.residual.graph import ResidualGraph
 from circuitcut.storage.errors import UserError
-from tests.models.tiny import D_MODEL, N_HEADS, N_LAYERS, tiny_inputs, tiny_model
+from tests.masks.folded_values import rewritten
+from tests.models.tiny import (
+    D_MODEL,
+    N_HEADS,
+    N_LAYERS,
+    exact_norms,
+    tiny_inputs,
+    tiny_model,
+)
 
 N_WRITERS = 1 + N_LAYERS * (N_HEADS + 1)
 KINDS = ["gpt2", "gpt_neox", "llama"]
 MODELS: dict[str, Any] = {}
 SWITCHES = [
-    {"position": p, "attention_bias": b}
-    for p in ("merged", "own", "always")
-    for b in ("always", "heads")
+    {"position": p, "attention_bias": b, "value_bias": v}
+    for p, b, v in (
+        ("merged", "always", "heads"),
+        ("merged", "heads", "output"),
+        ("own", "always", "output_with_norm"),
+        ("own", "heads", "heads"),
+        ("always", "always", "output"),
+        ("always", "heads", "output_with_norm"),
+    )
 ]
 
 
@@ -87,8 +102,17 @@ def cut_logits(graph: ResidualGraph, kept: Tensor, other: Tensor | None = None):
 class Reference:
     """GPT-2 as a sum of writers; masks multiply them, the paired run stands in."""
 
-    def __init__(self, *, nodes: bool, bias_in_heads: bool, always: bool = False):
-        self.model = model_of("gpt2").transformer
+    def __init__(
+        self,
+        *,
+        nodes: bool,
+        bias_in_heads: bool,
+        value_bias: str,
+        always: bool = False,
+    ):
+        plain = value_bias == "heads"
+        model = model_of("gpt2") if plain else rewritten("gpt2", value_bias)
+        self.model = model.transformer
         self.nodes, self.bias_in_heads, self.always = nodes, bias_in_heads, always
 
     def inputs(self, tokens: Tensor) -> tuple[list[Tensor], Tensor]:
@@ -234,7 +258,11 @@ def test_a_file_cuts_what_its_own_program_cuts(name: str, merged: bool, tmp_path
     found = read_edges(path, name, model_of("gpt2"))
     assert found.graph.separate_qkv is not merged
     assert found.kept is not None
-    reference = Reference(nodes=False, bias_in_heads=name != "auto_circuit")
+    reference = Reference(
+        nodes=False,
+        bias_in_heads=name != "auto_circuit",
+        value_bias="output" if name == "circuit_breaking" else "output_with_norm",
+    )
     expected = reference.logits(ids(), masks_by_layer(tensors, name))
     ours = cut_logits(found.graph, found.kept)
     torch.testing.assert_close(ours, expected, atol=1e-9, rtol=0)
@@ -263,7 +291,7 @@ def test_edge_prunings_node_masks_multiply_the_edges(
         masks[layer]["qkv"] = [m * node[: len(m), None] for m in masks[layer]["qkv"]]
         masks[layer]["mlp"] = masks[layer]["mlp"] * node[: len(masks[layer]["mlp"])]
     masks["out"] = masks["out"] * node
-    reference = Reference(nodes=True, bias_in_heads=True)
+    reference = Reference(nodes=True, bias_in_heads=True, value_bias="heads")
     there = None
     if other is not None:
         everything = {
@@ -303,7 +331,9 @@ def test_an_eap_ig_graph_keeps_positions_and_biases_on(tmp_path: Path):
         mlp = torch.tensor([edges[f"{w}->m{layer}"] for w in seen])
         masks[layer] = {"qkv": qkv, "mlp": mlp}
     masks["out"] = torch.tensor([edges[f"{w}->logits"] for w in writers])
-    reference = Reference(nodes=False, bias_in_heads=False, always=True)
+    reference = Reference(
+        nodes=False, bias_in_heads=False, value_bias="output_with_norm", always=True
+    )
     expected = reference.logits(ids(), masks)
     assert found.kept is not None
     ours = cut_logits(found.graph, found.kept)
@@ -334,7 +364,108 @@ def write(path: Path, name: str, model: Any, graph: Any, kept: Tensor) -> None:
     if name == "edges":
         write_named_edges(path, graph, kept)
     else:
-        write_edges(path, name, model, graph, kept)
+        ablation = CONVENTIONS[name].ablation
+        write_edges(path, name, model, graph, kept, ablation=ablation)
+
+
+def pruned_by_hand(graph: ResidualGraph, kept: Tensor) -> Tensor:
+    """Nodes without kept edges in or out lose all edges, until there is none.
+
+    EAP-IG's pruning, https://github.com/hannamw/EAP-IG, `Graph.prune`.
+    """
+    names = [
+        name for name, is_kept in zip(graph.edges(), kept.tolist(), strict=True)
+        if is_kept
+    ]  # fmt: skip
+    while True:
+        sources = {name.split("->")[0] for name in names} | {"logits"}
+        targets = {name.split("->")[1].split("<")[0] for name in names} | {"input"}
+        alive = sources & targets
+        left = [n for n in names if n.split("->")[0] in alive
+                and n.split("->")[1].split("<")[0] in alive]  # fmt: skip
+        if left == names:
+            return torch.tensor([name in set(names) for name in graph.edges()])
+        names = left
+
+
+def values_of(graph: ResidualGraph, ablation: str) -> AblationValues:
+    """Zero, means, or another batch's activations at all sites of GPT-2."""
+    model, sites = model_of("gpt2"), edge_sites(model_of("gpt2"), graph)
+    if ablation == "zero":
+        return zero_values(sites)
+    there = record_values(model, sites, {"input_ids": (ids() * 3 + 1) % 60})
+    if ablation == "counterfactual":
+        return there
+    means = {name: value.mean((1, 2)) for name, value in there.values.items()}
+    return AblationValues("mean", means)
+
+
+def logits_by(graph: ResidualGraph, kept: Tensor, values: AblationValues) -> Tensor:
+    model, sites = model_of("gpt2"), edge_sites(model_of("gpt2"), graph)
+    mask = FrozenMask(by_site(sites, kept), sites, values)
+    with mask.applied(model):
+        return model(input_ids=ids()).logits
+
+
+def kept_names(graph: ResidualGraph, *names: str) -> Tensor:
+    return torch.tensor([name in names for name in graph.edges()])
+
+
+@pytest.mark.parametrize("ablation", ["zero", "mean", "counterfactual"])
+def test_an_eap_ig_graph_is_the_same_cut_after_its_pruning_or_refused(
+    ablation: Any, tmp_path: Path
+):
+    model, path = model_of("gpt2"), tmp_path / "graph.json"
+    graph = graph_in(model, CONVENTIONS["mib"])
+    values = values_of(graph, ablation)
+    masks = [
+        draw(graph.n_edges, seed, share) for seed in range(8) for share in (0.1, 0.6)
+    ]
+    masks.append(kept_names(graph, "a0.h0->logits"))
+    # into nowhere: m0 reaches nothing
+    masks.append(kept_names(graph, "input->m0", "input->logits"))
+    refused = 0
+    for kept in masks:
+        evaluated = logits_by(graph, pruned_by_hand(graph, kept), values)
+        difference = float((logits_by(graph, kept, values) - evaluated).abs().max())
+        if difference > 1e-9:
+            with pytest.raises(UserError, match="no path joins to the input, first"):
+                write_edges(path, "mib", model, graph, kept, ablation=ablation)
+            refused += 1
+            continue
+        write_edges(path, "mib", model, graph, kept, ablation=ablation)
+        again = read_edges(path, "mib", model, ablation=ablation)
+        ours = logits_by(graph, again.kept, values)
+        torch.testing.assert_close(ours, evaluated, atol=1e-9, rtol=0)
+    assert (refused > 0) is (ablation != "counterfactual")
+    assert refused < len(masks)
+
+
+@pytest.mark.parametrize("ablation", ["zero", "mean"])
+def test_an_imported_eap_ig_graph_is_pruned_as_it_is_there(
+    ablation: Any, tmp_path: Path
+):
+    model, path = model_of("gpt2"), tmp_path / "graph.json"
+    graph = graph_in(model, CONVENTIONS["mib"])
+    kept = draw(graph.n_edges, 1, 0.1)
+    write_edges(path, "mib", model, graph, kept, ablation="counterfactual")
+    found = read_edges(path, "mib", model, ablation=ablation)
+    assert torch.equal(found.kept, pruned_by_hand(graph, kept))
+    assert not torch.equal(found.kept, kept)
+    there = read_edges(path, "mib", model, ablation="counterfactual")
+    assert torch.equal(there.kept, kept)
+
+
+def test_the_smallest_dead_end_is_refused_by_its_name(tmp_path: Path):
+    model, path = model_of("gpt2"), tmp_path / "graph.json"
+    graph = graph_in(model, CONVENTIONS["mib"])
+    kept = kept_names(graph, "a0.h0->logits")
+    told = r"removes the 1 kept edges .*, first a0\.h0->logits, .* zero ablation"
+    with pytest.raises(UserError, match=told):
+        write_edges(path, "mib", model, graph, kept, ablation="zero")
+    assert not path.exists()
+    write_edges(path, "mib", model, graph, kept, ablation="zero", allow_difference=True)
+    assert json.loads(path.read_text())["edges"]["a0.h0->logits"]["in_graph"]
 
 
 @pytest.mark.parametrize("switches", SWITCHES)
@@ -344,8 +475,10 @@ def test_a_list_of_named_edges_is_the_same_cut_or_refused(
     model, path = model_of("gpt2"), tmp_path / "edges.json"
     graph = ResidualGraph(2, 4, 4, **switches)
     kept = draw(graph.n_edges, 10)
-    if switches["attention_bias"] == "heads":
-        with pytest.raises(UserError, match="attention's output bias otherwise"):
+    biases = switches["attention_bias"], switches["value_bias"]
+    if biases != ("always", "heads"):
+        told = "(attention's output bias|the value biases) otherwise"
+        with pytest.raises(UserError, match=told):
             write_named_edges(path, graph, kept)
         return
     write_named_edges(path, graph, kept)
@@ -359,6 +492,7 @@ def translated_graph(model: Any, theirs: ResidualGraph) -> ResidualGraph:
     fields = vars(site.graph) | {
         "position": theirs.position,
         "attention_bias": theirs.attention_bias,
+        "value_bias": theirs.value_bias,
     }
     known = ResidualGraph.__dataclass_fields__
     return ResidualGraph(**{k: v for k, v in fields.items() if k in known})
@@ -456,6 +590,48 @@ def test_nodes_are_in_the_graph_when_a_path_leads_through_them():
     assert {name for name, node in found.items() if node["in_graph"]} == alive
 
 
+def test_options_about_biases_that_a_model_lacks_are_the_default():
+    for name, convention in CONVENTIONS.items():
+        assert graph_in(model_of("llama"), convention).value_bias == "heads", name
+        assert graph_in(model_of("llama"), convention).attention_bias == "always"
+        neox = graph_in(model_of("gpt_neox"), convention)
+        assert neox.value_bias == convention.value_bias
+        # value biases, no bias of the norm before, and no other output bias
+        qwen = graph_in(model_of("qwen2"), convention)
+        in_heads = name == "edge_pruning"
+        assert qwen.value_bias == ("heads" if in_heads else "output")
+        usual = "always" if in_heads else convention.attention_bias
+        assert qwen.attention_bias == usual
+
+
+@pytest.mark.parametrize("name", ["auto_circuit", "circuit_breaking", "disco_gp"])
+@pytest.mark.parametrize("kind", ["gpt_neox", "qwen2"])
+def test_value_biases_are_where_other_programs_load_them(
+    name: str, kind: str, tmp_path: Path
+):
+    model, convention = model_of(kind), CONVENTIONS[name]
+    other = rewritten(kind, convention.value_bias)
+    theirs = replace(graph_in(model, convention), value_bias="heads")
+    theirs = replace(theirs, n_kv_heads=sites_of(model, ["edges"])[0].graph.n_kv_heads)
+    kept = draw(theirs.n_edges, 3)
+    path = tmp_path / "mask.safetensors"
+    ours = replace(theirs, value_bias=convention.value_bias)
+    write_edges(path, name, model, ours, kept, ablation="zero")
+    found = read_edges(path, name, model)
+    cuts = []
+    for of, graph in ((model, found.graph), (other, theirs), (model, theirs)):
+        sites = edge_sites(of, graph)
+        with exact_norms(of):
+            mask = FrozenMask(by_site(sites, found.kept), sites, zero_values(sites))
+            with mask.applied(of):
+                cuts.append(of(input_ids=ids()).logits)
+    torch.testing.assert_close(cuts[0], cuts[1], atol=1e-9, rtol=0)
+    assert (cuts[0] - cuts[2]).abs().max() > 0.01
+    usual = replace(theirs, attention_bias="always")
+    with pytest.raises(UserError, match="treat the value biases otherwise"):
+        write_edges(tmp_path / "b", name, model, usual, kept, ablation="zero")
+
+
 @pytest.mark.parametrize("name", ["mib", "auto_circuit"])
 def test_grouped_keys_are_one_edge_a_query_head_there(name: str, tmp_path: Path):
     model = model_of("llama")
@@ -484,18 +660,38 @@ def test_grouped_keys_are_one_edge_a_query_head_there(name: str, tmp_path: Path)
         assert names["input->a1.h0<k>"]
 
 
-def test_scores_of_copies_are_summed_and_survive_a_file(tmp_path: Path):
-    model = model_of("llama")
-    graph = sites_of(model, ["edges"])[0].graph
+@pytest.mark.parametrize(
+    ("kind", "merged"), [("gpt2", False), ("gpt2", True), ("llama", False)]
+)
+def test_scores_survive_a_file(kind: str, merged: bool, tmp_path: Path):
+    model = model_of(kind)
+    graph = sites_of(model, ["edges"], merged_qkv=merged)[0].graph
     scores = torch.randn(graph.n_edges, generator=torch.Generator().manual_seed(0))
     path = tmp_path / "graph.json"
     kept = scores > 0
-    write_edges(path, "mib", model, graph, kept, scores=scores)
-    found = read_edges(path, "mib", model, scored=True)
-    n_copies = torch.tensor(
-        [2.0 if name[-2:-1] in "kv" else 1.0 for name in graph.edges()]
+    write_edges(
+        path, "mib", model, graph, kept, scores=scores, ablation="counterfactual"
     )
-    torch.testing.assert_close(found.scores, scores * n_copies)
+    found = read_edges(path, "mib", model, scored=True)
+    expected = scores if not merged else regrouped(graph, scores, found.graph)
+    torch.testing.assert_close(found.scores, expected, rtol=0, atol=0)
+
+
+def test_scores_of_single_query_heads_are_summed(tmp_path: Path):
+    model, path = model_of("llama"), tmp_path / "graph.json"
+    theirs = graph_in(model, CONVENTIONS["mib"])
+    scores = torch.randn(theirs.n_edges, generator=torch.Generator().manual_seed(0))
+    content = graph_json(theirs, scores > 0, scores, d_model=D_MODEL)
+    path.write_text(json.dumps(content))
+    found = read_edges(path, "mib", model, scored=True)
+    there = dict(zip(theirs.edges(), scores.tolist(), strict=True))
+    for name, score in zip(found.graph.edges(), found.scores.tolist(), strict=True):
+        copies = [name]
+        if name.endswith(("<k>", "<v>")):
+            stem, group = name[:-3].rsplit(".h", 1)
+            heads = (2 * int(group), 2 * int(group) + 1)
+            copies = [f"{stem}.h{head}{name[-3:]}" for head in heads]
+        assert score == pytest.approx(sum(there[copy] for copy in copies), abs=1e-6)
 
 
 def test_a_merged_mask_is_copied_to_q_k_and_v(tmp_path: Path):
@@ -557,7 +753,13 @@ def test_what_a_format_cannot_say_is_refused_with_what_differs(tmp_path: Path):
     write_edges(path, "mib", model, graph, kept, ablation="counterfactual")
     kept = ~draw(graph.n_edges, 0, 0.0)
     kept[list(graph.edges()).index("a0.h0->logits")] = False
-    write_edges(tmp_path / "b.json", "mib", model, graph, kept, ablation="zero")
+    told = r"1 ablated edges from heads treat the value biases otherwise \(heads in the"
+    with pytest.raises(UserError, match=told):
+        write_edges(path, "auto_circuit", model, graph, kept, ablation="zero")
+    as_there = replace(graph, value_bias="output_with_norm")
+    for name in ("mib", "auto_circuit"):
+        path = tmp_path / f"same{ending(name)}"
+        write_edges(path, name, model, as_there, kept, ablation="zero")
     tensors = tmp_path / "mask.safetensors"
     told = "1 ablated edges from heads treat attention's output bias otherwise"
     with pytest.raises(UserError, match=told):

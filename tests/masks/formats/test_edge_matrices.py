@@ -7,7 +7,9 @@ from hypothesis import strategies as st
 
 from circuitcut.masks.formats.conventions import translated
 from circuitcut.masks.formats.edge_matrices import (
+    copies_per_edge,
     flat_edges,
+    joined_scores,
     matrices,
     parts_in,
     per_query_head,
@@ -63,7 +65,7 @@ def test_gpt2_small_carries_11611_merged_edges_to_32491_and_32936():
     assert len(translated(merged, torch.ones(11_611), own)) == 32_936
 
 
-def test_copies_that_differ_are_refused_or_decided_or_summed():
+def test_copies_that_differ_are_refused_or_decided():
     graph = ResidualGraph(1, 4, 2)
     wide = per_query_head(graph)
     values = torch.zeros(wide.n_edges, dtype=torch.bool)
@@ -75,12 +77,49 @@ def test_copies_that_differ_are_refused_or_decided_or_summed():
     here = list(graph.edges()).index("input->a0.h1<k>")
     assert regrouped(wide, values, graph, shared="keep").nonzero().tolist() == [[here]]
     assert not regrouped(wide, values, graph, shared="ablate").any()
-    summed = regrouped(wide, torch.ones(wide.n_edges), graph, shared="sum")
-    assert summed[here] == 2
-    assert summed[0] == 1
     merged = ResidualGraph(1, 4, 2, separate_qkv=False)
     with pytest.raises(UserError, match="q, k and v are one edge, first input into"):
         regrouped(wide, values, merged)
+
+
+def test_scores_of_copies_that_differ_are_summed_and_equal_ones_are_kept():
+    graph = ResidualGraph(2, 6, 2)
+    wide = per_query_head(graph)
+    rng = torch.Generator().manual_seed(0)
+    scores = torch.randn(graph.n_edges, generator=rng)
+    scores[3] = float("nan")
+    copies = regrouped(graph, scores, wide, shared="refuse").clone()
+    back = joined_scores(wide, copies, graph)
+    torch.testing.assert_close(back, scores, rtol=0, atol=0, equal_nan=True)
+    # an edge into a key stands for three in the file
+    names = list(wide.edges())
+    three = [names.index(f"a0.h2->a1.h{head}<k>") for head in (3, 4, 5)]
+    copies[three] = torch.tensor([1.0, -4.0, 2.5])
+    own = joined_scores(wide, copies, graph)
+    place = {name: n for n, name in enumerate(graph.edges())}
+    assert own[place["a0.h2->a1.h1<k>"]] == -0.5
+    torch.testing.assert_close(
+        own[place["m0->a1.h0<v>"]], 3 * scores[place["m0->a1.h0<v>"]]
+    )
+    assert own[place["m0->a1.h4<q>"]] == scores[place["m0->a1.h4<q>"]]
+
+
+def test_an_edge_counts_for_as_many_as_there_are_in_mib():
+    for graph, n_edges in (
+        (ResidualGraph(12, 12, 12), 32_491),
+        (ResidualGraph(12, 12, 12, separate_qkv=False), 32_491),
+        (ResidualGraph(30, 9, 3), 30 * 29 // 2 * 10 * 28 + 30 * 28 + 270 + 301),
+        (ResidualGraph(2, 4, 2, separate_qkv=False, parallel=True), 13 + 6 * 13 + 11),
+    ):
+        counts = copies_per_edge(graph)
+        assert len(counts) == graph.n_edges
+        assert int(counts.sum()) == per_query_head(graph).n_edges
+        assert per_query_head(graph).n_edges == n_edges
+    grouped = ResidualGraph(1, 4, 2)
+    named = dict(zip(grouped.edges(), copies_per_edge(grouped).tolist(), strict=True))
+    assert named["input->a0.h3<q>"] == 1
+    assert named["input->a0.h1<k>"] == named["input->a0.h1<v>"] == 2
+    assert named["a0.h3->m0"] == named["m0->logits"] == 1
 
 
 def test_positions_that_become_a_node_follow_the_input_or_stay_on():
