@@ -111,7 +111,7 @@ def search(
     start = time.perf_counter()
     trained = _trained(circuit, gate, seed, "isolate", n_steps)
     mask = trained_mask = trained.mask
-    if gate == "topk":
+    if not GATES[gate].has_threshold(trained.settings):
         size = mask.n_units - len(circuit.truth)
         trained_mask = FrozenMask.exactly_k(
             trained.ranking, mask.sites, mask.ablated, n_ablated=size

@@ -17,6 +17,7 @@ from circuitcut.masks.budget import in_units
 from circuitcut.masks.edges.sites import check_one_graph
 from circuitcut.masks.frozen_mask import FrozenMask
 from circuitcut.masks.gate import Direction
+from circuitcut.masks.hard_concrete import TEMPERATURE
 from circuitcut.masks.registry import GATES
 from circuitcut.models.architectures import sites_of
 from circuitcut.models.residual.folded_model import ResidualModel
@@ -29,6 +30,14 @@ from circuitcut.tasks.registry import TASKS
 
 SETTINGS_FILE = "settings.json"
 """In a run directory: the resolved settings, which its flags alone do not tell."""
+_NOT_YET: dict[str, Any] = {
+    "opening": 0.0,
+    "stretch_temperature": TEMPERATURE,
+    "noise_start": 1.0,
+    "noise_end": 1.0,
+    "mean_positions": 10**9,
+}
+"""What settings that older runs did not have amount to in them."""
 ISOLATED_SHARES = 0.0125, 0.25
 """Smallest and largest k drawn in `isolate`, as shares of all edges."""
 
@@ -235,6 +244,8 @@ def saved_settings(run: Path) -> MaskSettings | None:
     if not path.exists():
         return None
     saved = read_json(path)
+    if isinstance(saved, dict):
+        saved = _NOT_YET | saved
     names = {f.name for f in fields(MaskSettings)}
     if not isinstance(saved, dict) or set(saved) != names:
         got = sorted(saved) if isinstance(saved, dict) else type(saved).__name__

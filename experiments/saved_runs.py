@@ -97,6 +97,11 @@ def settings_of_run(path: Path, n_units: int) -> MaskSettings:
     if saved is not None:
         return saved
     flags = _typed(MaskConfig, read_json(path / "config.json"))
+    flags["gate"] = flags["gate"] or "topk"  # the default gate of that time
+    if flags["penalty"] is None:
+        flags["penalty"] = "none" if flags["gate"] == "topk" else "price"
+    if flags["lr"] is None and flags["gate"] != "topk":
+        flags["lr"] = 0.15
     return settings_of(MaskConfig(**flags), n_units)
 
 
