@@ -114,7 +114,7 @@ class UnitsConfig(TaskConfig):
 
 
 _OF_DATA = (
-    *("data_format", "labels_file", "retain_data", "text_column", "label_column"),
+    *("data_format", "labels_file", "text_column", "label_column"),
     *("concept_values", "hub_config", "hub_revision"),
 )
 """Flags about `--data`; built-in data know none of them."""
@@ -129,7 +129,7 @@ def check_data_flags(config: TaskConfig) -> None:
     defaults = {f.name: f.default for f in fields(TaskConfig)}
     given = [
         name
-        for name in (*_OF_DATA, "concept")
+        for name in (*_OF_DATA, "retain_data", "concept")
         if getattr(config, name) not in (defaults[name], [])
     ]
     for name in given:

@@ -32,7 +32,7 @@ class TaskOptions:
     labels_file: Path | None = None
     """Label file of a parallel token/label pair."""
     retain_data: str | None = None
-    """Further text to retain (task toxicity): a file, a folder or a `hub:` name."""
+    """Further text to retain: a file, a folder or a `hub:` name."""
     concept: str | None = None
     text_column: str | None = None
     label_column: str | None = None
