@@ -73,7 +73,9 @@ class TaskConfig:
         """The model asked for, or the task's own."""
         return self.model or TASKS[self.task].defaults.model
 
-    def task_options(self, label_piece: Literal["first", "last"]) -> TaskOptions:
+    def task_options(
+        self, label_piece: Literal["first", "last"], *, masked_lm: bool = False
+    ) -> TaskOptions:
         """The part that the task reads."""
         return TaskOptions(
             data=self.data,
@@ -88,6 +90,7 @@ class TaskConfig:
             hub_revision=self.hub_revision,
             max_length=self.max_length,
             label_piece=label_piece,
+            masked_lm=masked_lm,
             split_seed=self.split_seed,
         )
 

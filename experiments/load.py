@@ -92,7 +92,10 @@ def check_head(config: TaskConfig) -> None:
 def task_of(config: TaskConfig, corpus: Corpus, loaded: LoadedModel) -> Task:
     """The task on this corpus, for the model's tokenizer."""
     piece: Literal["first", "last"] = "last" if loaded.is_decoder else "first"
-    return TASKS[config.task](corpus, loaded.tokenizer, config.task_options(piece))
+    of_task = TASKS[config.task]
+    masked = of_task.head == "language_model" and not loaded.is_decoder
+    options = config.task_options(piece, masked_lm=masked)
+    return of_task(corpus, loaded.tokenizer, options)
 
 
 def base_recipe(config: TaskConfig) -> BaseRecipe:

@@ -16,7 +16,10 @@ from circuitcut.tasks.defaults import TaskDefaults
 
 Split = Literal["base", "mask", "tune", "relearn", "heldout"]
 SPLITS: tuple[Split, ...] = ("base", "mask", "tune", "relearn", "heldout")
-Head = Literal["causal_lm", "token_classification", "image_classification"]
+Head = Literal[
+    "causal_lm", "language_model", "token_classification", "image_classification"
+]
+"""`language_model` is causal for a decoder and masked for an encoder."""
 Batch = dict[str, Tensor]
 MODEL_INPUTS = ("input_ids", "attention_mask", "pixels")
 NO_TARGET = -100
@@ -43,6 +46,8 @@ class TaskOptions:
     max_length: int = 128
     label_piece: Literal["first", "last"] = "first"
     """The word piece that has the word's tag; a decoder needs the last one."""
+    masked_lm: bool = False
+    """Whether the model predicts masked tokens (an encoder) or the next token."""
     split_seed: int = 0
     toxicity_scorer: Literal["builtin", "detoxify"] = "builtin"
     """Classifier of continuations: the built-in one or the Detoxify package."""
@@ -116,8 +121,8 @@ class Task(ABC):
 
     name: ClassVar[str]
     head: ClassVar[Head]
-    concept_metric: ClassVar[Metric]
-    retain_metric: ClassVar[Metric]
+    concept_metric: Metric
+    retain_metric: Metric
     defaults: ClassVar[TaskDefaults]
     own_options: ClassVar[tuple[str, ...]] = ()
     """`TaskOptions` that this task reads and some other tasks do not."""
@@ -191,6 +196,11 @@ class Task(ABC):
         """
         raise UserError(f"task {self.name!r} has no paired counterfactual inputs")
 
+    @property
+    def no_pairs(self) -> str | None:
+        """Why there are no paired counterfactual inputs; None if all examples have."""
+        return None if can_have_pairs(type(self)) else f"task {self.name} has none"
+
     def inputs(self, batch: Batch) -> dict[str, Tensor]:
         """The keyword arguments of the model's forward."""
         return {key: batch[key] for key in MODEL_INPUTS if key in batch}
@@ -248,8 +258,8 @@ class Task(ABC):
         )
 
 
-def has_pairs(task: type[Task]) -> bool:
-    """Whether the task's inputs have counterfactuals."""
+def can_have_pairs(task: type[Task]) -> bool:
+    """Whether the task's inputs have counterfactuals where the data do."""
     return task.counterfactual is not Task.counterfactual
 
 

@@ -76,8 +76,8 @@ class IoiTask(Task):
 
     name: ClassVar[str] = "ioi"
     head: ClassVar[Head] = "causal_lm"
-    concept_metric: ClassVar[Metric] = Metric("accuracy", True, "fraction", 0.5)
-    retain_metric: ClassVar[Metric] = Metric("retain_nll", False, "nats/token")
+    concept_metric = Metric("accuracy", True, "fraction", 0.5)
+    retain_metric = Metric("retain_nll", False, "nats/token")
     own_options = ("retain_data",)
     defaults = TaskDefaults(
         model="tiny-decoder",

@@ -76,8 +76,8 @@ class ToxicityTask(Task):
 
     name: ClassVar[str] = "toxicity"
     head: ClassVar[Head] = "causal_lm"
-    concept_metric: ClassVar[Metric] = Metric("toxic_nll", False, "nats/token")
-    retain_metric: ClassVar[Metric] = Metric("retain_nll", False, "nats/token")
+    concept_metric = Metric("toxic_nll", False, "nats/token")
+    retain_metric = Metric("retain_nll", False, "nats/token")
     own_options = ("concept_values", "retain_data")
     defaults = TaskDefaults(
         model="tiny-decoder",

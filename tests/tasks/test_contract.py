@@ -59,7 +59,7 @@ def subject(name: str) -> Subject:
     corpus = TASKS[name].read(OPTIONS)
     tokenizer = None
     if texts := every_text(corpus):
-        is_decoder = TASKS[name].head == "causal_lm"
+        is_decoder = TASKS[name].head in ("causal_lm", "language_model")
         tokenizer = train_tokenizer(
             texts, "word", is_decoder=is_decoder, vocab_size=20_000, max_length=64
         )
