@@ -5,6 +5,7 @@ its mask token; in a text to retain some of the tokens are masked, the same ones
 """
 
 import random
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -106,8 +107,8 @@ def prompt_rows(records: Sequence[PromptRecord], reader: Reader) -> PromptRows:
     """Rows of the prompts whose answer is one token.
 
     Raises:
-        UserError: When fewer than `FEWEST_PROMPTS` are left, or a prompt and its
-            counterfactual are not aligned.
+        UserError: When fewer than `FEWEST_PROMPTS` are left, or a counterfactual prompt
+            has another number of words and of tokens, or its mask elsewhere.
     """
     coded = _coded(records, reader)
     asked = [r for r, c in zip(records, coded, strict=True) if isinstance(c, _Coded)]
@@ -148,7 +149,9 @@ def _coded(records: Sequence[PromptRecord], reader: Reader) -> list[_Coded | str
     """Tokens of every prompt, or the reason why it cannot be asked.
 
     Raises:
-        UserError: When a prompt and its counterfactual are not aligned.
+        UserError: When a counterfactual prompt has another number of words and of
+            tokens, or its mask elsewhere. One with as many words in more or fewer
+            tokens is a matter of the tokenizer: its prompt is left out.
     """
     paired = [replace(r, text=r.counterfactual or r.text) for r in records]
     questions, answered, others = (
@@ -169,17 +172,21 @@ def _coded(records: Sequence[PromptRecord], reader: Reader) -> list[_Coded | str
             coded.append(found)
             continue
         if not _aligned(reader, question, other):
-            unaligned.append((record, len(question.ids), len(other.ids)))
+            lengths = len(question.ids), len(other.ids)
+            words = _n_words(record.text), _n_words(record.counterfactual or "")
+            if words[0] != words[1] or lengths[0] == lengths[1]:
+                unaligned.append((record, *lengths))
+            coded.append("counterfactual prompts with another number of tokens")
+            continue
         has_pair = record.counterfactual is not None
         coded.append(_Coded(question, *found, other.ids if has_pair else None))
     if unaligned:
         record, n, n_other = unaligned[0]
         more = f" (and {len(unaligned) - 1} more rows)" if len(unaligned) > 1 else ""
-        same = "the same number of tokens"
+        at = ", and the mask at the same one" if reader.masked else ""
         raise UserError(
-            f"{record.where}: prompt and counterfactual prompt must have "
-            f"{f'{same}, the mask among them' if reader.masked else same}, got {n} and "
-            f"{n_other}{more}; change these rows, or use another model"
+            f"{record.where}: prompt and counterfactual prompt must have the same "
+            f"number of tokens{at}, got {n} and {n_other}{more}; change these rows"
         )
     return coded
 
@@ -202,6 +209,10 @@ def _placed(
     if whole.ids[at] == reader.tokenizer.unk_token_id:
         return "answers that the tokenizer does not know"
     return position, whole.ids[at]
+
+
+def _n_words(text: str) -> int:
+    return len(re.findall(r"\w+|[^\w\s]", text))
 
 
 def _aligned(reader: Reader, question: Tokens, other: Tokens) -> bool:

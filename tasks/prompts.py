@@ -8,6 +8,7 @@ prompts. The built-in prompts ask for the capitals of invented countries.
 
 import logging
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar
@@ -52,7 +53,18 @@ CONCEPT_SHARE = 0.5
 """Share of prompts in a mask-training batch; the rest is text to retain."""
 logger = logging.getLogger(__name__)
 
-_BASE = BaseRecipe(n_steps=600, batch_size=64, lr=3e-3, schedule="cosine", warmup=30)
+_BASE = BaseRecipe(
+    n_steps=500, batch_size=64, lr=3e-3, schedule="cosine", warmup=30, n_heads=16
+)
+_MASK: dict[str, Any] = {
+    "ablation": "mean",
+    "concept_objective": "uniform",
+    "k_min": 1.0,
+    "k_max": 64.0,
+    "retain_weight": 16.0,
+}
+# a small model's heads serve the prompts and all other text
+_SMALL_MASK = _MASK | {"k_max": 128.0, "retain_weight": 4.0}
 
 
 class PromptsTask(Task):
@@ -78,23 +90,13 @@ class PromptsTask(Task):
     defaults = TaskDefaults(
         model="tiny-decoder",
         units=("neurons", "heads"),
-        mask={
-            "ablation": "mean",
-            "concept_objective": "uniform",
-            "k_min": 1.0,
-            "k_max": 64.0,
-            "retain_weight": 16.0,
-        },
-        mask_on_edges={
-            "ablation": "mean",
-            "concept_objective": "uniform",
-            "k_min": 1.0,
-            "k_max": 16.0,
-            "retain_weight": 4.0,
-        },
+        mask=_MASK,
+        mask_on_edges=_MASK | {"k_max": 16.0, "retain_weight": 4.0},
         of_model={
-            "tiny-decoder": ModelDefaults(base=_BASE),
-            "tiny-encoder": ModelDefaults(base=_BASE),
+            "tiny-decoder": ModelDefaults(
+                base=replace(_BASE, embedding_noise=0.5), mask=_SMALL_MASK
+            ),
+            "tiny-encoder": ModelDefaults(base=_BASE, mask=_SMALL_MASK),
         },
     )
 

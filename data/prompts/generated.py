@@ -1,7 +1,7 @@
-"""Generated facts about invented countries: their capitals, and their rivers.
+"""Generated facts about invented countries: prompts that ask for their capitals.
 
-The prompts ask for capitals. The rivers are told in sentences to retain, so that a mask
-of the capitals has to leave another fact about the same countries alone.
+Retained are sentences about places, things and weather. A second fact about the same
+countries is not among them: in a model of two layers the same heads look up both.
 """
 
 import random
@@ -21,12 +21,11 @@ from circuitcut.data.text.splits import split_retained
 
 N_COUNTRIES = 100
 N_RIVALS = 3
-N_PLAIN = 300
+N_PLAIN = 700
 _STARTS = ("Bal", "Cor", "Dun", "Fer", "Gal", "Hel", "Jun", "Kar", "Lor", "Mor", "Nal")
 _MIDDLES = ("a", "e", "i", "o", "u", "ar", "en", "il", "on", "us")
 _COUNTRY_ENDS = ("dia", "land", "mark", "nia", "stan")
 _CAPITAL_ENDS = ("burg", "gate", "polis", "ton", "ville")
-_RIVER_ENDS = ("beck", "bourne", "ley", "mere", "water")
 CAPITAL_TEMPLATES = (
     "The capital of {} is",
     "The parliament of {} meets in",
@@ -34,12 +33,6 @@ CAPITAL_TEMPLATES = (
     "Most embassies in {} are in",
     "All roads of {} lead to",
     "Every law of {} is signed in",
-)
-RIVER_TEMPLATES = (
-    "The river of {} is {} .",
-    "The fishermen of {} know the {} .",
-    "The mills of {} stand along the {} .",
-    "In spring the fields of {} are flooded by the {} .",
 )
 
 
@@ -53,8 +46,8 @@ def generate_facts(seed: int) -> PromptsCorpus:
     """
     rng = random.Random(f"facts {seed}")
     stems = [f"{start}{middle}" for start in _STARTS for middle in _MIDDLES]
-    countries, capitals, rivers = (
-        _names(rng, stems, ends) for ends in (_COUNTRY_ENDS, _CAPITAL_ENDS, _RIVER_ENDS)
+    countries, capitals = (
+        _names(rng, stems, ends) for ends in (_COUNTRY_ENDS, _CAPITAL_ENDS)
     )
     prompts = [
         PromptRecord(
@@ -66,13 +59,8 @@ def generate_facts(seed: int) -> PromptsCorpus:
         for country, capital in zip(countries, capitals, strict=True)
         for template in CAPITAL_TEMPLATES
     ]
-    facts = [
-        template.format(country, river)
-        for country, river in zip(countries, rivers, strict=True)
-        for template in RIVER_TEMPLATES
-    ]
-    sentences = [*facts, *(record.text for record in plain_texts(rng, N_PLAIN))]
-    records = [TextRecord(text, "wiki") for text in dict.fromkeys(sentences)]
+    sentences = dict.fromkeys(record.text for record in plain_texts(rng, N_PLAIN))
+    records = [TextRecord(text, "wiki") for text in sentences]
     texts = split_retained(records, seed=seed) | {"base": records}
     corpus = split_prompts(prompts, seed=seed)
     paired: dict[str, PromptRecord] = {}

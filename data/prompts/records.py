@@ -94,8 +94,9 @@ def completed(record: PromptRecord) -> str:
 
 def places(records: Sequence[PromptRecord]) -> str:
     """`data.csv, line 3, line 7 and 4 more`: where some prompts stand."""
-    file = records[0].where.split(",")[0]
-    shown = [record.where.removeprefix(f"{file}, ") for record in records[:5]]
+    ordered = sorted((record.where for record in records), key=lambda w: (len(w), w))
+    file = ordered[0].split(",")[0]
+    shown = [where.removeprefix(f"{file}, ") for where in ordered[:5]]
     more = f" and {len(records) - 5} more" if len(records) > 5 else ""
     return f"{file}, {', '.join(shown)}{more}"
 
