@@ -34,12 +34,18 @@ class TaskConfig:
     )
     data_format: str = flag("auto", "format of --data where it cannot be told")
     labels_file: Path | None = flag(None, "label file of a token/label pair")
-    retain_data: str | None = flag(None, "further retain text: file, folder, hub:name")
+    retain_data: str | None = flag(
+        None, "further text to retain (ioi, prompts, toxicity): file, folder, hub:name"
+    )
     concept: str | None = flag(
         None, "the concept: an entity type (locations), digits like 3 or 3,8 (mnist)"
     )
-    text_column: str | None = flag(None, "column of --data that holds the text")
-    label_column: str | None = flag(None, "column of --data that holds the label")
+    text_column: str | None = flag(
+        None, "column of --data that holds the text (ioi, prompts: the prompt)"
+    )
+    label_column: str | None = flag(
+        None, "column of --data that holds the label (ioi, prompts: the answer)"
+    )
     concept_values: list[str] = flag([], "values of the label column that mark it")
     hub_config: str | None = flag(None, "configuration name of a hub data set")
     hub_revision: str | None = flag(None, "revision of a hub data set")
