@@ -122,7 +122,7 @@ def test_wrong_prompts_are_refused_with_their_row_before_any_training(
     assert "prompts.jsonl, line 1, line 2," in message
     path = prompts_file(tmp_path, paired=True)
     lines = path.read_text().splitlines()
-    lines[7] = lines[7].replace("The car of Mr Den", "The Den")
+    lines[7] = lines[7].replace("The car of Mr Dam", "The Dam")
     path.write_text("\n".join(lines))
     message = refused(flags, monkeypatch, capsys)
     assert "prompts.jsonl, line 8: " in message
