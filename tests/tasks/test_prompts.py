@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from transformers import AddedToken
 
 from circuitcut.data.prompts.generated import generate_facts
 from circuitcut.data.prompts.records import PromptsCorpus, completed
@@ -382,6 +383,35 @@ def test_further_text_joins_the_texts_of_every_split(tmp_path: Path):
     }
     assert all(added.values())
     assert sum(map(len, added.values())) == len(set().union(*added.values())) == 60
+
+
+def test_a_mask_that_takes_the_space_before_it_is_one_token_as_in_roberta(
+    tmp_path: Path,
+):
+    rows = [
+        {"prompt": f"Clerk {i} likes <mask>.", "answer": CITIES[i % 6]}
+        for i in range(60)
+    ]
+    path = tmp_path / "a.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    options = TaskOptions(data=str(path), masked_lm=True)
+    corpus = PromptsTask.read(options)
+    tokenizer = train_tokenizer(
+        [f"{completed(r)} to {r.answer}" for r in corpus.records["base"]],
+        "bpe",
+        is_decoder=False,
+        vocab_size=2000,
+        max_length=64,
+    )
+    mask = AddedToken("<mask>", lstrip=True, special=True)
+    tokenizer.add_special_tokens({"mask_token": mask})
+    task = PromptsTask(corpus, tokenizer, options)
+    assert len(task._prompts["base"]) == 60
+    batch = task.batch("mask", 0, size=4, seed=0)
+    answers = batch["answer_id"][batch["kind"] == PROMPT]
+    assert {tokenizer.decode([i]).strip() for i in answers} <= set(CITIES)
+    rivals = {tokenizer.decode([i]).strip() for i in batch["rival_ids"][0]}
+    assert len(rivals) == 5
 
 
 @pytest.mark.skipif("CIRCUITCUT_DATA" not in os.environ, reason="CIRCUITCUT_DATA unset")
