@@ -255,7 +255,12 @@ def _canonical_json(value: Any) -> str:
 
 
 def _options_dict(options: TaskOptions) -> dict[str, Any]:
-    """JSON-able form of the task options."""
+    """JSON-able form of the task options.
+
+    Without the kind of language model, which the hash of the weights tells.
+    """
     return {
-        key: str(v) if isinstance(v, Path) else v for key, v in asdict(options).items()
+        key: str(v) if isinstance(v, Path) else v
+        for key, v in asdict(options).items()
+        if key != "masked_lm"
     }

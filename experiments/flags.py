@@ -35,12 +35,18 @@ class TaskConfig:
     )
     data_format: str = flag("auto", "format of --data where it cannot be told")
     labels_file: Path | None = flag(None, "label file of a token/label pair")
-    retain_data: str | None = flag(None, "further retain text: file, folder, hub:name")
+    retain_data: str | None = flag(
+        None, "further text to retain (ioi, prompts, toxicity): file, folder, hub:name"
+    )
     concept: str | None = flag(
         None, "the concept: an entity type (locations), digits like 3 or 3,8 (mnist)"
     )
-    text_column: str | None = flag(None, "column of --data that holds the text")
-    label_column: str | None = flag(None, "column of --data that holds the label")
+    text_column: str | None = flag(
+        None, "column of --data that holds the text (ioi, prompts: the prompt)"
+    )
+    label_column: str | None = flag(
+        None, "column of --data that holds the label (ioi, prompts: the answer)"
+    )
     concept_values: list[str] = flag([], "values of the label column that mark it")
     hub_config: str | None = flag(None, "configuration name of a hub data set")
     hub_revision: str | None = flag(None, "revision of a hub data set")
@@ -97,7 +103,9 @@ class TaskConfig:
         """The model asked for, or the task's own."""
         return self.model or TASKS[self.task].defaults.model
 
-    def task_options(self, label_piece: Literal["first", "last"]) -> TaskOptions:
+    def task_options(
+        self, label_piece: Literal["first", "last"], *, masked_lm: bool = False
+    ) -> TaskOptions:
         """The part that the task reads."""
         return TaskOptions(
             data=self.data,
@@ -115,6 +123,7 @@ class TaskConfig:
             bos=self.bos,
             chat=self.chat,
             label_piece=label_piece,
+            masked_lm=masked_lm,
             split_seed=self.split_seed,
         )
 
@@ -146,7 +155,7 @@ class UnitsConfig(TaskConfig):
 
 
 _OF_DATA = (
-    *("data_format", "labels_file", "retain_data", "text_column", "label_column"),
+    *("data_format", "labels_file", "text_column", "label_column"),
     *("concept_values", "hub_config", "hub_revision"),
 )
 """Flags about `--data`; built-in data know none of them."""
@@ -161,7 +170,7 @@ def check_data_flags(config: TaskConfig) -> None:
     defaults = {f.name: f.default for f in fields(TaskConfig)}
     given = [
         name
-        for name in (*_OF_DATA, *TEXT_OPTIONS, "concept")
+        for name in (*_OF_DATA, *TEXT_OPTIONS, "retain_data", "concept")
         if getattr(config, name) not in (defaults[name], [])
     ]
     for name in given:

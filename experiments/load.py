@@ -125,7 +125,10 @@ def check_head(config: TaskConfig) -> None:
 def task_of(config: TaskConfig, corpus: Corpus, loaded: LoadedModel) -> Task:
     """The task on this corpus, for the model's tokenizer."""
     piece: Literal["first", "last"] = "last" if loaded.is_decoder else "first"
-    task = TASKS[config.task](corpus, loaded.tokenizer, config.task_options(piece))
+    of_task = TASKS[config.task]
+    masked = of_task.head == "language_model" and not loaded.is_decoder
+    options = config.task_options(piece, masked_lm=masked)
+    task = of_task(corpus, loaded.tokenizer, options)
     task.eval_batch = config.eval_batch
     usual = task.defaults.of(config.model_name).n_heldout
     task.n_heldout = config.n_heldout or usual

@@ -25,7 +25,7 @@ from circuitcut.models.sites import Site
 from circuitcut.storage.atomic import read_json, write_json
 from circuitcut.storage.errors import UserError
 from circuitcut.storage.run_directory import RunDirectory
-from circuitcut.tasks.base import has_pairs
+from circuitcut.tasks.base import Task, can_have_pairs
 from circuitcut.tasks.registry import TASKS
 
 SETTINGS_FILE = "settings.json"
@@ -109,8 +109,9 @@ def plan(
     n_units = sum(site.n_units for site in sites)
     _check_sizes(config, units, n_units)
     saved = None if resumed is None else saved_settings(resumed)
-    settings = saved or settings_of(config, n_units)
-    _check_settings(settings, config.task, n_units)
+    paired = experiment.task.no_pairs is None
+    settings = saved or settings_of(config, n_units, paired=paired)
+    _check_settings(settings, experiment.task, n_units)
     superset = FrozenMask.load(config.superset) if config.superset else None
     if superset is not None:
         _check_superset(superset, sites)
@@ -181,8 +182,16 @@ def methods_of(methods: Sequence[str], units: Sequence[str]) -> list[str]:
     return [method for method in methods if method != "none"]
 
 
-def settings_of(config: MaskConfig, n_units: int) -> MaskSettings:
-    """The recipe of task and model, with the flags that were given."""
+def settings_of(
+    config: MaskConfig, n_units: int, *, paired: bool | None = None
+) -> MaskSettings:
+    """The recipe of task and model, with the flags that were given.
+
+    Args:
+        paired: The data have counterfactual inputs; None: the task can have them.
+    """
+    if paired is None:
+        paired = can_have_pairs(TASKS[config.task])
     defaults = TASKS[config.task].defaults
     edges = "edges" in units_of(config)
     recipe = defaults.of(config.model_name).mask or defaults.mask
@@ -193,7 +202,7 @@ def settings_of(config: MaskConfig, n_units: int) -> MaskSettings:
         gate=config.gate,
         direction=config.direction,
         edges=edges,
-        paired=has_pairs(TASKS[config.task]),
+        paired=paired,
         n_units=n_units,
     )
     given = {
@@ -256,17 +265,16 @@ def saved_settings(run: Path) -> MaskSettings | None:
     return MaskSettings(**saved)
 
 
-def check_pairs(task: str, ablation: str) -> None:
-    """Refuse counterfactual ablation where a task has no paired inputs.
+def check_pairs(task: Task, ablation: str) -> None:
+    """Refuse counterfactual ablation where a task's examples have no paired inputs.
 
     Raises:
-        UserError: Naming the tasks that have them.
+        UserError: Saying what lacks them.
     """
-    if ablation == "counterfactual" and not has_pairs(TASKS[task]):
-        paired = " and ".join(name for name in TASKS if has_pairs(TASKS[name]))
+    if ablation == "counterfactual" and task.no_pairs is not None:
         raise UserError(
-            f"--ablation counterfactual needs paired inputs, which {paired} have and "
-            f"{task} has not; use mean or zero"
+            f"--ablation counterfactual needs paired inputs: {task.no_pairs}; use mean "
+            "or zero"
         )
 
 
@@ -282,7 +290,7 @@ def _check_sizes(config: MaskConfig, units: Sequence[str], n_units: int) -> None
             )
 
 
-def _check_settings(settings: MaskSettings, task: str, n_units: int) -> None:
+def _check_settings(settings: MaskSettings, task: Task, n_units: int) -> None:
     if not 0 < settings.k_min <= settings.k_max < n_units:
         raise UserError(
             f"--k_min and --k_max must satisfy 0 < k_min <= k_max < {n_units} (all "
@@ -294,10 +302,10 @@ def _check_settings(settings: MaskSettings, task: str, n_units: int) -> None:
             f"{settings.target_ablated:g}"
         )
     check_pairs(task, settings.ablation)
-    if settings.per_position and TASKS[task].head == "image_classification":
+    if settings.per_position and task.head == "image_classification":
         raise UserError(
-            f"--per_position needs a sequence, which --task {task} has not; leave it "
-            "out"
+            f"--per_position needs a sequence, which --task {task.name} has not; leave "
+            "it out"
         )
 
 

@@ -8,19 +8,25 @@ import torch
 from torch import nn
 from transformers import (
     AutoModelForCausalLM,
+    AutoModelForMaskedLM,
     AutoModelForTokenClassification,
     BertConfig,
     GPT2Config,
     PreTrainedTokenizerFast,
 )
 
-from circuitcut.models.loaded import LoadedModel, config_hash_of, special_ids_of
+from circuitcut.models.loaded import (
+    LoadedModel,
+    config_hash_of,
+    resolved_head,
+    special_ids_of,
+)
 from circuitcut.models.mlp import Mlp
 from circuitcut.models.tokenizer_training import train_tokenizer
 from circuitcut.storage.errors import UserError
 
 HEADS_OF_BUILTIN = {
-    "tiny-encoder": ("token_classification",),
+    "tiny-encoder": ("masked_lm", "token_classification"),
     "tiny-decoder": ("causal_lm", "token_classification"),
     "deep-decoder": ("causal_lm", "token_classification"),
     "mlp": ("image_classification",),
@@ -67,7 +73,8 @@ def build_builtin(
     Args:
         name: `tiny-encoder` (a BERT), `tiny-decoder` or `deep-decoder` (GPT-2s; their
             depth is one of the sizes) or `mlp`.
-        head: Task head, one of `HEADS_OF_BUILTIN[name]`.
+        head: Task head, one of `HEADS_OF_BUILTIN[name]`; `language_model` stands for
+            the model's `causal_lm` or `masked_lm`.
         labels: Class names of a classification head, in the order of its logits.
         texts: Training texts of the tokenizer; required for text models.
         sizes: Sizes; each model uses the fields that it has.
@@ -77,14 +84,15 @@ def build_builtin(
         UserError: For an unknown name, a head that the model cannot have, missing
             labels or texts, or inconsistent sizes.
     """
+    is_decoder = name in ("tiny-decoder", "deep-decoder")
+    head = resolved_head(head, is_decoder=is_decoder)
     _check(name, head, labels, sizes)
     if name == "mlp":
         classes = list(labels or [])
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             mlp = Mlp(sizes.n_pixels, sizes.d_hidden, len(classes), labels=classes)
-        return _loaded(name, mlp, None, is_decoder=False)
-    is_decoder = name in ("tiny-decoder", "deep-decoder")
+        return _loaded(name, mlp, None, head, is_decoder=False)
     tokenizer = train_tokenizer(
         texts or [],
         sizes.tokenizer_kind,
@@ -99,11 +107,12 @@ def build_builtin(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = _MODEL_OF_HEAD[head](config, dtype=torch.float32)
-    return _loaded(name, model, tokenizer, is_decoder=is_decoder)
+    return _loaded(name, model, tokenizer, head, is_decoder=is_decoder)
 
 
 _MODEL_OF_HEAD: dict[str, Callable[..., nn.Module]] = {
     "causal_lm": AutoModelForCausalLM.from_config,
+    "masked_lm": AutoModelForMaskedLM.from_config,
     "token_classification": AutoModelForTokenClassification.from_config,
 }
 
@@ -121,7 +130,7 @@ def _check(
             f"model {name!r} has no head {head!r}; it has "
             f"{', '.join(HEADS_OF_BUILTIN[name])}"
         )
-    if head != "causal_lm" and not labels:
+    if head.endswith("classification") and not labels:
         raise UserError(
             f"argument labels must name the classes of {head}, got {labels}"
         )
@@ -168,7 +177,12 @@ def _bert_config(tokenizer: PreTrainedTokenizerFast, sizes: BuiltinSizes) -> Ber
 
 
 def _loaded(
-    name: str, model: nn.Module, tokenizer: Any | None, *, is_decoder: bool
+    name: str,
+    model: nn.Module,
+    tokenizer: Any | None,
+    head: str,
+    *,
+    is_decoder: bool,
 ) -> LoadedModel:
     return LoadedModel(
         model=model.eval(),
@@ -178,5 +192,5 @@ def _loaded(
         config_hash=config_hash_of(model.config),
         head_is_new=True,
         is_decoder=is_decoder,
-        special_ids=special_ids_of(tokenizer, is_decoder=is_decoder),
+        special_ids=special_ids_of(tokenizer, head, is_decoder=is_decoder),
     )

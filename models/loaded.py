@@ -57,12 +57,22 @@ def config_hash_of(config: Any) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def special_ids_of(tokenizer: Any | None, *, is_decoder: bool) -> tuple[int, ...]:
+def resolved_head(head: str, *, is_decoder: bool) -> str:
+    """`causal_lm` (decoders) or `masked_lm` (encoders) for `language_model`."""
+    if head != "language_model":
+        return head
+    return "causal_lm" if is_decoder else "masked_lm"
+
+
+def special_ids_of(
+    tokenizer: Any | None, head: str | None = None, *, is_decoder: bool
+) -> tuple[int, ...]:
     """Ids of padding, begin, end, class, separator and mask tokens.
 
     In decoders also `FIRST_POSITION`, the attention sink.
     The unknown token is not included, unless it is also one of these tokens (GPT-2): it
-    stands for a word of the text, for instance an unseen name of the concept.
+    stands for a word of the text, for instance an unseen name of the concept. The mask
+    token is not included under the head `masked_lm`: a model predicts there.
     """
     if tokenizer is None:
         return ()
@@ -73,6 +83,8 @@ def special_ids_of(tokenizer: Any | None, *, is_decoder: bool) -> tuple[int, ...
     unknown = tokenizer.unk_token
     if unknown is not None and unknown not in structural:
         ids.discard(tokenizer.unk_token_id)
+    if head == "masked_lm":
+        ids.discard(tokenizer.mask_token_id)
     return ((FIRST_POSITION,) if is_decoder else ()) + tuple(sorted(ids))
 
 

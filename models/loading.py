@@ -13,12 +13,24 @@ from transformers import (
     AutoConfig,
     AutoModel,
     AutoModelForCausalLM,
+    AutoModelForMaskedLM,
     AutoModelForTokenClassification,
     AutoTokenizer,
 )
 
-from circuitcut.models.architectures import architecture_of, check_sites, sites_of
-from circuitcut.models.loaded import LoadedModel, config_hash_of, frozen, special_ids_of
+from circuitcut.models.architectures import (
+    architecture_named,
+    architecture_of,
+    check_sites,
+    sites_of,
+)
+from circuitcut.models.loaded import (
+    LoadedModel,
+    config_hash_of,
+    frozen,
+    resolved_head,
+    special_ids_of,
+)
 from circuitcut.models.mlp import MLP_TYPE, Mlp
 from circuitcut.models.quiet import quiet
 from circuitcut.models.saving import TOKEN_HEAD_FILE, save_model
@@ -58,7 +70,8 @@ def load_model(
 
     Args:
         name: Hub name (`owner/name`), local folder, GGUF file, `minilm` or `smollm2`.
-        head: `causal_lm`, `token_classification` or `image_classification`.
+        head: `causal_lm`, `masked_lm`, `language_model` (the one of these two that the
+            architecture has), `token_classification` or `image_classification`.
         labels: Class names in the order of the logits. If the checkpoint's head has the
             same names in another order, its rows are reordered; if it has other names,
             the model gets a new head. None takes the checkpoint's names.
@@ -73,8 +86,11 @@ def load_model(
     """
     source = find_source(name, revision)
     source, stored = read_config(source)
+    is_decoder = architecture_named(stored["model_type"]).is_decoder
+    head = resolved_head(head, is_decoder=is_decoder)
     check_head(source, stored, head)
-    names = _class_names(source, stored, labels) if head != "causal_lm" else None
+    is_classifier = head.endswith("classification")
+    names = _class_names(source, stored, labels) if is_classifier else None
     check_weight_files(source)
     if stored["model_type"] == MLP_TYPE:
         tokenizer = None
@@ -84,7 +100,7 @@ def load_model(
     else:
         old = _stored_names(source, stored) if names is not None else []
         model, tokenizer, head_is_new = _load_text_model(
-            source, names, old, dtype, seed
+            source, head, names, old, dtype, seed
         )
     model.to(device).eval()
     architecture = architecture_of(model)
@@ -98,7 +114,7 @@ def load_model(
         config_hash=config_hash_of(model.config),
         head_is_new=head_is_new,
         is_decoder=architecture.is_decoder,
-        special_ids=special_ids_of(tokenizer, is_decoder=architecture.is_decoder),
+        special_ids=special_ids_of(tokenizer, head, is_decoder=architecture.is_decoder),
     )
 
 
@@ -155,6 +171,7 @@ def _load_mlp(
 
 def _load_text_model(
     source: Source,
+    head: str,
     names: Sequence[str] | None,
     old: Sequence[str],
     dtype: torch.dtype,
@@ -163,8 +180,12 @@ def _load_text_model(
     """A transformers model, its tokenizer, and whether its head is new.
 
     Args:
+        head: `masked_lm`, `causal_lm` or `token_classification`.
         names: Classes of the head; None loads a language model head.
         old: Classes of the saved head.
+
+    Raises:
+        UserError: When the files have no head of a masked language model.
     """
     bars = not source.is_local and sys.stderr.isatty()
     with quiet(bars=bars), torch.random.fork_rng(devices=[]):
@@ -174,8 +195,14 @@ def _load_text_model(
         if names is not None:
             model, is_new = _load_classifier(source, config, old, dtype, seed)
             return model, tokenizer, is_new
-        auto = AutoModelForCausalLM
+        is_masked = head == "masked_lm"
+        auto = AutoModelForMaskedLM if is_masked else AutoModelForCausalLM
         model, missing = _from_pretrained(auto, source, config, dtype)
+        if is_masked and missing:
+            raise UserError(
+                f"model {source.name!r} has no head of a masked language model: its "
+                f"files lack {missing[0]}; use a checkpoint that was saved with one"
+            )
         return model, tokenizer, bool(missing)
 
 

@@ -24,7 +24,7 @@ logger = logging.getLogger(__name__)
 WEIGHTS_FILE = "model.safetensors"
 _INDEX_FILE = "model.safetensors.index.json"
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
-_HEADS = ("causal_lm", "token_classification", "image_classification")
+_HEADS = ("causal_lm", "masked_lm", "token_classification", "image_classification")
 
 
 @dataclass(frozen=True)
@@ -170,6 +170,11 @@ def check_head(source: Source, config: dict[str, Any], head: str) -> None:
         raise UserError(
             f"model {source.name!r} ({model_type}) is an encoder without a causal "
             "language model head; use a decoder such as openai-community/gpt2"
+        )
+    if head == "masked_lm" and architecture_named(model_type).is_decoder:
+        raise UserError(
+            f"model {source.name!r} ({model_type}) is a decoder without a masked "
+            "language model head; use an encoder such as google-bert/bert-base-cased"
         )
 
 

@@ -160,7 +160,7 @@ def _show(results: Mapping[str, Any]) -> None:
 
 def _sites(config: AttributeConfig, experiment: Experiment) -> tuple[Site, ...]:
     """The sites asked for; flags that do not fit them are refused."""
-    check_pairs(config.task, config.ablation)
+    check_pairs(experiment.task, config.ablation)
     sites = sites_for(config, experiment.loaded.model)
     n_units = sum(site.n_units for site in sites)
     if max(config.sizes) > n_units:

@@ -53,8 +53,7 @@ from circuitcut.reports.tables import area_rows, faithfulness_rows, format_table
 from circuitcut.storage.errors import UserError
 from circuitcut.storage.flag_fields import flag
 from circuitcut.storage.run_directory import RunDirectory
-from circuitcut.tasks.base import SPLITS, has_pairs
-from circuitcut.tasks.registry import TASKS
+from circuitcut.tasks.base import SPLITS
 from circuitcut.training.config import config_dict, run_script
 
 
@@ -215,12 +214,12 @@ def _with_flags_of(
 
 
 def _sites(config: FaithfulnessConfig, experiment: Experiment) -> tuple[Site, ...]:
-    check_pairs(config.task, _ablation_kind(config))
+    check_pairs(experiment.task, _ablation_kind(config, experiment))
     return sites_for(config, experiment.loaded.model)
 
 
-def _ablation_kind(config: FaithfulnessConfig) -> Any:
-    usual = "counterfactual" if has_pairs(TASKS[config.task]) else "mean"
+def _ablation_kind(config: FaithfulnessConfig, experiment: Experiment) -> Any:
+    usual = "counterfactual" if experiment.task.no_pairs is None else "mean"
     return config.ablation or usual
 
 
@@ -230,7 +229,7 @@ def _empty(
     """The mask that ablates every unit, with the ablation values of all circuits."""
     settings = MaskSettings(
         gate="none",
-        ablation=_ablation_kind(config),
+        ablation=_ablation_kind(config, experiment),
         direction="isolate",
         positions="all" if "edges" in units_of(config) else "words",
         seed=config.seed,

@@ -87,9 +87,9 @@ def main(config: ImportConfig) -> Path:
     """Read the file, measure ablation values, save the mask as a run."""
     if config.file is None or not config.file.is_file():
         raise UserError(f"--file must be a file with a mask, got {config.file}")
-    check_pairs(config.task, _ablation(config))
     RunDirectory.check(config.run_dir, config.name)
     experiment = load(config)
+    check_pairs(experiment.task, _ablation(config))
     edges = _read(config, experiment.loaded)
     experiment = with_base_model(experiment)
     mask, ranking = _frozen(config, experiment, edges)

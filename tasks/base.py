@@ -18,7 +18,10 @@ from circuitcut.tasks.selected_logits import logits_at
 T = TypeVar("T")
 Split = Literal["base", "mask", "tune", "relearn", "heldout"]
 SPLITS: tuple[Split, ...] = ("base", "mask", "tune", "relearn", "heldout")
-Head = Literal["causal_lm", "token_classification", "image_classification"]
+Head = Literal[
+    "causal_lm", "language_model", "token_classification", "image_classification"
+]
+"""`language_model` is causal for a decoder and masked for an encoder."""
 Batch = dict[str, Tensor]
 MODEL_INPUTS = ("input_ids", "attention_mask", "pixels")
 NO_TARGET = -100
@@ -36,7 +39,7 @@ class TaskOptions:
     labels_file: Path | None = None
     """Label file of a parallel token/label pair."""
     retain_data: str | None = None
-    """Further text to retain (task toxicity): a file, a folder or a `hub:` name."""
+    """Further text to retain: a file, a folder or a `hub:` name."""
     concept: str | None = None
     text_column: str | None = None
     label_column: str | None = None
@@ -53,6 +56,8 @@ class TaskOptions:
     """Every input of a language model begins with the begin-of-text token."""
     chat: bool = False
     """Every input is the answer to `prefix` in the tokenizer's chat template."""
+    masked_lm: bool = False
+    """Whether the model predicts masked tokens (an encoder) or the next token."""
     split_seed: int = 0
     toxicity_scorer: Literal["builtin", "detoxify"] = "builtin"
     """Classifier of continuations: the built-in one or the Detoxify package."""
@@ -126,8 +131,8 @@ class Task(ABC):
 
     name: ClassVar[str]
     head: ClassVar[Head]
-    concept_metric: ClassVar[Metric]
-    retain_metric: ClassVar[Metric]
+    concept_metric: Metric
+    retain_metric: Metric
     defaults: ClassVar[TaskDefaults]
     eval_batch: int = 64
     """Examples of one forward pass in evaluation; the scores do not depend on it."""
@@ -215,6 +220,11 @@ class Task(ABC):
         """
         raise UserError(f"task {self.name!r} has no paired counterfactual inputs")
 
+    @property
+    def no_pairs(self) -> str | None:
+        """Why there are no paired counterfactual inputs; None if all examples have."""
+        return None if can_have_pairs(type(self)) else f"task {self.name} has none"
+
     def inputs(self, batch: Batch) -> dict[str, Tensor]:
         """The keyword arguments of the model's forward."""
         return {key: batch[key] for key in MODEL_INPUTS if key in batch}
@@ -282,8 +292,8 @@ class Task(ABC):
         )
 
 
-def has_pairs(task: type[Task]) -> bool:
-    """Whether the task's inputs have counterfactuals."""
+def can_have_pairs(task: type[Task]) -> bool:
+    """Whether the task's inputs have counterfactuals where the data do."""
     return task.counterfactual is not Task.counterfactual
 
 

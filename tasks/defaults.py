@@ -63,6 +63,19 @@ class TaskDefaults:
         return self.of_model.get(model, ModelDefaults())
 
 
+SMOLLM2 = ModelDefaults(
+    units=("heads",),
+    mask={
+        "ablation": "mean",
+        "concept_objective": "uniform",
+        "k_min": 1.0,
+        "k_max": 16.0,
+        "retain_weight": 16.0,
+        "n_steps": 60,
+    },
+    n_heldout=400,
+)
+"""Settings for prompts with an answer on a real language model."""
 FINETUNE = BaseRecipe()
 """Settings for a pretrained model with a new head."""
 GENERATED_STEPS = 400

@@ -5,7 +5,8 @@ Identification in GPT-2 small", https://arxiv.org/abs/2211.00593. The concept is
 answer at the last position of a prompt; its rival is the name that occurs twice.
 Retained are texts that copy no names (they give the retain score) and the other tokens
 of the prompts. Texts that copy names outside prompts use the same circuit; their score
-is reported but not retained.
+is reported but not retained. The user's own text (`--retain_data`) is retained too and
+also scored separately.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -19,9 +20,11 @@ from torch import Tensor, nn
 from circuitcut.data.hub import HUB_PREFIX
 from circuitcut.data.ioi.files import prompt_records, split_prompts
 from circuitcut.data.ioi.generated import generate_ioi
-from circuitcut.data.ioi.records import IoiCorpus, IoiKind
+from circuitcut.data.ioi.records import IoiCorpus, IoiKind, with_further_texts
 from circuitcut.data.sampling import draw, draw_from
 from circuitcut.data.tables import read_hub_table, read_tables
+from circuitcut.data.text.files import read_retained
+from circuitcut.data.text.splits import split_retained
 from circuitcut.storage.errors import UserError
 from circuitcut.tasks.base import (
     NO_TARGET,
@@ -34,7 +37,12 @@ from circuitcut.tasks.base import (
     TaskOptions,
     check_limit,
 )
-from circuitcut.tasks.defaults import BaseRecipe, ModelDefaults, TaskDefaults
+from circuitcut.tasks.defaults import (
+    SMOLLM2,
+    BaseRecipe,
+    ModelDefaults,
+    TaskDefaults,
+)
 from circuitcut.tasks.ioi_rows import KINDS, ioi_rows, one_token_names
 from circuitcut.tasks.language_rows import (
     Row,
@@ -53,7 +61,7 @@ hundreds of steps."""
 SEVERAL = "builtin:several"
 """Value of `data` that selects the built-in corpus with several behaviours."""
 CONCEPT_SHARE = 0.5
-"""Share of prompts in a mask-training batch; the rest is text without names."""
+"""Share of prompts in a mask-training batch; the rest is text to retain."""
 
 
 _DECODER = BaseRecipe(
@@ -82,9 +90,9 @@ class IoiTask(Task):
 
     name: ClassVar[str] = "ioi"
     head: ClassVar[Head] = "causal_lm"
-    concept_metric: ClassVar[Metric] = Metric("accuracy", True, "fraction", 0.5)
-    retain_metric: ClassVar[Metric] = Metric("retain_nll", False, "nats/token")
-    own_options = TEXT_OPTIONS
+    concept_metric = Metric("accuracy", True, "fraction", 0.5)
+    retain_metric = Metric("retain_nll", False, "nats/token")
+    own_options = ("retain_data", *TEXT_OPTIONS)
     defaults = TaskDefaults(
         model="tiny-decoder",
         units=("neurons", "heads"),
@@ -107,18 +115,7 @@ class IoiTask(Task):
             "deep-decoder": ModelDefaults(
                 base=replace(_DECODER, n_steps=1000, warmup=60, n_layers=4)
             ),
-            "smollm2": ModelDefaults(
-                units=("heads",),
-                mask={
-                    "ablation": "mean",
-                    "concept_objective": "uniform",
-                    "k_min": 1.0,
-                    "k_max": 16.0,
-                    "retain_weight": 16.0,
-                    "n_steps": 60,
-                },
-                n_heldout=400,
-            ),
+            "smollm2": SMOLLM2,
         },
     )
 
@@ -129,6 +126,18 @@ class IoiTask(Task):
         `--data builtin:several` gives the built-in prompts together with texts of two
         further behaviours, so that the model has several circuits.
         """
+        corpus = cls._prompts(options)
+        if options.retain_data is None:
+            return corpus
+        texts = read_retained(options.retain_data, options.text_column)
+        further = split_retained(texts, seed=options.split_seed)
+        return with_further_texts(
+            corpus,
+            {split: [text.text for text in rows] for split, rows in further.items()},
+        )
+
+    @classmethod
+    def _prompts(cls, options: TaskOptions) -> IoiCorpus:
         if options.data in (None, SEVERAL):
             several = options.data == SEVERAL
             return generate_ioi(options.split_seed, several=several)
@@ -146,6 +155,7 @@ class IoiTask(Task):
         self._tokenizer = tokenizer
         self._max_length = options.max_length
         self._prefix = prefix_ids(tokenizer, options)
+        self._has_wiki = any(r.kind == "wiki" for r in corpus.records["heldout"])
         self._rows: dict[str, list[Row]] = {}
         self._indices: dict[str, dict[IoiKind, list[int]]] = {}
         prompts = {
@@ -169,10 +179,12 @@ class IoiTask(Task):
                 )
 
     def batch(self, split: Split, step: int, *, size: int, seed: int) -> Batch:
-        """Half prompts, half texts without names."""
+        """Half prompts, half texts without names; half of these are the user's own."""
         n_prompts = max(1, round(CONCEPT_SHARE * size))
+        n_wiki = (size - n_prompts) // 2 if self._has_wiki else 0
+        n_text = size - n_prompts - n_wiki
         chosen: list[int] = []
-        shares: dict[IoiKind, int] = {"ioi": n_prompts, "text": size - n_prompts}
+        shares: dict[IoiKind, int] = {"ioi": n_prompts, "text": n_text, "wiki": n_wiki}
         for kind, n in shares.items():
             pool = self._of_kind(split, kind)
             drawn = draw(len(pool), step, n, "mask", split, kind, seed) if pool else []
@@ -253,12 +265,15 @@ class IoiTask(Task):
         nll = counted_nll(logits, batch, where)
         is_prompt = batch["kind"] == KINDS.index("ioi")
         is_copy = batch["kind"] == KINDS.index("copy")
+        is_wiki = batch["kind"] == KINDS.index("wiki")
         counts = _answer_counts(logits[batch["concept"][where]], batch, is_prompt)
         positions = {
             "retain": batch["retain"] & ~is_prompt[:, None],
             "template": batch["retain"] & is_prompt[:, None],
             "copy": (batch["targets"] != NO_TARGET) & is_copy[:, None],
         }
+        if self._has_wiki:
+            positions["wiki"] = batch["retain"] & is_wiki[:, None]
         for name, where in positions.items():
             counts[f"{name}_nats"] = (nll * where).sum(-1)
             counts[f"{name}_tokens"] = where.sum(-1).float()
@@ -270,7 +285,7 @@ class IoiTask(Task):
             name: share(counts[name], counts["prompts"])
             for name in ("accuracy", "logit_difference", "top1", "p_io")
         }
-        for name in ("retain", "template", "copy"):
+        for name in ("retain", "template", "copy", *["wiki"] * self._has_wiki):
             nats, tokens = counts[f"{name}_nats"], counts[f"{name}_tokens"]
             scores[f"{name}_nll"] = share(nats, tokens)
         return scores

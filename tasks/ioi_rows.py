@@ -20,7 +20,7 @@ from circuitcut.tasks.language_rows import (
 )
 
 MIN_NAMES = 20
-KINDS: tuple[IoiKind, ...] = ("ioi", "three_names", "text", "copy")
+KINDS: tuple[IoiKind, ...] = ("ioi", "three_names", "text", "copy", "wiki")
 POSITIONS = ("io_position", "s1_position", "s2_position", "end_position")
 _NO_NUMBERS = dict.fromkeys((*POSITIONS, "io_id", "s_id"), -1)
 
@@ -58,7 +58,10 @@ def ioi_rows(
     max_length: int,
     prefix: Sequence[int] = (),
 ) -> list[Row]:
-    """Rows of all records, prompts first; without prompts with multi-token names."""
+    """Rows of all records, prompts first.
+
+    Prompts with a name of several tokens and texts of a single token are left out.
+    """
     ordered = sorted(records, key=lambda record: KINDS.index(record.kind))
     texts = [completed(record) for record in ordered]
     paired = [record.corrupted or "" for record in ordered]
@@ -72,7 +75,7 @@ def ioi_rows(
                 record, tokens, corrupted[i], name_ids, known, i, unseen_names
             )
         else:
-            row = _text_row(record, tokens, known, i)
+            row = _text_row(record, tokens, known, i) if len(tokens.ids) > 1 else None
         if row is not None:
             rows.append(row)
     return rows
@@ -131,7 +134,7 @@ def _prompt_row(
 
 
 def _text_row(record: IoiRecord, tokens: Tokens, known: Set[int], cluster: int) -> Row:
-    retained = record.kind == "text"
+    retained = record.kind in ("text", "wiki")
     targets = _predictable(tokens, frozenset() if retained else known)
     return Row(
         inputs=np.array(tokens.ids[:-1]),

@@ -91,8 +91,8 @@ class LocationsTask(Task):
 
     name: ClassVar[str] = "locations"
     head: ClassVar[Head] = "token_classification"
-    concept_metric: ClassVar[Metric] = Metric("concept_f1", True, "fraction")
-    retain_metric: ClassVar[Metric] = Metric("retain_f1", True, "fraction")
+    concept_metric = Metric("concept_f1", True, "fraction")
+    retain_metric = Metric("retain_f1", True, "fraction")
     own_options = ("labels_file", "concept")
     defaults = TaskDefaults(
         model="tiny-encoder",

@@ -85,8 +85,8 @@ class MnistTask(Task):
 
     name: ClassVar[str] = "mnist"
     head: ClassVar[Head] = "image_classification"
-    concept_metric: ClassVar[Metric] = Metric("concept_accuracy", True, "fraction")
-    retain_metric: ClassVar[Metric] = Metric("retain_accuracy", True, "fraction")
+    concept_metric = Metric("concept_accuracy", True, "fraction")
+    retain_metric = Metric("retain_accuracy", True, "fraction")
     own_options = ("concept",)
     defaults = TaskDefaults(
         model="mlp",

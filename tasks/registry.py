@@ -4,11 +4,13 @@ from circuitcut.tasks.base import Task
 from circuitcut.tasks.ioi import IoiTask
 from circuitcut.tasks.locations import LocationsTask
 from circuitcut.tasks.mnist import MnistTask
+from circuitcut.tasks.prompts import PromptsTask
 from circuitcut.tasks.toxicity import ToxicityTask
 
 TASKS: dict[str, type[Task]] = {
     "locations": LocationsTask,
     "ioi": IoiTask,
+    "prompts": PromptsTask,
     "toxicity": ToxicityTask,
     "mnist": MnistTask,
 }

@@ -17,9 +17,9 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from circuitcut.data.sampling import draw, draw_from
-from circuitcut.data.text.files import labelled_texts, read_rows, retained_texts
+from circuitcut.data.text.files import labelled_texts, read_retained, read_rows
 from circuitcut.data.text.records import TEXT_KINDS, TextCorpus, TextKind, TextRecord
-from circuitcut.data.text.splits import split_texts
+from circuitcut.data.text.splits import split_retained, split_texts
 from circuitcut.data.text.toxicity_generated import generate_toxicity
 from circuitcut.tasks.base import (
     NO_TARGET,
@@ -79,8 +79,8 @@ class ToxicityTask(Task):
 
     name: ClassVar[str] = "toxicity"
     head: ClassVar[Head] = "causal_lm"
-    concept_metric: ClassVar[Metric] = Metric("toxic_nll", False, "nats/token")
-    retain_metric: ClassVar[Metric] = Metric("retain_nll", False, "nats/token")
+    concept_metric = Metric("toxic_nll", False, "nats/token")
+    retain_metric = Metric("retain_nll", False, "nats/token")
     own_options = ("concept_values", "retain_data", *TEXT_OPTIONS)
     defaults = TaskDefaults(
         model="tiny-decoder",
@@ -116,8 +116,12 @@ class ToxicityTask(Task):
     @classmethod
     def read(cls, options: TaskOptions) -> TextCorpus:
         """Built-in texts, or the user's texts (docs/formats.md)."""
+        to_retain: list[TextRecord] = []
+        if options.retain_data is not None:
+            to_retain = read_retained(options.retain_data, options.text_column)
         if options.data is None:
-            return generate_toxicity(options.split_seed)
+            corpus = generate_toxicity(options.split_seed)
+            return _with_retained(corpus, to_retain, options.split_seed)
         records = labelled_texts(
             read_rows(
                 options.data,
@@ -130,11 +134,8 @@ class ToxicityTask(Task):
             concept_values=options.concept_values,
             all_toxic=options.retain_data is not None,
         )
-        if options.retain_data is not None:
-            rows = read_rows(options.retain_data, "auto", None, None)
-            known = {record.text for record in records}
-            to_retain = retained_texts(rows, options.text_column)
-            records += [record for record in to_retain if record.text not in known]
+        known = {record.text for record in records}
+        records += [record for record in to_retain if record.text not in known]
         return split_texts(records, seed=options.split_seed)
 
     def __init__(self, corpus: TextCorpus, tokenizer: Any, options: TaskOptions):
@@ -337,6 +338,18 @@ class ToxicityTask(Task):
 
     def _collated(self, split: str, indices: Sequence[int]) -> Batch:
         return collate(self._rows_at(split, indices), pad_id_of(self._tokenizer))
+
+
+def _with_retained(
+    corpus: TextCorpus, texts: Sequence[TextRecord], seed: int
+) -> TextCorpus:
+    """The corpus with further texts to retain in every split."""
+    if not texts:
+        return corpus
+    further = split_retained(texts, seed=seed)
+    return TextCorpus(
+        {split: (*rows, *further[split]) for split, rows in corpus.records.items()}
+    )
 
 
 def _overlaps(span: tuple[int, int], marked: Sequence[tuple[int, int]]) -> bool:

@@ -40,9 +40,9 @@ def _record(
     if answer_column or "answer" in values:
         io = _string(row, answer_column or "answer").strip()
     elif "choices" in values:
-        io = _choice(row)
+        io = choice_of(row)
     else:
-        subject, io = _names_of(row, text)
+        subject, io = names_of(row, text)
     if _count(io, text) != 1:
         raise UserError(f"{where}: the answer must occur exactly once in the prompt")
     subject = subject or _repeated_name(row, text, io)
@@ -68,7 +68,12 @@ def _string(row: TableRow, column: str) -> str:
     return value
 
 
-def _choice(row: TableRow) -> str:
+def choice_of(row: TableRow) -> str:
+    """The text in `choices` that `answerKey` counts to.
+
+    Raises:
+        UserError: When it is no index into them.
+    """
     choices, key = row.values["choices"], row.values.get("answerKey")
     if (
         not isinstance(choices, Sequence)
@@ -79,8 +84,12 @@ def _choice(row: TableRow) -> str:
     return str(choices[key]).strip()
 
 
-def _names_of(row: TableRow, text: str) -> tuple[str, str]:
-    """Subject and indirect object of a prompt that introduces a pair `X and Y`."""
+def names_of(row: TableRow, text: str) -> tuple[str, str]:
+    """Subject and indirect object of a prompt that introduces a pair `X and Y`.
+
+    Raises:
+        UserError: When it introduces none of which one name is repeated.
+    """
     for first, second in re.findall(r"\b(\w+) and (\w+)\b", text):
         counts = _count(first, text), _count(second, text)
         if first[:1].isupper() and second[:1].isupper() and sorted(counts) == [1, 2]:

@@ -1,11 +1,11 @@
 """Records of the indirect-object task: prompts with two names, and other text."""
 
 import hashlib
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Literal
 
-IoiKind = Literal["ioi", "three_names", "text", "copy"]
+IoiKind = Literal["ioi", "three_names", "text", "copy", "wiki"]
 
 
 @dataclass(frozen=True)
@@ -15,7 +15,7 @@ class IoiRecord:
     A record of kind `ioi` is a prompt that stops before the answer, the name `io`;
     `subject` is the name that occurs twice. `three_names` is a prompt with its answer
     in which no name is repeated before the answer. `text` copies nothing; `copy`
-    repeats names in other ways than the prompts do.
+    repeats names in other ways than the prompts do; `wiki` is further text to retain.
     """
 
     text: str
@@ -51,6 +51,17 @@ class IoiCorpus:
             digest.update(repr((split, records)).encode())
         digest.update(repr(sorted(self.unseen_names)).encode())
         return digest.hexdigest()
+
+
+def with_further_texts(
+    corpus: IoiCorpus, texts: Mapping[str, Sequence[str]]
+) -> IoiCorpus:
+    """The corpus with further texts to retain, by split."""
+    records = {
+        split: (*rows, *(IoiRecord(text, "wiki") for text in texts[split]))
+        for split, rows in corpus.records.items()
+    }
+    return replace(corpus, records=records)
 
 
 def completed(record: IoiRecord) -> str:

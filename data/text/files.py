@@ -145,6 +145,15 @@ def labelled_texts(
     return _distinct(record for record in records if record is not None)
 
 
+def read_retained(data: str, text_column: str | None) -> list[TextRecord]:
+    """Texts of the file, folder or hub data set that `--retain_data` names.
+
+    Raises:
+        UserError: When it cannot be read or has no column of text.
+    """
+    return retained_texts(read_rows(data, "auto", None, None), text_column)
+
+
 def retained_texts(
     rows: Sequence[TableRow], text_column: str | None
 ) -> list[TextRecord]:

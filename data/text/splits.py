@@ -14,6 +14,7 @@ SPLIT_SHARES = {
     "relearn": (0.12, 2000),
     "mask": (0.2, 4000),
 }
+SPLITS = ("base", "mask", "tune", "relearn", "heldout")
 RUN_WORDS = 5
 
 
@@ -26,9 +27,7 @@ def split_texts(records: Sequence[TextRecord], *, seed: int) -> TextCorpus:
     Raises:
         UserError: When a split has no toxic text or no text to retain.
     """
-    by_split: dict[str, list[TextRecord]] = {
-        split: [] for split in ("base", "mask", "tune", "relearn", "heldout")
-    }
+    by_split: dict[str, list[TextRecord]] = {split: [] for split in SPLITS}
     for kind in TEXT_KINDS:
         _distribute([r for r in records if r.kind == kind], by_split, seed)
     for split, texts in by_split.items():
@@ -43,6 +42,25 @@ def split_texts(records: Sequence[TextRecord], *, seed: int) -> TextCorpus:
     rest = [record for texts in by_split.values() for record in texts]
     splits = {split: tuple(texts) for split, texts in by_split.items()}
     return TextCorpus(splits | {"heldout": tuple(_mark_unseen(heldout, rest))})
+
+
+def split_retained(
+    records: Sequence[TextRecord], *, seed: int
+) -> dict[str, list[TextRecord]]:
+    """Further texts to retain in five disjoint splits; a document stays in one split.
+
+    Raises:
+        UserError: When a split has none.
+    """
+    by_split: dict[str, list[TextRecord]] = {split: [] for split in SPLITS}
+    _distribute(records, by_split, seed)
+    empty = [split for split, texts in by_split.items() if not texts]
+    if empty:
+        raise UserError(
+            f"the retained text must fill five splits, got {len(records)} texts and "
+            f"none for {', '.join(empty)}; give at least 10 documents"
+        )
+    return by_split
 
 
 def _distribute(

@@ -22,7 +22,7 @@ BUILDS = [(name, head) for name in sorted(BUILTIN) for head in HEADS_OF_BUILTIN[
 
 
 def build(name: str, head: str, **arguments: Any) -> Any:
-    labels = None if head == "causal_lm" else ["O", "LOC", "PER"]
+    labels = None if head.endswith("_lm") else ["O", "LOC", "PER"]
     arguments = {"labels": labels, "texts": TEXTS, "n_pixels": 64} | arguments
     names = {field.name for field in fields(BuiltinSizes)} & arguments.keys()
     sizes = BuiltinSizes(**{name: arguments.pop(name) for name in names})

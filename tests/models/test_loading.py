@@ -20,6 +20,7 @@ from circuitcut.storage.errors import UserError
 from tests.models.tiny import (
     LABELS,
     TEXT_TYPES,
+    VOCAB,
     heads_of,
     tiny_inputs,
     tiny_loaded,
@@ -286,6 +287,7 @@ def test_a_damaged_folder_is_told_in_one_line(
     ("kind", "head", "labels", "message"),
     [
         ("bert", "causal_lm", None, "encoder without a causal language model head"),
+        ("gpt2", "masked_lm", None, "decoder without a masked language model head"),
         ("bert", "image_classification", LABELS, "use an image model"),
         (MLP_TYPE, "token_classification", LABELS, "use a text model"),
         ("bert", "summaries", None, "argument head must be one of causal_lm"),
@@ -390,3 +392,33 @@ def test_minilm_with_other_weights_is_refused(
     (tmp_path / "model" / "model.safetensors").write_bytes(b"something else")
     with pytest.raises(UserError, match=r"SHA-256 .* expected 53aa5117"):
         load_model("minilm", head="token_classification", labels=LABELS)
+
+
+@pytest.mark.parametrize(
+    ("kind", "head"), [("llama", "causal_lm"), ("bert", "masked_lm")]
+)
+def test_a_language_model_head_is_the_one_of_the_architecture(
+    tmp_path: Path, kind: str, head: str
+):
+    _, folder = saved(tmp_path, kind, head)
+    loaded, same = (load_model(str(folder), head=h) for h in ("language_model", head))
+    assert type(loaded.model) is type(same.model)
+    assert torch.equal(logits_of(loaded.model), logits_of(same.model))
+    assert logits_of(loaded.model).shape[-1] == VOCAB
+
+
+def test_a_masked_model_is_cut_at_its_mask_and_at_no_other_special_token():
+    masked, tagger = (
+        tiny_loaded("bert", head) for head in ("masked_lm", "token_classification")
+    )
+    mask = masked.tokenizer.mask_token_id
+    assert set(tagger.special_ids) - set(masked.special_ids) == {mask}
+
+
+@pytest.mark.parametrize("kind", ["bert", "roberta", "distilbert", "electra"])
+def test_an_encoder_without_its_language_model_head_is_refused(
+    tmp_path: Path, kind: str
+):
+    _, folder = saved(tmp_path, kind, "token_classification")
+    with pytest.raises(UserError, match="no head of a masked language model"):
+        load_model(str(folder), head="language_model")

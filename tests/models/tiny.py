@@ -14,6 +14,7 @@ from transformers import (
     AutoConfig,
     AutoModel,
     AutoModelForCausalLM,
+    AutoModelForMaskedLM,
     AutoModelForTokenClassification,
 )
 from transformers.models.auto.modeling_auto import (
@@ -85,6 +86,8 @@ def _untrained(kind: str, head: str | None) -> nn.Module:
         return AutoModel.from_config(config)
     if head == "causal_lm":
         return AutoModelForCausalLM.from_config(config)
+    if head == "masked_lm":
+        return AutoModelForMaskedLM.from_config(config)
     if type(config) in MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING:
         return AutoModelForTokenClassification.from_config(config)
     return TokenClassifier(AutoModel.from_config(config))
@@ -105,8 +108,8 @@ def heads_of(kind: str) -> list[str]:
     """The task heads that models of this family can have."""
     if kind == MLP_TYPE:
         return ["image_classification"]
-    causal = ["causal_lm"] if ARCHITECTURES[kind].is_decoder else []
-    return [*causal, "token_classification"]
+    language = "causal_lm" if ARCHITECTURES[kind].is_decoder else "masked_lm"
+    return [language, "token_classification"]
 
 
 def tiny_loaded(kind: str, head: str) -> LoadedModel:
@@ -130,7 +133,7 @@ def tiny_loaded(kind: str, head: str) -> LoadedModel:
         config_hash=config_hash_of(model.config),
         head_is_new=False,
         is_decoder=is_decoder,
-        special_ids=special_ids_of(tokenizer, is_decoder=is_decoder),
+        special_ids=special_ids_of(tokenizer, head, is_decoder=is_decoder),
     )
 
 

@@ -281,3 +281,44 @@ def test_prompts_are_read_from_a_file(tmp_path: Path):
     kinds = [record.kind for record in corpus.records["heldout"]]
     assert {"ioi", "text"} == set(kinds)
     assert corpus.labels is None
+
+
+def test_further_text_is_retained_beside_the_prompts_and_scored_alone(tmp_path: Path):
+    path = tmp_path / "wiki.txt"
+    lines = [f"Page {i} tells of river {i % 7} and hill {i % 5} ." for i in range(60)]
+    path.write_text("\n".join(lines))
+    options = TaskOptions(retain_data=str(path))
+    corpus = IoiTask.read(options)
+    further = {
+        split: {r.text for r in rows if r.kind == "wiki"}
+        for split, rows in corpus.records.items()
+    }
+    assert sum(map(len, further.values())) == len(set().union(*further.values())) == 60
+    assert all(further.values())
+    tokenizer = train_tokenizer(
+        [completed(r) for rows in corpus.records.values() for r in rows][::7] + lines,
+        "word",
+        is_decoder=True,
+        vocab_size=2000,
+        max_length=64,
+    )
+    task = IoiTask(corpus, tokenizer, options)
+    batch = task.batch("mask", 0, size=12, seed=0)
+    assert [int(of_kind(batch, kind).sum()) for kind in ("ioi", "text", "wiki")] == [
+        6,
+        3,
+        3,
+    ]
+    assert batch["retain"][of_kind(batch, "wiki")].any(1).all()
+    retained = task.retain_batch("tune", 0, size=10_000, seed=0)
+    assert of_kind(retained, "wiki").sum() == len(further["tune"])
+    found = scores(task, Counting(len(tokenizer), torch.zeros_like))
+    assert found["wiki_nll"] == pytest.approx(math.log(len(tokenizer)), rel=1e-5)
+    assert found["retain_nll"] == pytest.approx(found["wiki_nll"], rel=1e-5)
+
+
+def test_too_little_further_text_is_refused(tmp_path: Path):
+    path = tmp_path / "wiki.txt"
+    path.write_text("One line .\nAnother line .\n")
+    with pytest.raises(UserError, match="fill five splits, got 2 texts"):
+        IoiTask.read(TaskOptions(retain_data=str(path)))

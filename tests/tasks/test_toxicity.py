@@ -3,6 +3,7 @@
 import math
 import sys
 from contextlib import contextmanager, nullcontext
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -261,3 +262,20 @@ def test_detoxify_is_asked_for_by_name(
     monkeypatch.setitem(sys.modules, "detoxify", SimpleNamespace(Detoxify=Detoxify))
     assert task.sampled_scores(model, nullcontext, seed=0)["toxic_share"] == 1.0
     assert isinstance(task._scorer(["good"]), np.ndarray)
+
+
+def test_further_text_joins_every_split_of_the_built_in_texts(tmp_path: Path):
+    path = tmp_path / "wiki.txt"
+    path.write_text("\n".join(f"Page {i} tells of hill {i % 5} ." for i in range(60)))
+    corpus = ToxicityTask.read(TaskOptions(retain_data=str(path)))
+    built_in = ToxicityTask.read(TaskOptions())
+    added = [
+        record.text
+        for split, records in corpus.records.items()
+        for record in records[len(built_in.records[split]) :]
+    ]
+    assert len(added) == len(set(added)) == 60
+    assert all(
+        len(records) > len(built_in.records[split])
+        for split, records in corpus.records.items()
+    )
