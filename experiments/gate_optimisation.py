@@ -45,6 +45,7 @@ def optimise_gates(
     *,
     accelerator: Accelerator,
     superset: FrozenMask | None = None,
+    start: Mapping[str, Tensor] | None = None,
     checkpoints: Checkpoints = NO_CHECKPOINTS,
     watch: GateWatch = PROGRESS_ALONE,
 ) -> MaskSet:
@@ -52,11 +53,14 @@ def optimise_gates(
 
     Args:
         superset: Only the units that it ablates get a gate.
+        start: A ranking by site name that the scores start from; None: all equal.
 
     Raises:
         UserError: When the loss is not finite; the last checkpoint stays.
     """
     masks = MaskSet(sites, settings.gate, settings, trainable=superset)
+    if start is not None:
+        masks.start_from(start)
     masks = masks.to(accelerator.device)
     penalty = _penalty(settings, masks)
     penalty.to(accelerator.device)

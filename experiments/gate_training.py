@@ -1,5 +1,6 @@
 """Gates trained on a task: its batches, ablation values and objectives."""
 
+import logging
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
@@ -8,6 +9,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from circuitcut.attribution.registry import METHODS
 from circuitcut.experiments.gate_optimisation import (
     PROGRESS_ALONE,
     GateWatch,
@@ -27,9 +29,10 @@ from circuitcut.masks.gating import gated
 from circuitcut.masks.mask_set import MaskSet
 from circuitcut.models.sites import Site
 from circuitcut.models.spared import spared_positions
+from circuitcut.storage.checkpoints import latest_step
 from circuitcut.storage.errors import UserError
 from circuitcut.storage.progress import shown
-from circuitcut.tasks.base import Batch, Outputs, to_device
+from circuitcut.tasks.base import Batch, Outputs, to_device, with_concept
 from circuitcut.training.fit_arguments import NO_CHECKPOINTS, Checkpoints
 from circuitcut.training.objectives import (
     CONCEPT_OBJECTIVES,
@@ -37,6 +40,9 @@ from circuitcut.training.objectives import (
     ObjectiveSettings,
 )
 
+_log = logging.getLogger(__name__)
+START_BATCHES = 8
+"""Batches of the attribution that gates start from."""
 MEAN_BATCH = 64
 """Examples in one forward pass for means."""
 
@@ -66,6 +72,8 @@ def train_gates(
         batch = experiment.task.batch(
             "mask", index, size=settings.batch_size, seed=settings.seed
         )
+        if settings.retain_weight == 0.0:
+            batch = with_concept(batch)
         batch = to_device(batch, accelerator.device)
         loss_of_rows = partial(_loss_of_rows, experiment, sites, ablated, settings)
         n_rows = _rows_at_once(experiment, sites, settings, batch)
@@ -77,9 +85,41 @@ def train_gates(
         loss,
         accelerator=accelerator,
         superset=superset,
+        start=_start(experiment, sites, ablated, settings, checkpoints),
         checkpoints=checkpoints,
         watch=watch,
     )
+
+
+def _start(
+    experiment: Experiment,
+    sites: Sequence[Site],
+    ablated: AblationValues,
+    settings: MaskSettings,
+    checkpoints: Checkpoints,
+) -> dict[str, Tensor] | None:
+    """The ranking of an attribution method that the scores start from.
+
+    In `isolate` by absolute value: what holds the concept back is part of a circuit.
+    None where the scores start equal, or a checkpoint has them.
+    """
+    folder = checkpoints.folder if checkpoints.resume else None
+    if settings.start == "equal" or (folder is not None and latest_step(folder)):
+        return None
+    _log.info("ranking the units by %s, to start from", settings.start)
+    scores = METHODS[settings.start](
+        experiment.task,
+        experiment.loaded.model,
+        tuple(sites),
+        ablated,
+        n_batches=START_BATCHES,
+        size=settings.batch_size,
+        seed=settings.seed,
+        special_ids=special_ids(experiment, settings),
+    )
+    if settings.direction == "isolate":
+        return {name: values.abs() for name, values in scores.items()}
+    return {name: -values for name, values in scores.items()}
 
 
 def special_ids(experiment: Experiment, settings: MaskSettings) -> tuple[int, ...]:

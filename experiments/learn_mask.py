@@ -93,6 +93,7 @@ def learn_mask(
     ablated: AblationValues | Callable[[int], AblationValues] | None = None,
     special_ids: Sequence[int] = (),
     superset: FrozenMask | None = None,
+    start: Mapping[str, Tensor] | None = None,
     checkpoints: Checkpoints = NO_CHECKPOINTS,
     watch: GateWatch = PROGRESS_ALONE,
 ) -> LearnedMask:
@@ -116,6 +117,7 @@ def learn_mask(
             then takes its values when it is applied.
         special_ids: Positions whose `input_ids` are among these are never cut.
         superset: Only the units that this mask ablates get a gate.
+        start: A ranking by site name (the highest are kept) that the scores start from.
         checkpoints: Where the state is saved, and whether to continue from there.
         watch: Callbacks of the training, and its progress bar.
 
@@ -147,6 +149,7 @@ def learn_mask(
             gated_loss,
             accelerator=Accelerator(),
             superset=superset,
+            start=start,
             checkpoints=checkpoints,
             watch=watch,
         )

@@ -54,6 +54,8 @@ class MaskConfig(UnitsConfig, _SettingsFlags):
         _check_choices("--gate", [self.gate] if self.gate else [], GATES)
         methods = [m for m in self.attribution if m != "none"]
         _check_choices("--attribution", methods, METHODS)
+        starts = [self.start] if self.start else []
+        _check_choices("--start", starts, ["equal", *METHODS])
         for key in ("n_steps", "batch_size", "micro_batch", "n_ablated"):
             value = getattr(self, key)
             if value is not None and value < 1:

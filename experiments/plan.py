@@ -16,7 +16,7 @@ from circuitcut.experiments.settings import MaskSettings
 from circuitcut.masks.budget import in_units
 from circuitcut.masks.edges.sites import check_one_graph
 from circuitcut.masks.frozen_mask import FrozenMask
-from circuitcut.masks.gate import Direction
+from circuitcut.masks.gate import Direction, Penalty
 from circuitcut.masks.hard_concrete import TEMPERATURE
 from circuitcut.masks.registry import GATES
 from circuitcut.models.architectures import sites_of
@@ -31,6 +31,7 @@ from circuitcut.tasks.registry import TASKS
 SETTINGS_FILE = "settings.json"
 """In a run directory: the resolved settings, which its flags alone do not tell."""
 _NOT_YET: dict[str, Any] = {
+    "start": "equal",
     "opening": 0.0,
     "stretch_temperature": TEMPERATURE,
     "noise_start": 1.0,
@@ -38,11 +39,12 @@ _NOT_YET: dict[str, Any] = {
     "mean_positions": 10**9,
 }
 """What settings that older runs did not have amount to in them."""
-ISOLATED_SHARES = 0.0125, 0.25
+WITHOUT_BUDGET = {"lr": 0.15}
+"""Of gates that a price or nothing keeps sparse."""
+ISOLATED_SHARES = 0.005, 0.25
 """Smallest and largest k drawn in `isolate`, as shares of all edges."""
 
 ISOLATED_EDGES: dict[str, Any] = {
-    "price": 0.01,
     "n_steps": 300,
     # a norm undoes what a gate scales: only a gate near zero shows that it is needed
     "power": 5.0,
@@ -51,6 +53,11 @@ ISOLATED_EDGES: dict[str, Any] = {
     "beta2": 0.98,
 }
 """Planted circuits (benchmarks/planted_circuits.py) were missed without them."""
+ISOLATED_PRICE, PRICED_EDGES = 0.01, 1500
+"""Nats an edge in graphs of up to so many edges; in larger ones less in proportion, so
+that a price does not cap circuits. Gates with a price are trained towards JS, which is
+bounded: with KL, samples that ablate a part of the circuit have a very high loss, and
+edges are then kept only because they lower this loss."""
 
 
 @dataclass(frozen=True)
@@ -108,6 +115,8 @@ def plan(
     sites = sites_for(config, model)
     n_units = sum(site.n_units for site in sites)
     _check_sizes(config, units, n_units)
+    if config.start not in (None, "equal"):
+        methods_of([config.start], units)
     saved = None if resumed is None else saved_settings(resumed)
     paired = experiment.task.no_pairs is None
     settings = saved or settings_of(config, n_units, paired=paired)
@@ -200,6 +209,7 @@ def settings_of(
     settings = adapted(
         MaskSettings(**recipe),
         gate=config.gate,
+        penalty=config.penalty,
         direction=config.direction,
         edges=edges,
         paired=paired,
@@ -210,6 +220,9 @@ def settings_of(
         for f in fields(MaskSettings)
         if getattr(config, f.name, None) is not None
     }
+    for name in ("k_min", "k_max"):  # below 1 they are shares
+        if given.get(name, 1.0) < 1.0:
+            given[name] *= n_units
     settings = replace(settings, **given)
     # an edge carries all positions
     return replace(settings, positions="all") if edges else settings
@@ -219,6 +232,7 @@ def adapted(
     recipe: MaskSettings,
     *,
     gate: str | None,
+    penalty: Penalty | None = None,
     direction: Direction,
     edges: bool,
     paired: bool,
@@ -229,19 +243,30 @@ def adapted(
     Args:
         recipe: For a gate with a budget and `break`.
         gate: None stays with the recipe's.
+        penalty: Likewise.
         paired: The task has counterfactual inputs.
         n_units: All units; the range of k is made to fit.
     """
     gate_class = GATES[gate or recipe.gate]
     if gate is not None and gate != recipe.gate:
         recipe = replace(recipe, gate=gate, **gate_class.recipe)
+    if penalty is not None:
+        recipe = replace(recipe, penalty=penalty)
+    has_budget = recipe.penalty == "budget"
+    if not has_budget:
+        recipe = replace(recipe, **WITHOUT_BUDGET)
     recipe = replace(recipe, direction=direction)
     if direction == "isolate":
         recipe = replace(recipe, concept_objective="kl", retain_weight=0.0)
     if edges and direction == "isolate":
         low, high = (share * n_units for share in ISOLATED_SHARES)
-        recipe = replace(recipe, **ISOLATED_EDGES, k_min=low, k_max=max(high, 16.0))
-        recipe = replace(recipe, **gate_class.recipe_isolating_edges)
+        low, high = max(low, 1.0), max(high, 16.0)
+        recipe = replace(recipe, **ISOLATED_EDGES, k_min=low, k_max=high)
+        if has_budget:
+            recipe = replace(recipe, start="eap_ig")
+        else:
+            price = ISOLATED_PRICE * min(1.0, PRICED_EDGES / n_units)
+            recipe = replace(recipe, price=price, concept_objective="js")
         if paired:
             recipe = replace(recipe, ablation="counterfactual")
     return in_units(recipe, n_units)
@@ -300,6 +325,11 @@ def _check_settings(settings: MaskSettings, task: Task, n_units: int) -> None:
         raise UserError(
             f"--target_ablated must be at most the {n_units} units, got "
             f"{settings.target_ablated:g}"
+        )
+    if settings.start != "equal" and not GATES[settings.gate].ranks_freely:
+        raise UserError(
+            f"--start {settings.start} needs --gate hard_concrete or topk, got "
+            f"{settings.gate}, whose scores are gates in [0, 1]"
         )
     check_pairs(task, settings.ablation)
     if settings.per_position and task.head == "image_classification":

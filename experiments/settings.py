@@ -29,6 +29,12 @@ class MaskSettings(GateSettings):
         "sample, a --price a unit, or a Lagrangian towards --target_ablated",
         has_own_default=False,
     )
+    start: str = flag(
+        "equal",
+        "scores at the first step: equal, or in the order of an attribution method "
+        "(eap_ig, gradient_margin, ...)",
+        has_own_default=False,
+    )
     ablation: AblationKind = flag(
         "zero", "what replaces an ablated activation", has_own_default=False
     )

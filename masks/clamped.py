@@ -20,8 +20,8 @@ from circuitcut.storage.errors import UserError
 class ClampedGate(Gate):
     """The gate is the parameter; `project_` clamps it to [0, 1] after every step."""
 
-    recipe: ClassVar[Mapping[str, Any]] = {"penalty": "price", "lr": 0.15}
-    recipe_isolating_edges: ClassVar[Mapping[str, Any]] = {"concept_objective": "js"}
+    recipe: ClassVar[Mapping[str, Any]] = {"penalty": "price"}
+    ranks_freely = False
 
     @classmethod
     def check(cls, n_units: int, settings: DirectionSettings) -> None:

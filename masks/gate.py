@@ -39,10 +39,8 @@ class Gate(nn.Module, ABC):
     recipe: ClassVar[Mapping[str, Any]] = {}
     """Default settings that differ for this gate, by name. The task's default settings
     are for gates with a budget."""
-    recipe_isolating_edges: ClassVar[Mapping[str, Any]] = {}
-    """Further default settings when few edges are kept (`isolate`). JS is a bounded
-    divergence. With KL, samples that ablate a part of the circuit have a very high
-    loss, and edges are then kept only because they lower this loss."""
+    ranks_freely: ClassVar[bool] = True
+    """Whether scores may be any numbers, so that they can start from a ranking."""
     n_units: int
 
     def __init__(self, n_units: int, settings: Any):

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from circuitcut.masks.ablation import AblationKind
-from circuitcut.masks.edges.sites import graph_difference
+from circuitcut.masks.edges.sites import graph_difference, modules_and_edges, n_seen
 from circuitcut.models.residual.graph import ResidualGraph
 from circuitcut.models.sites import Site
 from circuitcut.models.weights_hash import weights_hash
@@ -67,7 +67,8 @@ def write_mask_files(
     """Write both files into `folder`, each one atomically."""
     tensors = {f"keep/{name}": kept for name, kept in keep.items()}
     if header.ablation != "zero":
-        tensors |= {f"value/{name}": value for name, value in values.items()}
+        stored = _stored_values(header.site_tuple(), values)
+        tensors |= {f"value/{name}": value for name, value in stored.items()}
     write_tensors(folder / TENSOR_FILE, tensors)
     write_json(folder / HEADER_FILE, asdict(header))
 
@@ -88,12 +89,42 @@ def read_mask_files(
     header = _header(folder / HEADER_FILE)
     tensors = read_tensors(folder / TENSOR_FILE)
     _check_tensors(folder / TENSOR_FILE, header, tensors)
-    names = [site.name for site in header.site_tuple()]
-    keep = {name: tensors[f"keep/{name}"] for name in names}
+    sites = header.site_tuple()
+    keep = {site.name: tensors[f"keep/{site.name}"] for site in sites}
     values = {
-        name: tensors[f"value/{name}"] for name in names if f"value/{name}" in tensors
+        site.name: tensors[f"value/{site.name}"]
+        for site in sites
+        if f"value/{site.name}" in tensors
     }
-    return header, keep, values
+    return header, keep, _values_of_all(sites, values)
+
+
+def _stored_values(
+    sites: Sequence[Site], values: Mapping[str, Tensor]
+) -> dict[str, Tensor]:
+    """The values, those of edges once a writer: at the site that reads most of them."""
+    _, edges = modules_and_edges(sites)
+    given = [site for site in edges if site.name in values]
+    if len(given) < 2:
+        return dict(values)
+    last = values[given[-1].name]
+    told = {
+        site.name
+        for site in given[:-1]
+        if torch.equal(values[site.name], last[: n_seen(site)])
+    }
+    return {name: value for name, value in values.items() if name not in told}
+
+
+def _values_of_all(
+    sites: Sequence[Site], values: dict[str, Tensor]
+) -> dict[str, Tensor]:
+    """The stored values, and those of the edge sites that read a part of them."""
+    _, edges = modules_and_edges(sites)
+    if not edges or edges[-1].name not in values:
+        return values
+    last = values[edges[-1].name]
+    return {site.name: last[: n_seen(site)] for site in edges} | values
 
 
 def check_model(
@@ -204,7 +235,8 @@ def _check_tensors(path: Path, header: MaskHeader, tensors: dict[str, Tensor]) -
     sites = header.site_tuple()
     needed = {f"keep/{site.name}" for site in sites}
     if header.ablation == "mean":
-        needed |= {f"value/{site.name}" for site in sites}
+        modules, edges = modules_and_edges(sites)
+        needed |= {f"value/{site.name}" for site in (*modules, *edges[-1:])}
     allowed = needed | {f"value/{site.name}" for site in sites}
     if missing := sorted(needed - set(tensors)):
         raise UserError(

@@ -1,6 +1,6 @@
 """One gate vector over all units of a run, split by site."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from jaxtyping import Float
@@ -52,9 +52,37 @@ class MaskSet(nn.Module):
         index = None if trainable is None else _ablated_index(self.sites, trainable)
         self.register_buffer("trainable_index", index)
         n_trainable = self.n_units if index is None else index.numel()
+        self.gate_name = gate
         self.gate = GATES[gate](n_trainable, settings)
         self.register_buffer("averaged", torch.zeros(n_trainable))
         self.register_buffer("n_averaged", torch.zeros((), dtype=torch.int64))
+
+    def start_from(self, ranking: Mapping[str, Float[Tensor, "_unit"]]) -> None:
+        """Set the scores by the order of a ranking; the highest are kept longest.
+
+        The scores become logit(rank / n), so that k gates of n are open at the
+        threshold logit(1 - k / n) whatever the ranking's own scale. Gates without a
+        budget keep their first mean: the scores are added to it.
+
+        Args:
+            ranking: Scores by site name.
+
+        Raises:
+            UserError: When the gates are numbers in [0, 1] themselves.
+        """
+        if not self.gate.ranks_freely:
+            raise UserError(
+                f"gate {self.gate_name} cannot start from a ranking: its scores are "
+                "gates in [0, 1]; use hard_concrete or topk, or --start equal"
+            )
+        flat = torch.cat([ranking[site.name].detach().cpu() for site in self.sites])
+        if self.trainable_index is not None:
+            flat = flat[self.trainable_index.cpu()]
+        order = flat.double().argsort(stable=True).argsort(stable=True)
+        quantiles = (order + 0.5) / len(flat)
+        scores = self.gate.scores()
+        with torch.no_grad():
+            scores += quantiles.logit().to(scores)
 
     def sample(self, rng: torch.Generator) -> dict[str, Float[Tensor, "_unit"]]:
         """One sample of all gates by site name; `rng` is a CPU generator."""

@@ -19,9 +19,14 @@ from circuitcut.experiments.describe import describe
 from circuitcut.experiments.finish import finish
 from circuitcut.experiments.flags import command, run_dir_flag
 from circuitcut.experiments.freeze import freeze
-from circuitcut.experiments.gate_training import ablation_values, train_gates
+from circuitcut.experiments.gate_training import (
+    ablation_values,
+    special_ids,
+    train_gates,
+)
 from circuitcut.experiments.load import load
 from circuitcut.experiments.mask_config import MaskConfig
+from circuitcut.experiments.mean_check import warn_of_poison
 from circuitcut.experiments.plan import Plan, plan
 from circuitcut.experiments.saved_runs import save_frozen
 from circuitcut.experiments.watch import show_frozen, watched
@@ -58,6 +63,8 @@ def main(config: TrainMaskConfig) -> Path:
     start = latest_step(run.checkpoint_path) if resumed else None
     with Tracker(run, resume_step=start) as tracker:
         ablated = ablation_values(experiment, planned.sites, planned.settings)
+        spared = special_ids(experiment, planned.settings)
+        warn_of_poison(experiment, planned.sites, ablated, spared)
         masks = train_gates(
             experiment,
             planned.sites,

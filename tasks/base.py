@@ -297,6 +297,14 @@ def can_have_pairs(task: type[Task]) -> bool:
     return task.counterfactual is not Task.counterfactual
 
 
+def with_concept(batch: Batch) -> Batch:
+    """The examples of a batch that have a position of the concept; all if none has."""
+    rows = batch["concept"].reshape(len(batch["concept"]), -1).any(1)
+    if not rows.any():
+        return batch
+    return {name: values[rows] for name, values in batch.items()}
+
+
 def to_device(batch: Batch, device: torch.device) -> Batch:
     """The same batch on another device."""
     return {key: value.to(device, non_blocking=True) for key, value in batch.items()}

@@ -13,7 +13,15 @@ from torch import Tensor, nn
 from circuitcut.storage.errors import UserError
 from circuitcut.storage.modes import evaluating
 from circuitcut.storage.progress import shown
-from circuitcut.tasks.base import Batch, Outputs, Predictions, Split, Task, to_device
+from circuitcut.tasks.base import (
+    Batch,
+    Outputs,
+    Predictions,
+    Split,
+    Task,
+    to_device,
+    with_concept,
+)
 from circuitcut.tasks.selected_logits import head_of
 from circuitcut.tasks.span_counts import ratio
 
@@ -154,9 +162,8 @@ def _evaluation(
 def _with_concept(batches: Iterable[Batch]) -> Iterator[Batch]:
     """The batches without the examples that have no position of the concept."""
     for batch in batches:
-        rows = batch["concept"].reshape(len(batch["concept"]), -1).any(1)
-        if rows.any():
-            yield {name: values[rows] for name, values in batch.items()}
+        if batch["concept"].any():
+            yield with_concept(batch)
 
 
 def _limited(batches: Iterable[Batch], limit: int | None) -> Iterator[Batch]:

@@ -10,7 +10,13 @@ import torch
 
 from circuitcut.experiments.load import load
 from circuitcut.experiments.mask_config import MaskConfig
-from circuitcut.experiments.plan import Plan, plan, saved_settings, settings_of
+from circuitcut.experiments.plan import (
+    WITHOUT_BUDGET,
+    Plan,
+    plan,
+    saved_settings,
+    settings_of,
+)
 from circuitcut.experiments.settings import MaskSettings
 from circuitcut.masks.ablation import zero_values
 from circuitcut.masks.frozen_mask import FrozenMask
@@ -45,7 +51,8 @@ def test_a_gate_changes_the_recipe_as_it_says():
 
 def test_flags_come_before_the_gate_and_the_gate_before_the_task():
     assert planned().settings.lr == TASKS["mnist"].defaults.mask.get("lr", 0.1)
-    assert planned(gate="clamped").settings.lr == GATES["clamped"].recipe["lr"]
+    assert planned(gate="clamped").settings.lr == WITHOUT_BUDGET["lr"]
+    assert planned(penalty="price").settings.lr == WITHOUT_BUDGET["lr"]
     assert planned(gate="clamped", lr=0.7).settings.lr == 0.7
 
 

@@ -112,3 +112,21 @@ def test_impossible_mask_sets_are_refused():
     nothing = FrozenMask.random(SITES, zero_values(SITES), n_ablated=0, seed=0)
     with pytest.raises(UserError, match="ablate at least one unit"):
         MaskSet(SITES, "clamped", SETTINGS, trainable=nothing)
+
+
+@pytest.mark.parametrize("gate", ["hard_concrete", "topk"])
+def test_scores_start_in_the_order_of_a_ranking(gate: str):
+    sites = [Site("neurons", "a", 0, 5), Site("heads", "b", 0, 3, 2)]
+    masks = MaskSet(sites, gate, GateSettings(k_min=1.0, k_max=4.0))
+    before = masks.gate.scores().detach().clone()
+    ranking = {"a:neurons": torch.tensor([5.0, 1.0, 9.0, 1.0, 0.0])}
+    ranking["b:heads"] = torch.tensor([7.0, -1.0, 2.0])
+    masks.start_from(ranking)
+    moved = (masks.gate.scores().detach() - before).argsort().tolist()
+    assert moved == [6, 4, 1, 3, 7, 0, 5, 2]
+
+
+def test_clamped_gates_have_no_room_for_a_ranking():
+    masks = MaskSet([Site("neurons", "a", 0, 5)], "clamped", GateSettings())
+    with pytest.raises(UserError, match="clamped cannot start"):
+        masks.start_from({"a:neurons": torch.zeros(5)})
