@@ -41,8 +41,9 @@ _NOT_YET: dict[str, Any] = {
 """What settings that older runs did not have amount to in them."""
 WITHOUT_BUDGET = {"lr": 0.15}
 """Of gates that a price or nothing keeps sparse."""
-ISOLATED_SHARES = 0.005, 0.25
-"""Smallest and largest k drawn in `isolate`, as shares of all edges."""
+ISOLATED_SHARES = {False: (0.0125, 0.25), True: (0.005, 0.25)}
+"""Smallest and largest k drawn in `isolate`, as shares of all edges; in large graphs
+(True) smaller circuits are of interest."""
 
 ISOLATED_EDGES: dict[str, Any] = {
     "n_steps": 300,
@@ -53,9 +54,13 @@ ISOLATED_EDGES: dict[str, Any] = {
     "beta2": 0.98,
 }
 """Planted circuits (benchmarks/planted_circuits.py) were missed without them."""
-ISOLATED_PRICE, PRICED_EDGES = 0.01, 1500
-"""Nats an edge in graphs of up to so many edges; in larger ones less in proportion, so
-that a price does not cap circuits. Gates with a price are trained towards JS, which is
+LARGE_GRAPH = 2000
+"""Edges of a graph above which scores start from EAP-IG: from equal ones nearly every
+edge of a sample is closed, the cut model knows nothing, and nothing is learned for many
+steps (docs/results/ioi.md). In small graphs equal scores find planted circuits."""
+ISOLATED_PRICE = 0.01
+"""Nats an edge in small graphs; in large ones less in proportion, so that a price does
+not cap circuits. Gates with a price are trained towards JS, which is
 bounded: with KL, samples that ablate a part of the circuit have a very high loss, and
 edges are then kept only because they lower this loss."""
 
@@ -224,8 +229,9 @@ def settings_of(
         if given.get(name, 1.0) < 1.0:
             given[name] *= n_units
     settings = replace(settings, **given)
-    # an edge carries all positions
-    return replace(settings, positions="all") if edges else settings
+    if edges and config.positions is None:  # as all published masks on edges
+        settings = replace(settings, positions="all")
+    return settings
 
 
 def adapted(
@@ -259,13 +265,13 @@ def adapted(
     if direction == "isolate":
         recipe = replace(recipe, concept_objective="kl", retain_weight=0.0)
     if edges and direction == "isolate":
-        low, high = (share * n_units for share in ISOLATED_SHARES)
-        low, high = max(low, 1.0), max(high, 16.0)
-        recipe = replace(recipe, **ISOLATED_EDGES, k_min=low, k_max=high)
-        if has_budget:
+        is_large = n_units > LARGE_GRAPH
+        low, high = (share * n_units for share in ISOLATED_SHARES[is_large])
+        recipe = replace(recipe, **ISOLATED_EDGES, k_min=low, k_max=max(high, 16.0))
+        if has_budget and is_large:
             recipe = replace(recipe, start="eap_ig")
-        else:
-            price = ISOLATED_PRICE * min(1.0, PRICED_EDGES / n_units)
+        if not has_budget:
+            price = ISOLATED_PRICE * min(1.0, LARGE_GRAPH / n_units)
             recipe = replace(recipe, price=price, concept_objective="js")
         if paired:
             recipe = replace(recipe, ablation="counterfactual")

@@ -46,7 +46,10 @@ class MaskSettings(GateSettings):
     )
     per_position: bool = flag(False, "one mean per position (aligned prompts)")
     positions: Literal["words", "all"] = flag(
-        "words", "cut at every position (edges always) or not at special tokens"
+        "words",
+        "cut at every position, or not at special tokens and a causal model's first "
+        "position; edges spare the first position alone",
+        has_own_default=False,
     )
     concept_objective: ConceptObjective = flag(
         "margin",

@@ -53,8 +53,10 @@ class AttributeConfig(UnitsConfig):
     mean_over: Literal["retain", "all"] = flag(
         "retain", "positions over which means are taken"
     )
-    positions: Literal["words", "all"] = flag(
-        "words", "cut at every position (edges always) or not at special tokens"
+    positions: Literal["words", "all"] | None = flag(
+        None,
+        "cut at every position, or not at special tokens and a causal model's first "
+        "position; default: words, edges all",
     )
     n_batches: int = flag(32, "batches of 16 examples the scores are averaged over")
 
@@ -109,11 +111,12 @@ def _whole(
     config: AttributeConfig, experiment: Experiment, sites: tuple[Site, ...]
 ) -> FrozenMask:
     """The mask that ablates nothing, with the ablation values of all cuts."""
+    usual: Any = "all" if "edges" in units_of(config) else "words"
     settings = MaskSettings(
         gate="none",
         ablation=config.ablation,
         mean_over=config.mean_over,
-        positions="all" if "edges" in units_of(config) else config.positions,
+        positions=config.positions or usual,
         seed=config.seed,
     )
     return FrozenMask.exactly_k(

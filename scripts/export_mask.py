@@ -35,6 +35,7 @@ from circuitcut.masks.formats.drawings import dot, graphml
 from circuitcut.masks.formats.edge_files import FORMATS, write_edges, write_named_edges
 from circuitcut.masks.frozen_mask import FrozenMask
 from circuitcut.models.residual.graph import ResidualGraph
+from circuitcut.models.spared import FIRST_POSITION
 from circuitcut.reports.circuit_picture import circuit_svg
 from circuitcut.storage.atomic import write_text
 from circuitcut.storage.errors import UserError
@@ -103,6 +104,7 @@ def main(config: ExportConfig) -> Path:
             allow_difference=config.allow_difference,
         )
     else:
+        _check_positions(config, mask)
         _write_foreign(config, mask, graph, kept, scores)
     n_kept = int(kept.sum())
     print(f"{config.format}: {n_kept:,} of {graph.n_edges:,} edges in the circuit")
@@ -111,6 +113,16 @@ def main(config: ExportConfig) -> Path:
         again = {"file": config.out, "format": config.format}
         print(f"next: {command('import_mask', again)}")
     return config.out
+
+
+def _check_positions(config: ExportConfig, mask: FrozenMask) -> None:
+    """Other programs cut at every position."""
+    if FIRST_POSITION in mask.special_ids and not config.allow_difference:
+        raise UserError(
+            f"--format {config.format} means a cut at every position, and this mask "
+            "spares the first one; train it with --positions all, or say "
+            "--allow_difference"
+        )
 
 
 def _ranking(config: ExportConfig, mask: FrozenMask) -> Mapping[str, Tensor] | None:
