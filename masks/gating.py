@@ -76,7 +76,9 @@ def gated(
     with ExitStack() as stack:
         stack.enter_context(uncopied([model, *(gate.module for gate in gates)]))
         if special_ids or not ablated.is_pooled:
-            handle = model.register_forward_pre_hook(batch.read, with_kwargs=True)
+            # the base: it also runs alone, without its head
+            base: nn.Module = getattr(model, "base_model", model)
+            handle = base.register_forward_pre_hook(batch.read, with_kwargs=True)
             stack.callback(handle.remove)
         for gate in gates:
             stack.callback(gate.install())

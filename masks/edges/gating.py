@@ -106,7 +106,7 @@ def edge_gated(
     with _run_instead(stack, run) as blocks, ExitStack() as undo:
         if first is not None:
             first.blocks = blocks
-            read = stack.model.model.register_forward_pre_hook(
+            read = stack.model.base.register_forward_pre_hook(
                 first.read, with_kwargs=True
             )
             undo.callback(read.remove)
@@ -177,11 +177,14 @@ class _FirstPositions:
             )
         self.model, self.pause = model, pause
         self.blocks: _Blocks | None = None
+        self.is_recording = False
         self.places = torch.empty(0)
         self.writers = torch.empty(0)
 
     def read(self, _: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
         """Record the writers on the first tokens, a pass a distinct token."""
+        if self.is_recording:  # the base, run by this method
+            return
         assert self.blocks is not None
         ids = kwargs.get("input_ids", args[0] if args else None)
         if ids is None:
@@ -195,8 +198,12 @@ class _FirstPositions:
         if not self.places.any():
             tokens, row_of = tokens.unique(return_inverse=True)
             inputs = {"input_ids": tokens[:, None]}
-        with self.blocks.suspended(), self.pause():
-            written = record_writers(self.model, inputs)[:, :, 0]
+        self.is_recording = True
+        try:
+            with self.blocks.suspended(), self.pause():
+                written = record_writers(self.model, inputs)[:, :, 0]
+        finally:
+            self.is_recording = False
         rows = torch.arange(len(ids)) if self.places.any() else row_of[:, 0]
         self.writers = written[:, rows.to(written.device)]
 

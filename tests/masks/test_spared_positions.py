@@ -100,6 +100,24 @@ def test_edges_and_heads_together_spare_the_first_position():
     assert (cut - plain).abs().max() > 1e-3
 
 
+@pytest.mark.parametrize("units", ["neurons", "edges"])
+def test_the_base_alone_is_cut_in_the_same_way(units: str):
+    """Means and rankings under a mask run the model without its head."""
+    model = tiny_model("llama", "causal_lm")
+    sites = sites_of(model, [units])
+    mask = FrozenMask.random(
+        sites,
+        zero_values(sites),
+        n_ablated=9,
+        seed=0,
+        special_ids=(FIRST_POSITION, 8),
+    )
+    with mask.applied(model):
+        whole = model(input_ids=IDS, output_hidden_states=True).hidden_states[-1]
+        alone = model.base_model(input_ids=IDS[:, :3]).last_hidden_state
+    torch.testing.assert_close(alone, whole[:, :3])
+
+
 def test_an_encoder_has_no_first_position_that_edges_could_spare():
     model = tiny_model("bert", "token_classification")
     sites = sites_of(model, ["edges"])
