@@ -43,10 +43,14 @@ from circuitcut.storage.errors import UserError
 from circuitcut.storage.flag_fields import flag
 from circuitcut.training.config import run_script
 
-HARD_CONCRETE = {"gate": "hard_concrete", "penalty": "price", "lr": 0.15, "price": 2e-3}
+PRICED = {"gate": "hard_concrete", "penalty": "price", "lr": 0.15, "price": 2e-3}
 # Methods with many passes per batch get fewer batches (16 sentences each).
 N_BATCHES = {"integrated_gradients_margin": 20, "greedy_margin": 20}
-LEARNED: dict[str, dict[str, Any]] = {"topk": {}, "hard_concrete": HARD_CONCRETE}
+LEARNED: dict[str, dict[str, Any]] = {
+    "hard_concrete": {},
+    "hard_concrete_price": PRICED,
+    "topk": {"gate": "topk"},
+}
 
 
 @dataclass(frozen=True)
