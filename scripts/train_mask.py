@@ -127,7 +127,7 @@ def _show(results: Mapping[str, Any], path: Path) -> None:
     concept, retain = results["concept_metric"], results["retain_metric"]
     randoms = scores["random"]
     rows = [
-        _row("uncut", 0, scores["uncut"]),
+        _row("uncut" if results["base"] else "uncut, as loaded", 0, scores["uncut"]),
         _row("learned cut", results["n_ablated"], scores["cut"]),
     ]
     rows += [
