@@ -98,13 +98,12 @@ def optimise_gates(
 
 def _penalty(settings: MaskSettings, masks: MaskSet) -> Price | Lagrangian:
     """A price of 0 nats where none was asked for."""
-    if settings.penalty == "lagrangian":
-        target = settings.target_ablated
+    n_asked = settings.n_asked(masks.n_units)
+    if n_asked is not None:
         return Lagrangian(
             direction="break",
             n_units=masks.n_units,
-            count=target if target >= 1 else None,
-            fraction=None if target >= 1 else target,
+            count=float(n_asked),
             ramp_fraction=settings.ramp,
         )
     price = settings.price if settings.penalty == "price" else 0.0

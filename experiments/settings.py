@@ -71,7 +71,8 @@ class MaskSettings(GateSettings):
     )
     target_ablated: float = flag(
         0.0,
-        "lagrangian: units to ablate; below 1 a fraction of all units",
+        "lagrangian: units to ablate, by the gates and in the finished mask; below 1 a "
+        "fraction of all units",
         has_own_default=False,
     )
     ramp: float = flag(
@@ -99,3 +100,14 @@ class MaskSettings(GateSettings):
     """Of the Lagrangian's multipliers."""
     checkpoint_every: int = flag(50, "steps between checkpoints")
     seed: int = 0
+
+    def n_asked(self, n_units: int) -> int | None:
+        """Units that a Lagrangian is to ablate; None without a Lagrangian.
+
+        Args:
+            n_units: All units, of which `target_ablated` can be a fraction.
+        """
+        if self.penalty != "lagrangian":
+            return None
+        target = self.target_ablated
+        return round(target if target >= 1 else target * n_units)

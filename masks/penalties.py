@@ -48,12 +48,15 @@ class Price(nn.Module):
 
 
 class Lagrangian(nn.Module):
-    """lambda1 (s - t) + lambda2 (s - t)^2, with s the expected share of ablated units.
+    """lambda1 e + lambda2 e^2, with e = (s - t) / min(T, 1 - T) the relative excess.
 
-    As in Edge Pruning and CoFi: the multipliers start at 0 and are trained by gradient
-    ascent (give them to the optimiser as `maximised`), the gates by gradient descent. t
-    moves linearly from 0 to the target share. Departure: s is in closed form, not a
-    sample.
+    s is the expected share of ablated units, T the target share, and t moves linearly
+    from 0 to T. As in Edge Pruning and CoFi the multipliers start at 0 and are trained
+    by gradient ascent (give them to the optimiser as `maximised`), the gates by
+    gradient descent. Departures: s is in closed form, not a sample, and the excess is
+    relative to the smaller of both target counts, at least one unit. With s - t itself,
+    a multiplier of 1 nat is a price of 1 / n_units nats per unit: for few units among
+    many the multipliers do not reach the price that is needed within a run.
 
     Args:
         direction: `break` has a target for ablated units, `isolate` for kept units.
@@ -82,6 +85,7 @@ class Lagrangian(nn.Module):
         self.direction = direction
         self.ramp_fraction = ramp_fraction
         self.target = share if direction == "break" else 1.0 - share
+        self.scale = max(min(share, 1.0 - share), 1.0 / n_units)
         self.linear = nn.Parameter(torch.zeros(()))
         self.quadratic = nn.Parameter(torch.zeros(()))
 
@@ -89,6 +93,7 @@ class Lagrangian(nn.Module):
         """Nats to add to the loss at `progress` in [0, 1] of the run."""
         share = masks.expected_ablated() / masks.n_units
         excess = share - self.target * _ramp(progress, self.ramp_fraction)
+        excess = excess / self.scale
         return self.linear * excess + self.quadratic * excess.square()
 
     def report(self, masks: MaskSet) -> dict[str, float]:

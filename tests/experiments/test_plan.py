@@ -66,7 +66,7 @@ def test_every_setting_with_a_help_text_is_a_flag_and_no_other():
         ({"temperature_end": 0.0, "gate": "topk"}, "must be positive"),
         ({"noise_end": 0.0}, "must be positive"),
         ({"gate": "clamped", "penalty": "budget"}, "cannot hold a budget"),
-        ({"penalty": "lagrangian", "target_ablated": 4e3}, "at most the 3200 units"),
+        ({"penalty": "lagrangian", "target_ablated": 4e3}, r"are trained \(3200\)"),
         ({"attribution": ["eap"]}, "attribution method eap"),
         ({"per_position": True, "ablation": "mean"}, "needs a sequence"),
         ({"units": ["heads"]}, "heads"),

@@ -185,9 +185,14 @@ def test_the_same_seed_gives_the_same_mask_and_another_seed_another(fast: list[s
 
 
 @pytest.mark.parametrize("gate", ["hard_concrete", "clamped"])
-def test_a_lagrangian_approaches_the_number_asked_for(fast: list[str], gate: str):
+@pytest.mark.parametrize("asked", [100, 300, 0.25])
+def test_a_lagrangian_reaches_the_number_asked_for(
+    fast: list[str], gate: str, asked: float
+):
     flags = [*fast, "--gate", gate, "--attribution", "none", "--n_random", "0"]
-    flags += ["--penalty", "lagrangian", "--target_ablated", "300"]
-    found = results(trained([*flags, "--n_steps", "150", "--lr", "0.1"]))
-    assert found["asked_ablated"] == 300
-    assert 100 <= found["n_ablated"] <= 900
+    flags += ["--penalty", "lagrangian", "--target_ablated", str(asked)]
+    found = results(trained([*flags, "--n_steps", "200", "--lr", "0.1"]))
+    n_asked = asked if asked >= 1 else asked * found["n_units"]
+    assert found["expected_ablated"] == pytest.approx(n_asked, rel=0.1)
+    assert found["asked_ablated"] == found["n_ablated"] == n_asked
+    assert found["scores"]["cut"]["concept_accuracy"] < 0.3
