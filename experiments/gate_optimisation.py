@@ -70,6 +70,8 @@ def optimise_gates(
 
     def after_step(step: int) -> None:
         masks.project_()
+        if settings.round_every and (step + 1) % settings.round_every == 0:
+            masks.round_()
         if settings.average > 0 and step >= settings.n_steps // 2:
             masks.average_(1 - settings.average)
         if watch.on_step is not None:
@@ -82,7 +84,7 @@ def optimise_gates(
             n_steps=settings.n_steps,
             lr=settings.lr,
             beta2=settings.beta2,
-            schedule="late",
+            schedule=settings.lr_schedule,
             checkpoint_every=settings.checkpoint_every,
             seed=settings.seed,
         ),
@@ -107,4 +109,10 @@ def _penalty(settings: MaskSettings, masks: MaskSet) -> Price | Lagrangian:
             ramp_fraction=settings.ramp,
         )
     price = settings.price if settings.penalty == "price" else 0.0
-    return Price(price, direction=settings.direction, ramp_fraction=settings.ramp)
+    return Price(
+        price,
+        direction=settings.direction,
+        start_fraction=settings.price_start,
+        ramp_fraction=settings.ramp,
+        shape=settings.price_shape,
+    )

@@ -58,6 +58,10 @@ class MaskConfig(UnitsConfig, _SettingsFlags):
             value = getattr(self, key)
             if value is not None and value < 1:
                 raise UserError(f"--{key} must be positive, got {value}")
+        if self.round_every is not None and self.round_every < 0:
+            raise UserError(f"--round_every must be >= 0, got {self.round_every}")
+        if self.price_start is not None and not 0 <= self.price_start < 1:
+            raise UserError(f"--price_start must lie in [0, 1), got {self.price_start}")
         for key in ("lr", "price", "concept_weight", "retain_weight", "token_cap"):
             value = getattr(self, key)
             if value is not None and not (value >= 0 and math.isfinite(value)):

@@ -36,6 +36,10 @@ _NOT_YET: dict[str, Any] = {
     "noise_start": 1.0,
     "noise_end": 1.0,
     "mean_positions": 10**9,
+    "round_every": 0,
+    "price_shape": "linear",
+    "price_start": 0.0,
+    "lr_schedule": "late",
 }
 """What settings that older runs did not have amount to in them."""
 ISOLATED_SHARES = 0.0125, 0.25
@@ -299,6 +303,11 @@ def _check_settings(settings: MaskSettings, task: Task, n_units: int) -> None:
         raise UserError(
             f"--k_min and --k_max must satisfy 0 < k_min <= k_max < {n_units} (all "
             f"units), got {settings.k_min:g} and {settings.k_max:g}"
+        )
+    if settings.round_every and settings.gate != "clamped":
+        raise UserError(
+            f"--round_every needs --gate clamped, got {settings.gate}: other gates are "
+            "no parameters that could be rounded"
         )
     check_pairs(task, settings.ablation)
     if settings.per_position and task.head == "image_classification":

@@ -5,8 +5,10 @@ from typing import Literal
 
 from circuitcut.masks.ablation import AblationKind
 from circuitcut.masks.gate import Penalty
+from circuitcut.masks.penalties import PriceShape
 from circuitcut.masks.registry import GATES, GateSettings
 from circuitcut.storage.flag_fields import flag
+from circuitcut.training.schedules import Schedule
 
 ConceptObjective = Literal["margin", "ascent", "uniform", "kl", "js"]
 RetainObjective = Literal["kl", "cross_entropy"]
@@ -69,6 +71,15 @@ class MaskSettings(GateSettings):
         "nats per expected unit (ablated in break, kept in isolate)",
         has_own_default=False,
     )
+    price_shape: PriceShape = flag(
+        "linear",
+        "price on the expected units, or on the square roots of each, which resists "
+        "the first part of a cut the most",
+        has_own_default=False,
+    )
+    price_start: float = flag(
+        0.0, "share of the run before the price grows", has_own_default=False
+    )
     target_ablated: float = flag(
         0.0,
         "lagrangian: units to ablate, by the gates and in the finished mask; below 1 a "
@@ -76,7 +87,9 @@ class MaskSettings(GateSettings):
         has_own_default=False,
     )
     ramp: float = flag(
-        0.6, "share of the run over which the price grows", has_own_default=False
+        0.6,
+        "share of the run over which the price, or a Lagrangian's target, grows",
+        has_own_default=False,
     )
     average: float = flag(
         0.05, "rate of the running mean of scores; 0: off", has_own_default=False
@@ -91,6 +104,11 @@ class MaskSettings(GateSettings):
         "what memory has room for",
     )
     lr: float = flag(0.1, "learning rate of the gates", has_own_default=False)
+    lr_schedule: Schedule = flag(
+        "late",
+        "of the learning rate; late: constant for 60 % of the run, then down to 0",
+        has_own_default=False,
+    )
     beta2: float = flag(
         0.999,
         "of Adam: how much of the squared gradients' running mean stays in a step",

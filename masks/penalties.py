@@ -5,6 +5,8 @@ gates at 0 or 1; the gradient of the expected count is not. In the direction `br
 penalty counts ablated units, in `isolate` kept units.
 """
 
+from typing import Literal
+
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -13,22 +15,39 @@ from circuitcut.masks.gate import Direction
 from circuitcut.masks.mask_set import MaskSet
 from circuitcut.storage.errors import UserError
 
+PriceShape = Literal["linear", "sqrt"]
+_ROOT_SHIFT = 0.01
+"""Keeps the slope of the root finite at 0."""
+
 
 class Price(nn.Module):
-    """`price` nats per unit, times the expected number of penalised units.
+    """`price` nats per unit, times the sum of penalised units.
+
+    The sum is that of the expected units, each p in [0, 1], or of sqrt(p + 0.01): the
+    square root resists the first part of a cut the most, and a finished one the least.
+    Both are of Li, Davies & Nadeau (2023), "Circuit Breaking",
+    https://arxiv.org/abs/2309.05973: the sum for toxicity, the root for digits.
 
     Args:
         price: Nats per unit, at least 0.
         direction: `break` penalises ablated units, `isolate` kept units.
-        ramp_fraction: Share of the run, in [0, 1], during which the price rises
+        start_fraction: Share of the run, in [0, 1), that has no price.
+        ramp_fraction: Share of the run, in [0, 1], during which the price then rises
             linearly from 0.
+        shape: `linear` or `sqrt`.
 
     Raises:
         UserError: When a number is outside its range.
     """
 
     def __init__(
-        self, price: float, *, direction: Direction, ramp_fraction: float = 0.0
+        self,
+        price: float,
+        *,
+        direction: Direction,
+        start_fraction: float = 0.0,
+        ramp_fraction: float = 0.0,
+        shape: PriceShape = "linear",
     ):
         super().__init__()
         if not price >= 0.0:
@@ -37,14 +56,28 @@ class Price(nn.Module):
                 "sign follows from the direction"
             )
         _check_ramp(ramp_fraction)
+        if not 0.0 <= start_fraction < 1.0:
+            raise UserError(
+                f"argument price_start must lie in [0, 1), got {start_fraction}; it is "
+                "the share of the training steps that has no price"
+            )
         self.price = price
         self.direction = direction
+        self.start_fraction = start_fraction
         self.ramp_fraction = ramp_fraction
+        self.shape = shape
 
     def forward(self, masks: MaskSet, progress: float) -> Float[Tensor, ""]:
         """Nats to add to the loss at `progress` in [0, 1] of the run."""
-        ramp = _ramp(progress, self.ramp_fraction)
-        return self.price * ramp * _penalised_count(masks, self.direction)
+        ramp = _ramp(progress - self.start_fraction, self.ramp_fraction)
+        return self.price * ramp * self._penalised(masks)
+
+    def _penalised(self, masks: MaskSet) -> Tensor:
+        if self.shape == "linear":
+            return _penalised_count(masks, self.direction)
+        kept = torch.cat(list(masks.keep_probs().values()))
+        penalised = 1.0 - kept if self.direction == "break" else kept
+        return (penalised + _ROOT_SHIFT).sqrt().sum()
 
 
 class Lagrangian(nn.Module):
@@ -114,6 +147,8 @@ def _penalised_count(masks: MaskSet, direction: Direction) -> Tensor:
 
 
 def _ramp(progress: float, fraction: float) -> float:
+    if progress < 0.0:
+        return 0.0
     return min(progress / fraction, 1.0) if fraction > 0.0 else 1.0
 
 

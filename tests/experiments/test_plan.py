@@ -67,6 +67,7 @@ def test_every_setting_with_a_help_text_is_a_flag_and_no_other():
         ({"noise_end": 0.0}, "must be positive"),
         ({"gate": "clamped", "penalty": "budget"}, "cannot hold a budget"),
         ({"penalty": "lagrangian", "target_ablated": 4e3}, r"are trained \(3200\)"),
+        ({"round_every": 5}, "round_every needs --gate clamped, got hard_concrete"),
         ({"attribution": ["eap"]}, "attribution method eap"),
         ({"per_position": True, "ablation": "mean"}, "needs a sequence"),
         ({"units": ["heads"]}, "heads"),

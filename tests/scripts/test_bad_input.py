@@ -43,6 +43,8 @@ def refused(
         (["--lr", "nan"], "lr"),
         (["--n_steps", "0"], "n_steps"),
         (["--n_ablated", "1000000"], "1000000"),
+        (["--round_every", "-1"], "round_every"),
+        (["--price_start", "1"], "price_start"),
         (["--per_position"], "ablation mean"),
         (["--penalty", "lagrangian"], "target_ablated"),
         (["--concept_objective", "kl"], "isolate"),

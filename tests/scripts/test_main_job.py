@@ -196,3 +196,27 @@ def test_a_lagrangian_reaches_the_number_asked_for(
     assert found["expected_ablated"] == pytest.approx(n_asked, rel=0.1)
     assert found["asked_ablated"] == found["n_ablated"] == n_asked
     assert found["scores"]["cut"]["concept_accuracy"] < 0.3
+
+
+@pytest.mark.parametrize(
+    "recipe",
+    [
+        "--concept_weight 0.2 --lr 0.05 --price_start 0.2 --ramp 0.8 --round_every 100",
+        "--concept_weight 0.3 --lr 0.3 --price_shape sqrt --ramp 0.667",
+    ],
+    ids=["toxicity", "digits"],
+)
+def test_the_published_recipes_of_clamped_gates_break_the_concept(
+    fast: list[str], recipe: str
+):
+    """With the price of a weight of this model, which matters less than an edge."""
+    flags = [*fast, "--gate", "clamped", "--attribution", "none", "--n_random", "0"]
+    flags += ["--concept_objective", "ascent", "--retain_weight", "1"]
+    flags += ["--retain_objective", "cross_entropy", "--lr_schedule", "constant"]
+    flags += ["--price", "0.002", "--n_steps", "300", *recipe.split()]
+    found = results(trained(flags))
+    assert 0 < found["n_ablated"] < 0.1 * found["n_units"]
+    assert found["scores"]["cut"]["concept_accuracy"] < 0.1
+    assert found["scores"]["cut"]["retain_accuracy"] > 0.9
+    if "round_every" in recipe:  # the last step rounds: nothing is left to round
+        assert found["expected_ablated"] == found["n_ablated"]
