@@ -73,6 +73,11 @@ class MaskConfig(UnitsConfig, _SettingsFlags):
             raise UserError("--per_position needs --ablation mean")
         if self.penalty == "lagrangian" and not self.target_ablated:
             raise UserError("--penalty lagrangian needs --target_ablated")
+        if self.retain_objective == "none" and self.retain_weight:
+            raise UserError(
+                f"--retain_weight {self.retain_weight:g} needs something to retain: "
+                "leave it out, or use --retain_objective kl or cross_entropy"
+            )
         keeping = self.concept_objective in ("kl", "js")
         if self.direction == "break" and keeping:
             raise UserError(

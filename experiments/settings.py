@@ -11,7 +11,7 @@ from circuitcut.storage.flag_fields import flag
 from circuitcut.training.schedules import Schedule
 
 ConceptObjective = Literal["margin", "ascent", "uniform", "kl", "js"]
-RetainObjective = Literal["kl", "cross_entropy"]
+RetainObjective = Literal["kl", "cross_entropy", "none"]
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,10 @@ class MaskSettings(GateSettings):
         1.0, "weight of the concept objective", has_own_default=False
     )
     retain_objective: RetainObjective = flag(
-        "kl", "kl to the uncut model, or cross-entropy", has_own_default=False
+        "kl",
+        "kl to the uncut model; cross_entropy; none: nothing is retained, and retained "
+        "examples are not run (break: the published objective *necessary*)",
+        has_own_default=False,
     )
     retain_weight: float = flag(
         8.0, "weight of the retain objective", has_own_default=False

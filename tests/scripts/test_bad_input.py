@@ -45,6 +45,7 @@ def refused(
         (["--n_ablated", "1000000"], "1000000"),
         (["--round_every", "-1"], "round_every"),
         (["--price_start", "1"], "price_start"),
+        (["--retain_objective", "none", "--retain_weight", "2"], "retain_weight"),
         (["--per_position"], "ablation mean"),
         (["--penalty", "lagrangian"], "target_ablated"),
         (["--concept_objective", "kl"], "isolate"),

@@ -11,11 +11,13 @@ import pytest
 import torch
 from matplotlib import pyplot as plt
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from torch import Tensor
 
 from circuitcut.experiments.watch import ABLATED, KEPT
 from circuitcut.scripts import attribute, evaluate, relearn, report, train_mask
 from circuitcut.storage.atomic import read_tensors
 from circuitcut.storage.errors import UserError
+from circuitcut.tasks.mnist import MnistTask
 from circuitcut.training.config import parse_config
 from circuitcut.training.tracking import Tracker
 
@@ -220,3 +222,26 @@ def test_the_published_recipes_of_clamped_gates_break_the_concept(
     assert found["scores"]["cut"]["retain_accuracy"] > 0.9
     if "round_every" in recipe:  # the last step rounds: nothing is left to round
         assert found["expected_ablated"] == found["n_ablated"]
+
+
+def test_with_nothing_retained_its_images_are_not_run(
+    fast: list[str], monkeypatch: pytest.MonkeyPatch
+):
+    n_run: list[int] = []
+    outputs = MnistTask.outputs
+
+    def counted(self: MnistTask, model: Any, batch: dict[str, Tensor]) -> Any:
+        n_run.append(len(batch["concept"]))
+        return outputs(self, model, batch)
+
+    monkeypatch.setattr(MnistTask, "outputs", counted)
+    flags = [*fast, *MASK, "--attribution", "none", "--batch_size", "32"]
+    run = trained([*flags, "--retain_objective", "none"])
+    assert n_run[:40] == [16] * 40  # then come evaluations
+    n_run.clear()
+    trained(flags)
+    assert n_run[:80] == [32] * 80  # each batch in the uncut model too, for its KL
+    lines = (run / "metrics.jsonl").read_text().splitlines()
+    assert not any("retain_loss" in json.loads(line) for line in lines)
+    assert results(run)["scores"]["cut"]["concept_accuracy"] < 0.1
+    report.main(report.ReportConfig(runs=[run]))
