@@ -88,12 +88,11 @@ def describe(
         seed=config.seed,
         rankings={"learned": frozen.ranking} if plan.curve_sizes else {},
     )
-    n_asked = plan.size.n_ablated or settings.target_ablated or None
     return header("train_mask", experiment, mask=mask) | {
         "gate": settings.gate,
         "direction": settings.direction,
         "expected_ablated": float(masks.expected_ablated().detach()),
-        "asked_ablated": n_asked,
+        "asked_ablated": plan.size.n_ablated,
         "per_site": per_site(mask),
         "circuit": circuit_of(mask, frozen.ranking),
         "published_circuit": published_overlap(

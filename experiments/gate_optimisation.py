@@ -74,6 +74,8 @@ def optimise_gates(
 
     def after_step(step: int) -> None:
         masks.project_()
+        if settings.round_every and (step + 1) % settings.round_every == 0:
+            masks.round_()
         if settings.average > 0 and step >= settings.n_steps // 2:
             masks.average_(1 - settings.average)
         if watch.on_step is not None:
@@ -86,7 +88,7 @@ def optimise_gates(
             n_steps=settings.n_steps,
             lr=settings.lr,
             beta2=settings.beta2,
-            schedule="late",
+            schedule=settings.lr_schedule,
             checkpoint_every=settings.checkpoint_every,
             seed=settings.seed,
         ),
@@ -102,14 +104,19 @@ def optimise_gates(
 
 def _penalty(settings: MaskSettings, masks: MaskSet) -> Price | Lagrangian:
     """A price of 0 nats where none was asked for."""
-    if settings.penalty == "lagrangian":
-        target = settings.target_ablated
+    n_asked = settings.n_asked(masks.n_units)
+    if n_asked is not None:
         return Lagrangian(
             direction="break",
             n_units=masks.n_units,
-            count=target if target >= 1 else None,
-            fraction=None if target >= 1 else target,
+            count=float(n_asked),
             ramp_fraction=settings.ramp,
         )
     price = settings.price if settings.penalty == "price" else 0.0
-    return Price(price, direction=settings.direction, ramp_fraction=settings.ramp)
+    return Price(
+        price,
+        direction=settings.direction,
+        start_fraction=settings.price_start,
+        ramp_fraction=settings.ramp,
+        shape=settings.price_shape,
+    )

@@ -72,9 +72,7 @@ def train_gates(
         batch = experiment.task.batch(
             "mask", index, size=settings.batch_size, seed=settings.seed
         )
-        if settings.retain_weight == 0.0:
-            batch = with_concept(batch)
-        batch = to_device(batch, accelerator.device)
+        batch = to_device(examples_to_run(batch, settings), accelerator.device)
         loss_of_rows = partial(_loss_of_rows, experiment, sites, ablated, settings)
         n_rows = _rows_at_once(experiment, sites, settings, batch)
         return loss_in_micro_batches(keep, batch, n_rows, loss_of_rows)
@@ -120,6 +118,20 @@ def _start(
     if settings.direction == "isolate":
         return {name: values.abs() for name, values in scores.items()}
     return {name: -values for name, values in scores.items()}
+
+
+def examples_to_run(batch: Batch, settings: MaskSettings) -> Batch:
+    """The batch; where nothing is retained, its examples of the concept alone.
+
+    Their retained positions do not count then. A batch without the concept is reduced
+    to its first example, whose loss is 0.
+    """
+    if settings.retain_objective != "none":
+        return batch if settings.retain_weight else with_concept(batch)
+    of_concept = batch["concept"].reshape(len(batch["concept"]), -1).any(1)
+    chosen = of_concept.nonzero().flatten() if of_concept.any() else [0]
+    rows = {name: values[chosen] for name, values in batch.items()}
+    return rows | {"retain": torch.zeros_like(rows["retain"])}
 
 
 def special_ids(experiment: Experiment, settings: MaskSettings) -> tuple[int, ...]:
@@ -250,14 +262,15 @@ def _loss_of_rows(
     concept = shares["concept"] * CONCEPT_OBJECTIVES[settings.concept_objective](
         outputs.concept, reference.concept.logits if reference else None, limits
     )
-    retain = shares["retain"] * RETAIN_OBJECTIVES[settings.retain_objective](
-        outputs.retain, reference.retain.logits if reference else None, limits
-    )
-    loss = settings.concept_weight * concept + settings.retain_weight * retain
-    return loss, {
-        "concept_loss": float(concept.detach()),
-        "retain_loss": float(retain.detach()),
-    }
+    loss = settings.concept_weight * concept
+    logs = {"concept_loss": float(concept.detach())}
+    if settings.retain_objective != "none":
+        retain = shares["retain"] * RETAIN_OBJECTIVES[settings.retain_objective](
+            outputs.retain, reference.retain.logits if reference else None, limits
+        )
+        loss = loss + settings.retain_weight * retain
+        logs["retain_loss"] = float(retain.detach())
+    return loss, logs
 
 
 def _reference(

@@ -58,7 +58,8 @@ class LearnedMask:
 
         Args:
             n_ablated: Ablate exactly so many units, the lowest of the ranking; None:
-                those whose gate is below .5.
+                the number that a Lagrangian was given, else those whose gate is below
+                .5.
 
         Raises:
             UserError: When the gate has no threshold and no number is given, or more
@@ -68,6 +69,8 @@ class LearnedMask:
             "special_ids": self.special_ids,
             "provenance": self.provenance,
         }
+        if n_ablated is None:
+            n_ablated = self.settings.n_asked(self.gates.n_units)
         if n_ablated is not None:
             return FrozenMask.exactly_k(
                 self.ranking,

@@ -60,6 +60,10 @@ class MaskConfig(UnitsConfig, _SettingsFlags):
             value = getattr(self, key)
             if value is not None and value < 1:
                 raise UserError(f"--{key} must be positive, got {value}")
+        if self.round_every is not None and self.round_every < 0:
+            raise UserError(f"--round_every must be >= 0, got {self.round_every}")
+        if self.price_start is not None and not 0 <= self.price_start < 1:
+            raise UserError(f"--price_start must lie in [0, 1), got {self.price_start}")
         for key in ("lr", "price", "concept_weight", "retain_weight", "token_cap"):
             value = getattr(self, key)
             if value is not None and not (value >= 0 and math.isfinite(value)):
@@ -71,6 +75,11 @@ class MaskConfig(UnitsConfig, _SettingsFlags):
             raise UserError("--per_position needs --ablation mean")
         if self.penalty == "lagrangian" and not self.target_ablated:
             raise UserError("--penalty lagrangian needs --target_ablated")
+        if self.retain_objective == "none" and self.retain_weight:
+            raise UserError(
+                f"--retain_weight {self.retain_weight:g} needs something to retain: "
+                "leave it out, or use --retain_objective kl or cross_entropy"
+            )
         keeping = self.concept_objective in ("kl", "js")
         if self.direction == "break" and keeping:
             raise UserError(

@@ -37,6 +37,10 @@ _NOT_YET: dict[str, Any] = {
     "noise_start": 1.0,
     "noise_end": 1.0,
     "mean_positions": 10**9,
+    "round_every": 0,
+    "price_shape": "linear",
+    "price_start": 0.0,
+    "lr_schedule": "late",
 }
 """What settings that older runs did not have amount to in them."""
 WITHOUT_BUDGET = {"lr": 0.15}
@@ -70,7 +74,9 @@ class Size:
     """How many units a mask ablates: asked for, by threshold, or by scores."""
 
     n_ablated: int | None = None
-    """Exactly so many; None: by the gates' threshold, or by scores on `tune`."""
+    """Exactly so many, also where a Lagrangian has a target: P(gate > 0), whose sum it
+    holds, is not the share of hard-concrete gates above 0.5. None: by the gates'
+    threshold, or by scores on `tune`."""
     concept_target: float = 0.05
     """Share of the way from no ability to the uncut score that may remain."""
     retain_cost: float = 0.02
@@ -136,11 +142,13 @@ def plan(
         counterfactual=settings.ablation == "counterfactual",
     )
     n_trained = superset.n_ablated if superset else n_units
+    n_asked = config.n_ablated or settings.n_asked(n_units)
+    _check_asked(n_asked, n_trained)
     GATES[settings.gate].check(n_trained, settings)
     return Plan(
         sites,
         settings,
-        Size(config.n_ablated, config.concept_target, config.retain_cost),
+        Size(n_asked, config.concept_target, config.retain_cost),
         tuple(methods),
         config.n_random,
         tuple(config.curve_sizes),
@@ -327,10 +335,10 @@ def _check_settings(settings: MaskSettings, task: Task, n_units: int) -> None:
             f"--k_min and --k_max must satisfy 0 < k_min <= k_max < {n_units} (all "
             f"units), got {settings.k_min:g} and {settings.k_max:g}"
         )
-    if settings.penalty == "lagrangian" and settings.target_ablated > n_units:
+    if settings.round_every and settings.gate != "clamped":
         raise UserError(
-            f"--target_ablated must be at most the {n_units} units, got "
-            f"{settings.target_ablated:g}"
+            f"--round_every needs --gate clamped, got {settings.gate}: other gates are "
+            "no parameters that could be rounded"
         )
     if settings.start != "equal" and not GATES[settings.gate].ranks_freely:
         raise UserError(
@@ -342,6 +350,14 @@ def _check_settings(settings: MaskSettings, task: Task, n_units: int) -> None:
         raise UserError(
             f"--per_position needs a sequence, which --task {task.name} has not; leave "
             "it out"
+        )
+
+
+def _check_asked(n_asked: int | None, n_trained: int) -> None:
+    if n_asked is not None and n_asked > n_trained:
+        raise UserError(
+            "--n_ablated and --target_ablated must be at most the units that are "
+            f"trained ({n_trained}), got {n_asked}"
         )
 
 

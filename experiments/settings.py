@@ -5,11 +5,13 @@ from typing import Literal
 
 from circuitcut.masks.ablation import AblationKind
 from circuitcut.masks.gate import Penalty
+from circuitcut.masks.penalties import PriceShape
 from circuitcut.masks.registry import GATES, GateSettings
 from circuitcut.storage.flag_fields import flag
+from circuitcut.training.schedules import Schedule
 
 ConceptObjective = Literal["margin", "ascent", "uniform", "kl", "js"]
-RetainObjective = Literal["kl", "cross_entropy"]
+RetainObjective = Literal["kl", "cross_entropy", "none"]
 
 
 @dataclass(frozen=True)
@@ -62,7 +64,10 @@ class MaskSettings(GateSettings):
         1.0, "weight of the concept objective", has_own_default=False
     )
     retain_objective: RetainObjective = flag(
-        "kl", "kl to the uncut model, or cross-entropy", has_own_default=False
+        "kl",
+        "kl to the uncut model; cross_entropy; none: nothing is retained, and retained "
+        "examples are not run (break: the published objective *necessary*)",
+        has_own_default=False,
     )
     retain_weight: float = flag(
         8.0, "weight of the retain objective", has_own_default=False
@@ -78,13 +83,25 @@ class MaskSettings(GateSettings):
         "nats per expected unit (ablated in break, kept in isolate)",
         has_own_default=False,
     )
+    price_shape: PriceShape = flag(
+        "linear",
+        "price on the expected units, or on the square roots of each, which resists "
+        "the first part of a cut the most",
+        has_own_default=False,
+    )
+    price_start: float = flag(
+        0.0, "share of the run before the price grows", has_own_default=False
+    )
     target_ablated: float = flag(
         0.0,
-        "lagrangian: units to ablate; below 1 a fraction of all units",
+        "lagrangian: units to ablate, by the gates and in the finished mask; below 1 a "
+        "fraction of all units",
         has_own_default=False,
     )
     ramp: float = flag(
-        0.6, "share of the run over which the price grows", has_own_default=False
+        0.6,
+        "share of the run over which the price, or a Lagrangian's target, grows",
+        has_own_default=False,
     )
     average: float = flag(
         0.05, "rate of the running mean of scores; 0: off", has_own_default=False
@@ -99,6 +116,11 @@ class MaskSettings(GateSettings):
         "what memory has room for",
     )
     lr: float = flag(0.1, "learning rate of the gates", has_own_default=False)
+    lr_schedule: Schedule = flag(
+        "late",
+        "of the learning rate; late: constant for 60 % of the run, then down to 0",
+        has_own_default=False,
+    )
     beta2: float = flag(
         0.999,
         "of Adam: how much of the squared gradients' running mean stays in a step",
@@ -108,3 +130,14 @@ class MaskSettings(GateSettings):
     """Of the Lagrangian's multipliers."""
     checkpoint_every: int = flag(50, "steps between checkpoints")
     seed: int = 0
+
+    def n_asked(self, n_units: int) -> int | None:
+        """Units that a Lagrangian is to ablate; None without a Lagrangian.
+
+        Args:
+            n_units: All units, of which `target_ablated` can be a fraction.
+        """
+        if self.penalty != "lagrangian":
+            return None
+        target = self.target_ablated
+        return round(target if target >= 1 else target * n_units)

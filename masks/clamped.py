@@ -1,12 +1,14 @@
 """Clamped gates: a real number per unit, kept in [0, 1] by projection.
 
 Li, Davies & Nadeau (2023), "Circuit Breaking", https://arxiv.org/abs/2309.05973: masks
-start at 1, are clamped after every optimiser step and are rounded at 0.5 at the end.
-The method is fast and has no noise; the results of the soft and of the rounded mask can
-differ a lot.
+start at 1, are clamped after every optimiser step, and are rounded at 0.5 every so many
+steps and at the end. The method is fast and has no noise; the results of the soft and
+of the rounded mask can differ a lot. docs/howto/published_recipes.md has the published
+settings. Departure: a run never stops early at a small number of ablated units.
 """
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
@@ -15,6 +17,19 @@ from torch import Tensor, nn
 
 from circuitcut.masks.gate import DirectionSettings, Gate
 from circuitcut.storage.errors import UserError
+from circuitcut.storage.flag_fields import flag
+
+
+@dataclass(frozen=True)
+class ClampedSettings(DirectionSettings):
+    """Settings of clamped gates."""
+
+    round_every: int = flag(
+        0,
+        "clamped: steps from one rounding of the gates at 0.5 to the next; 0 rounds at "
+        "the end alone",
+        has_own_default=False,
+    )
 
 
 class ClampedGate(Gate):
@@ -24,7 +39,7 @@ class ClampedGate(Gate):
     ranks_freely = False
 
     @classmethod
-    def check(cls, n_units: int, settings: DirectionSettings) -> None:
+    def check(cls, n_units: int, settings: ClampedSettings) -> None:
         """These gates have no budget."""
         if settings.penalty == "budget":
             raise UserError(
@@ -32,7 +47,7 @@ class ClampedGate(Gate):
                 "or none, or the gate hard_concrete or topk"
             )
 
-    def __init__(self, n_units: int, settings: DirectionSettings):
+    def __init__(self, n_units: int, settings: ClampedSettings):
         super().__init__(n_units, settings)
         self.gate = nn.Parameter(torch.ones(n_units))
 
@@ -57,3 +72,8 @@ class ClampedGate(Gate):
         """Clamp to [0, 1]."""
         with torch.no_grad():
             self.gate.clamp_(0.0, 1.0)
+
+    def round_(self) -> None:
+        """Gates above 0.5 become 1, others 0, as in the finished mask."""
+        with torch.no_grad():
+            self.gate.copy_(self.gate > 0.5)

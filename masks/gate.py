@@ -94,6 +94,10 @@ class Gate(nn.Module, ABC):
         """Clamp the parameters to their range after an optimiser step."""
         return None
 
+    def round_(self) -> None:
+        """Set gates that are parameters themselves to 0 or 1; other gates stay."""
+        return None
+
     def saturated_share(self) -> float:
         """Share of gates with (almost) no gradient; 0 if every gate has one."""
         return 0.0

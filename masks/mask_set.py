@@ -131,6 +131,10 @@ class MaskSet(nn.Module):
         """Clamp the gate's parameters to their range after an optimiser step."""
         self.gate.project_()
 
+    def round_(self) -> None:
+        """Round gates that are parameters at 0.5."""
+        self.gate.round_()
+
     def saturated_share(self) -> float:
         """Share of trainable gates with (almost) no gradient."""
         return self.gate.saturated_share()

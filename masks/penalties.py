@@ -5,6 +5,8 @@ gates at 0 or 1; the gradient of the expected count is not. In the direction `br
 penalty counts ablated units, in `isolate` kept units.
 """
 
+from typing import Literal
+
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -13,22 +15,39 @@ from circuitcut.masks.gate import Direction
 from circuitcut.masks.mask_set import MaskSet
 from circuitcut.storage.errors import UserError
 
+PriceShape = Literal["linear", "sqrt"]
+_ROOT_SHIFT = 0.01
+"""Keeps the slope of the root finite at 0."""
+
 
 class Price(nn.Module):
-    """`price` nats per unit, times the expected number of penalised units.
+    """`price` nats per unit, times the sum of penalised units.
+
+    The sum is that of the expected units, each p in [0, 1], or of sqrt(p + 0.01): the
+    square root resists the first part of a cut the most, and a finished one the least.
+    Both are of Li, Davies & Nadeau (2023), "Circuit Breaking",
+    https://arxiv.org/abs/2309.05973: the sum for toxicity, the root for digits.
 
     Args:
         price: Nats per unit, at least 0.
         direction: `break` penalises ablated units, `isolate` kept units.
-        ramp_fraction: Share of the run, in [0, 1], during which the price rises
+        start_fraction: Share of the run, in [0, 1), that has no price.
+        ramp_fraction: Share of the run, in [0, 1], during which the price then rises
             linearly from 0.
+        shape: `linear` or `sqrt`.
 
     Raises:
         UserError: When a number is outside its range.
     """
 
     def __init__(
-        self, price: float, *, direction: Direction, ramp_fraction: float = 0.0
+        self,
+        price: float,
+        *,
+        direction: Direction,
+        start_fraction: float = 0.0,
+        ramp_fraction: float = 0.0,
+        shape: PriceShape = "linear",
     ):
         super().__init__()
         if not price >= 0.0:
@@ -37,23 +56,40 @@ class Price(nn.Module):
                 "sign follows from the direction"
             )
         _check_ramp(ramp_fraction)
+        if not 0.0 <= start_fraction < 1.0:
+            raise UserError(
+                f"argument price_start must lie in [0, 1), got {start_fraction}; it is "
+                "the share of the training steps that has no price"
+            )
         self.price = price
         self.direction = direction
+        self.start_fraction = start_fraction
         self.ramp_fraction = ramp_fraction
+        self.shape = shape
 
     def forward(self, masks: MaskSet, progress: float) -> Float[Tensor, ""]:
         """Nats to add to the loss at `progress` in [0, 1] of the run."""
-        ramp = _ramp(progress, self.ramp_fraction)
-        return self.price * ramp * _penalised_count(masks, self.direction)
+        ramp = _ramp(progress - self.start_fraction, self.ramp_fraction)
+        return self.price * ramp * self._penalised(masks)
+
+    def _penalised(self, masks: MaskSet) -> Tensor:
+        if self.shape == "linear":
+            return _penalised_count(masks, self.direction)
+        kept = torch.cat(list(masks.keep_probs().values()))
+        penalised = 1.0 - kept if self.direction == "break" else kept
+        return (penalised + _ROOT_SHIFT).sqrt().sum()
 
 
 class Lagrangian(nn.Module):
-    """lambda1 (s - t) + lambda2 (s - t)^2, with s the expected share of ablated units.
+    """lambda1 e + lambda2 e^2, with e = (s - t) / min(T, 1 - T) the relative excess.
 
-    As in Edge Pruning and CoFi: the multipliers start at 0 and are trained by gradient
-    ascent (give them to the optimiser as `maximised`), the gates by gradient descent. t
-    moves linearly from 0 to the target share. Departure: s is in closed form, not a
-    sample.
+    s is the expected share of ablated units, T the target share, and t moves linearly
+    from 0 to T. As in Edge Pruning and CoFi the multipliers start at 0 and are trained
+    by gradient ascent (give them to the optimiser as `maximised`), the gates by
+    gradient descent. Departures: s is in closed form, not a sample, and the excess is
+    relative to the smaller of both target counts, at least one unit. With s - t itself,
+    a multiplier of 1 nat is a price of 1 / n_units nats per unit: for few units among
+    many the multipliers do not reach the price that is needed within a run.
 
     Args:
         direction: `break` has a target for ablated units, `isolate` for kept units.
@@ -82,6 +118,7 @@ class Lagrangian(nn.Module):
         self.direction = direction
         self.ramp_fraction = ramp_fraction
         self.target = share if direction == "break" else 1.0 - share
+        self.scale = max(min(share, 1.0 - share), 1.0 / n_units)
         self.linear = nn.Parameter(torch.zeros(()))
         self.quadratic = nn.Parameter(torch.zeros(()))
 
@@ -89,6 +126,7 @@ class Lagrangian(nn.Module):
         """Nats to add to the loss at `progress` in [0, 1] of the run."""
         share = masks.expected_ablated() / masks.n_units
         excess = share - self.target * _ramp(progress, self.ramp_fraction)
+        excess = excess / self.scale
         return self.linear * excess + self.quadratic * excess.square()
 
     def report(self, masks: MaskSet) -> dict[str, float]:
@@ -109,6 +147,8 @@ def _penalised_count(masks: MaskSet, direction: Direction) -> Tensor:
 
 
 def _ramp(progress: float, fraction: float) -> float:
+    if progress < 0.0:
+        return 0.0
     return min(progress / fraction, 1.0) if fraction > 0.0 else 1.0
 
 

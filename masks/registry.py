@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from circuitcut.masks.clamped import ClampedGate
+from circuitcut.masks.clamped import ClampedGate, ClampedSettings
 from circuitcut.masks.gate import Gate
 from circuitcut.masks.hard_concrete import HardConcreteGate, HardConcreteSettings
 from circuitcut.masks.soft_topk import SoftTopKGate, SoftTopKSettings
@@ -15,5 +15,5 @@ GATES: dict[str, type[Gate]] = {
 
 
 @dataclass(frozen=True)
-class GateSettings(SoftTopKSettings, HardConcreteSettings):
+class GateSettings(SoftTopKSettings, HardConcreteSettings, ClampedSettings):
     """Settings of all gates; each gate declares its settings in its own file."""

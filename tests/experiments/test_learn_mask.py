@@ -11,6 +11,7 @@ from circuitcut.experiments.gate_optimisation import GateWatch
 from circuitcut.experiments.learn_mask import learn_mask
 from circuitcut.experiments.settings import MaskSettings
 from circuitcut.masks.ablation import record_values
+from circuitcut.masks.mask_set import MaskSet
 from circuitcut.masks.registry import GATES
 from circuitcut.models.architectures import sites_of
 from circuitcut.models.module_sites import module_site
@@ -72,6 +73,34 @@ def test_every_gate_finds_the_units_that_carry_the_concept(gate: str):
     else:
         with pytest.raises(UserError, match="give n_ablated"):
             learned.freeze()
+
+
+def test_clamped_gates_are_rounded_every_so_many_steps_and_find_the_carriers():
+    rounded: dict[int, bool] = {}
+
+    def on_step(step: int, masks: MaskSet) -> None:
+        values = masks.gate.values()
+        rounded[step] = bool(((values == 0) | (values == 1)).all())
+
+    settings = MaskSettings(
+        gate="clamped",
+        penalty="price",
+        price=0.02,
+        price_start=0.2,
+        ramp=0.8,
+        round_every=40,
+        n_steps=120,
+        lr=0.02,
+        lr_schedule="constant",
+    )
+    model = Planted()
+    site = module_site(model, "out")
+    watch = GateWatch(on_step=on_step, progress=None)
+    learned = learn_mask(model, [site], planted_loss, settings, watch=watch)
+    assert all(rounded[step] for step in (39, 79, 119))
+    assert not rounded[38]
+    ablated = (~learned.freeze().keep[site.name]).nonzero().flatten().tolist()
+    assert ablated == list(CARRIERS)
 
 
 def test_isolating_keeps_the_units_that_carry_the_concept():

@@ -25,6 +25,31 @@ def test_a_price_is_nats_per_unit_times_the_expected_number():
             assert nats == pytest.approx(0.01 * n_priced * share, rel=1e-5)
 
 
+def test_the_published_price_of_an_edge_grows_from_epoch_20_on():
+    """R_t = (sum of z) max(0, t - 20) / 10,000, with t of 100 epochs."""
+    masks = _masks(0.6)
+    price = Price(0.008, direction="break", start_fraction=0.2, ramp_fraction=0.8)
+    for epoch in (0, 20, 21, 60, 99):
+        published = 40 * max(0, epoch - 20) / 10_000
+        assert price(masks, epoch / 100).item() == pytest.approx(published, rel=1e-5)
+
+
+def test_the_published_price_of_a_weight_is_on_its_square_root():
+    """mean of sqrt(1.01 - z) times min(step, 8000) / 10, of 12,000 steps."""
+    masks = MaskSet(SITES, "clamped", GateSettings())
+    z = torch.linspace(0, 1, 100)
+    with torch.no_grad():
+        masks.gate.gate.copy_(z)
+    price = Price(800 / 100, direction="break", ramp_fraction=2 / 3, shape="sqrt")
+    for step in (0, 4000, 8000, 11_999):
+        published = (1.01 - z).sqrt().mean() * min(step, 8000) / 10
+        nats = price(masks, step / 12_000)
+        assert nats.item() == pytest.approx(published.item(), rel=1e-5)
+    kept = Price(1.0, direction="isolate", shape="sqrt")
+    expected = (z + 0.01).sqrt().sum()
+    torch.testing.assert_close(kept(masks, 1.0), expected, atol=1e-4, rtol=0)
+
+
 @pytest.mark.parametrize(("direction", "sign"), [("break", -1.0), ("isolate", 1.0)])
 def test_break_prices_ablated_units_and_isolate_kept_ones(direction: str, sign: float):
     masks = _masks()
@@ -81,7 +106,8 @@ def test_the_target_moves_from_nothing_ablated_to_the_asked_share():
     with torch.no_grad():
         penalty.linear.fill_(1.0)
     excess = [penalty(masks, progress).item() for progress in (0.0, 0.25, 0.5, 1.0)]
-    assert excess == pytest.approx([0.4, 0.0, -0.4, -0.4], abs=1e-6)
+    # 40 units are ablated, 0, 40, 80 and 80 shall be: in parts of the 20 to be kept
+    assert excess == pytest.approx([2.0, 0.0, -2.0, -2.0], abs=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -99,6 +125,8 @@ def test_impossible_requests_are_refused(asked: dict[str, float], told: str):
         Lagrangian(direction="break", n_units=100, **asked)
 
 
-def test_a_negative_price_is_refused():
+def test_a_negative_price_and_a_start_after_the_run_are_refused():
     with pytest.raises(UserError, match="at least 0 nats"):
         Price(-0.1, direction="break")
+    with pytest.raises(UserError, match=r"price_start must lie in \[0, 1\), got 1"):
+        Price(0.1, direction="break", start_fraction=1.0)

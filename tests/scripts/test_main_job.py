@@ -11,11 +11,13 @@ import pytest
 import torch
 from matplotlib import pyplot as plt
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from torch import Tensor
 
 from circuitcut.experiments.watch import ABLATED, KEPT
 from circuitcut.scripts import attribute, evaluate, relearn, report, train_mask
 from circuitcut.storage.atomic import read_tensors
 from circuitcut.storage.errors import UserError
+from circuitcut.tasks.mnist import MnistTask
 from circuitcut.training.config import parse_config
 from circuitcut.training.tracking import Tracker
 
@@ -185,9 +187,61 @@ def test_the_same_seed_gives_the_same_mask_and_another_seed_another(fast: list[s
 
 
 @pytest.mark.parametrize("gate", ["hard_concrete", "clamped"])
-def test_a_lagrangian_approaches_the_number_asked_for(fast: list[str], gate: str):
+@pytest.mark.parametrize("asked", [100, 300, 0.25])
+def test_a_lagrangian_reaches_the_number_asked_for(
+    fast: list[str], gate: str, asked: float
+):
     flags = [*fast, "--gate", gate, "--attribution", "none", "--n_random", "0"]
-    flags += ["--penalty", "lagrangian", "--target_ablated", "300"]
-    found = results(trained([*flags, "--n_steps", "150", "--lr", "0.1"]))
-    assert found["asked_ablated"] == 300
-    assert 100 <= found["n_ablated"] <= 900
+    flags += ["--penalty", "lagrangian", "--target_ablated", str(asked)]
+    found = results(trained([*flags, "--n_steps", "200", "--lr", "0.1"]))
+    n_asked = asked if asked >= 1 else asked * found["n_units"]
+    assert found["expected_ablated"] == pytest.approx(n_asked, rel=0.1)
+    assert found["asked_ablated"] == found["n_ablated"] == n_asked
+    assert found["scores"]["cut"]["concept_accuracy"] < 0.3
+
+
+@pytest.mark.parametrize(
+    "recipe",
+    [
+        "--concept_weight 0.2 --lr 0.05 --price_start 0.2 --ramp 0.8 --round_every 100",
+        "--concept_weight 0.3 --lr 0.3 --price_shape sqrt --ramp 0.667",
+    ],
+    ids=["toxicity", "digits"],
+)
+def test_the_published_recipes_of_clamped_gates_break_the_concept(
+    fast: list[str], recipe: str
+):
+    """With the price of a weight of this model, which matters less than an edge."""
+    flags = [*fast, "--gate", "clamped", "--attribution", "none", "--n_random", "0"]
+    flags += ["--concept_objective", "ascent", "--retain_weight", "1"]
+    flags += ["--retain_objective", "cross_entropy", "--lr_schedule", "constant"]
+    flags += ["--price", "0.002", "--n_steps", "300", *recipe.split()]
+    found = results(trained(flags))
+    assert 0 < found["n_ablated"] < 0.1 * found["n_units"]
+    assert found["scores"]["cut"]["concept_accuracy"] < 0.1
+    assert found["scores"]["cut"]["retain_accuracy"] > 0.9
+    if "round_every" in recipe:  # the last step rounds: nothing is left to round
+        assert found["expected_ablated"] == found["n_ablated"]
+
+
+def test_with_nothing_retained_its_images_are_not_run(
+    fast: list[str], monkeypatch: pytest.MonkeyPatch
+):
+    n_run: list[int] = []
+    outputs = MnistTask.outputs
+
+    def counted(self: MnistTask, model: Any, batch: dict[str, Tensor]) -> Any:
+        n_run.append(len(batch["concept"]))
+        return outputs(self, model, batch)
+
+    monkeypatch.setattr(MnistTask, "outputs", counted)
+    flags = [*fast, *MASK, "--attribution", "none", "--batch_size", "32"]
+    run = trained([*flags, "--retain_objective", "none"])
+    assert n_run[:40] == [16] * 40  # then come evaluations
+    n_run.clear()
+    trained(flags)
+    assert n_run[:80] == [32] * 80  # each batch in the uncut model too, for its KL
+    lines = (run / "metrics.jsonl").read_text().splitlines()
+    assert not any("retain_loss" in json.loads(line) for line in lines)
+    assert results(run)["scores"]["cut"]["concept_accuracy"] < 0.1
+    report.main(report.ReportConfig(runs=[run]))
