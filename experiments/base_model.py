@@ -257,10 +257,11 @@ def _canonical_json(value: Any) -> str:
 def _options_dict(options: TaskOptions) -> dict[str, Any]:
     """JSON-able form of the task options.
 
-    Without the kind of language model, which the hash of the weights tells.
+    Without the kind of language model, which the hash of the weights tells, and without
+    the number of sampled prompts, which changes no training.
     """
     return {
         key: str(v) if isinstance(v, Path) else v
         for key, v in asdict(options).items()
-        if key != "masked_lm"
+        if key not in ("masked_lm", "n_prompts")
     }

@@ -87,6 +87,7 @@ def describe(
         sizes=plan.curve_sizes,
         seed=config.seed,
         rankings={"learned": frozen.ranking} if plan.curve_sizes else {},
+        n_batches=plan.attribution_batches,
     )
     return header("train_mask", experiment, mask=mask) | {
         "gate": settings.gate,

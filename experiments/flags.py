@@ -83,6 +83,9 @@ class TaskConfig:
         "default: all, of large models some hundreds",
     )
     eval_batch: int = flag(64, "examples in one forward pass of an evaluation")
+    n_prompts: int = flag(
+        500, "toxicity: held-out prompts whose sampled continuations are scored"
+    )
     run_dir: Path = flag(DEFAULT_PARENT, "parent folder of the run directories")
 
     def __post_init__(self) -> None:
@@ -93,6 +96,11 @@ class TaskConfig:
         for name in ("n_heldout", "eval_batch"):
             if getattr(self, name) is not None and getattr(self, name) < 1:
                 raise UserError(f"--{name} must be positive, got {getattr(self, name)}")
+        if self.n_prompts < 2:
+            raise UserError(
+                "--n_prompts must be at least 2, one toxic and one neutral prompt, got "
+                f"{self.n_prompts}"
+            )
         if self.base_steps is not None and self.base_steps < 1:
             raise UserError(f"--base_steps must be positive, got {self.base_steps}")
         if self.seed < 0 or self.base_seed < 0 or self.split_seed < 0:
@@ -125,6 +133,7 @@ class TaskConfig:
             label_piece=label_piece,
             masked_lm=masked_lm,
             split_seed=self.split_seed,
+            n_prompts=self.n_prompts,
         )
 
 
@@ -170,7 +179,7 @@ def check_data_flags(config: TaskConfig) -> None:
     defaults = {f.name: f.default for f in fields(TaskConfig)}
     given = [
         name
-        for name in (*_OF_DATA, *TEXT_OPTIONS, "retain_data", "concept")
+        for name in (*_OF_DATA, *TEXT_OPTIONS, "retain_data", "concept", "n_prompts")
         if getattr(config, name) not in (defaults[name], [])
     ]
     for name in given:

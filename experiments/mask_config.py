@@ -45,6 +45,9 @@ class MaskConfig(UnitsConfig, _SettingsFlags):
         f"baselines cut to the same size: {', '.join(sorted(METHODS))}, or none; "
         "default: gradient_margin and probeless; for edges eap and eap_ig",
     )
+    attribution_batches: int = flag(
+        32, "batches of 16 examples over which the baselines' scores are averaged"
+    )
     n_random: int = flag(3, "random cuts of the same size")
     curve_sizes: list[int] = flag([], "numbers of ablated units to score as well")
 
@@ -56,7 +59,10 @@ class MaskConfig(UnitsConfig, _SettingsFlags):
         _check_choices("--attribution", methods, METHODS)
         starts = [self.start] if self.start else []
         _check_choices("--start", starts, ["equal", *METHODS])
-        for key in ("n_steps", "batch_size", "micro_batch", "n_ablated"):
+        for key in (
+            *("n_steps", "batch_size", "micro_batch", "n_ablated"),
+            "attribution_batches",
+        ):
             value = getattr(self, key)
             if value is not None and value < 1:
                 raise UserError(f"--{key} must be positive, got {value}")

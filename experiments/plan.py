@@ -96,6 +96,8 @@ class Plan:
     curve_sizes: tuple[int, ...]
     superset: FrozenMask | None = None
     """Only the units that it ablates are trained."""
+    attribution_batches: int = 32
+    """Batches of 16 examples over which the scores of `methods` are averaged."""
 
     @property
     def n_units(self) -> int:
@@ -153,6 +155,7 @@ def plan(
         config.n_random,
         tuple(config.curve_sizes),
         superset,
+        config.attribution_batches,
     )
 
 

@@ -271,7 +271,7 @@ def _gate(
     if gates.dtype == torch.bool and bool(gates.all()):
         return None
     kind = _WeightGate if site.kind == "weights" else _ActivationGate
-    return kind(module, site, gates, _value(ablated, site), batch)
+    return kind(module, site, gates, value_of(ablated, site), batch)
 
 
 def _gates_at(site: Site, keep: Mapping[str, Tensor]) -> Tensor:
@@ -301,7 +301,7 @@ def _edges_gated(
     if all(gate.dtype == torch.bool and bool(gate.all()) for gate in gates):
         yield
         return
-    value = _value(ablated, sites[-1])
+    value = value_of(ablated, sites[-1])
     rows = None if value is None else writer_values(sites[-1], value)
     with edge_gated(
         stack,
@@ -314,8 +314,12 @@ def _edges_gated(
         yield
 
 
-def _value(ablated: AblationValues, site: Site) -> Tensor | None:
-    """The ablation value of a site; None means zero, which is faster."""
+def value_of(ablated: AblationValues, site: Site) -> Tensor | None:
+    """The ablation value of a site; None means zero, which is faster.
+
+    Raises:
+        UserError: When `ablated` has no value at this site.
+    """
     if ablated.kind == "zero":
         return None
     if site.name not in ablated.values:

@@ -48,6 +48,9 @@ class EvaluateConfig(TaskConfig):
     methods: list[str] = flag(
         [], "attribution methods to draw beside the mask's ranking"
     )
+    attribution_batches: int = flag(
+        32, "batches of 16 examples over which the methods' scores are averaged"
+    )
     sampled: bool = flag(False, "score sampled continuations too (toxicity)")
     allow_other_weights: bool = flag(
         False, "apply the mask to other weights of the same shape"
@@ -61,6 +64,11 @@ class EvaluateConfig(TaskConfig):
             )
         if (self.sizes or self.methods) and self.mask is None:
             raise UserError("--sizes and --methods need --mask")
+        if self.attribution_batches < 1:
+            raise UserError(
+                f"--attribution_batches must be positive, got "
+                f"{self.attribution_batches}"
+            )
         if any(size < 0 for size in self.sizes):
             raise UserError(f"--sizes must be >= 0, got {self.sizes}")
         wrong = [method for method in self.methods if method not in METHODS]
@@ -132,6 +140,7 @@ def _results(
             seed=config.seed,
             rankings={"mask": ranking_of_run(config.mask, mask)},
             split=split,
+            n_batches=config.attribution_batches,
         )
     name, model = config.model_name, experiment.loaded.model
     return (

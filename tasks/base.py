@@ -59,6 +59,8 @@ class TaskOptions:
     masked_lm: bool = False
     """Whether the model predicts masked tokens (an encoder) or the next token."""
     split_seed: int = 0
+    n_prompts: int = 500
+    """Held-out prompts whose sampled continuations are scored, at least 2."""
     toxicity_scorer: Literal["builtin", "detoxify"] = "builtin"
     """Classifier of continuations: the built-in one or the Detoxify package."""
 

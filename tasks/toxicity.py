@@ -51,7 +51,7 @@ from circuitcut.tasks.toxicity_classifier import (
     detoxify_scorer,
     fit_classifier,
 )
-from circuitcut.tasks.toxicity_sampling import N_PROMPTS, PROMPT_TOKENS, sampled
+from circuitcut.tasks.toxicity_sampling import PROMPT_TOKENS, sampled
 
 BATCH_SHARES: dict[TextKind, int] = {"toxic": 3, "neutral": 4, "wiki": 1}
 """Ratio of the kinds of text in a mask-training batch. Encyclopaedic texts are the
@@ -81,7 +81,7 @@ class ToxicityTask(Task):
     head: ClassVar[Head] = "causal_lm"
     concept_metric = Metric("toxic_nll", False, "nats/token")
     retain_metric = Metric("retain_nll", False, "nats/token")
-    own_options = ("concept_values", "retain_data", *TEXT_OPTIONS)
+    own_options = ("concept_values", "retain_data", "n_prompts", *TEXT_OPTIONS)
     defaults = TaskDefaults(
         model="tiny-decoder",
         units=("neurons", "heads"),
@@ -143,6 +143,7 @@ class ToxicityTask(Task):
         self._tokenizer = tokenizer
         self._max_length = options.max_length
         self._prefix = prefix_ids(tokenizer, options)
+        self._n_prompts = options.n_prompts
         self._scorer_name = options.toxicity_scorer
         self._rows: dict[str, dict[int, Row]] = {}
         self._indices = {
@@ -239,10 +240,10 @@ class ToxicityTask(Task):
     ) -> dict[str, float]:
         """Share of toxic continuations, their perplexity, the classifier's accuracy.
 
-        The model continues up to 500 held-out toxic and neutral texts after their first
-        eight tokens (or after the first half of a shorter text). The built-in
-        classifier is trained on `base`; the classifier's accuracy is measured on
-        held-out texts.
+        The model continues up to `n_prompts` held-out texts, half of them toxic and
+        half neutral, after their first eight tokens (or after the first half of a
+        shorter text). The built-in classifier is trained on `base`; the classifier's
+        accuracy is measured on held-out texts.
         """
         prompts = self._prompts()
         end_id = self._tokenizer.eos_token_id
@@ -287,7 +288,8 @@ class ToxicityTask(Task):
 
     def _prompt_rows(self, kind: TextKind) -> list[list[int]]:
         """First tokens of held-out texts of a kind, with special tokens before them."""
-        indices = self._indices["heldout"][kind][: N_PROMPTS // 2]
+        n_of_kind = (self._n_prompts + (kind == "toxic")) // 2
+        indices = self._indices["heldout"][kind][:n_of_kind]
         prompts = []
         for row in self._rows_at("heldout", indices):
             n_special = int(row.real.argmax())

@@ -4,6 +4,7 @@ The random numbers of a prompt do not depend on its batch: the cut and the uncut
 and batches of any size, are compared on the same random numbers.
 """
 
+import inspect
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -14,8 +15,8 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from circuitcut.storage.modes import evaluating
+from circuitcut.tasks.selected_logits import logits_at
 
-N_PROMPTS = 500
 PROMPT_TOKENS = 8
 NEW_TOKENS = 20
 TOP_P = 0.9
@@ -42,8 +43,8 @@ def sample_continuations(
     """Sample 20 tokens after every prompt: nucleus sampling, p = 0.9, temperature 1.
 
     A continuation ends before `end_id`, which is never its first token. Each step runs
-    the model on the whole text without a key cache, because ablation values can depend
-    on the position.
+    the model on the new token alone if the model returns a key-value cache, and
+    otherwise (a mask on edges allows no cache) on the whole text.
 
     Args:
         model: A causal language model, in evaluation mode.
@@ -59,9 +60,9 @@ def sample_continuations(
     for indices in _equal_lengths(prompts):
         ids = torch.tensor([prompts[i] for i in indices], device=device)
         n_prompt = ids.shape[1]
+        step_of = _Steps(model)
         for step in range(NEW_TOKENS):
-            logits = model(input_ids=ids, attention_mask=torch.ones_like(ids)).logits
-            last = logits[:, -1].float().cpu().clone()
+            last = step_of.next_logits(ids).float().cpu()
             last[:, list(banned_ids)] = -torch.inf
             if end_id is not None and step == 0:
                 last[:, end_id] = -torch.inf
@@ -72,6 +73,34 @@ def sample_continuations(
             n_new = new.index(end_id) if end_id in new else len(new)
             continuations[i] = Continuation(row[:n_prompt], new[:n_new])
     return [continuations[i] for i in range(len(prompts))]
+
+
+class _Steps:
+    """Forward passes over a growing text, with the model's cache where it has one."""
+
+    def __init__(self, model: nn.Module):
+        self.model = model
+        accepted = inspect.signature(model.forward).parameters
+        wanted = {"use_cache": True, "logits_to_keep": 1}
+        self.arguments = {k: v for k, v in wanted.items() if k in accepted}
+        self.cache: Any = None
+
+    def next_logits(
+        self, ids: Int[Tensor, "batch seq"]
+    ) -> Float[Tensor, "batch vocab"]:
+        """A copy of the logits after the last token of `ids`.
+
+        From the second call on, `ids` is that of the call before and one more token.
+        """
+        cached = {} if self.cache is None else {"past_key_values": self.cache}
+        output = self.model(
+            input_ids=ids[:, -1:] if cached else ids,
+            attention_mask=torch.ones_like(ids),
+            **cached,
+            **self.arguments,
+        )
+        self.cache = getattr(output, "past_key_values", None)
+        return output.logits[:, -1].clone()
 
 
 def nucleus_choice(
@@ -101,14 +130,17 @@ def mean_continuation_nll(
     nats, n_tokens = 0.0, 0
     for indices in _equal_lengths(texts):
         ids = torch.tensor([texts[i] for i in indices], device=device)
-        logits = model(input_ids=ids, attention_mask=torch.ones_like(ids)).logits
-        nll = nn.functional.cross_entropy(
-            logits[:, :-1].float().transpose(1, 2), ids[:, 1:], reduction="none"
-        )
-        for row, i in enumerate(indices):
-            n_new = len(continuations[i].new)
-            nats += nll[row, nll.shape[1] - n_new :].sum().item()
-            n_tokens += n_new
+        n_new = torch.tensor([[len(continuations[i].new)] for i in indices])
+        place = torch.arange(ids.shape[1])
+        # the logits at a position predict the token after it
+        predicts = (place >= ids.shape[1] - 1 - n_new) & (place < ids.shape[1] - 1)
+        where = predicts.to(device)
+        inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+        logits = logits_at(model, inputs, where)
+        targets = ids.roll(-1, 1)[where]
+        nll = nn.functional.cross_entropy(logits.float(), targets, reduction="sum")
+        nats += nll.item()
+        n_tokens += len(targets)
     return nats / n_tokens if n_tokens else float("nan")
 
 

@@ -224,6 +224,25 @@ def test_evaluate_and_attribute_check_their_flags(
 @pytest.mark.parametrize(
     ("flags", "said"),
     [
+        (["--task", "toxicity", "--n_prompts", "1"], "one toxic and one neutral"),
+        (["--task", "ioi", "--n_prompts", "9"], "belongs to --task toxicity"),
+        (["--attribution_batches", "0"], "--attribution_batches must be positive"),
+    ],
+)
+def test_wrong_numbers_of_prompts_and_batches(
+    flags: list[str],
+    said: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+):
+    flags = [*flags, "--run_dir", str(tmp_path / "runs")]
+    assert said in refused(train_mask, MASK, flags, monkeypatch, capsys)
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
         (["--fractions", "0.5"], "two or more"),
         (["--fractions", "0.5", "0.1"], "rise"),
         (["--fractions", "0.5", "1.5"], "in (0, 1]"),

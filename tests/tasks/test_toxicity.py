@@ -211,6 +211,16 @@ def test_a_model_that_writes_toxic_words_is_told_from_one_that_does_not(
         assert found["classifier_accuracy"] == 1.0
 
 
+def test_so_many_prompts_are_sampled_half_of_them_toxic(
+    corpus: TextCorpus, tokenizer: Any
+):
+    task = ToxicityTask(corpus, tokenizer, TaskOptions(n_prompts=5))
+    model = Writing(len(tokenizer), tokenizer.convert_tokens_to_ids("good"))
+    assert task.sampled_scores(model, nullcontext, seed=0)["n_prompts"] == 5
+    first = {tokenizer.decode(prompt[:4]) for prompt in task._prompts()[:3]}
+    assert all("bad" in text for text in first)
+
+
 def test_the_cut_writes_and_the_uncut_model_judges_fluency(
     task: ToxicityTask, tokenizer: Any
 ):
