@@ -95,3 +95,19 @@ def test_what_reaches_nothing_is_not_run():
         model(torch.arange(5, 9)[None])
     handle.remove()
     assert not called
+
+
+def test_shrinking_circuits_hold_no_more_memory_than_the_whole_stack():
+    model = double("gpt2")
+    stack = EdgeStack(ResidualModel(model))
+    n_edges = stack.model.graph.n_edges
+    rng = torch.Generator().manual_seed(9)
+    order = torch.rand(n_edges, generator=rng).argsort()
+    with torch.no_grad():
+        run(model, stack, torch.full((n_edges,), 0.5).double(), None)
+        whole = stack.buffers.n_bytes
+        for n_kept in range(n_edges, 0, -1):
+            keep = torch.zeros(n_edges, dtype=torch.bool)
+            keep[order[:n_kept]] = True
+            run(model, stack, keep, None)
+            assert stack.buffers.n_bytes <= whole
