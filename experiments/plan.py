@@ -219,9 +219,10 @@ def settings_of(
         paired = can_have_pairs(TASKS[config.task])
     defaults = TASKS[config.task].defaults
     edges = "edges" in units_of(config)
-    recipe = defaults.of(config.model_name).mask or defaults.mask
-    if edges and defaults.mask_on_edges is not None:
-        recipe = defaults.mask_on_edges
+    of_model = defaults.of(config.model_name)
+    recipe = of_model.mask or defaults.mask
+    if edges:
+        recipe = of_model.mask_on_edges or defaults.mask_on_edges or recipe
     settings = adapted(
         MaskSettings(**recipe),
         gate=config.gate,

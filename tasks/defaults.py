@@ -34,6 +34,7 @@ class ModelDefaults:
 
     units: tuple[str, ...] | None = None
     mask: Mapping[str, Any] | None = None
+    mask_on_edges: Mapping[str, Any] | None = None
     base: BaseRecipe | None = None
     """None means that a pretrained model is fine-tuned with `FINETUNE`."""
     n_heldout: int | None = None
@@ -72,6 +73,15 @@ SMOLLM2 = ModelDefaults(
         "k_max": 16.0,
         "retain_weight": 16.0,
         "n_steps": 60,
+    },
+    mask_on_edges={
+        "ablation": "mean",
+        "concept_objective": "uniform",
+        "k_min": 1.0,
+        "k_max": 32.0,
+        "retain_weight": 4.0,
+        "n_steps": 40,
+        "batch_size": 8,
     },
     n_heldout=400,
 )

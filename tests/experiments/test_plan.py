@@ -37,7 +37,8 @@ def test_a_task_s_recipe_is_plain_data_that_settings_take():
     for name, task in TASKS.items():
         defaults = task.defaults
         recipes = [defaults.mask, defaults.mask_on_edges or {}]
-        recipes += [of.mask or {} for of in defaults.of_model.values()]
+        for of in defaults.of_model.values():
+            recipes += [of.mask or {}, of.mask_on_edges or {}]
         for recipe in recipes:
             assert isinstance(MaskSettings(**recipe), MaskSettings), name
 
