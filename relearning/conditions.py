@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from torch import nn
 
 from circuitcut.masks.frozen_mask import FrozenMask
+from circuitcut.relearning.lora import lora_rank
 from circuitcut.storage.errors import UserError
 
 HOLDINGS = ("lasting", "one_shot")
@@ -157,6 +158,7 @@ def trained_parameters(model: nn.Module, trained: str) -> dict[str, nn.Parameter
             from 0, both ends included), or a regular expression that is searched in
             names. `head` is what lies outside `base_model_prefix`, or outside `blocks`
             where the model has no such attribute. Integer parameters are left out.
+            `lora` and `lora:RANK` are the adapters that `lora.add_adapters_` added.
 
     Raises:
         UserError: When nothing matches, the expression is not valid, or the head cannot
@@ -179,6 +181,11 @@ def trained_parameters(model: nn.Module, trained: str) -> dict[str, nn.Parameter
             f"argument trained must not be head for {type(model).__name__}, which has "
             f"no parameter below {body!r}; give a regular expression"
         )
+    if not parameters and lora_rank(trained) is not None:
+        raise UserError(
+            f"argument trained is {trained!r}, and {type(model).__name__} has no "
+            "adapters; call relearning.lora.add_adapters_ first"
+        )
     if not parameters:
         names = list(trainable)
         raise UserError(
@@ -190,6 +197,8 @@ def trained_parameters(model: nn.Module, trained: str) -> dict[str, nn.Parameter
 
 
 def _matcher(trained: str) -> Callable[[str], bool]:
+    if lora_rank(trained) is not None:
+        return lambda name: ".lora_A." in name or ".lora_B." in name
     layers = _LAYERS.fullmatch(trained)
     if layers:
         first, last = int(layers[1]), int(layers[2] or layers[1])

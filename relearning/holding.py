@@ -2,7 +2,8 @@
 
 While `held`, an ablated unit hands its ablation value to the projection, and the
 projection's weights that read the unit (for `weights` sites the ablated weights
-themselves) get no gradient, no momentum and no decay. Weights elsewhere train.
+themselves) get no gradient, no momentum and no decay. Weights elsewhere train. With
+adapters (`lora.py`) the columns of A that read the unit stay 0 in the same way.
 """
 
 from collections.abc import Iterator, Set
@@ -15,6 +16,7 @@ from transformers.pytorch_utils import Conv1D
 
 from circuitcut.masks.frozen_mask import FrozenMask
 from circuitcut.models.sites import Site
+from circuitcut.relearning.lora import columns, has_adapter
 from circuitcut.storage.errors import UserError
 
 
@@ -98,7 +100,8 @@ def frozen_entries(
 
     `hidden` sites freeze nothing: the ablation value replaces a module's output, and
     every path from there on sees a constant. Neither do `edges`: weights at both ends
-    serve other edges too.
+    serve other edges too. Of a module with an adapter the weights do not train, and
+    the columns of its factor A, (r, width), are returned instead.
     """
     frozen: dict[str, Tensor] = {}
     for site in mask.sites:
@@ -106,17 +109,22 @@ def frozen_entries(
         if site.kind in ("hidden", "edges") or not ablated.any():
             continue
         module = model.get_submodule(site.module)
-        where = _outgoing(module, site, ablated)
         key = f"{site.module}.weight"
+        if has_adapter(module):
+            key = f"{site.module}.lora_A.default.weight"
+        where = _outgoing(module, site, ablated)
         frozen[key] = frozen[key] | where if key in frozen else where
     return [(model.get_parameter(key), where) for key, where in frozen.items()]
 
 
 def _outgoing(module: nn.Module, site: Site, ablated: Tensor) -> Tensor:
+    if has_adapter(module):
+        a = module.get_parameter("lora_A.default.weight")
+        return columns(site, ablated).to(a.device).expand_as(a).clone()
     weight = module.get_parameter("weight")
     if site.kind == "weights":
         return ablated.to(weight.device).view_as(weight)
-    reads = ablated.to(weight.device).repeat_interleave(site.unit_size)
+    reads = columns(site, ablated).to(weight.device)
     # Conv1D stores (in, out), Linear (out, in)
     reads = reads.unsqueeze(1) if isinstance(module, Conv1D) else reads.unsqueeze(0)
     return reads.expand_as(weight).clone()

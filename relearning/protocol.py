@@ -1,14 +1,15 @@
 """Relearning: fine-tune the cut, the uncut and a randomly cut model on the same data.
 
-Every condition starts from its own copy of the base model, sees the same batches in the
-same order and is measured on held-out data before the first step and along the run.
+Every condition starts from its own copy of the base model (parameters that do not train
+are shared with it), sees the same batches in the same order and is measured on held-out
+data before the first step and along the run.
 Two controls differ: `retain_only` sees no example of the concept, and `never_learned`
 starts from a base model that was trained without them.
 Finished conditions and measured moments are kept in files, so a killed run continues.
 """
 
-import copy
 from collections.abc import Sequence
+from copy import deepcopy
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
@@ -21,6 +22,12 @@ from circuitcut.masks.frozen_mask import FrozenMask
 from circuitcut.relearning.conditions import Condition, trained_parameters
 from circuitcut.relearning.finetune import Loss, held_model
 from circuitcut.relearning.holding import check_holdable
+from circuitcut.relearning.lora import (
+    adapted_modules,
+    add_adapters_,
+    check_peft,
+    lora_rank,
+)
 from circuitcut.relearning.records import ConditionFiles, ConditionRun, Measurement
 from circuitcut.relearning.redistribution import weight_distance
 from circuitcut.relearning.study import NO_FINDINGS, Findings, RelearnSettings, Study
@@ -109,8 +116,7 @@ def _finetune(
     """Fine-tune and measure a condition; its results are added to `run`."""
     condition, settings = run.condition, study.settings
     base = study.base_of(condition).model
-    model = copy.deepcopy(base)
-    held_mask = start_(model, study.mask, condition)
+    model, held_mask = started(study, condition)
     n_seen = torch.zeros((), dtype=torch.long)
     moments = evaluation_steps(settings.n_steps, settings.n_evaluations)
 
@@ -140,6 +146,36 @@ def _finetune(
             buffers={"n_seen": n_seen},
         )
         run.at_end = at_end(condition, model.eval(), held_mask) if at_end else {}
+
+
+def started(study: Study, condition: Condition) -> tuple[nn.Module, FrozenMask | None]:
+    """A model ready for `held_model`, and the mask that must be held.
+
+    Parameters that neither train nor take a one-shot cut are those of the base model.
+    """
+    base, trained = study.base_of(condition).model, study.settings.trained
+    rank = lora_rank(trained)
+    model = base_copy(base, trained, is_written=condition.holding == "one_shot")
+    held_mask = start_(model, study.mask, condition)
+    if rank is not None:
+        add_adapters_(model, study.mask, rank=rank, seed=condition.seed, held=held_mask)
+    return model, held_mask
+
+
+def base_copy(base: nn.Module, trained: str, *, is_written: bool) -> nn.Module:
+    """A copy of `base` with its own trained parameters, and its own modules.
+
+    Args:
+        trained: See `conditions.trained_parameters`. The other parameters are shared.
+        is_written: A cut will be written into the weights: all parameters are copied.
+    """
+    if is_written:
+        return deepcopy(base)
+    is_lora = lora_rank(trained) is not None
+    own = {} if is_lora else trained_parameters(base, trained)
+    own_ids = {id(parameter) for parameter in own.values()}
+    shared = {id(p): p for p in base.parameters() if id(p) not in own_ids}
+    return deepcopy(base, shared)
 
 
 def start_(
@@ -190,7 +226,11 @@ def mask_hash(mask: FrozenMask) -> str:
 def _check(study: Study, conditions: Sequence[Condition]) -> None:
     """Refuse, before the first step, what would fail later."""
     task, model, settings = study.task, study.loaded.model, study.settings
-    trained_parameters(model, settings.trained)
+    if lora_rank(settings.trained) is None:
+        trained_parameters(model, settings.trained)
+    else:
+        check_peft()
+        adapted_modules(model, study.mask)
     check_holdable(study.mask, {c.holding for c in conditions if c.holding})
     for split in ("relearn", "heldout"):
         if not task.n_examples(split):
@@ -200,7 +240,7 @@ def _check(study: Study, conditions: Sequence[Condition]) -> None:
             )
     one_shot = {c.name: c for c in conditions if c.holding == "one_shot"}
     for condition in one_shot.values():
-        start_(copy.deepcopy(model), study.mask, condition)
+        start_(deepcopy(model), study.mask, condition)
     for condition in conditions:
         _batch(task, condition, settings, 0)
         study.base_of(condition)

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from circuitcut.masks.frozen_mask import FrozenMask
 from circuitcut.models.sites import Site
+from circuitcut.relearning.lora import adapter_change, has_adapter
 
 SALIENCY_BLOCK = 100
 """Ranks that share one saliency."""
@@ -26,14 +27,27 @@ Scores = Mapping[str, Tensor]
 def weight_distance(model: nn.Module, base: nn.Module) -> float:
     """L2 norm of the difference of all weights of `model` from those of `base`.
 
-    A parameter that `base` does not have (the bias of a baked cut) counts from zero.
+    A parameter that `base` does not have (the bias of a baked cut) counts from zero. An
+    adapter counts as the change of its module's weights.
     """
     base_parameters = dict(base.named_parameters())
+    adapters = {
+        f"{path}.weight": module
+        for path, module in model.named_modules()
+        if has_adapter(module)
+    }
     total = 0.0
-    for name, parameter in model.named_parameters():
+    for path, parameter in model.named_parameters():
+        name = path.replace(".base_layer.", ".")
+        start = base_parameters.get(name)
+        is_shared = parameter is start  # the copy does not own it
+        if ".lora_" in path or (is_shared and name not in adapters):
+            continue
         change = parameter.detach().double()
-        if name in base_parameters:
-            change = change - base_parameters[name].detach().double()
+        if start is not None:
+            change = change - start.detach().double()
+        if name in adapters:
+            change = change + adapter_change(adapters[name])
         total += float(change.square().sum())
     return math.sqrt(total)
 

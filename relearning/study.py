@@ -11,6 +11,7 @@ from torch import nn
 from circuitcut.masks.frozen_mask import FrozenMask
 from circuitcut.models.loaded import LoadedModel
 from circuitcut.relearning.conditions import Condition
+from circuitcut.relearning.lora import lora_rank
 from circuitcut.storage.errors import UserError
 from circuitcut.tasks.base import Task
 
@@ -28,7 +29,8 @@ class RelearnSettings:
     warmup: int = 0
     clip_norm: float | None = 1.0
     trained: str = "all"
-    """Which parameters train: see `conditions.trained_parameters`."""
+    """Which parameters train: see `conditions.trained_parameters`. `lora` adds adapters
+    of rank 8 and trains them alone, `lora:16` such of rank 16."""
     n_evaluations: int = 8
     """Measured moments after step 0, spread geometrically."""
     evaluation_size: int = 64
@@ -41,6 +43,7 @@ class RelearnSettings:
                 raise UserError(
                     f"argument {name} must be at least 1, got {getattr(self, name)}"
                 )
+        lora_rank(self.trained)  # checks it
         if not (math.isfinite(self.lr) and self.lr > 0):
             raise UserError(f"argument lr must be positive, got {self.lr}")
         if not (math.isfinite(self.weight_decay) and self.weight_decay >= 0):

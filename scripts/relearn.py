@@ -31,6 +31,7 @@ from circuitcut.relearning.conditions import (
     conditions,
 )
 from circuitcut.relearning.holding import check_holdable, cuts_edges
+from circuitcut.relearning.lora import adapted_modules, check_peft, lora_rank
 from circuitcut.relearning.probe import probe_conditions
 from circuitcut.relearning.protocol import relearn
 from circuitcut.relearning.records import ConditionRun
@@ -74,11 +75,14 @@ class RelearnConfig(TaskConfig):
     n_steps: int = flag(40, "optimiser steps of every condition")
     batch_size: int = flag(16, "examples a step")
     lr: float | None = flag(
-        None, "learning rate; default 5e-5, for built-in models 5e-4"
+        None, "learning rate; default 5e-5, for built-in models 5e-4; lora: ten times"
     )
     weight_decay: float = flag(0.01, "decoupled weight decay")
     trained: str = flag(
-        "all", "what trains: all, head, mlp, attention, layers:0-2 or a regex of names"
+        "all",
+        "what trains: all, head, mlp, attention, layers:0-2, a regex of names, or lora "
+        "(adapters of rank 8; lora:16: of rank 16), which needs the package peft and "
+        "the least memory",
     )
     n_evaluations: int = flag(4, "measured moments after step 0")
     probe: bool = flag(True, "linear probes on the hidden states right after the cut")
@@ -91,6 +95,8 @@ class RelearnConfig(TaskConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if lora_rank(self.trained) is not None:
+            check_peft()
         self.combined()  # checks conditions, holdings, seeds and limits
         for name in ("n_steps", "batch_size", "n_evaluations"):
             if getattr(self, name) < 1:
@@ -114,6 +120,8 @@ class RelearnConfig(TaskConfig):
     def settings(self, built_in: bool) -> RelearnSettings:
         """The part that the protocol reads."""
         default_lr = 5e-4 if built_in else 5e-5
+        if lora_rank(self.trained) is not None:
+            default_lr *= 10
         return RelearnSettings(
             n_steps=self.n_steps,
             batch_size=self.batch_size,
@@ -204,6 +212,8 @@ def _fitted(
     """The flags as mask and model allow; refuses what they cannot follow."""
     check_fit(mask, path, experiment, config.allow_other_weights)
     check_holdable(mask, set(config.holdings))
+    if lora_rank(config.trained) is not None:
+        adapted_modules(experiment.loaded.model, mask)
     if cuts_edges(mask) and (config.probe or config.redistribute):
         logger.info("a mask on edges: no probes and no ranking of units afterwards")
         config = replace(config, probe=False, redistribute=False)
