@@ -42,6 +42,7 @@ FIGURES: dict[str, dict[str, Draw]] = {
     "attribute": {"score_by_size": score_by_size},
     "import_mask": {"mask_by_layer": mask_by_layer},
     "faithfulness": {"faithfulness": faithfulness_curves},
+    "stability": {},
 }
 """Kind of run -> its figures in the order of the report."""
 

@@ -114,5 +114,6 @@ FINDINGS: dict[str, Callable[[Run], list[str]]] = {
     "attribute": published_findings,
     "import_mask": published_findings,
     "faithfulness": faithfulness_findings,
+    "stability": lambda _: [],
 }
 """Kind of run -> its further sentences."""

@@ -16,6 +16,7 @@ KIND_NAMES = {
     "attribute": "Attribution without training",
     "import_mask": "Imported mask",
     "faithfulness": "Faithfulness of circuits",
+    "stability": "Stability of masks",
 }
 SIDES = ("concept", "retain")
 """Both scores of a task; a run names their metrics."""

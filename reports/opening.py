@@ -228,6 +228,25 @@ def faithfulness_opening(run: Run) -> Opening:
     ]
 
 
+def stability_opening(run: Run) -> Opening:
+    """A stability run: the mean overlap beside that of random masks."""
+    results, of_pairs = run.results, run.results["mean"]
+    kinds, n_masks = " and ".join(results["units"]), len(results["masks"])
+    if of_pairs["jaccard"] is None:
+        return f"The masks have no {results['chosen']} units.", []
+    in_all, chosen = results["by_number_of_masks"][n_masks], results["chosen"]
+    shared, random = of_pairs["jaccard"], of_pairs["random"]["mean"]
+    return (
+        f"Two masks share {percent(shared)} of the {kinds} that either has {chosen} "
+        f"(random masks: {percent(random, 1)}).",
+        [
+            f"Mean over {plural(of_pairs['n_pairs'], 'pair')} of {n_masks} masks. "
+            f"{count_of(in_all['n_units'], results['n_units'])} units are {chosen} in "
+            f"all masks; of random masks {format_cell(in_all['expected'])} would be."
+        ],
+    )
+
+
 def faithful_shares(results: Results) -> dict[str, float | None]:
     """Ranking -> smallest share of the units that keeps nearly all of the margin."""
     smallest: dict[str, float | None] = {}
@@ -251,5 +270,6 @@ OPENINGS: dict[str, Callable[[Run], Opening]] = {
     "attribute": attribution_opening,
     "import_mask": import_opening,
     "faithfulness": faithfulness_opening,
+    "stability": stability_opening,
 }
 """Kind of run -> its first sentences."""

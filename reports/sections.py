@@ -15,12 +15,14 @@ from circuitcut.reports.tables import (
     relearning_rows,
     score_rows,
     site_rows,
+    stability_rows,
 )
 from circuitcut.reports.verdict import THRESHOLDS
 from circuitcut.reports.whereabouts import location_rows, probe_rows, word_rows
 from circuitcut.reports.words import format_cell, metric_name, metric_unit, plural
 
 Results = Mapping[str, Any]
+MOST_SHARED = 40
 OVER_DOCUMENTS = "Brackets: 95 % bootstrap interval over documents."
 
 
@@ -151,6 +153,29 @@ def _faithfulness_tables(results: Results) -> list[Table]:
     ]
 
 
+def _stability_tables(results: Results) -> list[Table]:
+    shared = [
+        {
+            "unit": unit["unit"],
+            "masks": f"{unit['n_masks']} of {len(results['masks'])}",
+        }
+        for unit in results["shared"][:MOST_SHARED]
+    ]
+    return [
+        Table(
+            "Overlap of the masks",
+            stability_rows(results),
+            "Jaccard: units in both masks divided by units in either. Random: exact "
+            "expectation of random masks of the same sizes; brackets: central 95 %.",
+        ),
+        Table(
+            f"Units {results['chosen']} in more than half of the masks",
+            shared,
+            f"At most {MOST_SHARED} units; results.json has the others.",
+        ),
+    ]
+
+
 TABLES: dict[str, Callable[[Results], list[Table]]] = {
     "train_mask": _mask_tables,
     "relearn": _relearn_tables,
@@ -158,6 +183,7 @@ TABLES: dict[str, Callable[[Results], list[Table]]] = {
     "attribute": _score_tables,
     "import_mask": _site_table,
     "faithfulness": _faithfulness_tables,
+    "stability": _stability_tables,
 }
 """Kind of run -> its tables in the order of the report."""
 
@@ -188,6 +214,10 @@ TERMS = {
         "circuit": "The highest-ranked units; all others are ablated.",
         "margin": "How far the model prefers the right answer, in nats. Faithfulness "
         "is the share of the uncut model's margin, 0 with everything ablated.",
+    },
+    "stability": {
+        "random masks": "Masks that choose as many units as these, drawn uniformly: "
+        "from all units, or as many at every site.",
     },
 }
 """Kind of run -> words a reader needs."""

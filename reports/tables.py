@@ -133,6 +133,59 @@ def area_rows(results: Mapping[str, Any]) -> list[Row]:
     return rows
 
 
+def stability_rows(results: Mapping[str, Any]) -> list[Row]:
+    """One row a pair of masks, one for the mean over pairs, and one a site."""
+    masks, mean_of_pairs = results["masks"], results["mean"]
+    rows = [
+        _overlap_row(
+            f"{_mask_name(masks[pair['first']])} and "
+            f"{_mask_name(masks[pair['second']])}",
+            [masks[pair[which]]["n_chosen"] for which in ("first", "second")],
+            pair,
+            pair["n_shared"],
+        )
+        for pair in results["pairs"]
+    ]
+    n_chosen = [mask["n_chosen"] for mask in masks]
+    rows.append(_overlap_row("mean over pairs", n_chosen, mean_of_pairs))
+    rows += [
+        _overlap_row(f"at {site['site']}", site["n_chosen"], site)
+        for site in results["per_site"]
+        if site["jaccard"] is not None
+    ]
+    return rows
+
+
+def _overlap_row(
+    name: str,
+    n_chosen: Sequence[int],
+    entry: Mapping[str, Any],
+    n_shared: int | None = None,
+) -> Row:
+    few, most = min(n_chosen), max(n_chosen)
+    per_site = entry.get("random_per_site")
+    return {
+        "masks": name,
+        "units": str(few) if few == most else f"{few} to {most}",
+        "shared": n_shared,
+        "Jaccard": entry["jaccard"],
+        "random": _with_chance(entry["random"]),
+        "random, same number a site": _with_chance(per_site),
+    }
+
+
+def _with_chance(random: Mapping[str, Any] | None) -> str | None:
+    if random is None:
+        return None
+    return with_interval(random["mean"], random["interval"])
+
+
+def _mask_name(mask: Mapping[str, Any]) -> str:
+    """The seed, or the folder of a mask without one."""
+    seed, folder = mask["seed"], mask["mask"].rstrip("/").split("/")[-1]
+    return folder if seed is None else f"seed {seed}"
+
+
 def published_rows(results: Mapping[str, Any]) -> list[Row]:
     """One row a class of heads of the published circuit: which of them the mask has."""
     overlap = results.get("published_circuit") or {"classes": []}

@@ -18,6 +18,7 @@ VERBS = {
     "evaluate": ("circuitcut.scripts.evaluate", "EvaluateConfig"),
     "attribute": ("circuitcut.scripts.attribute", "AttributeConfig"),
     "faithfulness": ("circuitcut.scripts.faithfulness", "FaithfulnessConfig"),
+    "stability": ("circuitcut.scripts.stability", "StabilityConfig"),
     "report": ("circuitcut.scripts.report", "ReportConfig"),
     "export-mask": ("circuitcut.scripts.export_mask", "ExportConfig"),
     "import-mask": ("circuitcut.scripts.import_mask", "ImportConfig"),

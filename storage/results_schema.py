@@ -16,6 +16,8 @@ ENTRIES: dict[str, frozenset[str]] = {
     "evaluate": _SCORED | {"split", "mask", "circuit", "published_circuit"},
     "attribute": frozenset({"scores", "curve"}),
     "faithfulness": frozenset({"split", "masks", "scores", "curve", "areas"}),
+    "stability": frozenset({"chosen", "masks", "pairs", "mean", "per_site"})
+    | {"by_number_of_masks", "shared"},
     "import_mask": frozenset({"file", "format", "per_site", "circuit"}),
     "relearn": frozenset({"mask", "rows", "summary", "recovery", "never_learned"})
     | {"probe", "after", "words_note"},
@@ -31,7 +33,8 @@ _OF_VERSION_1: dict[str, frozenset[str]] = {
     "import_mask": frozenset({"n_ablated", "n_units", "per_site", "format", "file"}),
     "faithfulness": frozenset({"curve", "areas", "scores"}),
 }
-"""What a report needs of runs before December 2026, which name no version."""
+"""What a report needs of runs before December 2026, which name no version; kinds that
+came later have all their entries."""
 
 
 def entries_of(kind: str, version: int = SCHEMA_VERSION) -> frozenset[str]:
@@ -42,5 +45,7 @@ def entries_of(kind: str, version: int = SCHEMA_VERSION) -> frozenset[str]:
         version: `schema_version` of the file, 1 where it names none.
     """
     if version == 1:
-        return frozenset({"kind", "task", "model"}) | _OF_VERSION_1[kind]
+        return frozenset({"kind", "task", "model"}) | _OF_VERSION_1.get(
+            kind, ENTRIES[kind]
+        )
     return HEADER | ENTRIES[kind]

@@ -336,6 +336,39 @@ def faithfulness_results() -> dict[str, Any]:
     }
 
 
+def stability_results() -> dict[str, Any]:
+    """Results of stability.py: two masks of 1,000 units share 3 of 7."""
+    random = {"mean": 0.0025, "interval": [0.0, 0.111]}
+    overlap = {"jaccard": 3 / 7, "random": random}
+    masks = [
+        {"mask": f"runs/seed{seed}", "seed": seed, "gate": "topk", "n_chosen": 5}
+        for seed in range(2)
+    ]
+    site = {"site": "h.0:heads", "kind": "heads", "layer": 0, "n_units": 1000}
+    both = overlap | {"random_per_site": random}
+    return {
+        "kind": "stability",
+        "task": "locations",
+        "model": "minilm",
+        "units": ["heads"],
+        "n_units": 1000,
+        "chosen": "ablated",
+        "masks": masks,
+        "pairs": [{"first": 0, "second": 1, "n_shared": 3, **both}],
+        "mean": {"n_pairs": 1, **both},
+        "per_site": [{**site, "n_chosen": [5, 5], **overlap}],
+        "by_number_of_masks": [
+            {"n_masks": 0, "n_units": 993, "expected": 990.025},
+            {"n_masks": 1, "n_units": 4, "expected": 9.95},
+            {"n_masks": 2, "n_units": 3, "expected": 0.025},
+        ],
+        "shared": [
+            {"unit": f"h.0:heads[{unit}]", "kind": "heads", "layer": 0, "n_masks": 2}
+            for unit in (1, 4, 9)
+        ],
+    }
+
+
 WriteRun = Callable[..., Path]
 
 

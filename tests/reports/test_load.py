@@ -17,6 +17,7 @@ from tests.reports.conftest import (
     import_results,
     mask_results,
     relearn_results,
+    stability_results,
 )
 
 RESULTS: dict[str, Callable[[], dict[str, Any]]] = {
@@ -26,6 +27,7 @@ RESULTS: dict[str, Callable[[], dict[str, Any]]] = {
     "attribute": lambda: curve_results("attribute"),
     "faithfulness": faithfulness_results,
     "import_mask": import_results,
+    "stability": stability_results,
 }
 
 

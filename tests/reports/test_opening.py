@@ -18,6 +18,7 @@ from tests.reports.conftest import (
     import_results,
     mask_results,
     relearn_results,
+    stability_results,
 )
 
 RESULTS = [
@@ -27,6 +28,7 @@ RESULTS = [
     curve_results("attribute"),
     import_results(),
     faithfulness_results(),
+    stability_results(),
 ]
 
 

@@ -14,6 +14,7 @@ from circuitcut.reports.tables import (
     relearning_rows,
     score_rows,
     site_rows,
+    stability_rows,
     with_interval,
 )
 from tests.reports.conftest import (
@@ -21,6 +22,7 @@ from tests.reports.conftest import (
     faithfulness_results,
     mask_results,
     relearn_results,
+    stability_results,
 )
 
 
@@ -139,3 +141,13 @@ def test_faithfulness_means_are_over_known_seeds():
     assert learned["CMD (0 is best)"] == "0.050"
     assert random["CPR (higher is better)"] == "0.500"
     assert (learned["seeds"], random["seeds"]) == (1, 2)
+
+
+def test_stability_has_a_row_a_pair_one_for_the_mean_and_one_a_site():
+    pair, mean, site = stability_rows(stability_results())
+    assert pair["masks"] == "seed 0 and seed 1"
+    assert (pair["units"], pair["shared"]) == ("5", 3)
+    assert [row["Jaccard"] for row in (pair, mean, site)] == [3 / 7] * 3
+    assert pair["random"] == "0.003 [0.000, 0.111]"
+    assert site["masks"] == "at h.0:heads"
+    assert site["random, same number a site"] is None
