@@ -43,7 +43,7 @@ _NOT_YET: dict[str, Any] = {
     "lr_schedule": "late",
 }
 """What settings that older runs did not have amount to in them."""
-WITHOUT_BUDGET = {"lr": 0.15}
+WITHOUT_BUDGET: dict[str, Any] = {"lr": 0.15}
 """Of gates that a price or nothing keeps sparse."""
 ISOLATED_SHARES = {False: (0.0125, 0.25), True: (0.005, 0.25)}
 """Smallest and largest k drawn in `isolate`, as shares of all edges; in large graphs
