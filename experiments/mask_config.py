@@ -38,7 +38,9 @@ class MaskConfig(UnitsConfig, _SettingsFlags):
         0.02, "where the concept's score is a loss: growth of the retained text's loss"
     )
     superset: Path | None = flag(
-        None, "train only the units that this run's mask ablates"
+        None,
+        "train only the units of this run's circuit, those that its mask ablates, or "
+        "keeps if it isolates (break: the published objective *covering*)",
     )
     attribution: list[str] = flag(
         [],

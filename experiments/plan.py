@@ -134,8 +134,9 @@ def plan(
     paired = experiment.task.no_pairs is None
     settings = saved or settings_of(config, n_units, paired=paired)
     _check_settings(settings, experiment.task, n_units)
-    superset = FrozenMask.load(config.superset) if config.superset else None
-    if superset is not None:
+    superset = None
+    if config.superset:
+        superset = circuit_ablated(FrozenMask.load(config.superset))
         _check_superset(superset, sites)
     check_memory(
         model,
@@ -288,6 +289,16 @@ def adapted(
         if paired:
             recipe = replace(recipe, ablation="counterfactual")
     return in_units(recipe, n_units)
+
+
+def circuit_ablated(mask: FrozenMask) -> FrozenMask:
+    """The mask that ablates the circuit of `mask`, and nothing else.
+
+    The circuit of a mask that isolates is what it keeps, else what it ablates.
+    """
+    if mask.provenance.get("direction") != "isolate":
+        return mask
+    return replace(mask, keep={name: ~kept for name, kept in mask.keep.items()})
 
 
 def saved_settings(run: Path) -> MaskSettings | None:

@@ -1,4 +1,4 @@
-"""Gates trained on a task: the objectives *breaking* and *necessary* by hand."""
+"""Gates trained on a task: breaking, necessary and covering by hand."""
 
 from types import SimpleNamespace
 from typing import Any
@@ -10,10 +10,10 @@ from torch import Tensor, nn
 
 from circuitcut.experiments.gate_optimisation import GateWatch
 from circuitcut.experiments.gate_training import examples_to_run, train_gates
+from circuitcut.experiments.plan import circuit_ablated
 from circuitcut.experiments.settings import MaskSettings
 from circuitcut.masks.ablation import zero_values
 from circuitcut.masks.frozen_mask import FrozenMask
-from circuitcut.masks.registry import GATES
 from circuitcut.models.module_sites import module_site
 from tests.attribution.toy import N_TOKENS, ToyTask
 
@@ -54,12 +54,40 @@ def test_breaking_keeps_what_the_rest_needs_and_necessary_ablates_it_too(
     gate: str, retained: Any, expected: list[int]
 ):
     """To cut the shared unit brings the concept 3 nats and costs the rest 8 * 1.3."""
+    assert ablated_units(gate, retained) == expected
+
+
+@pytest.mark.parametrize("gate", ["clamped", "hard_concrete"])
+@pytest.mark.parametrize("direction", ["isolate", "break"])
+def test_covering_ablates_units_of_a_known_circuit_alone(gate: str, direction: str):
+    """The circuit lacks the last carrier, and holds a unit that is never on."""
+    of_circuit = torch.zeros(N_HIDDEN, dtype=torch.bool)
+    of_circuit[[*CARRIERS[:-1], SHARED, 5]] = True
+    site = module_site(Shared(), "out")
+    known = FrozenMask(
+        {site.name: of_circuit if direction == "isolate" else ~of_circuit},
+        (site,),
+        zero_values([site]),
+        provenance={"direction": direction},
+    )
+    found = ablated_units(gate, "kl", circuit_ablated(known))
+    assert found == list(CARRIERS[:-1])
+    # with nothing retained, the shared unit too; never the carrier beside the circuit
+    found = ablated_units(gate, "none", circuit_ablated(known))
+    assert found == [*CARRIERS[:-1], SHARED]
+
+
+def ablated_units(
+    gate: str, retained: Any, superset: FrozenMask | None = None
+) -> list[int]:
+    """Hidden units that a mask with a price ablates."""
     model, task = Shared(), ToyTask()
     loaded = SimpleNamespace(model=model, special_ids=())
     experiment: Any = SimpleNamespace(
         task=task, loaded=loaded, accelerator=Accelerator(cpu=True)
     )
-    sites = [module_site(model, "out")]
+    sites, quiet = [module_site(model, "out")], GateWatch(progress=None)
+    ablated = zero_values(sites)
     settings = MaskSettings(
         gate=gate,
         penalty="price",
@@ -69,11 +97,11 @@ def test_breaking_keeps_what_the_rest_needs_and_necessary_ablates_it_too(
         n_steps=150,
     )
     masks = train_gates(
-        experiment, sites, zero_values(sites), settings, watch=GateWatch(progress=None)
+        experiment, sites, ablated, settings, superset=superset, watch=quiet
     )
-    assert GATES[gate].has_threshold(settings)
-    keep = FrozenMask.from_threshold(masks, zero_values(sites)).keep[sites[0].name]
-    assert (~keep).nonzero().flatten().tolist() == expected
+    (keep,) = FrozenMask.from_threshold(masks, ablated).keep.values()
+    found: list[int] = (~keep).nonzero().flatten().tolist()
+    return found
 
 
 def test_nothing_retained_runs_the_examples_of_the_concept_alone():

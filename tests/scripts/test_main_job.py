@@ -14,6 +14,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from torch import Tensor
 
 from circuitcut.experiments.watch import ABLATED, KEPT
+from circuitcut.masks.frozen_mask import FrozenMask
 from circuitcut.scripts import attribute, evaluate, relearn, report, train_mask
 from circuitcut.storage.atomic import read_tensors
 from circuitcut.storage.errors import UserError
@@ -245,3 +246,16 @@ def test_with_nothing_retained_its_images_are_not_run(
     assert not any("retain_loss" in json.loads(line) for line in lines)
     assert results(run)["scores"]["cut"]["concept_accuracy"] < 0.1
     report.main(report.ReportConfig(runs=[run]))
+
+
+def test_a_covering_mask_breaks_the_concept_within_an_earlier_mask(fast: list[str]):
+    flags = [*fast, *MASK, "--attribution", "none", "--n_random", "0"]
+    circuit = trained([*flags, "--n_ablated", "300"])
+    inside = ["--superset", str(circuit), "--n_ablated", "150"]
+    run = trained([*flags, *inside, "--k_min", "50", "--k_max", "200"])
+    outer, inner = FrozenMask.load(circuit), FrozenMask.load(run)
+    assert inner.n_ablated == 150
+    assert all((outer.keep[name] <= inner.keep[name]).all() for name in outer.keep)
+    assert results(run)["scores"]["cut"]["concept_accuracy"] < 0.1
+    with pytest.raises(UserError, match=r"that are trained \(300\), got 301"):
+        trained([*flags, *inside, "--k_max", "200", "--n_ablated", "301"])
