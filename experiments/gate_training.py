@@ -171,6 +171,26 @@ def cut_with(
     return cut
 
 
+def cuts_with(
+    experiment: Experiment, masks: Sequence[FrozenMask]
+) -> Callable[[Batch], Iterator[AbstractContextManager[None]]]:
+    """Several masks as contexts for each batch, whose counterfactuals are run once.
+
+    Args:
+        masks: Of the same sites and the same ablation values.
+    """
+    model = experiment.loaded.model
+
+    def cuts(batch: Batch) -> Iterator[AbstractContextManager[None]]:
+        values = None
+        if masks[0].ablated.kind == "counterfactual":
+            values = counterfactual_values(experiment, masks[0].sites, batch)
+        for mask in masks:
+            yield mask.applied(model, ablated=values)
+
+    return cuts
+
+
 def _rows_at_once(
     experiment: Experiment,
     sites: Sequence[Site],

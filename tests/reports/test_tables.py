@@ -139,3 +139,16 @@ def test_faithfulness_means_are_over_known_seeds():
     assert learned["CMD (0 is best)"] == "0.050"
     assert random["CPR (higher is better)"] == "0.500"
     assert (learned["seeds"], random["seeds"]) == (1, 2)
+    assert learned["area under f1"] == "undefined"  # a run before this area
+
+
+def test_rankings_without_complements_leave_their_cells_empty():
+    results = faithfulness_results()
+    for entry in results["curve"]:
+        entry["without"] = None
+    for entry in results["areas"]:
+        entry["score_area"] = 0.25
+    for row in faithfulness_rows(results):
+        assert row["complement: faithfulness"] is None
+        assert row["complement: concept score"] is None
+    assert {row["area under f1"] for row in area_rows(results)[:1]} == {"0.250"}
