@@ -7,6 +7,7 @@ the circuit C are ablated. A circuit is the top share of a ranking. CPR is the a
 under f, CMD the area under |1 - f|.
 """
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -41,11 +42,20 @@ def areas(
     Raises:
         UserError: When there are fewer than two fractions or they do not increase.
     """
+    distances = [None if f is None else abs(1 - f) for f in shares]
+    return area(fractions, shares), area(fractions, distances)
+
+
+def area(fractions: Sequence[float], values: Sequence[float | None]) -> float | None:
+    """The area under values by the trapezoidal rule; None where one is undefined.
+
+    Raises:
+        UserError: When there are fewer than two fractions or they do not increase.
+    """
     if len(fractions) < 2 or list(fractions) != sorted(set(fractions)):
         raise UserError(f"fractions must be two or more and rise, got {fractions}")
-    if any(share is None for share in shares):
-        return None, None
+    known = [value for value in values if value is not None and not math.isnan(value)]
+    if len(known) < len(values):
+        return None
     x = torch.tensor(fractions, dtype=torch.float64)
-    f = torch.tensor(shares, dtype=torch.float64)
-    cpr, cmd = torch.trapezoid(f, x), torch.trapezoid((1 - f).abs(), x)
-    return cpr.item(), cmd.item()
+    return torch.trapezoid(torch.tensor(known, dtype=torch.float64), x).item()

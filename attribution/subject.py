@@ -11,7 +11,15 @@ from circuitcut.masks.ablation import AblationValues, record_values
 from circuitcut.models.sites import Site
 from circuitcut.models.spared import spared_positions
 from circuitcut.storage.errors import UserError
-from circuitcut.tasks.base import Batch, Split, Task, to_device
+from circuitcut.storage.progress import shown
+from circuitcut.tasks.base import (
+    Batch,
+    Split,
+    Task,
+    has_concept,
+    rows_of,
+    to_device,
+)
 
 Scores = dict[str, Tensor]
 """One value per unit by site name; the higher, the earlier the unit is ablated."""
@@ -58,16 +66,16 @@ class Subject:
 
     def batches(self) -> Iterator[Batch]:
         """The first `n_batches` mask-training batches of the split, on the device."""
-        for step in range(self.n_batches):
+        for step in shown(range(self.n_batches), "attribution"):
             batch = self.task.batch(self.split, step, size=self.size, seed=self.seed)
             yield to_device(batch, self.device)
 
     def concept_batches(self) -> Iterator[Batch]:
         """The same batches without the examples that have no concept position."""
         for batch in self.batches():
-            rows = batch["concept"].reshape(len(batch["concept"]), -1).any(1)
+            rows = has_concept(batch)
             if rows.any():
-                yield {name: values[rows] for name, values in batch.items()}
+                yield rows_of(batch, rows)
 
     def ablated_at(self, batch: Batch) -> AblationValues:
         """The ablation values of a batch; counterfactual ones are recorded on it."""

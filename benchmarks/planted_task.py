@@ -73,7 +73,8 @@ class PlantedTask(Task):
         return self.batch(split, step, size=size, seed=seed)
 
     def counts(self, model: nn.Module, batch: Batch) -> dict[str, Tensor]:
-        predictions = model(input_ids=batch["input_ids"]).logits[:, -1].argmax(-1)
+        logits = self.logits(model, batch).unflatten(0, batch["input_ids"].shape)
+        predictions = logits[:, -1].argmax(-1)
         correct = (predictions == batch["targets"][:, -1]).float()
         n = batch["concept"][:, -1].float()
         return {

@@ -32,7 +32,7 @@ from circuitcut.models.spared import spared_positions
 from circuitcut.storage.checkpoints import latest_step
 from circuitcut.storage.errors import UserError
 from circuitcut.storage.progress import shown
-from circuitcut.tasks.base import Batch, Outputs, to_device, with_concept
+from circuitcut.tasks.base import Batch, Outputs, has_concept, rows_of, to_device
 from circuitcut.training.fit_arguments import NO_CHECKPOINTS, Checkpoints
 from circuitcut.training.objectives import (
     CONCEPT_OBJECTIVES,
@@ -126,11 +126,13 @@ def examples_to_run(batch: Batch, settings: MaskSettings) -> Batch:
     Their retained positions do not count then. A batch without the concept is reduced
     to its first example, whose loss is 0.
     """
+    of_concept = has_concept(batch)
     if settings.retain_objective != "none":
-        return batch if settings.retain_weight else with_concept(batch)
-    of_concept = batch["concept"].reshape(len(batch["concept"]), -1).any(1)
-    chosen = of_concept.nonzero().flatten() if of_concept.any() else [0]
-    rows = {name: values[chosen] for name, values in batch.items()}
+        weighs_nothing = settings.retain_weight == 0.0 and bool(of_concept.any())
+        return rows_of(batch, of_concept) if weighs_nothing else batch
+    if not of_concept.any():
+        of_concept[0] = True
+    rows = rows_of(batch, of_concept)
     return rows | {"retain": torch.zeros_like(rows["retain"])}
 
 
@@ -221,6 +223,26 @@ def cut_with(
         return mask.applied(model)
 
     return cut
+
+
+def cuts_with(
+    experiment: Experiment, masks: Sequence[FrozenMask]
+) -> Callable[[Batch], Iterator[AbstractContextManager[None]]]:
+    """Several masks as contexts for each batch, whose counterfactuals are run once.
+
+    Args:
+        masks: Of the same sites and the same ablation values.
+    """
+    model = experiment.loaded.model
+
+    def cuts(batch: Batch) -> Iterator[AbstractContextManager[None]]:
+        values = None
+        if masks[0].ablated.kind == "counterfactual":
+            values = counterfactual_values(experiment, masks[0].sites, batch)
+        for mask in masks:
+            yield mask.applied(model, ablated=values)
+
+    return cuts
 
 
 def _rows_at_once(

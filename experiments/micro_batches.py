@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from circuitcut.masks.edges.sites import graph_at, modules_and_edges
 from circuitcut.models.sites import Site
 from circuitcut.storage.errors import UserError
-from circuitcut.tasks.base import Batch
+from circuitcut.tasks.base import Batch, Split, Task, has_concept, rows_of
 
 BUDGET = 0.5
 """Of the free memory that a step may take: the rest is for what is not counted."""
@@ -61,6 +61,23 @@ def rows_that_fit(
     if trained:
         free -= 3 * sum(w.numel() * w.element_size() for w in model.parameters())
     return free / (needed * length)
+
+
+def evaluation_size(
+    task: Task, model: nn.Module, sites: Sequence[Site], split: Split
+) -> int:
+    """Examples of one forward pass: the task's `eval_batch`, or what memory holds.
+
+    Memory is counted for the longest examples with the concept.
+    """
+    n_most = task.eval_batch
+    lengths = [
+        rows_of(batch, has_concept(batch))["concept"].shape[1:].numel()
+        for batch in task.evaluation_batches(split, size=n_most)
+        if batch["concept"].any()
+    ]
+    n_fit = rows_that_fit(model, sites, max(lengths, default=1), counterfactual=True)
+    return max(1, int(min(n_most, n_fit)))
 
 
 def check_memory(

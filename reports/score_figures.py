@@ -113,7 +113,7 @@ def _size_points(curve: Sequence[Results], method: str, metric: str) -> list[Kno
 
 
 def faithfulness_curves(run: Run) -> Figure:
-    """Faithfulness, score and KL of circuits and their complements, by size."""
+    """Faithfulness, score and KL of circuits, and of complements if any, by size."""
     results = run.results
     curve, metric = results["curve"], results["concept_metric"]
     shown: list[tuple[str, Callable[[Results], float | None]]] = [
@@ -128,13 +128,18 @@ def faithfulness_curves(run: Run) -> Figure:
             lambda e: e["scores"].get("kl_concept"),
         ),
     ]
+    has_complements = any(_complement(entry) is not None for entry in curve)
+    if not has_complements:
+        del shown[1]
     figure = Figure(figsize=(WIDTH, 8.0), layout="constrained")
     grid = list(figure.subplots(2, 2).flat)
-    for axes, (label, value) in zip(grid, shown, strict=True):
+    for axes in grid[len(shown) :]:
+        axes.remove()
+    for axes, (label, value) in zip(grid, shown, strict=False):
         _by_share(axes, curve, value)
         axes.set_xlabel(f"{' and '.join(results['units'])} in the circuit (%)")
         axes.set_ylabel(label)
-    for axes in grid[:2]:
+    for axes in grid[: 1 + has_complements]:
         axes.axhline(1, color=BLACK, linestyle=":", label="uncut model")
         axes.axhline(0, color=BLACK, linestyle="-", linewidth=0.8)
     handles, labels = grid[0].get_legend_handles_labels()
@@ -160,5 +165,5 @@ def _by_share(
 
 
 def _complement(entry: Results) -> float | None:
-    faithfulness: float | None = entry["without"]["faithfulness"]
+    faithfulness: float | None = (entry["without"] or {}).get("faithfulness")
     return faithfulness

@@ -140,7 +140,8 @@ def _faithfulness_tables(results: Results) -> list[Table]:
             "Areas under faithfulness",
             area_rows(results),
             "CPR: area under the faithfulness over the share kept. CMD: area between "
-            "the faithfulness and 1. Parentheses: lowest to highest seed.",
+            "the faithfulness and 1. Last area: under the concept's score. "
+            "Parentheses: lowest to highest seed.",
         ),
         Table(
             "Circuits of every size",

@@ -104,13 +104,14 @@ def faithfulness_rows(results: Mapping[str, Any]) -> list[Row]:
             "concept score": mean([entry["scores"].get(metric) for entry in same]),
             "KL (nats)": mean([entry["scores"].get("kl_concept") for entry in same]),
             "complement: faithfulness": mean(
-                [entry["without"]["faithfulness"] for entry in same]
+                [complement.get("faithfulness") for complement in without]
             ),
             "complement: concept score": mean(
-                [entry["without"]["scores"].get(metric) for entry in same]
+                [complement.get("scores", {}).get(metric) for complement in without]
             ),
         }
         for (ranking, fraction), same in groups.items()
+        for without in [[entry["without"] or {} for entry in same]]
     ]
 
 
@@ -119,7 +120,7 @@ def area_rows(results: Mapping[str, Any]) -> list[Row]:
 
     The MIB benchmark takes CPR from signed scores and CMD from absolute ones.
     """
-    rows = []
+    rows, metric = [], results["concept_metric"]["name"]
     for ranking in dict.fromkeys(map(ranking_name, results["areas"])):
         areas = [e for e in results["areas"] if ranking_name(e) == ranking]
         rows.append(
@@ -127,6 +128,9 @@ def area_rows(results: Mapping[str, Any]) -> list[Row]:
                 "ranking": ranking,
                 "CPR (higher is better)": mean_and_range([e["cpr"] for e in areas]),
                 "CMD (0 is best)": mean_and_range([e["cmd"] for e in areas]),
+                f"area under {metric}": mean_and_range(
+                    [e.get("score_area") for e in areas]
+                ),
                 "seeds": len({entry["seed"] for entry in areas}),
             }
         )

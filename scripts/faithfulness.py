@@ -2,11 +2,15 @@
 
     python scripts/faithfulness.py --mask runs/RUN
 
-Keeps the top shares of each ranking and ablates the rest, held-out data: how much of
-the concept's margin stays (f), the task's score, KL to the uncut model, and the same
-with the circuit ablated and the rest kept. CPR and CMD are the areas under f and under
-|1 - f|, as in the MIB benchmark. A soft top-k run (`train_mask.py --direction isolate`)
-ranks every unit, so one training serves all sizes.
+Keeps the top shares of each ranking and ablates the rest, on held-out examples of the
+concept: how much of the concept's margin stays (f), the task's score, KL to the uncut
+model and, for learned rankings, the same with the circuit ablated and the rest kept.
+CPR and CMD are the areas under f and under |1 - f|, as in the MIB benchmark; the area
+under the task's score is reported beside them. A soft top-k run
+(`train_mask.py --direction isolate`) ranks every unit, so one training serves all
+sizes.
+
+    python scripts/faithfulness.py --task ioi --model smollm2 --n_heldout 200
 """
 
 from collections.abc import Sequence
@@ -21,6 +25,7 @@ from circuitcut.attribution.faithfulness import FRACTIONS
 from circuitcut.attribution.registry import METHODS
 from circuitcut.experiments.base_model import with_base_model
 from circuitcut.experiments.circuits.faithfulness import (
+    Complements,
     Rankers,
     measured,
     nothing_kept,
@@ -79,6 +84,9 @@ class FaithfulnessConfig(UnitsConfig):
         "units",
         "what the shares count: our units, or edges as MIB does, with separate q, k "
         "and v of every query head",
+    )
+    complements: Complements = flag(
+        "learned", "rankings of which the model without the circuit is measured too"
     )
     split: str = flag("heldout", f"one of {', '.join(SPLITS)}")
     n_batches: int = flag(32, "batches of 16 examples the scores are averaged over")
@@ -176,6 +184,7 @@ def _results(
         fractions=config.fractions,
         split=split,
         counts=counts,
+        complements=config.complements,
     )
     return results | {"masks": [str(path) for path in config.mask]}
 

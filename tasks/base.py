@@ -299,12 +299,38 @@ def can_have_pairs(task: type[Task]) -> bool:
     return task.counterfactual is not Task.counterfactual
 
 
-def with_concept(batch: Batch) -> Batch:
-    """The examples of a batch that have a position of the concept; all if none has."""
-    rows = batch["concept"].reshape(len(batch["concept"]), -1).any(1)
-    if not rows.any():
-        return batch
-    return {name: values[rows] for name, values in batch.items()}
+_OF_TOKENS = frozenset(
+    {
+        "input_ids", "corrupted_ids", "attention_mask", "targets", "concept", "retain",
+        "weights", "real",
+    }
+)  # fmt: skip
+
+
+def has_concept(batch: Batch) -> Bool[Tensor, "batch"]:
+    """Which examples have a position of the concept."""
+    return batch["concept"].reshape(len(batch["concept"]), -1).any(1)
+
+
+def rows_of(batch: Batch, rows: Bool[Tensor, "batch"]) -> Batch:
+    """Some examples, without the padding at the end that only the others needed.
+
+    Of a batch in which an unknown tensor may be one per token the padding stays.
+    """
+    chosen = {name: values[rows] for name, values in batch.items()}
+    mask = chosen.get("attention_mask")
+    if mask is None or not len(mask):
+        return chosen
+    n_seq = int(mask.any(0).nonzero().max()) + 1
+    per_token = {
+        name for name, v in chosen.items() if v.dim() > 1 and v.shape[1] == len(mask[0])
+    }
+    if not per_token <= _OF_TOKENS:
+        return chosen
+    return {
+        name: values[:, :n_seq] if name in per_token else values
+        for name, values in chosen.items()
+    }
 
 
 def to_device(batch: Batch, device: torch.device) -> Batch:

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 import torch
@@ -12,15 +12,16 @@ from torch import Tensor, nn
 
 from circuitcut.storage.errors import UserError
 from circuitcut.storage.modes import evaluating
-from circuitcut.storage.progress import shown
+from circuitcut.storage.progress import Progress
 from circuitcut.tasks.base import (
     Batch,
     Outputs,
     Predictions,
     Split,
     Task,
+    has_concept,
+    rows_of,
     to_device,
-    with_concept,
 )
 from circuitcut.tasks.selected_logits import head_of
 from circuitcut.tasks.span_counts import ratio
@@ -48,6 +49,8 @@ PositionScore = Callable[[Predictions], Float[Tensor, "position"]]
 
 Cut = Callable[[Batch], AbstractContextManager[Any]]
 """Returns the context in which the model is cut, for a batch on the model's device."""
+Cuts = Callable[[Batch], Iterable[AbstractContextManager[Any]]]
+"""Returns the contexts of several cuts, for a batch on the model's device."""
 
 
 @dataclass
@@ -111,23 +114,67 @@ def evaluate(
     Raises:
         UserError: When the split is empty.
     """
+    return evaluate_cuts(
+        task,
+        model,
+        split,
+        lambda batch: [cut(batch)],
+        1,
+        size=size,
+        reference=reference,
+        of_concept=of_concept,
+        limit=limit,
+        only_concept=only_concept,
+    )[0]
+
+
+def evaluate_cuts(
+    task: Task,
+    model: nn.Module,
+    split: Split,
+    cuts: Cuts,
+    n_cuts: int,
+    *,
+    size: int | None = None,
+    reference: bool | References = False,
+    of_concept: Mapping[str, PositionScore] | None = None,
+    limit: int | None = None,
+    only_concept: bool = False,
+) -> list[Evaluation]:
+    """Scores in each of several cuts: all of them on one batch, then the next batch.
+
+    What the cuts share on a batch is computed once: the uncut model's outputs, and
+    whatever `cuts` does before it gives the first context. Other arguments as in
+    `evaluate`.
+
+    Args:
+        cuts: Called once a batch; gives `n_cuts` contexts, always in the same order.
+
+    Raises:
+        UserError: When the split is empty.
+    """
     device = next(model.parameters()).device
     references = reference if isinstance(reference, References) else References()
-    counts: dict[str, list[Tensor]] = {}
-    clusters, unseen = [], []
-    with evaluating(model):
-        size = size or task.eval_batch
-        batches = _limited(task.evaluation_batches(split, size=size), limit)
-        if only_concept:
-            batches = _with_concept(batches)
-        for number, batch in enumerate(shown(batches, f"scores on {split}")):
-            clusters.append(batch["cluster"])
-            unseen.append(batch["unseen"])
-            with torch.no_grad():
-                moved = to_device(batch, device)
-                uncut_outputs = partial(
-                    references.of, number, partial(task.outputs, model, moved)
-                )
+    batches = _limited(
+        task.evaluation_batches(split, size=size or task.eval_batch), limit
+    )
+    known = list(_with_concept(batches) if only_concept else batches)
+    if not known:
+        raise UserError(f"split {split!r} of task {task.name!r} has no examples")
+    counts: list[dict[str, list[Tensor]]] = [{} for _ in range(n_cuts)]
+    label, n_steps = f"scores on {split}", len(known) * n_cuts
+    unit = "batch" if n_cuts == 1 else "cut and batch"
+    with (
+        evaluating(model),
+        torch.no_grad(),
+        Progress(label, 0, n_steps, unit=unit, summary=False) as bar,
+    ):
+        for number, batch in enumerate(known):
+            moved = to_device(batch, device)
+            uncut_outputs = cache(
+                partial(references.of, number, partial(task.outputs, model, moved))
+            )
+            for place, cut in enumerate(cuts(moved)):
                 batch_counts = _batch_counts(
                     task,
                     model,
@@ -136,12 +183,20 @@ def evaluate(
                     uncut_outputs=uncut_outputs if reference else None,
                     of_concept=of_concept or {},
                 )
-            for name, value in batch_counts.items():
-                counts.setdefault(name, []).append(value.double().cpu())
-    if not clusters:
-        raise UserError(f"split {split!r} of task {task.name!r} has no examples")
-    joined = {name: torch.cat(values) for name, values in counts.items()}
-    return _evaluation(task, joined, torch.cat(clusters), torch.cat(unseen).bool())
+                for name, value in batch_counts.items():
+                    counts[place].setdefault(name, []).append(value.double().cpu())
+                bar.advance(number * n_cuts + place)
+    clusters = torch.cat([batch["cluster"] for batch in known])
+    unseen = torch.cat([batch["unseen"] for batch in known]).bool()
+    return [
+        _evaluation(
+            task,
+            {name: torch.cat(values) for name, values in of_cut.items()},
+            clusters,
+            unseen,
+        )
+        for of_cut in counts
+    ]
 
 
 def _evaluation(
@@ -162,8 +217,9 @@ def _evaluation(
 def _with_concept(batches: Iterable[Batch]) -> Iterator[Batch]:
     """The batches without the examples that have no position of the concept."""
     for batch in batches:
-        if batch["concept"].any():
-            yield with_concept(batch)
+        rows = has_concept(batch)
+        if rows.any():
+            yield rows_of(batch, rows)
 
 
 def _limited(batches: Iterable[Batch], limit: int | None) -> Iterator[Batch]:
@@ -184,16 +240,17 @@ def _batch_counts(
     task: Task,
     model: nn.Module,
     batch: Batch,
-    cut: Cut,
+    cut: AbstractContextManager[Any],
     *,
     uncut_outputs: Callable[[], Outputs] | None,
     of_concept: Mapping[str, PositionScore],
 ) -> dict[str, Tensor]:
     """Counts per example: of the task, of further scores, and of KL(uncut || cut)."""
     with_outputs = uncut_outputs is not None or bool(of_concept)
-    counts, ablated = _counts(task, model, batch, cut, with_outputs)
-    if ablated is None:
-        return counts
+    with cut:
+        if not with_outputs:
+            return dict(task.counts(model, batch))
+        counts, ablated = counts_and_outputs(task, model, batch)
     for name, score in of_concept.items():
         values = score(ablated.concept)
         counts[OF_CONCEPT + name] = _per_example(batch, "concept", values)
@@ -296,14 +353,12 @@ class _CachedForward(nn.Module):
         return self._output
 
 
-def _counts(
-    task: Task, model: nn.Module, batch: Batch, cut: Cut, with_outputs: bool
-) -> tuple[dict[str, Tensor], Outputs | None]:
-    """Counts of one batch and, `with_outputs`, its predictions; one forward pass."""
-    with cut(batch):
-        cached = _CachedForward(model)
-        counts = task.counts(cached, batch)
-        return dict(counts), task.outputs(cached, batch) if with_outputs else None
+def counts_and_outputs(
+    task: Task, model: nn.Module, batch: Batch
+) -> tuple[dict[str, Tensor], Outputs]:
+    """Counts per example and predictions of one batch, from one forward pass."""
+    cached = _CachedForward(model)
+    return dict(task.counts(cached, batch)), task.outputs(cached, batch)
 
 
 def _divergences(batch: Batch, uncut: Outputs, ablated: Outputs) -> dict[str, Tensor]:

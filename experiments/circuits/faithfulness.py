@@ -7,17 +7,19 @@ https://arxiv.org/abs/2504.13151: the areas CPR and CMD over the shares of units
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
-from circuitcut.attribution.faithfulness import areas, faithfulness
+from circuitcut.attribution.faithfulness import area, areas, faithfulness
 from circuitcut.attribution.gate_gradients import position_margin
+from circuitcut.attribution.registry import METHODS
 from circuitcut.experiments.describe import header
-from circuitcut.experiments.gate_training import cut_with
+from circuitcut.experiments.gate_training import cuts_with
 from circuitcut.experiments.load import Experiment
+from circuitcut.experiments.micro_batches import evaluation_size
 from circuitcut.experiments.saved_runs import ranking_of_run
 from circuitcut.experiments.scores import cut_by, responsibility
 from circuitcut.masks.edges.sites import (
@@ -30,10 +32,11 @@ from circuitcut.masks.frozen_mask import FrozenMask
 from circuitcut.models.residual.connected_edges import connected
 from circuitcut.models.sites import Site
 from circuitcut.tasks.base import Split
-from circuitcut.tasks.evaluation import References, evaluate
+from circuitcut.tasks.evaluation import evaluate_cuts
 
 Rankings = dict[tuple[str, int, str], Mapping[str, Tensor]]
 """By method, seed and order (`signed` or `absolute`); the highest are kept."""
+Complements = Literal["all", "learned", "none"]
 
 
 @dataclass(frozen=True)
@@ -91,48 +94,65 @@ def measured(
     fractions: Sequence[float],
     split: Split,
     counts: Int[Tensor, "unit"] | None = None,
+    complements: Complements = "all",
 ) -> dict[str, Any]:
     """results.json of a faithfulness run, `masks` aside.
+
+    Examples without a position of the concept are not run.
 
     Args:
         fractions: Shares of the units kept, rising.
         split: Of the task, which scores are measured on.
         counts: What every unit counts for in a share, in the order of the sites; None
             is 1.
+        complements: Of which rankings the model without the circuit is measured too.
     """
     if counts is None:
         counts = torch.ones(empty.n_units, dtype=torch.int64)
-    measure = _Measure(experiment, split)
-    whole, none = measure(_complement(empty)), measure(empty)
+    circuits = {
+        (ranker, fraction): _circuit(empty, ranking, n_kept)
+        for ranker, ranking in ranked.items()
+        for fraction in fractions
+        for n_kept in [n_within(ranking, empty.sites, counts, fraction)]
+    }
+    with_complement = {
+        ranker
+        for ranker in ranked
+        if complements == "all"
+        or (complements == "learned" and ranker[0] not in METHODS)
+    }
+    masks = [_complement(empty), empty]
+    for (ranker, _), circuit in circuits.items():
+        masks += [circuit, _complement(circuit)][: 1 + (ranker in with_complement)]
+    measure = _Measured(experiment, split, masks)
+    whole, none = measure.of(masks[0]), measure.of(empty)
     ends = whole["margin"], none["margin"]
     curve = []
-    for (method, seed, order), ranking in ranked.items():
-        for fraction in fractions:
-            n_kept = n_within(ranking, empty.sites, counts, fraction)
-            circuit = _circuit(empty, ranking, n_kept)
-            kept, cut = measure(circuit), measure(_complement(circuit))
-            curve.append(
-                {
-                    "method": method,
-                    "order": order,
-                    "seed": seed,
-                    "fraction": fraction,
-                    "n_kept": n_kept,
-                    "n_connected": circuit.n_units - circuit.n_ablated,
-                    "n_counted": int(counts[_flat(circuit)].sum()),
-                    "faithfulness": faithfulness(kept["margin"], *ends),
-                    "scores": kept,
-                    "without": {
-                        "faithfulness": faithfulness(cut["margin"], *ends),
-                        "scores": cut,
-                    },
-                }
-            )
+    for (ranker, fraction), circuit in circuits.items():
+        kept = measure.of(circuit)
+        entry = dict(zip(("method", "seed", "order"), ranker, strict=True)) | {
+            "fraction": fraction,
+            "n_kept": n_within(ranked[ranker], empty.sites, counts, fraction),
+            "n_connected": circuit.n_units - circuit.n_ablated,
+            "n_counted": int(counts[_flat(circuit)].sum()),
+            "faithfulness": faithfulness(kept["margin"], *ends),
+            "scores": kept,
+            "without": None,
+        }
+        if ranker in with_complement:
+            cut = measure.of(_complement(circuit))
+            entry["without"] = {
+                "faithfulness": faithfulness(cut["margin"], *ends),
+                "scores": cut,
+            }
+        curve.append(entry)
+    metric = experiment.task.concept_metric.name
     return header("faithfulness", experiment, mask=empty) | {
         "split": split,
+        "n_scored": measure.n_examples,
         "scores": {"uncut": whole, "nothing kept": none},
         "curve": curve,
-        "areas": _areas(fractions, curve),
+        "areas": _areas(fractions, curve, metric),
     }
 
 
@@ -144,27 +164,36 @@ def nothing_kept(mask: FrozenMask) -> FrozenMask:
     return replace(mask, keep=keep)
 
 
-class _Measure:
-    """Scores of a mask on the split, each mask once."""
+class _Measured:
+    """Scores of masks on the split: different masks once each, in one evaluation."""
 
-    def __init__(self, experiment: Experiment, split: Split):
-        self.split = split
-        self.experiment = experiment
-        self.references = References()
-        self.known: dict[bytes, dict[str, float]] = {}
+    def __init__(self, experiment: Experiment, split: Split, masks: list[FrozenMask]):
+        different = {_key(mask): mask for mask in masks}
+        task, model = experiment.task, experiment.loaded.model
+        evaluations = evaluate_cuts(
+            task,
+            model,
+            split,
+            cuts_with(experiment, list(different.values())),
+            len(different),
+            size=evaluation_size(task, model, masks[0].sites, split),
+            reference=True,
+            of_concept={"margin": position_margin},
+            only_concept=True,
+        )
+        self.n_examples = evaluations[0].n_examples
+        self._scores = {
+            key: evaluation.scores
+            for key, evaluation in zip(different, evaluations, strict=True)
+        }
 
-    def __call__(self, mask: FrozenMask) -> dict[str, float]:
-        key = _flat(mask).numpy().tobytes()
-        if key not in self.known:
-            self.known[key] = evaluate(
-                self.experiment.task,
-                self.experiment.loaded.model,
-                self.split,
-                cut=cut_with(self.experiment, mask),
-                reference=self.references,
-                of_concept={"margin": position_margin},
-            ).scores
-        return self.known[key]
+    def of(self, mask: FrozenMask) -> dict[str, float]:
+        """Scores of one of the masks."""
+        return self._scores[_key(mask)]
+
+
+def _key(mask: FrozenMask) -> bytes:
+    return _flat(mask).numpy().tobytes()
 
 
 def _flat(mask: FrozenMask) -> Bool[Tensor, "unit"]:
@@ -202,17 +231,24 @@ def _complement(mask: FrozenMask) -> FrozenMask:
 
 
 def _areas(
-    fractions: Sequence[float], curve: Sequence[Mapping[str, Any]]
+    fractions: Sequence[float], curve: Sequence[Mapping[str, Any]], metric: str
 ) -> list[dict[str, Any]]:
-    """CPR and CMD of every ranking."""
-    groups: dict[tuple[str, str, int], list[float | None]] = {}
+    """CPR, CMD and the area under the concept's score of every ranking."""
+    groups: dict[tuple[str, str, int], list[Mapping[str, Any]]] = {}
     for entry in curve:
         key = entry["method"], entry["order"], entry["seed"]
-        groups.setdefault(key, []).append(entry["faithfulness"])
+        groups.setdefault(key, []).append(entry)
     rows = []
-    for (method, order, seed), shares in groups.items():
-        cpr, cmd = areas(fractions, shares)
+    for (method, order, seed), entries in groups.items():
+        cpr, cmd = areas(fractions, [entry["faithfulness"] for entry in entries])
         rows.append(
-            {"method": method, "order": order, "seed": seed, "cpr": cpr, "cmd": cmd}
+            {
+                "method": method,
+                "order": order,
+                "seed": seed,
+                "cpr": cpr,
+                "cmd": cmd,
+                "score_area": area(fractions, [e["scores"][metric] for e in entries]),
+            }
         )
     return rows

@@ -1,14 +1,14 @@
-"""The last step of `break` on few edges: each that need not be cut is restored.
+"""The last step of `break` on few edges: those that need not be cut are restored.
 
 Soft gates share a cut out among edges any one of which would do, and a threshold takes
-them all. Here every cut edge is restored in turn, the one that the ranking is least
-sure of first, and stays where the concept is as broken as before and the rest as well
-off: what is left cut is needed for the cut. Where the mask does not break the concept,
-further edges are first cut by their rank.
+them all. Here cut edges are restored in pieces, halves first and single edges last, the
+ones that the ranking is least sure of first (`tries.change_in_pieces`). A piece stays
+where the concept is as broken as before and the rest as well off: what is left cut is
+needed for the cut. Where the mask does not break the concept, further edges are first
+cut by their rank.
 """
 
 import logging
-import math
 from dataclasses import dataclass
 
 import torch
@@ -18,16 +18,23 @@ from circuitcut.attribution.gate_gradients import position_margin
 from circuitcut.experiments.circuits.spare_edges import (
     MOST_EXACT,
     has_only_edges,
-    tune_examples,
     with_kept,
+)
+from circuitcut.experiments.circuits.tries import (
+    MOST_TRIES,
+    Budget,
+    Examples,
+    budget,
+    change_in_pieces,
+    cut_by_gates,
+    examples_of,
 )
 from circuitcut.experiments.freeze import Frozen
 from circuitcut.experiments.load import Experiment
 from circuitcut.experiments.settings import MaskSettings
 from circuitcut.masks.frozen_mask import FrozenMask
-from circuitcut.masks.gating import gated
-from circuitcut.models.sites import split_by_site
-from circuitcut.tasks.base import Metric
+from circuitcut.tasks.base import Metric, Outputs, Predictions
+from circuitcut.tasks.evaluation import counts_and_outputs
 from circuitcut.training.objectives import kl_to_reference
 
 logger = logging.getLogger(__name__)
@@ -36,13 +43,24 @@ _SLACK = 1e-3
 
 
 @dataclass(frozen=True)
-class _Cut:
-    """What a cut leaves on the examples."""
+class _Concept:
+    """What a cut leaves of the concept on the examples, or what it may leave."""
 
     margin: float
     """Mean nats by which the concept's answer leads its rivals."""
     ability: float
     """The concept's score above chance."""
+
+    def is_within(self, limit: "_Concept") -> bool:
+        """Whether no more is left than `limit` allows."""
+        return self.margin <= limit.margin and self.ability <= limit.ability
+
+
+@dataclass(frozen=True)
+class _Cut:
+    """What a cut may leave of the concept and do to the rest."""
+
+    concept: _Concept
     harm: float
     """KL from the uncut model where the concept is not."""
 
@@ -64,6 +82,9 @@ def with_edges_restored(
 ) -> Frozen:
     """The mask with all edges that need not be cut, and the ranking that gives it.
 
+    At most `MOST_TRIES` cuts are tried, each by one run of the model on the concept's
+    examples and, where the concept stays broken, one on the others.
+
     Args:
         frozen: A mask for which `can_restore_edges`, and its ranking.
         target: Share of the uncut model's margin and ability that counts as broken; a
@@ -71,77 +92,113 @@ def with_edges_restored(
     """
     mask, ranking = frozen.mask, frozen.ranking
     logger.info("restoring edges of the %d that are cut in vain", mask.n_ablated)
-    attempt = _Attempts(experiment, settings, mask)
     keep = torch.cat([mask.keep[site.name] for site in mask.sites])
     scores = torch.cat([ranking[site.name] for site in mask.sites])
     order = scores.sort(descending=True, stable=True).indices
-    uncut = attempt(torch.ones_like(keep))
-    broken = _Cut(target * uncut.margin, target * uncut.ability, math.inf)
-    keep, start = _broken(keep, order, attempt, broken)
-    limit = _Cut(
-        max(start.margin, broken.margin),
-        max(start.ability, broken.ability),
-        start.harm + _SLACK,
-    )
-    n_cut = -1
-    while n_cut != int((~keep).sum()):
-        n_cut = int((~keep).sum())
-        for edge in order[~keep[order]].tolist():
-            keep[edge] = True
-            if keep.all() or not _is_within(attempt(keep), limit):
-                keep[edge] = False
+    with budget("restoring edges", MOST_TRIES) as tries:
+        attempts = _Attempts(experiment, settings, mask, tries)
+        keep = _restored(keep, order, attempts, target)
     return with_kept(mask, keep, order)
 
 
+def _restored(
+    keep: Tensor, order: Tensor, attempts: "_Attempts", target: float
+) -> Tensor:
+    """More edges kept, until the cut needs all that are left or tries are spent."""
+    uncut = attempts.concept(torch.ones_like(keep))
+    broken = _Concept(target * uncut.margin, target * uncut.ability)
+    keep, start = _broken(keep, order, attempts, broken)
+    limit = _Cut(
+        _Concept(max(start.margin, broken.margin), max(start.ability, broken.ability)),
+        attempts.harm(keep) + _SLACK,
+    )
+    keep = keep.clone()
+
+    def restore(piece: Tensor) -> bool:
+        keep[piece] = True
+        if not keep.all() and attempts.is_within(keep, limit):
+            return True
+        keep[piece] = False
+        return False
+
+    change_in_pieces(lambda: order[~keep[order]], restore, attempts.tries)
+    return keep
+
+
 def _broken(
-    keep: Tensor, order: Tensor, attempt: "_Attempts", broken: _Cut
-) -> tuple[Tensor, _Cut]:
+    keep: Tensor, order: Tensor, attempts: "_Attempts", broken: "_Concept"
+) -> tuple[Tensor, "_Concept"]:
     """The cut and, where it breaks too little, as many edges more as it takes.
 
     The cut itself where that is too many.
     """
-    first = attempt(keep)
+    first = attempts.concept(keep)
     wider, left, n_cut = keep, first, int((~keep).sum())
-    while not _is_within(left, broken):
+    while not left.is_within(broken):
         n_cut = 2 * n_cut
         if n_cut > min(2 * MOST_EXACT, len(order) // 2):
             return keep, first
         wider = keep.clone()
         wider[order[-n_cut:]] = False
-        left = attempt(wider)
+        left = attempts.concept(wider)
     return wider, left
-
-
-def _is_within(cut: _Cut, limit: _Cut) -> bool:
-    return (
-        cut.margin <= limit.margin
-        and cut.ability <= limit.ability
-        and cut.harm <= limit.harm
-    )
 
 
 class _Attempts:
     """What cuts do on examples of `tune`."""
 
     def __init__(
-        self, experiment: Experiment, settings: MaskSettings, mask: FrozenMask
+        self,
+        experiment: Experiment,
+        settings: MaskSettings,
+        mask: FrozenMask,
+        tries: Budget,
     ):
         self.task, self.model = experiment.task, experiment.loaded.model
-        self.sites = mask.sites
-        self.batch, self.ablated = tune_examples(experiment, settings, mask)
+        self.mask, self.tries = mask, tries
+        self.of_concept, self.others = (
+            examples_of(experiment, settings, mask, with_concept=with_concept)
+            for with_concept in (True, False)
+        )
         with torch.no_grad():
-            self.uncut = self.task.outputs(self.model, self.batch).retain.logits
+            self.uncut = [
+                self.task.outputs(self.model, piece.batch).retain.logits
+                for piece in (*self.of_concept, *self.others)
+            ]
+        self.prompts: list[Outputs] = []
+        """Of the last cut, on the concept's examples."""
 
-    def __call__(self, keep: Tensor) -> _Cut:
-        named = split_by_site(keep, self.sites)
-        with torch.no_grad(), gated(self.model, self.sites, named, self.ablated):
-            outputs = self.task.outputs(self.model, self.batch)
-            counts = self.task.counts(self.model, self.batch)
-        metric, retain = self.task.concept_metric, outputs.retain
-        sums = {name: values.double().sum(0) for name, values in counts.items()}
-        score = self.task.summarise(sums)[metric.name]
-        harm = 0.0
-        if len(retain.weights):
-            harm = kl_to_reference(retain.logits, self.uncut, retain.weights).item()
-        margin = position_margin(outputs.concept).mean().item()
-        return _Cut(margin, score - metric.chance, harm)
+    def concept(self, keep: Tensor) -> _Concept:
+        """One run of the model on the concept's examples."""
+        self.prompts = []
+        sums: dict[str, Tensor] = {}
+        for piece in self.of_concept:
+            with torch.no_grad(), cut_by_gates(self.model, self.mask, keep, piece):
+                counts, outputs = counts_and_outputs(self.task, self.model, piece.batch)
+            self.prompts.append(outputs)
+            for name, values in counts.items():
+                sums[name] = sums.get(name, 0) + values.double().sum(0)
+        self.tries.spend()
+        metric = self.task.concept_metric
+        ability = self.task.summarise(sums)[metric.name] - metric.chance
+        margins = [position_margin(outputs.concept) for outputs in self.prompts]
+        return _Concept(torch.cat(margins).mean().item(), ability)
+
+    def harm(self, keep: Tensor) -> float:
+        """KL from the uncut model where the concept is not; `concept` came before."""
+        retain = [outputs.retain for outputs in self.prompts]
+        retain += [self._retain(keep, piece) for piece in self.others]
+        weights = torch.cat([predictions.weights for predictions in retain])
+        if not len(weights):
+            return 0.0
+        logits = torch.cat([predictions.logits for predictions in retain])
+        return kl_to_reference(logits, torch.cat(self.uncut), weights).item()
+
+    def _retain(self, keep: Tensor, piece: Examples) -> Predictions:
+        with torch.no_grad(), cut_by_gates(self.model, self.mask, keep, piece):
+            return self.task.outputs(self.model, piece.batch).retain
+
+    def is_within(self, keep: Tensor, limit: _Cut) -> bool:
+        """Whether a cut leaves no more; the others run where the concept is broken."""
+        concept = self.concept(keep)
+        return concept.is_within(limit.concept) and self.harm(keep) <= limit.harm

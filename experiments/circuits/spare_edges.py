@@ -1,45 +1,48 @@
-"""The last step of `isolate` on few edges: those that it can spare are removed.
+"""The last step of `isolate` on edges: those that the circuit can spare are removed.
 
 Gates in training lie between 0 and 1 and hide what a finished mask needs: a norm undoes
-the scale of a read, so an edge that is all but closed still works. Here the divergence
-from the uncut model plus a price for every kept edge is descended on the finished mask:
-from the lowest edge of the ranking upwards, one goes where that costs less than the
-price. The divergence is Jensen and Shannon's, of at most ln 2 nats: KL would keep edges
-that do nothing but make the circuit as unsure as the model is. Conmy et al. (2023),
-"Towards Automated Circuit Discovery for Mechanistic Interpretability",
-https://arxiv.org/abs/2304.14997, do so from all edges of a model, from the last reader
-to the first; here the order and the start are learned. Where training keeps more than
-can be tried one by one, or nothing that works, edges go in pieces (in the second case
-of the whole graph): half of them, a quarter ..., down to single edges where a piece is
-needed, as
-Zeller and Hildebrandt (2002), "Simplifying and Isolating Failure-Inducing Input", do
-with the input of a program.
+the scale of a read, so an edge that is all but closed still works. Here edges of the
+finished mask are removed in pieces, halves first and single edges last, from the lowest
+of the ranking upwards (`tries.change_in_pieces`). A piece goes where the divergence
+from the uncut model rises by less than the price of one edge. The divergence is Jensen
+and Shannon's, of at most ln 2 nats: KL would keep edges that do nothing but make the
+circuit as unsure as the model is. Conmy et al. (2023), "Towards Automated Circuit
+Discovery for Mechanistic Interpretability", https://arxiv.org/abs/2304.14997, remove
+single edges from all edges of a model, from the last reader to the first; here the
+order and the start are learned, and the number of tries is bounded. Where training
+keeps nothing that works, a small graph is searched from all of its edges.
 """
 
 import logging
 import math
-from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from circuitcut.attribution.gate_gradients import position_margin
+from circuitcut.experiments.circuits.tries import (
+    MOST_TRIES,
+    Budget,
+    budget,
+    change_in_pieces,
+    cut_by_gates,
+    examples_of,
+)
 from circuitcut.experiments.freeze import Frozen
-from circuitcut.experiments.gate_training import counterfactual_values
 from circuitcut.experiments.load import Experiment
 from circuitcut.experiments.settings import MaskSettings
-from circuitcut.masks.ablation import AblationValues
 from circuitcut.masks.frozen_mask import FrozenMask
-from circuitcut.masks.gating import gated
 from circuitcut.models.sites import split_by_site
-from circuitcut.tasks.base import Batch, to_device
+from circuitcut.tasks.base import Batch, Predictions
 from circuitcut.training.objectives import jensen_shannon
 
 logger = logging.getLogger(__name__)
 MOST_EXACT = 128
 """Edges, each of which costs a forward pass at least."""
-_EXAMPLES = 64
+_MOST_SEARCHED = 4096
+"""Edges of a graph that is searched from all of them: a larger one leaves too many when
+the tries are spent."""
 _WORKS = 0.05
 """Share of the loss without any edge, up to which a mask is said to work."""
 _MARGIN_COST = 0.05
@@ -54,10 +57,6 @@ class _Attempt:
     """Divergence from the uncut model, at most ln 2."""
     margin: float
     """Mean nats by which the answer leads its rivals."""
-
-
-Try = Callable[[Tensor], _Attempt]
-"""Gates of all edges -> what they do."""
 
 
 def can_remove_spare_edges(
@@ -87,9 +86,9 @@ def without_spare_edges(
     """The mask without the edges that it can spare, and the ranking that gives it.
 
     Where the mask does not do what the model does, edges are first added by their rank;
-    where too many would be needed, they are searched among all, with as many tries as
-    there were training steps; where that is too few the mask stays as it is, with a
-    warning.
+    where too many would be needed, they are searched among all edges of a small graph.
+    Where that leaves too many the mask stays as it is, with a warning. The model is run
+    at most `MOST_TRIES` times, on the concept's examples alone.
 
     Args:
         frozen: A mask for which `can_remove_spare_edges`, and its ranking.
@@ -98,35 +97,50 @@ def without_spare_edges(
         margin_cost: Share of the uncut model's margin that may be lost: each edge may
             cost little, and all together too much.
     """
+    with budget("removing spare edges", MOST_TRIES) as tries:
+        attempt = _Attempts(experiment, settings, frozen.mask, tries)
+        return _without_spare_edges(
+            attempt, frozen, settings.price, n_ablated, margin_cost
+        )
+
+
+def _without_spare_edges(
+    attempt: "_Attempts",
+    frozen: Frozen,
+    price: float,
+    n_ablated: int | None,
+    margin_cost: float,
+) -> Frozen:
     mask, ranking = frozen.mask, frozen.ranking
     n_kept = mask.n_units - mask.n_ablated
     logger.info("removing spare edges of the %d that the mask keeps", n_kept)
-    attempt = _attempts(experiment, settings, mask)
     whole = attempt(torch.ones(mask.n_units, dtype=torch.bool)).margin
     floor = (1 - margin_cost) * whole if whole > 0 else -math.inf
+    limit = _WORKS * attempt(torch.zeros(mask.n_units, dtype=torch.bool)).loss
     scores = torch.cat([ranking[site.name] for site in mask.sites])
     order = scores.sort(descending=True, stable=True).indices
     keep = torch.cat([mask.keep[site.name] for site in mask.sites])
     least = 0 if n_ablated is None else mask.n_units - n_ablated
-    working = _working(keep, order, attempt, floor)
-    if working is None:
+    start = _working(keep, order, attempt, floor, limit)
+    is_searched = start is None and mask.n_units <= _MOST_SEARCHED
+    if start is None:
         logger.warning(
             "the mask does not do what the model does, nor do the first %d of its "
-            "ranking: searching among all edges",
-            2 * MOST_EXACT,
+            "ranking: %s",
+            _widest(n_kept),
+            "searching among all edges"
+            if is_searched
+            else "only edges that cost it nothing are removed",
         )
-        working = torch.ones_like(keep)
-    if int(working.sum()) > 2 * MOST_EXACT:
-        most = settings.n_steps
-        working = _searched(working, order, attempt, settings.price, floor, most)
-    if int(working.sum()) > 2 * MOST_EXACT:
+        start = torch.ones_like(keep) if is_searched else keep
+    keep = _reduced(start, order, attempt, _Bounds(price, floor, limit, least))
+    if is_searched and int(keep.sum()) > 2 * MOST_EXACT:
         logger.warning(
             "no %d edges were found that do what the model does, so the mask stays as "
             "it was trained: try more --n_steps or --k_max",
             2 * MOST_EXACT,
         )
         return frozen
-    keep = _spared(working, order, attempt, settings.price, floor, least)
     return with_kept(mask, keep, order, n_ablated)
 
 
@@ -155,105 +169,112 @@ def with_kept(
     return Frozen(kept, ranking)
 
 
-def _working(keep: Tensor, order: Tensor, attempt: Try, floor: float) -> Tensor | None:
+def _widest(n_kept: int) -> int:
+    """Edges up to which a mask that does not work is widened."""
+    return max(2 * MOST_EXACT, 2 * n_kept)
+
+
+def _working(
+    keep: Tensor, order: Tensor, attempt: "_Attempts", floor: float, limit: float
+) -> Tensor | None:
     """The kept edges and, where they do not work, as many of the next as it takes.
 
     Where the margin stays below its floor (other edges may hold the answer back), the
     first that do not diverge much; None where too many would be needed.
     """
-    limit = _WORKS * attempt(torch.zeros_like(keep)).loss
     n_kept, wider, near = int(keep.sum()), keep, None
+    widest = min(_widest(n_kept), len(keep))
     while True:
         result = attempt(wider)
         if result.loss <= limit:
             if result.margin >= floor:
                 return wider
             near = wider if near is None else near
-        if n_kept >= 2 * MOST_EXACT:
+        if n_kept >= widest:
             return near
-        n_kept = min(max(1, 2 * n_kept), 2 * MOST_EXACT)
+        n_kept = min(max(1, 2 * n_kept), widest)
         wider = keep.clone()
         wider[order[:n_kept]] = True
 
 
-def _spared(
-    keep: Tensor, order: Tensor, attempt: Try, price: float, floor: float, least: int
+@dataclass(frozen=True)
+class _Bounds:
+    """What a piece may cost."""
+
+    price: float
+    """Nats of divergence that one piece may add."""
+    floor: float
+    """Margin below which no piece may go that lowers it."""
+    limit: float
+    """Divergence above which no piece may go, that of the start aside."""
+    least: int
+    """Edges that are kept whatever they cost."""
+
+
+def _reduced(
+    start: Tensor, order: Tensor, attempt: "_Attempts", bounds: _Bounds
 ) -> Tensor:
-    """Less every edge that costs less than its price, until none does or few are left.
+    """Less the pieces that can go, the lowest ranked first, while tries are left."""
+    keep, now = start.clone(), attempt(start)
+    limit = max(bounds.limit, now.loss)
 
-    Args:
-        floor: A margin below which none may go that lowers it.
-        least: Edges that are kept whatever they cost.
-    """
-    keep, now, n_kept, before = keep.clone(), attempt(keep), int(keep.sum()), -1
-    while before != n_kept:
-        before = n_kept
-        for edge in order[keep[order]].flip(0).tolist():
-            if n_kept <= least:
-                return keep
-            keep[edge] = False
-            without = attempt(keep)
-            if _is_spared(without, now, price, floor):
-                now, n_kept = without, n_kept - 1
-            else:
-                keep[edge] = True
-    return keep
-
-
-def _is_spared(without: _Attempt, now: _Attempt, price: float, floor: float) -> bool:
-    """Whether what was taken away costs less than one edge, and margin to spare."""
-    bears = without.margin >= min(floor, now.margin)
-    return bears and without.loss - now.loss < price
-
-
-def _searched(
-    keep: Tensor, order: Tensor, attempt: Try, price: float, floor: float, most: int
-) -> Tensor:
-    """Less the edges that go in pieces, the lowest ranked first.
-
-    Args:
-        most: Tries.
-    """
-    keep, now = keep.clone(), attempt(keep)
-    limit = _WORKS * attempt(torch.zeros_like(keep)).loss
-    pieces = [order[keep[order]].flip(0)]
-    while pieces and most > 0:
-        piece = pieces.pop()
+    def remove(piece: Tensor) -> bool:
+        nonlocal now
+        piece = piece[: int(keep.sum()) - bounds.least]
+        if not len(piece):
+            return False
         keep[piece] = False
-        without, most = attempt(keep), most - 1
-        if without.loss <= limit and _is_spared(without, now, price, floor):
+        without = attempt(keep)
+        bears = without.margin >= min(bounds.floor, now.margin)
+        is_cheap = without.loss - now.loss < bounds.price and without.loss <= limit
+        if bears and is_cheap:
             now = without
-            continue
+            return True
         keep[piece] = True
-        if len(piece) > 1:
-            low, high = piece.tensor_split(2)
-            pieces += [high, low]
+        return False
+
+    change_in_pieces(lambda: order[keep[order]].flip(0), remove, attempt.tries)
     return keep
 
 
-def _attempts(experiment: Experiment, settings: MaskSettings, mask: FrozenMask) -> Try:
-    """What masks do where the concept is, on examples of `tune`."""
-    task, model = experiment.task, experiment.loaded.model
-    moved, ablated = tune_examples(experiment, settings, mask)
-    with torch.no_grad():
-        uncut = task.outputs(model, moved).concept.logits
+class _Attempts:
+    """What masks do where the concept is, on examples of `tune`; one run each."""
 
-    def attempt(keep: Tensor) -> _Attempt:
-        named = split_by_site(keep, mask.sites)
-        with torch.no_grad(), gated(model, mask.sites, named, ablated):
-            concept = task.outputs(model, moved).concept
-        loss = jensen_shannon(concept.logits, uncut, concept.weights)
-        return _Attempt(loss.item(), position_margin(concept).mean().item())
+    def __init__(
+        self,
+        experiment: Experiment,
+        settings: MaskSettings,
+        mask: FrozenMask,
+        tries: Budget,
+    ):
+        self.task, self.model = experiment.task, experiment.loaded.model
+        self.mask, self.tries = mask, tries
+        self.examples = [
+            replace(piece, batch=piece.batch | {"retain": _nowhere(piece.batch)})
+            for piece in examples_of(experiment, settings, mask, with_concept=True)
+        ]
+        with torch.no_grad():
+            self.uncut = torch.cat(
+                [
+                    self.task.outputs(self.model, piece.batch).concept.logits
+                    for piece in self.examples
+                ]
+            )
 
-    return attempt
+    def __call__(self, keep: Tensor) -> _Attempt:
+        outputs: list[Predictions] = []
+        for piece in self.examples:
+            cut = cut_by_gates(self.model, self.mask, keep, piece)
+            with torch.no_grad(), cut:
+                outputs.append(self.task.outputs(self.model, piece.batch).concept)
+        self.tries.spend()
+        logits = torch.cat([concept.logits for concept in outputs])
+        weights = torch.cat([concept.weights for concept in outputs])
+        margins = torch.cat([position_margin(concept) for concept in outputs])
+        loss = jensen_shannon(logits, self.uncut, weights)
+        return _Attempt(loss.item(), margins.mean().item())
 
 
-def tune_examples(
-    experiment: Experiment, settings: MaskSettings, mask: FrozenMask
-) -> tuple[Batch, AblationValues]:
-    """What masks are tried on, and the values that cut edges take there."""
-    batch = experiment.task.batch("tune", 0, size=_EXAMPLES, seed=settings.seed)
-    ablated: AblationValues = mask.ablated
-    if ablated.kind == "counterfactual":
-        ablated = counterfactual_values(experiment, mask.sites, batch)
-    return to_device(batch, experiment.accelerator.device), ablated
+def _nowhere(batch: Batch) -> Tensor:
+    """No position is retained: no logits are computed there."""
+    return torch.zeros_like(batch["retain"])

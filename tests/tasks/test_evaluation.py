@@ -9,8 +9,14 @@ from torch import Tensor, nn
 
 from circuitcut.storage.errors import UserError
 from circuitcut.storage.modes import evaluating
-from circuitcut.tasks.base import Outputs, Predictions, Task
-from circuitcut.tasks.evaluation import Evaluation, References, bootstrap, evaluate
+from circuitcut.tasks.base import Outputs, Predictions, Task, rows_of
+from circuitcut.tasks.evaluation import (
+    Evaluation,
+    References,
+    bootstrap,
+    evaluate,
+    evaluate_cuts,
+)
 
 LOGITS = torch.tensor([[2.0, 0.0], [0.0, 1.0], [3.0, 0.0], [0.0, 0.5], [1.0, 0.0]])
 TARGETS = torch.tensor([0, 1, 1, 1, 0])
@@ -228,3 +234,56 @@ def test_every_module_keeps_its_own_mode():
     with evaluating(model):
         assert not any(module.training for module in model.modules())
     assert [module.training for module in model.modules()] == [True, False, True]
+
+
+@contextmanager
+def scaled(model: Lookup, factor: float):
+    with torch.no_grad():
+        model.scale.mul_(factor)
+        yield
+        model.scale.div_(factor)
+
+
+@pytest.mark.parametrize("n_bytes", [0, 2**20])
+def test_several_cuts_score_as_each_alone_and_share_what_a_batch_needs_once(
+    n_bytes: int,
+):
+    factors, model, task, asked = (0.5, -2.0, 4.0), Lookup(), Toy(), []
+
+    def cuts(batch):
+        asked.append(len(batch["targets"]))
+        return (scaled(model, factor) for factor in factors)
+
+    references = References(bytes_left=n_bytes)
+    several = evaluate_cuts(
+        task, model, "heldout", cuts, 3, size=2, reference=references
+    )
+    assert asked == [2, 2, 1]
+    assert model.n_forwards == 3 * (3 + 1)  # batches x (cuts and the uncut model)
+    for factor, found in zip(factors, several, strict=True):
+        alone = evaluate(
+            task,
+            model,
+            "heldout",
+            size=2,
+            cut=lambda _, factor=factor: scaled(model, factor),
+            reference=True,
+        )
+        assert found.scores == pytest.approx(alone.scores, nan_ok=True)
+        assert torch.equal(found.clusters, alone.clusters)
+
+
+def test_padding_that_only_left_out_examples_needed_is_dropped():
+    batch = {
+        "input_ids": torch.arange(12).view(3, 4),
+        "attention_mask": torch.tensor([[1, 1, 0, 0], [1, 1, 1, 1], [1, 1, 1, 0]]),
+        "cluster": torch.arange(3),
+    }
+    rows = torch.tensor([True, False, True])
+    chosen = rows_of(batch, rows)
+    assert chosen["input_ids"].tolist() == [[0, 1, 2], [8, 9, 10]]
+    assert chosen["attention_mask"].tolist() == [[1, 1, 0], [1, 1, 1]]
+    assert chosen["cluster"].tolist() == [0, 2]
+    unknown = batch | {"rival_ids": torch.zeros(3, 4)}  # perhaps one a token
+    assert rows_of(unknown, rows)["input_ids"].shape == (2, 4)
+    assert len(rows_of(batch, ~rows & rows)["cluster"]) == 0

@@ -1,14 +1,14 @@
 """Trials of kept edges on a planted circuit: what is spared, added, asked for."""
 
-from dataclasses import replace
+from collections.abc import Iterator
 
 import pytest
 import torch
 from torch import Tensor
 
 from circuitcut.benchmarks.planted_circuits import experiment_on
-from circuitcut.benchmarks.planted_edges import CIRCUITS, PlantedCircuit
-from circuitcut.experiments.circuits import spare_edges
+from circuitcut.benchmarks.planted_edges import CIRCUITS, PlantedCircuit, two_behaviours
+from circuitcut.experiments.circuits import spare_edges, tries
 from circuitcut.experiments.circuits.spare_edges import (
     MOST_EXACT,
     can_remove_spare_edges,
@@ -152,9 +152,77 @@ def test_a_mask_that_cannot_be_made_to_work_stays_as_it_was(
 ):
     monkeypatch.setattr(spare_edges, "MOST_EXACT", 4)
     mask, ranking = reversed_mask(circuit, 2)
-    few = replace(SETTINGS, n_steps=3)
-    frozen = without_spare_edges(experiment_on(circuit), few, Frozen(mask, ranking))
+    monkeypatch.setattr(spare_edges, "MOST_TRIES", 12)
+    frozen = Frozen(mask, ranking)
+    frozen = without_spare_edges(experiment_on(circuit), SETTINGS, frozen)
     found, order = frozen.mask, frozen.ranking
     assert found is mask
     assert order == ranking
     assert "the mask stays as it was trained" in caplog.text
+
+
+@pytest.fixture
+def runs(circuit: PlantedCircuit) -> Iterator[list[int]]:
+    """Grows by the number of examples with every run of the model."""
+    sizes: list[int] = []
+    handle = circuit.model.register_forward_pre_hook(
+        lambda _, __, inputs: sizes.append(len(inputs["input_ids"])), with_kwargs=True
+    )
+    yield sizes
+    handle.remove()
+
+
+def test_a_mask_that_works_takes_far_fewer_runs_than_it_has_edges(
+    circuit: PlantedCircuit, runs: list[int]
+):
+    scores, true = scores_of(circuit, 3)
+    mask = start(circuit, scores + 1.0 * true, 100)
+    frozen = Frozen(mask, by_site(circuit, scores + 1.0 * true))
+    found = without_spare_edges(experiment_on(circuit), SETTINGS, frozen).mask
+    assert set(found.edges(kept=True)) == circuit.truth
+    assert len(runs) < 40
+
+
+@pytest.mark.parametrize("n_tries", [4, 9, 20])
+def test_tries_that_run_out_leave_a_mask_that_works_and_keeps_no_other_edge(
+    circuit: PlantedCircuit,
+    runs: list[int],
+    n_tries: int,
+    monkeypatch: pytest.MonkeyPatch,
+):
+    monkeypatch.setattr(spare_edges, "MOST_TRIES", n_tries)
+    scores, true = scores_of(circuit, 3)
+    mask = start(circuit, scores + 1.0 * true, 100)
+    frozen = Frozen(mask, by_site(circuit, scores + 1.0 * true))
+    found = without_spare_edges(experiment_on(circuit), SETTINGS, frozen).mask
+    kept = set(found.edges(kept=True))
+    assert circuit.truth <= kept <= set(mask.edges(kept=True))
+    assert len(runs) == 1 + n_tries  # one of the uncut model
+    if n_tries == 20:
+        assert len(kept) < 50
+
+
+def test_only_examples_with_the_concept_are_run_and_as_many_as_fit_into_memory(
+    monkeypatch: pytest.MonkeyPatch,
+):
+    circuit = two_behaviours(0)
+    sizes: list[int] = []
+    handle = circuit.model.register_forward_pre_hook(
+        lambda _, __, inputs: sizes.append(len(inputs["input_ids"])), with_kwargs=True
+    )
+    experiment, results = experiment_on(circuit), []
+    for n_fit in (float("inf"), 7.5):
+        sizes.clear()
+        monkeypatch.setattr(tries, "rows_that_fit", lambda *_, n=n_fit, **__: n)
+        scores, true = scores_of(circuit, 3)
+        mask = start(circuit, scores + 1.0 * true, 100)
+        frozen = Frozen(mask, by_site(circuit, scores + 1.0 * true))
+        found = without_spare_edges(experiment, SETTINGS, frozen).mask
+        results.append(found.edges(kept=True))
+        batch = experiment.task.batch("tune", 0, size=64, seed=0)
+        n_concept = int(batch["concept"].any(1).sum())
+        assert 0 < n_concept < 64
+        assert max(sizes) == min(n_concept, int(min(n_fit, 64)))
+        assert sum(sizes) % n_concept == 0
+    handle.remove()
+    assert results[0] == results[1]
