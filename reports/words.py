@@ -14,10 +14,21 @@ METRICS = {
     "accuracy": "accuracy on the concept",
     "toxic_nll": "loss on toxic text",
     "retain_nll": "loss on the rest",
+    "logit_difference": "logit difference (nats)",
+    "margin": "margin (nats)",
+    "top1": "top-1 accuracy",
+    "p_io": "P(indirect object)",
+    "p_answer": "P(answer)",
+    "template_nll": "loss on the prompts' other words (nats per token)",
+    "copy_nll": "loss on texts that copy names (nats per token)",
     "kl_concept": "KL to uncut, concept (nats)",
     "kl_retain": "KL to uncut, rest (nats)",
 }
 """Key of a score -> its name; another key is shown without its underscores."""
+FURTHER = ("logit_difference", "margin", "top1", "p_io", "p_answer")
+"""Scores that tables show beside both main ones, where a run has them."""
+OF_A_GUESS = {"logit_difference": 0.0, "margin": 0.0}
+"""What a guess scores, by definition; of main scores their metric says it."""
 UNITS = {"fraction": "0 to 1", "nats/token": "nats per token"}
 METHODS = {
     "learned": "learned mask",

@@ -10,7 +10,7 @@ import pytest
 from circuitcut.reports.html import write_report
 from circuitcut.reports.load import KIND_NAMES, load_run
 from circuitcut.storage.errors import UserError
-from circuitcut.storage.results_schema import ENTRIES, entries_of
+from circuitcut.storage.results_schema import ENTRIES, entries_of, needed_for_report
 from tests.reports.conftest import (
     curve_results,
     faithfulness_results,
@@ -54,7 +54,7 @@ def test_a_folder_that_is_no_run_is_refused(tmp_path: Path):
 
 @pytest.mark.parametrize("kind", sorted(ENTRIES))
 def test_results_that_lack_a_key_name_it(kind: str, write_run: Any):
-    for key in entries_of(kind, version=1) - {"kind"}:
+    for key in needed_for_report(kind, version=1) - {"kind"}:
         results = RESULTS[kind]()
         del results[key]
         with pytest.raises(UserError, match=f"lacks {key}"):
