@@ -2,6 +2,7 @@
 
 import base64
 import html
+import re
 import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -32,6 +33,7 @@ td { white-space: nowrap; }
 th { border-bottom: 2px solid #888; vertical-align: bottom; max-width: 12rem;
      min-width: 3.5rem; }
 td.number { text-align: right; }
+.name { white-space: nowrap; }
 td.words { white-space: normal; min-width: 14rem; }
 .note, figcaption { color: #555; font-size: .9rem; margin: .3rem 0 1rem;
                     max-width: 55rem; }
@@ -52,6 +54,7 @@ FEW_RUNS = 2
 """Up to so many runs of different kinds, the report opens with one paragraph."""
 MARK, LONGEST_HEAD = "<title>circuitcut: ", 4000
 """How a report is known again: a text within its first so many bytes."""
+EDGE_NAME = re.compile(r"(\w[\w.]*->\w[\w.]*(?:<[qkv]>)?)")
 LONG_CELL = 60
 """Characters from which the text of a cell is wrapped."""
 
@@ -140,7 +143,7 @@ def section(run: Run, figures: Mapping[str, Path], number: int) -> str:
     for table in tables[:1]:
         parts += [f"<h3>{html.escape(table.title)}</h3>", table_html(table)]
     if said := FINDINGS[run.kind](run):
-        items = "".join(f"<li>{html.escape(text)}</li>" for text in said)
+        items = "".join(f"<li>{_with_whole_names(text)}</li>" for text in said)
         parts.append(f"<ul>{items}</ul>")
     if run.results.get("circuit"):
         parts.append(_circuit(run.results["circuit"]))
@@ -171,11 +174,20 @@ def _rows(rows: Sequence[Row]) -> str:
 
 
 def _cell(value: Any) -> str:
-    text = html.escape(format_cell(value))
+    text = _with_whole_names(format_cell(value))
     if isinstance(value, int | float):
         return f'<td class="number">{text}</td>'
-    kind = ' class="words"' if len(text) > LONG_CELL else ""
+    kind = ' class="words"' if len(format_cell(value)) > LONG_CELL else ""
     return f"<td{kind}>{text}</td>"
+
+
+def _with_whole_names(text: str) -> str:
+    """The text escaped, with no line break inside the name of an edge."""
+    parts = EDGE_NAME.split(text)  # every other part is a name
+    return "".join(
+        f'<span class="name">{html.escape(part)}</span>' if k % 2 else html.escape(part)
+        for k, part in enumerate(parts)
+    )
 
 
 def _image(name: str, path: Path) -> str:

@@ -268,7 +268,7 @@ def named_scores(tree: Mapping[str, Any]) -> list[tuple[str, Mapping[str, Any]]]
 MODELS = {
     "uncut": "uncut",
     "cut": "learned cut",
-    "cut_before_rounding": "learned gates before rounding to 0 or 1",
+    "cut_before_rounding": "learned gates before rounding",
 }
 """Key of `scores` in results.json -> name of the model."""
 

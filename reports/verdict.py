@@ -68,19 +68,21 @@ def state(share: float | None) -> str:
 
 
 def verdict(results: Results) -> str:
-    """One or two sentences on a run with an uncut and a cut model."""
+    """A few sentences on a run with an uncut and a cut model."""
     concept, rest = shares_left(results, results["scores"]["cut"])
+    isolates = results.get("direction") == "isolate"
     if concept is None:
-        return (
+        said = (
             "No verdict on the concept: the uncut model's score is undefined or close "
             f"to a guess; the rest is {state(rest)}."
         )
-    isolates = results.get("direction") == "isolate"
-    said = _of_circuit(concept) if isolates else _of_cut(concept, rest)
-    warning = effect_warning(results)
-    if warning is not None:
+    else:
+        said = _of_circuit(concept) if isolates else _of_cut(concept, rest)
+    if warning := effect_warning(results):
         return f"{said} Warning: {warning}"
-    return said + _against_random(results, concept, isolates)
+    return (
+        said if concept is None else said + _against_random(results, concept, isolates)
+    )
 
 
 def effect_warning(results: Results) -> str | None:

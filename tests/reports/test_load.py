@@ -98,3 +98,11 @@ def test_one_bad_run_among_good_ones_stops_the_report_before_it_is_written(
         write_report([good, bad], tmp_path / "report.html")
     assert not (tmp_path / "report.html").exists()
     assert not (good / "figures").exists()
+
+
+def test_the_first_runs_of_version_2_are_read_without_its_later_entries(write_run: Any):
+    results = mask_results() | dict.fromkeys(entries_of("train_mask"))
+    whole = {**results, **mask_results(), "schema_version": 2}
+    for later in ("heads", "warning"):
+        del whole[later]
+    assert load_run(write_run(whole)).results == whole
