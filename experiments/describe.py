@@ -3,7 +3,8 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from circuitcut.experiments.circuits.edges_of_mask import MOST_EDGES, circuit_of
+from circuitcut.experiments.circuits.edges_of_mask import circuit_of
+from circuitcut.experiments.circuits.heads_of_mask import heads_of
 from circuitcut.experiments.circuits.published import published_overlap
 from circuitcut.experiments.freeze import Frozen
 from circuitcut.experiments.gate_training import special_ids
@@ -20,6 +21,7 @@ from circuitcut.masks.frozen_mask import FrozenMask
 from circuitcut.masks.gating import gated
 from circuitcut.masks.mask_set import MaskSet
 from circuitcut.models.sites import Site
+from circuitcut.reports.verdict import effect_warning
 from circuitcut.storage.results_schema import SCHEMA_VERSION
 from circuitcut.tasks.evaluation import evaluate
 
@@ -77,7 +79,7 @@ def describe(
     }
     if settings.ablation != "counterfactual":
         scored["cut_before_rounding"] = _before_rounding(
-            plan, experiment, masks, ablated
+            plan, experiment, masks, ablated, mask.n_ablated
         )
     randoms = random_scores(experiment, mask, plan.n_random, config.seed)
     attributed, curve = attribution_scores(
@@ -89,7 +91,7 @@ def describe(
         rankings={"learned": frozen.ranking} if plan.curve_sizes else {},
         n_batches=plan.attribution_batches,
     )
-    return header("train_mask", experiment, mask=mask) | {
+    results = header("train_mask", experiment, mask=mask) | {
         "gate": settings.gate,
         "direction": settings.direction,
         "expected_ablated": float(masks.expected_ablated().detach()),
@@ -99,7 +101,8 @@ def describe(
         "published_circuit": published_overlap(
             config.task, config.model_name, experiment.loaded.model, mask
         ),
-        "edges": _few_edges(mask, kept=settings.direction == "isolate"),
+        "edges": _edge_names(mask, kept=settings.direction == "isolate"),
+        "heads": heads_of(mask, frozen.ranking),
         "scores": {key: value.scores for key, value in scored.items()}
         | {"random": [r.scores for r in randoms]}
         | {"attribution": {key: value.scores for key, value in attributed.items()}},
@@ -111,6 +114,7 @@ def describe(
         },
         "curve": curve,
     }
+    return results | {"warning": effect_warning(results)}
 
 
 def per_site(mask: FrozenMask) -> list[dict[str, Any]]:
@@ -138,11 +142,18 @@ def scores_by_name(scored: Mapping[str, Scored]) -> dict[str, Any]:
 
 
 def _before_rounding(
-    plan: Plan, experiment: Experiment, masks: MaskSet, ablated: AblationValues
+    plan: Plan,
+    experiment: Experiment,
+    masks: MaskSet,
+    ablated: AblationValues,
+    n_ablated: int,
 ) -> Scored:
-    """Scores under the trained gates as they are, between 0 and 1."""
+    """Scores under the trained gates as they are, between 0 and 1.
+
+    Gates with a budget are those of the frozen number of ablated units.
+    """
     model, ids = experiment.loaded.model, special_ids(experiment, plan.settings)
-    soft = {name: value.detach() for name, value in masks.values().items()}
+    soft = {name: value.detach() for name, value in masks.values(n_ablated).items()}
     evaluation = evaluate(
         experiment.task,
         model,
@@ -152,7 +163,8 @@ def _before_rounding(
     return Scored(evaluation.scores, evaluation.unseen_scores, {})
 
 
-def _few_edges(mask: FrozenMask, *, kept: bool) -> list[str] | None:
-    """The few edges that the mask is about; None where they are too many, or none."""
-    names = mask.edges(kept=kept)
-    return names if 0 < len(names) <= MOST_EDGES else None
+def _edge_names(mask: FrozenMask, *, kept: bool) -> list[str] | None:
+    """The edges that the mask is about, of any number; None without edges."""
+    if not any(site.kind == "edges" for site in mask.sites):
+        return None
+    return mask.edges(kept=kept)

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from torch import Tensor
@@ -11,6 +12,8 @@ from circuitcut.attribution.registry import METHODS
 from circuitcut.experiments.gate_training import cut_with
 from circuitcut.experiments.load import Experiment
 from circuitcut.masks.frozen_mask import FrozenMask
+from circuitcut.reports.verdict import effect_warning
+from circuitcut.storage.run_directory import RunDirectory, is_run
 from circuitcut.tasks.base import Split
 from circuitcut.tasks.evaluation import References, bootstrap, evaluate
 
@@ -154,4 +157,28 @@ def cut_by(
         n_ablated=n_ablated,
         special_ids=mask.special_ids,
         provenance=mask.provenance,
+    )
+
+
+def warning_of_cut(path: Path, mask: FrozenMask, experiment: Experiment) -> str | None:
+    """Why relearning this cut would show nothing; None where the concept is broken.
+
+    A finished train_mask run has measured it. Another mask is measured here, on the
+    held-out split, without random cuts beside it.
+
+    Args:
+        path: Where the mask lies.
+    """
+    if is_run(path):
+        run = RunDirectory.open(path)
+        if run.kind == "train_mask" and run.is_finished:
+            return effect_warning(run.results)
+    scored = {"uncut": score(experiment, None), "cut": score(experiment, mask)}
+    return effect_warning(
+        {
+            "direction": mask.provenance.get("direction"),
+            "concept_metric": vars(experiment.task.concept_metric),
+            "scores": {name: value.scores for name, value in scored.items()},
+            "intervals": {name: value.intervals for name, value in scored.items()},
+        }
     )

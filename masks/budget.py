@@ -65,6 +65,14 @@ class BudgetSettings(DirectionSettings):
                 f"budgets, got {self.opening}"
             )
 
+    def budget_of(self, n_ablated: int, n_units: int) -> float:
+        """k of a mask that ablates `n_ablated` of `n_units` units.
+
+        Nothing and everything, for which no gates exist, become half a unit.
+        """
+        k = n_ablated if self.direction == "break" else n_units - n_ablated
+        return min(max(float(k), 0.5), n_units - 0.5)
+
     @property
     def middle(self) -> float:
         """sqrt(k_min * k_max)."""

@@ -78,6 +78,14 @@ class Gate(nn.Module, ABC):
     def values(self) -> Float[Tensor, "unit"]:
         """Deterministic gates for evaluation."""
 
+    def values_ablating(self, n_ablated: int) -> Float[Tensor, "unit"]:
+        """Deterministic gates of a mask that ablates `n_ablated` units.
+
+        Gates with a threshold have one size, and these are their `values`.
+        """
+        del n_ablated
+        return self.values()
+
     @abstractmethod
     def keep_probs(self) -> Float[Tensor, "unit"]:
         """Probability that a unit is kept; for deterministic gates the gate's value."""

@@ -156,6 +156,12 @@ class HardConcreteGate(Gate):
             return self.at(self.settings.middle)
         return _stretch(self.log_alpha)
 
+    def values_ablating(self, n_ablated: int) -> Float[Tensor, "unit"]:
+        """The gates without noise; with a budget for this number of ablated units."""
+        if self.has_budget:
+            return self.at(self.settings.budget_of(n_ablated, self.n_units))
+        return self.values()
+
     def keep_probs(self) -> Float[Tensor, "unit"]:
         """P(gate > 0) in closed form; its sum is the expected number of kept units.
 

@@ -88,9 +88,16 @@ class MaskSet(nn.Module):
         """One sample of all gates by site name; `rng` is a CPU generator."""
         return self.split(self._expand(self.gate.sample(rng)))
 
-    def values(self) -> dict[str, Float[Tensor, "_unit"]]:
-        """The deterministic gates by site name."""
-        return self.split(self._expand(self.gate.values()))
+    def values(self, n_ablated: int | None = None) -> dict[str, Float[Tensor, "_unit"]]:
+        """The deterministic gates by site name.
+
+        Args:
+            n_ablated: Of gates with a budget, those that ablate so many units; None:
+                the middle of their range.
+        """
+        if n_ablated is None:
+            return self.split(self._expand(self.gate.values()))
+        return self.split(self._expand(self.gate.values_ablating(n_ablated)))
 
     def keep_probs(self) -> dict[str, Float[Tensor, "_unit"]]:
         """Expected gates by site name: probability or degree of being kept."""

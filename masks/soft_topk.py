@@ -97,6 +97,10 @@ class SoftTopKGate(Gate):
         """The gates for k = sqrt(k_min * k_max)."""
         return self.at(self.settings.middle)
 
+    def values_ablating(self, n_ablated: int) -> Float[Tensor, "unit"]:
+        """The gates for this number of ablated units."""
+        return self.at(self.settings.budget_of(n_ablated, self.n_units))
+
     def at(self, k: float) -> Float[Tensor, "unit"]:
         """The gates for k units, which are ablated in `break` and kept in `isolate`."""
         if self.settings.direction == "break":

@@ -6,6 +6,7 @@ from pathlib import Path
 import matplotlib
 from matplotlib.figure import Figure
 
+from circuitcut.reports.circuits.head_map import heads_by_layer
 from circuitcut.reports.drawing import STYLE, png
 from circuitcut.reports.load import Run
 from circuitcut.reports.mask_figures import mask_by_layer, training_curves
@@ -30,6 +31,7 @@ FIGURES: dict[str, dict[str, Draw]] = {
         "scores_by_method": scores_by_method,
         "score_by_size": score_by_size,
         "mask_by_layer": mask_by_layer,
+        "heads_by_layer": heads_by_layer,
         "training_curves": training_curves,
     },
     "relearn": {
@@ -38,7 +40,11 @@ FIGURES: dict[str, dict[str, Draw]] = {
         "redistribution_by_layer": redistribution_by_layer,
         "probe_by_layer": probe_by_layer,
     },
-    "evaluate": {"scores_by_method": scores_by_method, "score_by_size": score_by_size},
+    "evaluate": {
+        "scores_by_method": scores_by_method,
+        "score_by_size": score_by_size,
+        "heads_by_layer": heads_by_layer,
+    },
     "attribute": {"score_by_size": score_by_size},
     "import_mask": {"mask_by_layer": mask_by_layer},
     "faithfulness": {"faithfulness": faithfulness_curves},
@@ -49,6 +55,8 @@ FIGURES: dict[str, dict[str, Draw]] = {
 CAPTIONS = {
     "mask_by_layer": "Units that the frozen mask ablates in each layer: number, and "
     "share of the layer's units where there are few layers.",
+    "heads_by_layer": "Every head of the model by layer and number. Crosses: ablated "
+    "heads. Colour: score of the ranking, low is ablated first; grey: no score.",
     "training_curves": "Training of the mask. Thin lines: every step. Thick lines: "
     "means over windows of 1/25 of the steps. Left: losses; the total loss adds the "
     "concept, the rest and the price of the mask. Right, where the number changes: "

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from circuitcut.reports.circuits.edge_names import name_sentences
 from circuitcut.reports.load import SIDES, Run
 from circuitcut.reports.opening import (
     FAITHFUL,
@@ -36,7 +37,7 @@ def mask_findings(run: Run) -> list[str]:
         f"{format_cell(scores.get(names[1]))}"
         for method, scores in (results["scores"].get("attribution") or {}).items()
     ]
-    said = []
+    said = name_sentences(results)
     if cuts:
         said.append(
             "Attribution cuts of the same size (no mask trained) give for the concept "
@@ -55,6 +56,11 @@ def published_findings(run: Run) -> list[str]:
         f"{overlap['n_published']} heads of the published circuit (Wang et al. 2022); "
         f"as many random heads share {overlap['expected']:.1f} on average."
     ]
+
+
+def named_findings(run: Run) -> list[str]:
+    """A measured mask: its edges and heads by name, the published circuit."""
+    return name_sentences(run.results) + published_findings(run)
 
 
 def relearning_findings(run: Run) -> list[str]:
@@ -110,9 +116,9 @@ def faithfulness_findings(run: Run) -> list[str]:
 FINDINGS: dict[str, Callable[[Run], list[str]]] = {
     "train_mask": mask_findings,
     "relearn": relearning_findings,
-    "evaluate": published_findings,
+    "evaluate": named_findings,
     "attribute": published_findings,
-    "import_mask": published_findings,
+    "import_mask": named_findings,
     "faithfulness": faithfulness_findings,
     "stability": lambda _: [],
 }

@@ -2,12 +2,13 @@
 
 import base64
 import html
+import re
 import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from circuitcut.reports.circuit_picture import caption, circuit_svg
+from circuitcut.reports.circuits.picture import caption, circuit_svg
 from circuitcut.reports.drawing import DPI, SHOWN_DPI
 from circuitcut.reports.figures import CAPTIONS, draw_all
 from circuitcut.reports.findings import FINDINGS
@@ -17,11 +18,13 @@ from circuitcut.reports.sections import TABLES, Table, terms
 from circuitcut.reports.tables import Row
 from circuitcut.reports.words import format_cell
 from circuitcut.storage.atomic import write_text
+from circuitcut.storage.errors import UserError
 
 CSS = """
 body { font: 16px/1.5 system-ui, sans-serif; max-width: 70rem; margin: 2rem auto;
        padding: 0 1rem; color: #1a1a1a; background: #fff; }
 h1 { font-size: 1.7rem; } h2 { margin-top: 2.5rem; border-bottom: 1px solid #ccc; }
+h2 small { display: block; font-size: .9rem; font-weight: 400; color: #555; }
 .scroll { overflow-x: auto; margin: 1rem 0 .3rem; }
 table { border-collapse: collapse; font-size: .85rem; }
 th, td { padding: .25rem .7rem .25rem 0; border-bottom: 1px solid #ddd;
@@ -30,6 +33,7 @@ td { white-space: nowrap; }
 th { border-bottom: 2px solid #888; vertical-align: bottom; max-width: 12rem;
      min-width: 3.5rem; }
 td.number { text-align: right; }
+.name { white-space: nowrap; }
 td.words { white-space: normal; min-width: 14rem; }
 .note, figcaption { color: #555; font-size: .9rem; margin: .3rem 0 1rem;
                     max-width: 55rem; }
@@ -47,7 +51,10 @@ dd { margin: 0; overflow-wrap: anywhere; }
                             dt { font-weight: 600; } }
 """
 FEW_RUNS = 2
-"""Up to so many runs, the report opens with one paragraph; else one a run."""
+"""Up to so many runs of different kinds, the report opens with one paragraph."""
+MARK, LONGEST_HEAD = "<title>circuitcut: ", 4000
+"""How a report is known again: a text within its first so many bytes."""
+EDGE_NAME = re.compile(r"(\w[\w.]*->\w[\w.]*(?:<[qkv]>)?)")
 LONG_CELL = 60
 """Characters from which the text of a cell is wrapped."""
 
@@ -60,36 +67,57 @@ def write_report(runs: Sequence[Path], out: Path) -> Path:
         out: The HTML file.
 
     Raises:
-        UserError: When a run is missing, unfinished or of an unknown kind; before
-            anything is written.
+        UserError: When a run is missing, unfinished or of an unknown kind, or `out` is
+            a file that is no report; before anything is written.
     """
+    _check_replaceable(out)
     loaded = [load_run(path) for path in runs]
     write_text(out, page([(run, draw_all(run)) for run in loaded]))
     return out
+
+
+def _check_replaceable(out: Path) -> None:
+    """Refuse to write over a file, unless it is an earlier report."""
+    if not out.is_file():
+        return
+    with out.open("rb") as file:
+        beginning = file.read(LONGEST_HEAD)
+    if MARK.encode() not in beginning:
+        raise UserError(
+            f"--out must be a new file or an earlier report, got {out}, which is "
+            "neither; name another file"
+        )
 
 
 def page(runs: Sequence[tuple[Run, Mapping[str, Path]]]) -> str:
     """The report's HTML text."""
     heading = " and ".join(dict.fromkeys(run.title for run, _ in runs))
     parts = [_opening([run for run, _ in runs]), _how_to_read([run for run, _ in runs])]
-    parts += [section(run, figures) for run, figures in runs]
+    parts += [section(run, figures, i) for i, (run, figures) in enumerate(runs, 1)]
     body = "\n".join(parts)
     return (
         '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f"<title>circuitcut: {html.escape(heading)}</title>\n<style>{CSS}</style>\n"
+        f"{MARK}{html.escape(heading)}</title>\n<style>{CSS}</style>\n"
         f"</head>\n<body>\n<h1>circuitcut report</h1>\n{body}\n</body>\n</html>\n"
     )
 
 
 def _opening(runs: Sequence[Run]) -> str:
-    """Verdicts and their numbers: one paragraph, or one a run of many."""
+    """Verdicts and their numbers: a mask and its relearning in one paragraph.
+
+    Of other runs, each has a paragraph of its own that begins with its name.
+    """
     paragraphs = []
-    for run in runs:
+    belong = len(runs) <= FEW_RUNS and len({run.kind for run in runs}) == len(runs)
+    for number, run in enumerate(runs, 1):
         verdict, sentences = OPENINGS[run.kind](run)
         rest = html.escape(" ".join(sentences))
-        paragraphs.append(f"<strong>{html.escape(verdict)}</strong> {rest}")
-    if len(runs) <= FEW_RUNS:
+        name = f'<a href="#run-{number}">{html.escape(run.name)}</a>: '
+        paragraphs.append(
+            f"{'' if belong else name}<strong>{html.escape(verdict)}</strong> {rest}"
+        )
+    if belong:
         paragraphs = [" ".join(paragraphs)]
     shown = "".join(f"<p>{text}</p>" for text in paragraphs)
     return f'<div class="opening">{shown}</div>'
@@ -101,14 +129,21 @@ def _how_to_read(runs: Sequence[Run]) -> str:
     return f"<details open><summary>How to read this report</summary>{listed}</details>"
 
 
-def section(run: Run, figures: Mapping[str, Path]) -> str:
-    """One run: its main table, its further findings, its figures, the other tables."""
+def section(run: Run, figures: Mapping[str, Path], number: int) -> str:
+    """One run: its main table, its further findings, its figures, the other tables.
+
+    Args:
+        number: Place of the run in the report, from 1.
+    """
     tables = [table for table in TABLES[run.kind](run.results) if table.rows]
-    parts = [f"<h2>{html.escape(run.title)}</h2>"]
+    parts = [
+        f'<h2 id="run-{number}">{html.escape(run.title)}'
+        f"<small>run {html.escape(run.name)}</small></h2>"
+    ]
     for table in tables[:1]:
         parts += [f"<h3>{html.escape(table.title)}</h3>", table_html(table)]
     if said := FINDINGS[run.kind](run):
-        items = "".join(f"<li>{html.escape(text)}</li>" for text in said)
+        items = "".join(f"<li>{_with_whole_names(text)}</li>" for text in said)
         parts.append(f"<ul>{items}</ul>")
     if run.results.get("circuit"):
         parts.append(_circuit(run.results["circuit"]))
@@ -139,11 +174,20 @@ def _rows(rows: Sequence[Row]) -> str:
 
 
 def _cell(value: Any) -> str:
-    text = html.escape(format_cell(value))
+    text = _with_whole_names(format_cell(value))
     if isinstance(value, int | float):
         return f'<td class="number">{text}</td>'
-    kind = ' class="words"' if len(text) > LONG_CELL else ""
+    kind = ' class="words"' if len(format_cell(value)) > LONG_CELL else ""
     return f"<td{kind}>{text}</td>"
+
+
+def _with_whole_names(text: str) -> str:
+    """The text escaped, with no line break inside the name of an edge."""
+    parts = EDGE_NAME.split(text)  # every other part is a name
+    return "".join(
+        f'<span class="name">{html.escape(part)}</span>' if k % 2 else html.escape(part)
+        for k, part in enumerate(parts)
+    )
 
 
 def _image(name: str, path: Path) -> str:

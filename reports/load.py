@@ -6,7 +6,11 @@ from pathlib import Path
 from typing import Any
 
 from circuitcut.storage.errors import UserError
-from circuitcut.storage.results_schema import ENTRIES, SCHEMA_VERSION, entries_of
+from circuitcut.storage.results_schema import (
+    ENTRIES,
+    SCHEMA_VERSION,
+    needed_for_report,
+)
 from circuitcut.storage.run_directory import RunDirectory
 
 KIND_NAMES = {
@@ -33,6 +37,11 @@ class Run:
     results: Mapping[str, Any]
     metrics: list[dict[str, Any]]
     """Entries of metrics.jsonl by step."""
+
+    @property
+    def name(self) -> str:
+        """Name of the run directory."""
+        return self.path.resolve().name
 
     @property
     def title(self) -> str:
@@ -67,7 +76,7 @@ def load_run(path: Path) -> Run:
             f"{path}/results.json has schema version {version!r}, this program reads 1 "
             f"and {SCHEMA_VERSION}; use the version that wrote it"
         )
-    missing = sorted(entries_of(kind, version) - set(results))
+    missing = sorted(needed_for_report(kind, version) - set(results))
     if missing:
         raise UserError(
             f"{path}/results.json lacks {', '.join(missing)}; repeat the run with "

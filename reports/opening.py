@@ -96,7 +96,10 @@ def relearning_opening(run: Run) -> Opening:
     said = [recovery_sentence(run.results, entry) for entry in shown]
     over = "seeds and documents" if shown[0]["n_seeds"] > 1 else "documents"
     said.append(f"Brackets: 95 % bootstrap intervals over {over}, in percent.")
-    return _recovered(shown[-1]), said
+    verdict_said = _recovered(shown[-1])
+    if warning := run.results.get("warning"):
+        verdict_said = f"Warning: {warning} {verdict_said}"
+    return verdict_said, said
 
 
 def first_recoveries(results: Results) -> list[Results]:

@@ -10,7 +10,10 @@ import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure, SubFigure
 
-from circuitcut.reports.circuit_picture import READERS, Layout, edge_ends
+from circuitcut.reports.circuits.edge_names import edge_ends
+from circuitcut.reports.circuits.layout import has_lines, layout_of
+from circuitcut.reports.circuits.lines import line_widths
+from circuitcut.reports.circuits.svg import READERS
 from circuitcut.reports.drawing import (
     CONDITION_LOOKS,
     LIGHT_GREY,
@@ -68,7 +71,7 @@ def overview(mask_run: Run, relearn_run: Run) -> Figure:
 def _what_is_cut(panel: SubFigure, results: Results) -> None:
     axes = panel.subplots()
     circuit = results.get("circuit")
-    if circuit:
+    if circuit and has_lines(circuit):
         _circuit(axes, circuit)
         which = "kept" if circuit["kept"] else "ablated"
         counted = f"{count_of(len(circuit['edges']), circuit['n_edges'])} edges {which}"
@@ -115,11 +118,11 @@ def _cells(axes: Axes, sites: Sequence[Results]) -> None:
 
 def _circuit(axes: Axes, circuit: Results) -> None:
     """The circuit's nodes, layer above layer, with a line an edge."""
-    layout = Layout.of(circuit["n_layers"], circuit["n_heads"])
+    layout = layout_of(circuit)
     faint = min(0.9, max(0.15, 20 / len(circuit["edges"])))
     nodes = dict.fromkeys(("input", "logits"))
     kinds = dict.fromkeys(READERS, False)
-    for name in circuit["edges"]:
+    for name, width in zip(circuit["edges"], line_widths(circuit), strict=True):
         source, target, reads = edge_ends(name)
         nodes |= dict.fromkeys((source, target))
         (x1, y1), (x2, y2) = layout.place(source), layout.place(target)
@@ -129,7 +132,7 @@ def _circuit(axes: Axes, circuit: Results) -> None:
             [-y1, -y2],
             color=colour,
             alpha=faint,
-            linewidth=1.6,
+            linewidth=1.6 * width,
             label=None if kinds[reads] else f"into {label}",
         )
         kinds[reads] = True
@@ -146,9 +149,9 @@ def _circuit(axes: Axes, circuit: Results) -> None:
             axes.text(x, -y, name, bbox=box, zorder=4, **style)
         else:
             axes.plot(x, -y, "o", color="#444444", markersize=3, zorder=4)
-    layers = range(layout.n_layers)
-    every = -(-len(layers) // FEW_LAYERS)
-    places = [-layout.place(f"a{layer}.h0")[1] for layer in layers]
+    layers = layout.layers
+    every = max(1, -(-len(layers) // FEW_LAYERS))
+    places = [-layout.row_of(layer) for layer in layers]
     axes.set_yticks(places[::every], [str(layer) for layer in layers][::every])
     axes.set_xticks([])
     axes.margins(x=0.14, y=0.1)

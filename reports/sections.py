@@ -1,15 +1,19 @@
 """What the report shows of every kind of run: its tables, and the words it uses."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from circuitcut.reports.circuits.edge_names import edge_rows, head_rows
 from circuitcut.reports.load import Run
 from circuitcut.reports.tables import (
     Row,
+    all_score_rows,
     area_rows,
     curve_rows,
     faithfulness_rows,
+    further_relearning_rows,
+    named_scores,
     published_rows,
     recovery_rows,
     relearning_rows,
@@ -44,19 +48,40 @@ def _metric_note(results: Results) -> str:
         better = "higher" if metric["higher_is_better"] else "lower"
         said.append(
             f"Score of the {name}: {metric_name(metric)}{f', {unit}' if unit else ''}; "
-            f"{better} means more ability."
+            f"{better} means more ability{_guess(metric)}."
         )
     return " ".join(said)
 
 
+def _guess(metric: Results) -> str:
+    """What a guess scores, where it is not 0."""
+    chance = metric.get("chance")
+    return f"; chance: {format_cell(chance)}" if chance else ""
+
+
+FURTHER_NOTES = {
+    "logit_difference": "Logit difference: logit of the right answer minus that of the "
+    "best wrong one, in nats; 0 at chance.",
+    "margin": "Margin: how far the right answer is preferred, in nats; 0 at chance.",
+    "top1": "Top-1 accuracy: share of prompts whose most probable token, of the whole "
+    "vocabulary, is the right one, 0 to 1; chance is near 0.",
+    "kl_retain": "KL: mean KL(uncut \u2016 cut) per position, in nats; 0 is no change "
+    "of the predictions.",
+}
+"""Score -> what it is, its unit and its value at chance."""
+
+
+def _further_note(scored: Iterable[Results]) -> str:
+    """What the tables' further scores are, of those that were measured."""
+    known = {key for scores in scored for key in scores}
+    return " ".join(note for key, note in FURTHER_NOTES.items() if key in known)
+
+
 def _score_tables(results: Results) -> list[Table]:
     """Scores of the run's models, on all held-out data and on unseen entities alone."""
-    note = _metric_note(results)
-    if any("kl_retain" in scores for scores in results["scores"].values()):
-        note += (
-            " KL: mean KL(uncut ‖ cut) per position, in nats; 0 is no change of the "
-            "predictions."
-        )
+    models = [scores for _, scores in named_scores(results["scores"])]
+    models += [entry["scores"] for entry in results.get("curve") or []]
+    note = f"{_metric_note(results)} {_further_note(models)}".strip()
     tables = [Table("Scores on held-out data", score_rows(results), note)]
     if results.get("intervals"):
         tables[0] = Table(tables[0].title, tables[0].rows, f"{OVER_DOCUMENTS} {note}")
@@ -71,6 +96,8 @@ def _score_tables(results: Results) -> list[Table]:
             curve_rows(results),
             f"{note} {OVER_DOCUMENTS}",
         ),
+        Table("All scores on held-out data", all_score_rows(results), note),
+        *_name_tables(results),
         Table(
             "Heads of the published circuit (Wang et al. 2022) in the mask",
             published_rows(results),
@@ -80,6 +107,20 @@ def _score_tables(results: Results) -> list[Table]:
 
 def _mask_tables(results: Results) -> list[Table]:
     return [*_score_tables(results), *_site_table(results)]
+
+
+def _name_tables(results: Results) -> list[Table]:
+    """Every edge and head that the mask is about, by name."""
+    order = "Strongest first: the edges that the ranking chose first, of those shown."
+    scored = (results.get("circuit") or {}).get("scores")
+    return [
+        Table("Edges by name", edge_rows(results), order if scored else ""),
+        Table("Heads by name", head_rows(results)),
+    ]
+
+
+def _import_tables(results: Results) -> list[Table]:
+    return [*_site_table(results), *_name_tables(results)]
 
 
 def _site_table(results: Results) -> list[Table]:
@@ -110,6 +151,12 @@ def _relearn_tables(results: Results) -> list[Table]:
             "Scores before and after relearning",
             relearning_rows(results),
             f"Means over {plural(n_seeds, 'seed')}. {brackets} {metrics}",
+        ),
+        Table(
+            "Further scores before and after relearning",
+            further_relearning_rows(results),
+            f"Means over {plural(n_seeds, 'seed')}. "
+            + _further_note(row["scores"] for row in results["rows"]),
         ),
         Table(
             "Linear probes right after the cut",
@@ -182,7 +229,7 @@ TABLES: dict[str, Callable[[Results], list[Table]]] = {
     "relearn": _relearn_tables,
     "evaluate": _score_tables,
     "attribute": _score_tables,
-    "import_mask": _site_table,
+    "import_mask": _import_tables,
     "faithfulness": _faithfulness_tables,
     "stability": _stability_tables,
 }

@@ -4,7 +4,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from circuitcut.reports.words import (
+    FURTHER,
     METRICS,
+    OF_A_GUESS,
     condition_name,
     format_cell,
     limit_name,
@@ -18,6 +20,8 @@ from circuitcut.reports.words import (
 )
 
 Row = dict[str, Any]
+KL = ("kl_concept", "kl_retain")
+"""Mean KL(uncut ‖ cut) in nats per position, in the scores of a cut model."""
 
 
 def format_table(rows: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> str:
@@ -49,12 +53,35 @@ def format_table(rows: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> s
 
 
 def score_rows(results: Mapping[str, Any]) -> list[Row]:
-    """One row a model of a run: scores of concept and rest with intervals."""
+    """One row a model of a run: its scores with intervals; the last row is chance."""
     intervals = dict(named_scores(results.get("intervals", {})))
-    return [
-        {"model": name} | _both_metrics(results, scores, intervals.get(name, {}))
+    rows = [
+        {"model": name} | _main_scores(results, scores, intervals.get(name, {}))
         for name, scores in named_scores(results["scores"])
     ]
+    return [*rows, *_chance_row(results)]
+
+
+def all_score_rows(results: Mapping[str, Any]) -> list[Row]:
+    """One row a score, one column a model: everything that was measured."""
+    models = named_scores(results["scores"])
+    names = dict.fromkeys(name for _, scores in models for name in scores)
+    return [
+        {"score": METRICS.get(name, name.replace("_", " "))}
+        | {model: scores.get(name) for model, scores in models}
+        for name in names
+    ]
+
+
+def _chance_row(results: Mapping[str, Any]) -> list[Row]:
+    """What a guess scores, where a main score is not 0 at chance."""
+    metrics = [results[f"{side}_metric"] for side in ("concept", "retain")]
+    guesses = {m["name"]: m["chance"] for m in metrics if m.get("chance")}
+    if not guesses:
+        return []
+    scores = results["scores"].get("uncut", {})
+    guesses |= {key: value for key, value in OF_A_GUESS.items() if key in scores}
+    return [{"model": "chance (a guess)"} | _main_scores(results, guesses, {})]
 
 
 def site_rows(results: Mapping[str, Any]) -> list[Row]:
@@ -78,7 +105,7 @@ def curve_rows(results: Mapping[str, Any]) -> list[Row]:
         {
             "method": method_name(entry["method"]),
             "units ablated": entry["n_ablated"],
-            **_both_metrics(results, entry["scores"], entry.get("intervals", {})),
+            **_main_scores(results, entry["scores"], entry.get("intervals", {})),
         }
         for entry in results.get("curve", [])
     ]
@@ -102,6 +129,7 @@ def faithfulness_rows(results: Mapping[str, Any]) -> list[Row]:
             "units on a path": round(mean([e["n_connected"] for e in same]) or 0),
             "faithfulness": mean([entry["faithfulness"] for entry in same]),
             "concept score": mean([entry["scores"].get(metric) for entry in same]),
+            **_further_means(same),
             "KL (nats)": mean([entry["scores"].get("kl_concept") for entry in same]),
             "complement: faithfulness": mean(
                 [complement.get("faithfulness") for complement in without]
@@ -113,6 +141,15 @@ def faithfulness_rows(results: Mapping[str, Any]) -> list[Row]:
         for (ranking, fraction), same in groups.items()
         for without in [[entry["without"] or {} for entry in same]]
     ]
+
+
+def _further_means(entries: Sequence[Mapping[str, Any]]) -> Row:
+    """Means of margin, top-1 and the like, where the entries have them."""
+    means = {
+        METRICS[key]: mean([entry["scores"].get(key) for entry in entries])
+        for key in FURTHER
+    }
+    return {name: value for name, value in means.items() if value is not None}
 
 
 def area_rows(results: Mapping[str, Any]) -> list[Row]:
@@ -220,6 +257,32 @@ def relearning_rows(results: Mapping[str, Any]) -> list[Row]:
     return rows
 
 
+def further_relearning_rows(results: Mapping[str, Any]) -> list[Row]:
+    """Logit difference, top-1 and the like before and after: means over seeds."""
+    rows = []
+    for first, last in first_and_last(results["summary"]):
+        row: Row = {
+            "condition": condition_name(last),
+            "concept examples": limit_name(last["limit"]),
+        }
+        for key in FURTHER:
+            for moment, entry in (("step 0", first), ("last step", last)):
+                value = _mean_of_seeds(results["rows"], entry, key)
+                if value is not None:
+                    row[f"{METRICS[key]}, {moment}"] = value
+        rows.append(row)
+    return rows if any(len(row) > 2 for row in rows) else []
+
+
+def _mean_of_seeds(
+    rows: Sequence[Mapping[str, Any]], entry: Mapping[str, Any], score: str
+) -> float | None:
+    """Mean over seeds of a score, at the condition and step of an entry."""
+    keys = ("condition", "holding", "limit", "step")
+    same = [row for row in rows if all(row[key] == entry[key] for key in keys)]
+    return mean([row["scores"].get(score) for row in same])
+
+
 def recovery_rows(results: Mapping[str, Any]) -> list[Row]:
     """One row a condition and number of examples: recovery at the end and its speed."""
     rows = []
@@ -262,7 +325,7 @@ def named_scores(tree: Mapping[str, Any]) -> list[tuple[str, Mapping[str, Any]]]
 MODELS = {
     "uncut": "uncut",
     "cut": "learned cut",
-    "cut_before_rounding": "learned gates before rounding to 0 or 1",
+    "cut_before_rounding": "learned gates before rounding",
 }
 """Key of `scores` in results.json -> name of the model."""
 
@@ -279,18 +342,19 @@ def first_and_last(summary: Sequence[Mapping[str, Any]]) -> list[tuple[Any, Any]
     return [(group[0], group[-1]) for group in ordered]
 
 
-def _both_metrics(
+def _main_scores(
     results: Mapping[str, Any], scores: Mapping[str, Any], intervals: Mapping[str, Any]
 ) -> Row:
-    row = {}
-    for side in ("concept", "retain"):
-        metric = results[f"{side}_metric"]
-        key = metric["name"]
-        row[metric_name(metric)] = with_interval(scores.get(key), intervals.get(key))
-    for key in ("kl_concept", "kl_retain"):
-        if key in scores:
-            row[METRICS[key]] = with_interval(scores[key], intervals.get(key))
-    return row
+    """Concept, what else says how well it is known, rest, and KL to the uncut model."""
+    concept, retain = (results[f"{side}_metric"] for side in ("concept", "retain"))
+    columns = {concept["name"]: metric_name(concept)}
+    columns |= {key: METRICS[key] for key in FURTHER if key in scores}
+    columns[retain["name"]] = metric_name(retain)
+    columns |= {key: METRICS[key] for key in KL if key in scores}
+    return {
+        column: with_interval(scores.get(key), intervals.get(key))
+        for key, column in columns.items()
+    }
 
 
 def _or_undefined(entry: Mapping[str, Any], key: str) -> str:

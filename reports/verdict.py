@@ -6,11 +6,17 @@ token it is exp(u - c), the ratio of the probabilities per token.
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from circuitcut.reports.load import SIDES
-from circuitcut.reports.words import mean, percent
+from circuitcut.reports.words import (
+    format_cell,
+    mean,
+    mean_and_range,
+    metric_name,
+    percent,
+)
 
 Results = Mapping[str, Any]
 KEPT, HALF, LOST = 0.9, 0.5, 0.1
@@ -62,16 +68,84 @@ def state(share: float | None) -> str:
 
 
 def verdict(results: Results) -> str:
-    """One or two sentences on a run with an uncut and a cut model."""
+    """A few sentences on a run with an uncut and a cut model."""
     concept, rest = shares_left(results, results["scores"]["cut"])
+    isolates = results.get("direction") == "isolate"
     if concept is None:
-        return (
+        said = (
             "No verdict on the concept: the uncut model's score is undefined or close "
             f"to a guess; the rest is {state(rest)}."
         )
-    isolates = results.get("direction") == "isolate"
-    said = _of_circuit(concept) if isolates else _of_cut(concept, rest)
-    return said + _against_random(results, concept, isolates)
+    else:
+        said = _of_circuit(concept) if isolates else _of_cut(concept, rest)
+    if warning := effect_warning(results):
+        return f"{said} Warning: {warning}"
+    return (
+        said if concept is None else said + _against_random(results, concept, isolates)
+    )
+
+
+def effect_warning(results: Results) -> str | None:
+    """What to know before the cut is relearned; None where the cut broke the concept.
+
+    A cut broke nothing if the concept keeps at least 90 % of its ability or its score
+    is no worse than the lower end of the uncut model's 95 % interval (upper end of a
+    loss). It may also break no more than the worst of the random cuts. A circuit
+    (`isolate`) is meant to keep the concept, so it is never warned of.
+
+    Args:
+        results: `scores`, `concept_metric` and, where known, `intervals` and
+            `direction`, as in results.json.
+    """
+    metric, scores = results["concept_metric"], results["scores"]
+    uncut, cut = (scores.get(name, {}).get(metric["name"]) for name in ("uncut", "cut"))
+    if results.get("direction") == "isolate" or _unknown(uncut) or _unknown(cut):
+        return None
+    name, value = metric_name(metric), format_cell(cut)
+    reasons = []
+    share = share_left(metric, uncut, cut)
+    interval = _interval_of_uncut(results)
+    if interval is not None and not _worse(metric, cut, interval):
+        ends = f"[{format_cell(interval[0])}, {format_cell(interval[1])}]"
+        reasons.append(
+            f"{name}, {value}, is within the noise of the uncut model, "
+            f"{format_cell(uncut)} {ends} (95 % interval)"
+        )
+    elif share is not None and share >= KEPT:
+        reasons.append(
+            f"{name} is {value}, which is {percent(share)} of the uncut model's ability"
+        )
+    said = (
+        "the cut broke nothing"
+        if reasons
+        else "the cut breaks no more than random cuts"
+    )
+    randoms = [s.get(metric["name"]) for s in scores.get("random") or []]
+    known = [score for score in randoms if not _unknown(score)]
+    if known and not _worse(metric, cut, known):
+        reasons.append(
+            f"random cuts of the same counts give {mean_and_range(known)}, and this "
+            f"cut gives {value}"
+        )
+    return f"{said}: {'; '.join(reasons)}." if reasons else None
+
+
+def _unknown(score: float | None) -> bool:
+    return score is None or math.isnan(score)
+
+
+def _worse(metric: Results, score: float, others: Sequence[float]) -> bool:
+    """Whether a score shows less ability than all others."""
+    if metric["higher_is_better"]:
+        return score < min(others)
+    return score > max(others)
+
+
+def _interval_of_uncut(results: Results) -> tuple[float, float] | None:
+    """The 95 % interval of the uncut model's concept score, where it is known."""
+    name = results["concept_metric"]["name"]
+    low, high = (results.get("intervals") or {}).get("uncut", {}).get(name, (None,) * 2)
+    return None if _unknown(low) or _unknown(high) else (low, high)
 
 
 def _of_circuit(concept: float) -> str:

@@ -14,10 +14,21 @@ METRICS = {
     "accuracy": "accuracy on the concept",
     "toxic_nll": "loss on toxic text",
     "retain_nll": "loss on the rest",
+    "logit_difference": "logit difference (nats)",
+    "margin": "margin (nats)",
+    "top1": "top-1 accuracy",
+    "p_io": "P(indirect object)",
+    "p_answer": "P(answer)",
+    "template_nll": "loss on the prompts' other words (nats per token)",
+    "copy_nll": "loss on texts that copy names (nats per token)",
     "kl_concept": "KL to uncut, concept (nats)",
     "kl_retain": "KL to uncut, rest (nats)",
 }
 """Key of a score -> its name; another key is shown without its underscores."""
+FURTHER = ("logit_difference", "margin", "top1")
+"""Scores that tables show beside both main ones, where a run has them."""
+OF_A_GUESS = {"logit_difference": 0.0, "margin": 0.0}
+"""What a guess scores, by definition; of main scores their metric says it."""
 UNITS = {"fraction": "0 to 1", "nats/token": "nats per token"}
 METHODS = {
     "learned": "learned mask",
@@ -137,8 +148,11 @@ def with_interval(value: float | None, interval: Interval | None) -> str:
 
 
 def percent(share: float, decimals: int = 0) -> str:
-    """A share as `92 %`."""
-    return f"{100 * share:.{decimals}f} %"
+    """A share as `92 %`; one that would be rounded to 0 has one significant digit."""
+    text = f"{100 * share:.{decimals}f}"
+    if share > 0 and float(text) == 0:
+        text = f"{100 * share:.1g}" if 100 * share >= 1e-4 else "< 0.0001"
+    return f"{text} %"
 
 
 def percent_with_interval(share: float, interval: Interval | None) -> str:

@@ -15,12 +15,14 @@ from typing import Any
 from circuitcut.attribution.registry import METHODS
 from circuitcut.experiments.base_model import prepare
 from circuitcut.experiments.circuits.edges_of_mask import circuit_of
+from circuitcut.experiments.circuits.heads_of_mask import heads_of
 from circuitcut.experiments.circuits.published import published_overlap
 from circuitcut.experiments.describe import header, scores_by_name
 from circuitcut.experiments.flags import TaskConfig, command
 from circuitcut.experiments.load import Experiment
 from circuitcut.experiments.plan import methods_of
 from circuitcut.experiments.saved_runs import (
+    RANKING_FILE,
     check_fit,
     mask_at,
     ranking_of_run,
@@ -31,6 +33,7 @@ from circuitcut.masks.frozen_mask import FrozenMask
 from circuitcut.reports.figures import draw_all
 from circuitcut.reports.load import load_run
 from circuitcut.reports.tables import format_table
+from circuitcut.reports.verdict import effect_warning
 from circuitcut.storage.errors import UserError
 from circuitcut.storage.flag_fields import flag
 from circuitcut.storage.run_directory import RunDirectory
@@ -103,6 +106,8 @@ def main(config: EvaluateConfig) -> Path:
         _show_curve(results)
         for figure in draw_all(load_run(run.path)).values():
             print(f"figure: {figure}")
+    if results["warning"]:
+        print(f"warning: {results['warning']}")
     print(f"run: {run.path}\nnext: {results['next']}")
     return run.path
 
@@ -142,20 +147,35 @@ def _results(
             split=split,
             n_batches=config.attribution_batches,
         )
-    name, model = config.model_name, experiment.loaded.model
-    return (
+    results = (
         header("evaluate", experiment, mask=mask)
         | scores_by_name(scored)
         | {
             "split": config.split,
             "mask": str(config.mask) if config.mask else None,
+            "direction": mask.provenance.get("direction") if mask else None,
             "curve": curve,
-            "circuit": circuit_of(mask) if mask else None,
-            "published_circuit": published_overlap(config.task, name, model, mask)
-            if mask
-            else None,
+            **_units_of(config, experiment, mask),
         }
     )
+    return results | {"warning": effect_warning(results)}
+
+
+def _units_of(
+    config: EvaluateConfig, experiment: Experiment, mask: FrozenMask | None
+) -> dict[str, Any]:
+    """Names of the edges and heads of the mask; None without one."""
+    if mask is None or config.mask is None:
+        return dict.fromkeys(("circuit", "heads", "published_circuit"))
+    known = (config.mask / RANKING_FILE).exists()
+    ranking = ranking_of_run(config.mask, mask) if known else None
+    return {
+        "circuit": circuit_of(mask, ranking),
+        "heads": heads_of(mask, ranking),
+        "published_circuit": published_overlap(
+            config.task, config.model_name, experiment.loaded.model, mask
+        ),
+    }
 
 
 def _show_scores(results: Mapping[str, Any]) -> None:

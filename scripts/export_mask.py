@@ -18,7 +18,6 @@ from torch import Tensor
 
 from circuitcut.experiments.base_model import prepare
 from circuitcut.experiments.circuits.edges_of_mask import (
-    MOST_EDGES,
     circuit_of,
     edges_of,
     scores_of,
@@ -36,7 +35,7 @@ from circuitcut.masks.formats.edge_files import FORMATS, write_edges, write_name
 from circuitcut.masks.frozen_mask import FrozenMask
 from circuitcut.models.residual.graph import ResidualGraph
 from circuitcut.models.spared import FIRST_POSITION
-from circuitcut.reports.circuit_picture import circuit_svg
+from circuitcut.reports.circuits.picture import circuit_svg
 from circuitcut.storage.atomic import write_text
 from circuitcut.storage.errors import UserError
 from circuitcut.storage.flag_fields import flag
@@ -172,7 +171,7 @@ def _drawn(
     if config.format == "svg":
         circuit = circuit_of(mask, ranking)
         if circuit is None:
-            raise UserError(_why_no_picture(int(kept.sum()), graph.n_edges))
+            raise UserError(_why_no_picture(bool(kept.any()), graph.n_edges))
         return circuit_svg(circuit, standalone=True)
     fewer = kept if config.circuit != "auto" or 2 * kept.sum() <= len(kept) else ~kept
     names = list(compress(graph.edges(), fewer.tolist()))
@@ -180,17 +179,11 @@ def _drawn(
     return dot(names, dict(known))
 
 
-def _why_no_picture(n_kept: int, n_edges: int) -> str:
-    if n_kept in (0, n_edges):
-        word = "ablates" if n_kept == 0 else "keeps"
-        return (
-            f"--format svg draws the kept or the ablated edges, the fewer, but this "
-            f"mask {word} all {n_edges:,} edges: there is no circuit to draw; graphml "
-            "lists the edges"
-        )
+def _why_no_picture(keeps_all: bool, n_edges: int) -> str:
     return (
-        f"--format svg draws at most {MOST_EDGES:,} edges, got {n_kept:,} kept and "
-        f"{n_edges - n_kept:,} ablated; use dot or graphml"
+        f"--format svg draws the kept or the ablated edges, the fewer, but this mask "
+        f"{'keeps' if keeps_all else 'ablates'} all {n_edges:,} edges: there is no "
+        "circuit to draw; graphml lists the edges"
     )
 
 

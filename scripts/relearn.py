@@ -22,6 +22,7 @@ from circuitcut.experiments.flags import TaskConfig, command
 from circuitcut.experiments.load import Experiment, make_accelerator
 from circuitcut.experiments.micro_batches import check_relearning
 from circuitcut.experiments.saved_runs import check_fit, mask_at, with_flags_of_run
+from circuitcut.experiments.scores import warning_of_cut
 from circuitcut.experiments.whereabouts import Whereabouts
 from circuitcut.masks.frozen_mask import FrozenMask
 from circuitcut.relearning.conditions import (
@@ -141,6 +142,9 @@ def main(config: RelearnConfig) -> Path:
         RunDirectory.check(config.run_dir)
     experiment = prepare(config)
     config = _fitted(config, mask, mask_path, experiment)
+    warning = warning_of_cut(mask_path, mask, experiment)
+    if warning:
+        logger.warning("%s Relearning it shows no recovery of the concept.", warning)
     never_learned = None
     if "never_learned" in config.conditions:
         never_learned = prepare(config, without_concept=True)
@@ -177,6 +181,7 @@ def main(config: RelearnConfig) -> Path:
         "probe": probes,
         "after": _after(runs),
         "words_note": whereabouts.words_note,
+        "warning": warning,
         "next": command("report", {"runs": [mask_path, run.path]}),
     }
     run.write_results(results)
@@ -310,6 +315,8 @@ def _show(results: dict[str, Any], path: Path) -> None:
             short = [_without_intervals(row) for row in rows]
             print(format_table(short, list(short[0])))
     print("intervals: results.json and the report")
+    if results["warning"]:
+        print(f"warning: {results['warning']}")
     print(f"run: {path}\nnext: {results['next']}")
 
 

@@ -4,7 +4,8 @@
     python scripts/report.py --runs runs/RUN ... --out report.html
 
 Without --runs the newest finished train_mask run and the newest relearn run are taken.
-Reads run directories only; the report is written into the last of them, or to --out.
+Reads run directories only; the report is written into the last of them, or to --out,
+which replaces an earlier report but no other file.
 """
 
 from dataclasses import dataclass
@@ -23,7 +24,10 @@ class ReportConfig:
 
     runs: list[Path] = flag([], "run directories, in reading order")
     run_dir: Path = flag(Path("runs"), "where the newest runs are looked for")
-    out: Path | None = flag(None, "the HTML file; default: report.html in the last run")
+    out: Path | None = flag(
+        None,
+        "the HTML file, new or an earlier report; default: report.html in the last run",
+    )
 
 
 def main(config: ReportConfig) -> Path:

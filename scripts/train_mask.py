@@ -41,7 +41,7 @@ from circuitcut.training.config import config_dict, run_script
 from circuitcut.training.fit_arguments import Checkpoints
 from circuitcut.training.tracking import Tracker
 
-SHOWN_EDGES = 8
+SHOWN_NAMES = 8
 
 
 @dataclass(frozen=True)
@@ -153,18 +153,28 @@ def _show(results: Mapping[str, Any], path: Path) -> None:
         f"{results['n_units']} {' and '.join(results['units'])} ablated, held-out data"
     )
     print(format_table(table, ["model", "ablated", *shown]))
-    if results.get("edges"):
-        kept = results["direction"] == "isolate"
-        print(f"{'kept' if kept else 'ablated'}: {_first(results['edges'])}")
+    _show_names(results)
     better = "higher" if concept["higher_is_better"] else "lower"
     print(f"{concept['name']}: the concept ({better} = more of it)")
     print(f"{retain['name']}: the rest")
+    if results["warning"]:
+        print(f"warning: {results['warning']}")
     print(f"run: {path}\nnext: {results['next']}")
 
 
+def _show_names(results: Mapping[str, Any]) -> None:
+    """The first edges and heads of the mask, by name."""
+    if results["edges"]:
+        kept = results["direction"] == "isolate"
+        print(f"{'kept' if kept else 'ablated'}: {_first(results['edges'])}")
+    if results["heads"] and results["heads"]["names"]:
+        kept = results["heads"]["kept"]
+        print(f"{'kept' if kept else 'ablated'}: {_first(results['heads']['names'])}")
+
+
 def _first(names: Sequence[str]) -> str:
-    shown = ", ".join(names[:SHOWN_EDGES])
-    n_more = len(names) - SHOWN_EDGES
+    shown = ", ".join(names[:SHOWN_NAMES])
+    n_more = len(names) - SHOWN_NAMES
     return shown if n_more <= 0 else f"{shown} and {n_more} more (results.json)"
 
 

@@ -12,17 +12,25 @@ _SCORED = frozenset({"scores", "unseen", "intervals", "curve"})
 ENTRIES: dict[str, frozenset[str]] = {
     "train_mask": _SCORED
     | {"gate", "direction", "expected_ablated", "asked_ablated", "per_site"}
-    | {"circuit", "published_circuit", "edges"},
-    "evaluate": _SCORED | {"split", "mask", "circuit", "published_circuit"},
+    | {"circuit", "published_circuit", "edges", "heads", "warning"},
+    "evaluate": _SCORED
+    | {"split", "mask", "circuit", "published_circuit", "heads", "warning"}
+    | {"direction"},
     "attribute": frozenset({"scores", "curve"}),
     "faithfulness": frozenset({"split", "masks", "scores", "curve", "areas"}),
     "stability": frozenset({"chosen", "masks", "pairs", "mean", "per_site"})
     | {"by_number_of_masks", "shared"},
     "import_mask": frozenset({"file", "format", "per_site", "circuit"}),
     "relearn": frozenset({"mask", "rows", "summary", "recovery", "never_learned"})
-    | {"probe", "after", "words_note"},
+    | {"probe", "after", "words_note", "warning"},
 }
 """Further entries of each kind of run."""
+_ADDED: dict[str, frozenset[str]] = {
+    "train_mask": frozenset({"heads", "warning"}),
+    "evaluate": frozenset({"heads", "warning", "direction"}),
+    "relearn": frozenset({"warning"}),
+}
+"""Entries that the first runs of version 2 lack, and that a report can do without."""
 
 
 _OF_VERSION_1: dict[str, frozenset[str]] = {
@@ -37,8 +45,17 @@ _OF_VERSION_1: dict[str, frozenset[str]] = {
 came later have all their entries."""
 
 
-def entries_of(kind: str, version: int = SCHEMA_VERSION) -> frozenset[str]:
-    """The entries that results.json of a kind must have; in version 2 it has no others.
+def entries_of(kind: str) -> frozenset[str]:
+    """The entries that results.json of a kind must have; it has no others.
+
+    Args:
+        kind: A key of `ENTRIES`.
+    """
+    return HEADER | ENTRIES[kind]
+
+
+def needed_for_report(kind: str, version: int = SCHEMA_VERSION) -> frozenset[str]:
+    """The entries without which a report of a run cannot be written.
 
     Args:
         kind: A key of `ENTRIES`.
@@ -48,4 +65,4 @@ def entries_of(kind: str, version: int = SCHEMA_VERSION) -> frozenset[str]:
         return frozenset({"kind", "task", "model"}) | _OF_VERSION_1.get(
             kind, ENTRIES[kind]
         )
-    return HEADER | ENTRIES[kind]
+    return entries_of(kind) - _ADDED.get(kind, frozenset())

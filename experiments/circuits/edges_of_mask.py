@@ -12,9 +12,6 @@ from circuitcut.masks.frozen_mask import FrozenMask
 from circuitcut.models.residual.graph import ResidualGraph
 from circuitcut.storage.errors import UserError
 
-MOST_EDGES = 1000
-"""Up to here results.json names edges, and a picture shows them."""
-
 
 def edges_of(mask: FrozenMask) -> tuple[ResidualGraph, Bool[Tensor, "edge"]]:
     """The graph of a mask on edges, and which of them it keeps, those of all layers.
@@ -44,7 +41,7 @@ def circuit_of(
 ) -> dict[str, Any] | None:
     """The kept or the ablated edges, whichever are fewer, as results.json names them.
 
-    None without edges, or where all are of one kind or the fewer are too many.
+    None without edges, or where all are kept or all are ablated.
     """
     _, edges = modules_and_edges(mask.sites)
     if not edges:
@@ -52,7 +49,7 @@ def circuit_of(
     graph, kept = graph_at(edges), flat_gates(edges, mask.keep).bool()
     are_kept = int(kept.sum()) <= graph.n_edges / 2
     chosen = kept if are_kept else ~kept
-    if not 0 < int(chosen.sum()) <= MOST_EDGES:
+    if not chosen.any():
         return None
     scores = None if ranking is None else scores_of(mask, ranking)[chosen].tolist()
     return {

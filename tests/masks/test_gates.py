@@ -1,5 +1,7 @@
 """Contracts of every gate in GATES: range, polarity, gradient, determinism."""
 
+from typing import Any
+
 import pytest
 import torch
 
@@ -10,8 +12,12 @@ from circuitcut.masks.registry import GATES, GateSettings
 pytestmark = pytest.mark.parametrize("name", sorted(GATES))
 
 
-def _gate(name: str, n_units: int = 200) -> Gate:
-    gate = GATES[name](n_units, GateSettings(k_min=3.0, k_max=20.0))
+def _gate(
+    name: str,
+    n_units: int = 200,
+    settings: GateSettings | None = None,
+) -> Gate:
+    gate = GATES[name](n_units, settings or GateSettings(k_min=3.0, k_max=20.0))
     rng = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for parameter in gate.parameters():
@@ -75,3 +81,21 @@ def test_gates_stay_in_their_range_after_every_step(name: str):
         assert ((gate.values() >= 0) & (gate.values() <= 1)).all()
         if isinstance(gate, ClampedGate):
             assert ((gate.gate >= 0) & (gate.gate <= 1)).all()
+
+
+@pytest.mark.parametrize("direction", ["break", "isolate"])
+def test_gates_with_a_budget_ablate_the_asked_number_and_others_stay(
+    name: str, direction: Any
+):
+    for penalty in ("none",) if name == "clamped" else ("none", "budget"):
+        settings = GateSettings(
+            k_min=3.0, k_max=20.0, direction=direction, penalty=penalty
+        )
+        gate = _gate(name, settings=settings)
+        for n_ablated in (0, 1, 7, 150, 200):
+            values = gate.values_ablating(n_ablated)
+            if GATES[name].has_threshold(settings):
+                torch.testing.assert_close(values, gate.values(), rtol=0, atol=0)
+            else:  # of nothing and everything, half a unit is left
+                expected = min(max(n_ablated, 0.5), 199.5)
+                assert (1 - values).sum().item() == pytest.approx(expected, abs=1e-2)

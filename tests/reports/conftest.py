@@ -58,6 +58,7 @@ def mask_results() -> dict[str, Any]:
         "n_ablated": sum(site["n_ablated"] for site in sites),
         "n_units": sum(site["n_units"] for site in sites),
         "per_site": sites,
+        "heads": heads_entry(6, 12, [f"a{layer}.h{2 * layer}" for layer in (1, 3, 5)]),
         "scores": {
             "uncut": _scores(0.7331, 0.5662),
             "cut": _scores(0.0123, 0.5204),
@@ -87,6 +88,18 @@ def mask_results() -> dict[str, Any]:
         "next": "python scripts/relearn.py",
         **METRICS,
     }
+
+
+def heads_entry(n_layers: int, n_heads: int, ablated: list[str]) -> dict[str, Any]:
+    """Entry `heads` of results.json: scores are 1 or, of ablated heads, -1."""
+    layers = []
+    for layer in range(n_layers):
+        cut = [h for h in range(n_heads) if f"a{layer}.h{h}" in ablated]
+        scores = [-1.0 if head in cut else 1.0 for head in range(n_heads)]
+        layers.append(
+            {"layer": layer, "n_heads": n_heads, "ablated": cut, "scores": scores}
+        )
+    return {"kept": False, "names": ablated, "layers": layers}
 
 
 def _share(name: str, limit: int | None, step: int) -> tuple[float, float]:

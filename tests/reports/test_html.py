@@ -13,6 +13,7 @@ from circuitcut.reports.html import page, table_html, write_report
 from circuitcut.reports.load import load_run
 from circuitcut.reports.sections import Table
 from circuitcut.reports.tables import format_cell
+from circuitcut.storage.errors import UserError
 from tests.reports.conftest import (
     curve_results,
     import_results,
@@ -21,7 +22,7 @@ from tests.reports.conftest import (
 )
 
 N_FIGURES = {
-    "train_mask": 4,
+    "train_mask": 5,
     "relearn": 4,
     "evaluate": 2,
     "attribute": 1,
@@ -37,6 +38,7 @@ class Page(HTMLParser):
         self.cells: list[str] = []
         self.images: list[str] = []
         self.addresses: list[str] = []
+        self.anchors: list[str] = []
         self.open: list[str] = []
         self.feed(text)
 
@@ -44,6 +46,7 @@ class Page(HTMLParser):
         found = dict(attrs)
         if tag == "img":
             self.images.append(found["src"])
+        self.anchors += [f"#{v}" for k, v in attrs if k == "id"]
         self.addresses += [v for k, v in found.items() if k in ("src", "href")]
         if tag not in ("img", "meta"):
             self.open.append(tag)
@@ -82,7 +85,10 @@ def test_the_page_is_well_formed_and_needs_nothing_from_outside(text: str):
     parsed = Page(text)
     assert parsed.open == []
     assert len(parsed.images) == sum(N_FIGURES.values())
-    assert all(a.startswith("data:image/png;base64,") for a in parsed.addresses)
+    assert all(
+        a.startswith("data:image/png;base64,") or a in parsed.anchors
+        for a in parsed.addresses
+    )
     assert not re.search(r"https?:|//|@import|url\(|<script|<link", _without_data(text))
 
 
@@ -101,7 +107,7 @@ def test_images_in_the_page_are_the_files_in_figures(text: str, paths: dict[str,
 
 def test_every_number_of_the_tables_is_in_results(text: str):
     cells = Page(text).cells
-    results = [mask_results(), relearn_results()]
+    results = [mask_results(), relearn_results(), import_results()]
     for name in ("uncut", "cut"):
         for metric, value in results[0]["scores"][name].items():
             ends = results[0]["intervals"][name].get(metric)
@@ -210,3 +216,58 @@ def test_results_without_the_optional_parts_still_give_a_report(write_run: Any):
     text = page([(load_run(write_run(results)), {}) for results in (bare, few)])
     assert "No recovery: cut and uncut models were not both fine-tuned." in text
     assert "0.012" in Page(text).cells
+
+
+def test_a_report_replaces_an_earlier_report_and_no_other_file(
+    paths: dict[str, Path], tmp_path: Path
+):
+    out = tmp_path / "report.html"
+    write_report([paths["attribute"]], out)
+    write_report([paths["import_mask"]], out)
+    assert "graph.json" in out.read_text()
+    for text in ("<html><title>My page</title></html>", "", "{}"):
+        out.write_text(text)
+        run = paths["attribute"]
+        drawn = sorted(run.rglob("*"))
+        with pytest.raises(UserError, match="--out must be a new file or an earlier"):
+            write_report([run], out)
+        assert out.read_text() == text
+        assert sorted(run.rglob("*")) == drawn
+
+
+def test_runs_of_one_kind_are_kept_apart_by_their_names(write_run: Any):
+    runs = [load_run(write_run(mask_results())) for _ in range(2)]
+    text = page([(run, {}) for run in runs])
+    opening = re.findall(r'<div class="opening">(.*?)</div>', text, re.DOTALL)[0]
+    assert opening.count("<p>") == 2
+    for number, run in enumerate(runs, 1):
+        assert f'<a href="#run-{number}">{run.name}</a>: <strong>' in opening
+        assert f"<small>run {run.name}</small>" in text
+
+
+def test_further_scores_and_chance_have_columns_and_notes(write_run: Any):
+    results = mask_results()
+    results["concept_metric"] = {**results["concept_metric"], "chance": 0.25}
+    for name in ("uncut", "cut"):
+        results["scores"][name] |= {"logit_difference": 3.25, "top1": 0.75}
+    text = page([(load_run(write_run(results)), {})])
+    for column in ("logit difference (nats)", "top-1 accuracy", "KL to uncut, rest"):
+        assert f'<th scope="col">{column}' in text
+    chance = "<td>chance (a guess)</td><td>0.250</td><td>0.000</td>"
+    assert chance in text
+    assert "higher means more ability; chance: 0.250." in text
+    assert "in nats; 0 at chance." in text
+    without = page([(load_run(write_run(mask_results())), {})])
+    assert "chance (a guess)" not in without
+
+
+def test_a_relearning_says_the_logit_difference_and_warns_of_its_cut(write_run: Any):
+    results = relearn_results() | {"warning": "the cut broke nothing: a reason."}
+    for row in results["rows"]:
+        row["scores"]["logit_difference"] = row["step"] + 0.5 + 3 * row["seed"]
+    text = page([(load_run(write_run(results)), {})])
+    assert "<strong>Warning: the cut broke nothing: a reason." in text
+    at = text.index("Further scores before and after relearning")
+    row = text[at:].split("<tr>")[2]
+    assert "3.500" in row  # mean of seeds 0, 1 and 2
+    assert "63.500" in row

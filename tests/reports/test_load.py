@@ -10,7 +10,7 @@ import pytest
 from circuitcut.reports.html import write_report
 from circuitcut.reports.load import KIND_NAMES, load_run
 from circuitcut.storage.errors import UserError
-from circuitcut.storage.results_schema import ENTRIES, entries_of
+from circuitcut.storage.results_schema import ENTRIES, entries_of, needed_for_report
 from tests.reports.conftest import (
     curve_results,
     faithfulness_results,
@@ -56,7 +56,7 @@ def test_a_folder_that_is_no_run_is_refused(tmp_path: Path):
 
 @pytest.mark.parametrize("kind", sorted(ENTRIES))
 def test_results_that_lack_a_key_name_it(kind: str, write_run: Any):
-    for key in entries_of(kind, version=1) - {"kind"}:
+    for key in needed_for_report(kind, version=1) - {"kind"}:
         results = RESULTS[kind]()
         del results[key]
         with pytest.raises(UserError, match=f"lacks {key}"):
@@ -100,3 +100,11 @@ def test_one_bad_run_among_good_ones_stops_the_report_before_it_is_written(
         write_report([good, bad], tmp_path / "report.html")
     assert not (tmp_path / "report.html").exists()
     assert not (good / "figures").exists()
+
+
+def test_the_first_runs_of_version_2_are_read_without_its_later_entries(write_run: Any):
+    results = mask_results() | dict.fromkeys(entries_of("train_mask"))
+    whole = {**results, **mask_results(), "schema_version": 2}
+    for later in ("heads", "warning"):
+        del whole[later]
+    assert load_run(write_run(whole)).results == whole

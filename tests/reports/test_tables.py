@@ -68,7 +68,7 @@ def test_every_model_of_a_mask_run_has_a_row():
     assert [row["model"] for row in rows] == [
         "uncut",
         "learned cut",
-        "learned gates before rounding to 0 or 1",
+        "learned gates before rounding",
         "random cut 1",
         "random cut 2",
         "attribution cut: gradient \u00d7 activation of the margin",

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from circuitcut.reports.verdict import share_left, state, verdict
+from circuitcut.reports.verdict import effect_warning, share_left, state, verdict
 
 UP = {"name": "f1", "higher_is_better": True}
 LOSS = {"name": "nll", "higher_is_better": False}
@@ -89,3 +89,55 @@ def test_a_model_without_the_concept_gets_no_verdict():
     unlearned = results(0.0, 0.5)
     unlearned["scores"]["uncut"]["f1"] = 0.01
     assert verdict(unlearned).startswith("No verdict on the concept")
+
+
+def measured(
+    cut: float, *, low: float = 0.75, random: Any = (0.8,), **more: Any
+) -> Any:
+    """A run with an uncut score of 0.8 in [low, 0.85]."""
+    found = results(cut, 0.5, **more)
+    found["intervals"] = {"uncut": {"f1": [low, 0.85]}}
+    found["scores"]["random"] = [{"f1": score} for score in random]
+    return found
+
+
+@pytest.mark.parametrize(
+    ("run", "said"),
+    [
+        (
+            measured(0.76),
+            "the cut broke nothing: f1, 0.760, is within the noise of the",
+        ),
+        (
+            measured(0.74),
+            "the cut broke nothing: f1 is 0.740, which is 92 % of the unc",
+        ),
+        (measured(0.6, low=0.5), "the cut broke nothing: f1, 0.600, is within the noi"),
+        (measured(0.3, random=(0.2, 0.8)), "the cut breaks no more than random cuts:"),
+        (measured(0.3), None),
+        (measured(0.1, random=(0.2, 0.8)), None),
+        (measured(0.79, direction="isolate"), None),
+        (measured(0.3, random=()), None),
+        (measured(float("nan")), None),
+    ],
+)
+def test_a_cut_within_the_noise_or_among_random_cuts_is_warned_of(run: Any, said: Any):
+    warning = effect_warning(run)
+    assert warning is None if said is None else str(warning).startswith(said)
+    if warning:
+        assert verdict(run).endswith(f" Warning: {warning}")
+
+
+def test_of_a_loss_a_cut_must_raise_it_above_the_interval_and_the_random_cuts():
+    def run(cut: float, random: float) -> Any:
+        names = ("uncut", "cut")
+        values = {name: {"nll": v} for name, v in zip(names, (2.0, cut), strict=True)}
+        return {
+            "concept_metric": LOSS,
+            "scores": values | {"random": [{"nll": random}]},
+            "intervals": {"uncut": {"nll": [1.8, 2.3]}},
+        }
+
+    assert effect_warning(run(2.2, 2.0)) is not None
+    assert effect_warning(run(2.9, 3.0)) is not None
+    assert effect_warning(run(3.1, 3.0)) is None
