@@ -87,6 +87,7 @@ def describe(
         sizes=plan.curve_sizes,
         seed=config.seed,
         rankings={"learned": frozen.ranking} if plan.curve_sizes else {},
+        n_batches=plan.n_batches,
     )
     n_asked = plan.size.n_ablated or settings.target_ablated or None
     return header("train_mask", experiment, mask=mask) | {

@@ -45,6 +45,9 @@ class MaskConfig(UnitsConfig, _SettingsFlags):
         f"baselines cut to the same size: {', '.join(sorted(METHODS))}, or none; "
         "default: gradient_margin and probeless; for edges eap and eap_ig",
     )
+    n_batches: int = flag(
+        32, "attribution: batches of 16 examples the scores are averaged over"
+    )
     n_random: int = flag(3, "random cuts of the same size")
     curve_sizes: list[int] = flag([], "numbers of ablated units to score as well")
 
@@ -54,7 +57,7 @@ class MaskConfig(UnitsConfig, _SettingsFlags):
         _check_choices("--gate", [self.gate] if self.gate else [], GATES)
         methods = [m for m in self.attribution if m != "none"]
         _check_choices("--attribution", methods, METHODS)
-        for key in ("n_steps", "batch_size", "micro_batch", "n_ablated"):
+        for key in ("n_steps", "batch_size", "micro_batch", "n_ablated", "n_batches"):
             value = getattr(self, key)
             if value is not None and value < 1:
                 raise UserError(f"--{key} must be positive, got {value}")

@@ -78,6 +78,8 @@ class Plan:
     curve_sizes: tuple[int, ...]
     superset: FrozenMask | None = None
     """Only the units that it ablates are trained."""
+    n_batches: int = 32
+    """Batches of 16 examples that attribution scores are averaged over."""
 
     @property
     def n_units(self) -> int:
@@ -131,6 +133,7 @@ def plan(
         config.n_random,
         tuple(config.curve_sizes),
         superset,
+        config.n_batches,
     )
 
 

@@ -15,7 +15,9 @@ ENTRIES: dict[str, frozenset[str]] = {
     | {"circuit", "published_circuit", "edges"},
     "evaluate": _SCORED | {"split", "mask", "circuit", "published_circuit"},
     "attribute": frozenset({"scores", "curve"}),
-    "faithfulness": frozenset({"split", "masks", "scores", "curve", "areas"}),
+    "faithfulness": frozenset(
+        {"split", "masks", "scores", "curve", "areas", "n_scored"}
+    ),
     "import_mask": frozenset({"file", "format", "per_site", "circuit"}),
     "relearn": frozenset({"mask", "rows", "summary", "recovery", "never_learned"})
     | {"probe", "after", "words_note"},
