@@ -15,9 +15,7 @@ ENTRIES: dict[str, frozenset[str]] = {
     | {"circuit", "published_circuit", "edges"},
     "evaluate": _SCORED | {"split", "mask", "circuit", "published_circuit"},
     "attribute": frozenset({"scores", "curve"}),
-    "faithfulness": frozenset(
-        {"split", "masks", "scores", "curve", "areas", "n_scored"}
-    ),
+    "faithfulness": frozenset({"split", "masks", "scores", "curve", "areas"}),
     "import_mask": frozenset({"file", "format", "per_site", "circuit"}),
     "relearn": frozenset({"mask", "rows", "summary", "recovery", "never_learned"})
     | {"probe", "after", "words_note"},
