@@ -157,7 +157,7 @@ def area_rows(results: Mapping[str, Any]) -> list[Row]:
 
     The MIB benchmark takes CPR from signed scores and CMD from absolute ones.
     """
-    rows, metric = [], results["concept_metric"]["name"]
+    rows, metric = [], metric_name(results["concept_metric"])
     for ranking in dict.fromkeys(map(ranking_name, results["areas"])):
         areas = [e for e in results["areas"] if ranking_name(e) == ranking]
         rows.append(

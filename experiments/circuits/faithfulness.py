@@ -149,7 +149,6 @@ def measured(
     metric = experiment.task.concept_metric.name
     return header("faithfulness", experiment, mask=empty) | {
         "split": split,
-        "n_scored": measure.n_examples,
         "scores": {"uncut": whole, "nothing kept": none},
         "curve": curve,
         "areas": _areas(fractions, curve, metric),
@@ -181,7 +180,6 @@ class _Measured:
             of_concept={"margin": position_margin},
             only_concept=True,
         )
-        self.n_examples = evaluations[0].n_examples
         self._scores = {
             key: evaluation.scores
             for key, evaluation in zip(different, evaluations, strict=True)

@@ -141,7 +141,9 @@ def test_faithfulness_means_are_over_known_seeds():
     assert learned["CMD (0 is best)"] == "0.050"
     assert random["CPR (higher is better)"] == "0.500"
     assert (learned["seeds"], random["seeds"]) == (1, 2)
-    assert learned["area under f1"] == "undefined"  # a run before this area
+    assert (
+        learned["area under F1 of the concept"] == "undefined"
+    )  # a run before this area
 
 
 def test_stability_has_a_row_a_pair_one_for_the_mean_and_one_a_site():
@@ -163,4 +165,6 @@ def test_rankings_without_complements_leave_their_cells_empty():
     for row in faithfulness_rows(results):
         assert row["complement: faithfulness"] is None
         assert row["complement: concept score"] is None
-    assert {row["area under f1"] for row in area_rows(results)[:1]} == {"0.250"}
+    assert {row["area under F1 of the concept"] for row in area_rows(results)[:1]} == {
+        "0.250"
+    }
