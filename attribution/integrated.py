@@ -13,10 +13,13 @@ run site by site, because their gates are shared by all rows of a pass.
 """
 
 from dataclasses import replace
+from functools import partial
+from typing import Any
 
 import torch
 
 from circuitcut.attribution.gate_gradients import concept_margin, gate_gradients
+from circuitcut.attribution.replayed import record_blocks
 from circuitcut.attribution.row_blocks import Block, block_gradients
 from circuitcut.attribution.subject import Scores, Subject
 from circuitcut.models.sites import Site
@@ -34,7 +37,8 @@ def integrated_gradients_margin(
     """Share of each unit, in nats, in the margin's decrease when its site is ablated.
 
     Costs `n_steps` copies of each batch per site. One forward and one backward pass
-    has as many copies as fit into `n_positions` positions, and at least one.
+    has as many copies as fit into `n_positions` positions, and at least one; it leaves
+    out the layers below its sites, whose outputs one more pass a batch has recorded.
     """
     modules = [site for site in subject.sites if site.kind != "edges"]
     scores = _of_modules(subject, modules, n_steps, n_positions) if modules else {}
@@ -48,7 +52,7 @@ def _of_modules(
     subject: Subject, sites: list[Site], n_steps: int, n_positions: int
 ) -> Scores:
     """Scores of units in modules, (n_units,) by site name."""
-    # by layer, because the backward pass ends at the lowest site of a pass
+    # by layer: the forward pass begins and the backward pass ends at the lowest site
     blocks = [
         Block(site, keep)
         for site in sorted(sites, key=lambda site: site.layer)
@@ -60,10 +64,14 @@ def _of_modules(
         for batch in subject.concept_batches():
             ablated = subject.ablated_at(batch)
             n_at_once = max(1, n_positions // batch["concept"].numel())
+            recorded: list[Any] = []
+            if n_at_once < len(blocks):
+                run = partial(subject.task.outputs, subject.model, batch)
+                recorded = record_blocks(subject.model, run)
             for first in range(0, len(blocks), n_at_once):
                 group = blocks[first : first + n_at_once]
                 gradients, weight = block_gradients(
-                    subject, batch, ablated, group, concept_margin
+                    subject, batch, ablated, group, concept_margin, recorded
                 )
                 for name, gradient in gradients.items():
                     scores[name] += gradient / n_steps

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from circuitcut.attribution.gate_gradients import Behaviour
+from circuitcut.attribution.replayed import replayed
 from circuitcut.attribution.subject import Scores, Subject
 from circuitcut.masks.ablation import AblationValues
 from circuitcut.masks.gating import value_of
@@ -41,6 +42,7 @@ def block_gradients(
     ablated: AblationValues,
     blocks: Sequence[Block],
     behaviour: Behaviour,
+    recorded: Sequence[Any] = (),
 ) -> tuple[Scores, float]:
     """Derivatives of a behaviour with respect to the gates, summed over the blocks.
 
@@ -49,6 +51,8 @@ def block_gradients(
     Args:
         ablated: The ablation values of this batch.
         blocks: Blocks of one site are next to each other.
+        recorded: Outputs of the model's layers on this batch (`record_blocks`); the
+            layers below the lowest site do not run.
 
     Returns:
         (n_units,) by site name, float64 on the CPU, and the weight of the behaviour's
@@ -59,7 +63,11 @@ def block_gradients(
         for name, values in batch.items()
     }
     is_cuttable = subject.cuttable(batch)
-    with _gated_blocks(subject.model, ablated, blocks, is_cuttable) as gates:
+    n_below = max(0, min(block.site.layer for block in blocks)) if recorded else 0
+    with (
+        replayed(subject.model, recorded, n_below, len(blocks)),
+        _gated_blocks(subject.model, ablated, blocks, is_cuttable) as gates,
+    ):
         value, weight = behaviour(subject.task.outputs(subject.model, copies))
         gradients = torch.autograd.grad(
             value, [gate.gated for gate in gates], materialize_grads=True

@@ -1,6 +1,7 @@
 """Time and memory of training gates on all edges, against a plain step of the model.
 
     python benchmarks/edge_step.py
+    python benchmarks/edge_step.py --device cuda
 
 A plain step is a forward and a backward pass down to the input embeddings with frozen
 weights: sdpa, the shape of GPT-2 small, random weights. An edge step does the same with
@@ -22,7 +23,6 @@ which has norms on its residual stream: half a minute.
 
 import math
 import statistics
-import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -33,7 +33,7 @@ from transformers import BertConfig, BertModel, GPT2Config, GPT2LMHeadModel
 from transformers.utils import logging as transformers_logging
 
 from circuitcut.attribution.edge_integrated import input_moved
-from circuitcut.benchmarks.peak import peak_bytes
+from circuitcut.benchmarks.peak import check_device, device_name, peak_bytes, seconds
 from circuitcut.masks.edges.gating import (
     EdgeStack,
     edge_gated,
@@ -42,7 +42,7 @@ from circuitcut.masks.edges.gating import (
 )
 from circuitcut.models.residual.folded_model import ResidualModel
 from circuitcut.models.residual.graph import ResidualGraph
-from circuitcut.training.config import parse_config
+from circuitcut.training.config import run_script
 
 Step = Callable[[], None]
 MICRO_BATCH = 128
@@ -67,7 +67,11 @@ class EdgeStepConfig:
         default=False,
         metadata={"help": "measure a BERT of MiniLM's shape and not GPT-2, 8x64"},
     )
+    device: str = field(default="cpu", metadata={"help": "cpu or cuda"})
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        check_device(self.device)
 
 
 def main(config: EdgeStepConfig) -> None:
@@ -76,12 +80,12 @@ def main(config: EdgeStepConfig) -> None:
     torch.set_num_threads(config.threads)
     if config.encoder:
         torch.manual_seed(config.seed)
-        _table("BERT of MiniLM's shape, 8 x 64 tokens", *_encoder_steps(), config)
+        _table("BERT of MiniLM's shape, 8 x 64 tokens", *_encoder_steps(config), config)
         return
     for n_layers in config.layers:
         torch.manual_seed(config.seed)
         model = GPT2LMHeadModel(GPT2Config(n_layer=n_layers))
-        model.eval().requires_grad_(False)
+        model.eval().requires_grad_(False).to(config.device)
         for size in config.sizes:
             batch, length = (int(part) for part in size.split("x"))
             if n_layers > 12 and size != config.sizes[0]:
@@ -93,7 +97,7 @@ def main(config: EdgeStepConfig) -> None:
 def _measure(
     model: GPT2LMHeadModel, batch: int, length: int, config: EdgeStepConfig
 ) -> None:
-    ids = torch.randint(VOCAB, (batch, length))
+    ids = torch.randint(VOCAB, (batch, length)).to(config.device)
     n_layers = model.config.n_layer
     _table(
         f"{n_layers} layers, {batch} x {length} tokens",
@@ -118,31 +122,30 @@ def _table(
     config: EdgeStepConfig,
     floor: Callable[[str], float] = lambda _: math.nan,
 ) -> None:
-    seconds: dict[str, list[float]] = {name: [] for name in steps}
+    times: dict[str, list[float]] = {name: [] for name in steps}
     for step in steps.values():
         step()
     for turn in range(config.rounds):
         names = list(steps)[turn % len(steps) :] + list(steps)[: turn % len(steps)]
         for name in names:
-            start = time.perf_counter()
-            steps[name]()
-            seconds[name].append(time.perf_counter() - start)
+            times[name].append(seconds(steps[name], config.device))
 
     def forget() -> None:
         for stack in stacks:
             stack.forget_buffers()
 
-    print(f"\n{title}, {config.threads} threads, medians of {config.rounds} rounds")
+    where = device_name(config.device)
+    print(f"\n{title}, {where}, medians of {config.rounds} rounds")
     print(f"{'step':<24}{'ms':>8}{'time':>8}{'floor':>8}{'MB':>8}")
     for name, step in steps.items():
         base = "plain forward" if "forward" in name else "plain"
         ratio = statistics.median(
-            time / plain
-            for time, plain in zip(seconds[name], seconds[base], strict=True)
+            time / plain for time, plain in zip(times[name], times[base], strict=True)
         )
         print(
-            f"{name:<24}{1e3 * statistics.median(seconds[name]):>8.0f}{ratio:>8.2f}"
-            f"{floor(name):>8.2f}{peak_bytes(step, forget) / 1e6:>8.0f}"
+            f"{name:<24}{1e3 * statistics.median(times[name]):>8.0f}{ratio:>8.2f}"
+            f"{floor(name):>8.2f}"
+            f"{peak_bytes(step, forget, config.device) / 1e6:>8.0f}"
         )
     folded = sum(
         weight.numel() * weight.element_size()
@@ -220,16 +223,18 @@ def _eap_ig(
             torch.autograd.grad(model(input_ids=ids, labels=ids).loss, keep)
 
 
-def _encoder_steps() -> tuple[dict[str, Step], list[EdgeStack]]:
-    config = BertConfig(
+def _encoder_steps(
+    config: EdgeStepConfig,
+) -> tuple[dict[str, Step], list[EdgeStack]]:
+    shape = BertConfig(
         hidden_size=384,
         num_hidden_layers=6,
         num_attention_heads=12,
         intermediate_size=1536,
     )
-    model = BertModel(config)
-    model.eval().requires_grad_(False)
-    embedded = torch.randn(8, 64, 384).requires_grad_()
+    model = BertModel(shape)
+    model.eval().requires_grad_(False).to(config.device)
+    embedded = torch.randn(8, 64, 384).to(config.device).requires_grad_()
     stacks = [
         EdgeStack(ResidualModel(model, separate_qkv=is_separate))
         for is_separate in (True, False)
@@ -263,7 +268,8 @@ def _encoder_steps() -> tuple[dict[str, Step], list[EdgeStack]]:
 
 def _gated_step(stack: EdgeStack, losses: Callable[[], Iterator[Tensor]]) -> Step:
     """A forward and backward pass per micro-batch, with the same random gates."""
-    keep = torch.rand(stack.model.graph.n_edges).requires_grad_()
+    device = next(stack.model.base.parameters()).device
+    keep = torch.rand(stack.model.graph.n_edges).to(device).requires_grad_()
 
     def step() -> None:
         keep.grad = None
@@ -367,4 +373,4 @@ def code_llama(tokens: int = 2048) -> str:
 
 
 if __name__ == "__main__":
-    main(parse_config(EdgeStepConfig))
+    run_script(main, EdgeStepConfig)

@@ -1,15 +1,17 @@
 """Time and memory of a mask-training step and of a frozen mask against a plain step.
 
     python benchmarks/mask_step.py
+    python benchmarks/mask_step.py --device cuda
 
 A plain step is a forward and a backward pass down to the input embeddings with frozen
 weights. A mask step does the same with a gate on every neuron and head; it also samples
 the gates, computes their price and updates them with Adam. All steps are interleaved in
-one process. Times are medians over rounds; ratios are medians of the ratio to the plain
-step in the same round. Activations are the peak of torch's allocator during a step
-minus the memory before it; the peak ratio includes the weights. Random weights; about 2
-minutes on one CPU core. Targets: zero <= 1.10, mean <= 1.15, frozen <= 1.03 times the
-plain time; peak <= 1.10 times the plain peak.
+one process. Times are medians over rounds, of the processor's time or, on a GPU, of the
+clock's; ratios are medians of the ratio to the plain step in the same round.
+Activations are the peak of torch's allocator during a step minus the memory before it;
+the peak ratio includes the weights. Random weights; about 2 minutes on one CPU core.
+Targets: zero <= 1.10, mean <= 1.15, frozen <= 1.03 times the plain time; peak <= 1.10
+times the plain peak.
 """
 
 import statistics
@@ -21,7 +23,7 @@ import torch
 from torch import Tensor, nn
 from transformers import BertConfig, BertModel, GPT2Config, GPT2Model
 
-from circuitcut.benchmarks.peak import peak_bytes
+from circuitcut.benchmarks.peak import check_device, device_name, peak_bytes, seconds
 from circuitcut.masks.ablation import AblationValues, zero_values
 from circuitcut.masks.frozen_mask import FrozenMask
 from circuitcut.masks.gating import gated
@@ -30,7 +32,7 @@ from circuitcut.masks.penalties import Price
 from circuitcut.masks.registry import GateSettings
 from circuitcut.models.architectures import sites_of
 from circuitcut.models.sites import Site
-from circuitcut.training.config import parse_config
+from circuitcut.training.config import run_script
 
 Step = Callable[[], None]
 
@@ -51,7 +53,11 @@ class MaskStepConfig:
         default=100, metadata={"help": "units that the frozen masks ablate"}
     )
     gate: str = field(default="hard_concrete", metadata={"help": "kind of gate"})
+    device: str = field(default="cpu", metadata={"help": "cpu or cuda"})
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        check_device(self.device)
 
 
 def main(config: MaskStepConfig) -> dict[str, dict[str, dict[str, float]]]:
@@ -60,9 +66,9 @@ def main(config: MaskStepConfig) -> dict[str, dict[str, dict[str, float]]]:
     results = {}
     for shape in config.shapes:
         torch.manual_seed(config.seed)
-        model = SHAPES[shape]().eval().requires_grad_(False)
+        model = SHAPES[shape]().eval().requires_grad_(False).to(config.device)
         steps = _steps(model, config)
-        results[shape] = _measure(model, steps, config.rounds)
+        results[shape] = _measure(model, steps, config)
         _print(shape, config, results[shape])
     return results
 
@@ -88,7 +94,8 @@ SHAPES: dict[str, Callable[[], nn.Module]] = {"minilm": _minilm, "gpt2": _gpt2}
 def _steps(model: nn.Module, config: MaskStepConfig) -> dict[str, Step]:
     sites = sites_of(model, ["neurons", "heads"])
     width = next(model.parameters()).shape[1]  # width of the token embeddings
-    embeddings = torch.randn(config.batch, config.length, width).requires_grad_()
+    embeddings = torch.randn(config.batch, config.length, width).to(config.device)
+    embeddings.requires_grad_()
     means = AblationValues("mean", {s.name: torch.randn(s.width) for s in sites})
 
     def run() -> Tensor:
@@ -123,7 +130,7 @@ def _mask_step(
     config: MaskStepConfig,
     run: Callable[[], Tensor],
 ) -> Step:
-    masks = MaskSet(sites, config.gate, GateSettings())
+    masks = MaskSet(sites, config.gate, GateSettings()).to(config.device)
     price = Price(1e-3, direction="break")
     optimiser = torch.optim.Adam(masks.parameters(), lr=0.1)
     rng = torch.Generator().manual_seed(config.seed)
@@ -140,23 +147,23 @@ def _mask_step(
 
 
 def _measure(
-    model: nn.Module, steps: dict[str, Step], rounds: int
+    model: nn.Module, steps: dict[str, Step], config: MaskStepConfig
 ) -> dict[str, dict[str, float]]:
     weights = sum(p.numel() * p.element_size() for p in model.parameters())
-    peaks = {name: peak_bytes(step) for name, step in steps.items()}
-    seconds: dict[str, list[float]] = {name: [] for name in steps}
+    device = config.device
+    peaks = {name: peak_bytes(step, device=device) for name, step in steps.items()}
+    clock = time.process_time if device == "cpu" else time.perf_counter
+    times: dict[str, list[float]] = {name: [] for name in steps}
     names = list(steps)
-    for turn in range(rounds):
+    for turn in range(config.rounds):
         for name in names[turn % len(names) :] + names[: turn % len(names)]:
-            start = time.process_time()
-            steps[name]()
-            seconds[name].append(time.process_time() - start)
+            times[name].append(seconds(steps[name], device, clock))
     return {
         name: {
-            "milliseconds": 1e3 * statistics.median(seconds[name]),
+            "milliseconds": 1e3 * statistics.median(times[name]),
             "time_ratio": statistics.median(
                 time / plain
-                for time, plain in zip(seconds[name], seconds["plain"], strict=True)
+                for time, plain in zip(times[name], times["plain"], strict=True)
             ),
             "activations_mb": peaks[name] / 1e6,
             "activations_ratio": peaks[name] / peaks["plain"],
@@ -169,7 +176,7 @@ def _measure(
 def _print(
     shape: str, config: MaskStepConfig, rows: dict[str, dict[str, float]]
 ) -> None:
-    size = f"{config.batch} x {config.length} tokens, {config.threads} thread(s)"
+    size = f"{config.batch} x {config.length} tokens, {device_name(config.device)}"
     print(f"\n{shape}, {size}, medians of {config.rounds} interleaved rounds")
     print(f"{'step':<14}{'ms':>8}{'time':>8}{'MB':>8}{'act.':>8}{'peak':>8}")
     for name, row in rows.items():
@@ -181,4 +188,4 @@ def _print(
 
 
 if __name__ == "__main__":
-    main(parse_config(MaskStepConfig))
+    run_script(main, MaskStepConfig)

@@ -1,31 +1,73 @@
-"""Peak memory of a step, as measured by torch's allocator."""
+"""Time and peak memory of a step, the latter as measured by torch's allocator."""
 
 import json
 import tempfile
+import time
 from collections.abc import Callable
 from pathlib import Path
 
 import torch
 from torch.profiler import ProfilerActivity, profile
 
+from circuitcut.storage.errors import UserError
+
+
+def check_device(device: str) -> None:
+    """Check that `--device` is there.
+
+    Raises:
+        UserError: When it is a GPU and torch finds none.
+    """
+    if torch.device(device).type == "cuda" and not torch.cuda.is_available():
+        raise UserError(
+            f"--device {device} needs a GPU, and torch.cuda.is_available() is false; "
+            "use cpu"
+        )
+
+
+def device_name(device: str) -> str:
+    """The name of the card, or `cpu` with torch's number of threads."""
+    if torch.device(device).type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"{device}, {torch.get_num_threads()} thread(s)"
+
+
+def seconds(
+    step: Callable[[], None],
+    device: str = "cpu",
+    clock: Callable[[], float] = time.perf_counter,
+) -> float:
+    """Seconds of one step by `clock`; on a GPU until the last kernel has ended."""
+    is_cuda = torch.device(device).type == "cuda"
+    if is_cuda:
+        torch.cuda.synchronize(device)
+    start = clock()
+    step()
+    if is_cuda:
+        torch.cuda.synchronize(device)
+    return clock() - start
+
 
 def peak_bytes(
-    step: Callable[[], None], forget: Callable[[], None] | None = None
+    step: Callable[[], None],
+    forget: Callable[[], None] | None = None,
+    device: str = "cpu",
 ) -> float:
     """Peak of the allocated bytes during a step minus the bytes allocated before it.
 
     Args:
         step: The step to measure; it first runs once to create the optimiser state.
         forget: Releases buffers that are kept between steps, so that they are included.
+        device: Where the step runs.
     """
     step()
     if forget is not None:
         forget()
-    if torch.cuda.is_available():
-        torch.cuda.reset_peak_memory_stats()
-        before = torch.cuda.memory_allocated()
+    if torch.device(device).type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+        before = torch.cuda.memory_allocated(device)
         step()
-        return torch.cuda.max_memory_allocated() - before
+        return torch.cuda.max_memory_allocated(device) - before
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiled:
         step()
     with tempfile.TemporaryDirectory() as folder:

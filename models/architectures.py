@@ -153,6 +153,16 @@ def n_layers(model: nn.Module) -> int:
     return _config(model).num_hidden_layers
 
 
+def block_paths(model: nn.Module) -> list[str]:
+    """Paths of the blocks, the first one first.
+
+    Raises:
+        UserError: When the model type is not in the table.
+    """
+    block = architecture_of(model).block
+    return [_prefix(model) + block.format(i) for i in range(n_layers(model))]
+
+
 def sites_of(
     model: nn.Module,
     units: Sequence[str],

@@ -1,6 +1,7 @@
 """Integrated gradients with many sites in one pass: the same scores, fewer passes."""
 
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
@@ -84,9 +85,28 @@ def test_the_number_of_passes_is_that_of_the_copies_that_fit():
     assert rows == [n_copies * n for n in batch_rows]
     rows.clear()
     integrated_gradients_margin(subject, 4, n_positions=5 * 4 * SEQ)
-    assert len(rows) == n_batches * -(-n_copies // 5)
+    # one more pass a batch records the layers
+    assert len(rows) == n_batches * (1 + -(-n_copies // 5))
     assert max(rows) == 5 * max(batch_rows)
     handle.remove()
+
+
+def test_layers_below_the_sites_of_a_pass_run_once_a_batch():
+    model = tiny_model("llama", "token_classification").double().requires_grad_(False)
+    sites = sites_of(model, ["neurons", "heads"])
+    subject = replace(subject_of(model, sites, "zero"), n_batches=1)
+    calls = [0, 0]
+
+    def count(layer: int, *_: object) -> None:
+        calls[layer] += 1
+
+    for layer in (0, 1):
+        mlp = model.get_submodule(f"model.layers.{layer}.mlp")
+        mlp.register_forward_hook(partial(count, layer))
+    integrated_gradients_margin(subject, 4, n_positions=1)
+    # two sites a layer, four steps; the second layer runs for the sites of both
+    assert calls == [1 + 8, 1 + 16]
+    assert not any("forward" in vars(module) for module in model.modules())
 
 
 def test_hooks_are_gone_after_an_error_and_a_trainable_model_gets_no_gradient():

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
+import circuitcut.relearning.protocol as protocol
 from circuitcut.masks.ablation import mean_values, zero_values
 from circuitcut.masks.frozen_mask import FrozenMask
 from circuitcut.models.architectures import sites_of
@@ -150,6 +151,26 @@ def test_what_does_not_train_is_shared_with_the_base_model():
     assert new == set(trained_parameters(base, "mlp"))
     whole = base_copy(base, "mlp", is_written=True)
     assert not own & {id(p) for p in whole.parameters()}
+
+
+@pytest.mark.parametrize("trained", ["all", "head", r"^blocks\."])
+def test_sharing_what_does_not_train_changes_no_number(
+    trained: str,
+    task: Task,
+    loaded: LoadedModel,
+    mask: FrozenMask,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+):
+    settings = RelearnSettings(n_steps=5, batch_size=6, lr=0.05, trained=trained)
+    study = Study(task, loaded, mask, settings)
+    shared = run_condition(study, CUT, tmp_path / "shared")
+    monkeypatch.setattr(protocol, "base_copy", lambda base, *_, **__: deepcopy(base))
+    copied = run_condition(study, CUT, tmp_path / "copied")
+    assert [m.row() for m in shared.measurements] == [
+        m.row() for m in copied.measurements
+    ]
+    assert shared.measurements[-1].distance > 0
 
 
 def test_bfloat16_weights_get_float32_adapters_from_the_seed():
