@@ -62,8 +62,9 @@ CAPTIONS = {
     "concept, the rest and the price of the mask. Right, where the number changes: "
     "units that the gates are expected to ablate.",
     "scores_by_method": "Scores of the uncut model, of the learned cut and of controls "
-    "that ablate as many units, on held-out data. Dotted line: uncut model. Bars: 95 % "
-    "bootstrap intervals over documents, where they were computed.",
+    "that ablate as many units, on held-out data. Dotted line: uncut model; "
+    "dashed line: chance, where it is not 0. Bars: 95 % bootstrap intervals over "
+    "documents, where they were computed.",
     "score_by_size": "Scores on held-out data against the number of ablated units. "
     "Bands: 95 % bootstrap intervals over documents; of several seeds of one method, "
     "from the lowest to the highest seed. Dotted line: uncut model.",

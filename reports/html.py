@@ -27,7 +27,7 @@ h1 { font-size: 1.7rem; } h2 { margin-top: 2.5rem; border-bottom: 1px solid #ccc
 h2 small { display: block; font-size: .9rem; font-weight: 400; color: #555; }
 .scroll { overflow-x: auto; margin: 1rem 0 .3rem; }
 table { border-collapse: collapse; font-size: .85rem; }
-th, td { padding: .25rem .7rem .25rem 0; border-bottom: 1px solid #ddd;
+th, td { padding: .25rem .5rem .25rem 0; border-bottom: 1px solid #ddd;
          text-align: left; font-variant-numeric: tabular-nums; }
 td { white-space: nowrap; }
 th { border-bottom: 2px solid #888; vertical-align: bottom; max-width: 12rem;

@@ -9,6 +9,7 @@ from matplotlib.figure import Figure
 
 from circuitcut.reports.drawing import (
     BLACK,
+    GREY,
     MODEL_COLOURS,
     WIDTH,
     Known,
@@ -57,6 +58,8 @@ def scores_by_method(run: Run) -> Figure | None:
         uncut = scores.get("uncut", {}).get(metric["name"])
         if uncut is not None:
             axes.axvline(uncut, color=BLACK, linestyle=":", linewidth=1)
+        if metric.get("chance"):
+            axes.axvline(metric["chance"], color=GREY, linestyle="--", linewidth=1)
     row[1].tick_params(labelleft=False)
     return figure
 

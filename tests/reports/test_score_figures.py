@@ -11,7 +11,11 @@ from circuitcut.reports.score_figures import (
     score_by_size,
     scores_by_method,
 )
-from tests.reports.conftest import curve_results, faithfulness_results
+from tests.reports.conftest import (
+    curve_results,
+    faithfulness_results,
+    mask_results,
+)
 
 
 def test_dots_are_the_scores_of_every_model(mask_run: Run):
@@ -62,3 +66,12 @@ def test_faithfulness_is_drawn_by_share_with_the_range_of_seeds(write_run: Any):
     assert list(without.lines[0].get_ydata()) == pytest.approx([0.5] * 3)
     assert list(score.lines[0].get_ydata()) == pytest.approx([0.28, 0.679, 0.7])
     assert list(kl.lines[1].get_ydata()) == pytest.approx([0.2] * 3)
+
+
+def test_chance_is_a_dashed_line_where_it_is_not_zero(write_run: Any):
+    results = mask_results()
+    results["concept_metric"] = {**results["concept_metric"], "chance": 0.25}
+    concept, rest = scores_by_method(load_run(write_run(results))).axes
+    dashed = [line for line in concept.lines if line.get_linestyle() == "--"]
+    assert [line.get_xdata()[0] for line in dashed] == [0.25]
+    assert not [line for line in rest.lines if line.get_linestyle() == "--"]
