@@ -131,6 +131,8 @@ def plan(
     if config.start not in (None, "equal"):
         methods_of([config.start], units)
     saved = None if resumed is None else saved_settings(resumed)
+    if resumed is not None and saved is None:
+        config = before_budgets(config)
     paired = experiment.task.no_pairs is None
     settings = saved or settings_of(config, n_units, paired=paired)
     _check_settings(settings, experiment.task, n_units)
@@ -299,6 +301,20 @@ def circuit_ablated(mask: FrozenMask) -> FrozenMask:
     if mask.provenance.get("direction") != "isolate":
         return mask
     return replace(mask, keep={name: ~kept for name, kept in mask.keep.items()})
+
+
+def before_budgets(config: MaskConfig) -> MaskConfig:
+    """The flags of a run that kept no settings, as their defaults were at that time."""
+    gate = config.gate or "topk"
+    independent = gate != "topk"
+    return replace(
+        config,
+        gate=gate,
+        penalty=config.penalty or ("price" if independent else "none"),
+        lr=0.15 if config.lr is None and independent else config.lr,
+        # edges were cut at all positions
+        positions=None if "edges" in units_of(config) else config.positions,
+    )
 
 
 def saved_settings(run: Path) -> MaskSettings | None:

@@ -11,7 +11,7 @@ from circuitcut.experiments.flags import TaskConfig
 from circuitcut.experiments.freeze import Frozen
 from circuitcut.experiments.load import Experiment
 from circuitcut.experiments.mask_config import MaskConfig
-from circuitcut.experiments.plan import saved_settings, settings_of, units_of
+from circuitcut.experiments.plan import before_budgets, saved_settings, settings_of
 from circuitcut.experiments.settings import MaskSettings
 from circuitcut.masks.frozen_mask import FrozenMask
 from circuitcut.masks.mask_files import check_model
@@ -97,14 +97,7 @@ def settings_of_run(path: Path, n_units: int) -> MaskSettings:
     if saved is not None:
         return saved
     flags = _typed(MaskConfig, read_json(path / "config.json"))
-    flags["gate"] = flags["gate"] or "topk"  # the default gate of that time
-    if flags["penalty"] is None:
-        flags["penalty"] = "none" if flags["gate"] == "topk" else "price"
-    if "edges" in units_of(MaskConfig(**flags)):
-        flags["positions"] = None  # edges were cut at all of them
-    if flags["lr"] is None and flags["gate"] != "topk":
-        flags["lr"] = 0.15
-    return settings_of(MaskConfig(**flags), n_units)
+    return settings_of(before_budgets(MaskConfig(**flags)), n_units)
 
 
 def ranking_of_run(folder: Path, mask: FrozenMask) -> dict[str, Tensor]:

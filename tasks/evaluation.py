@@ -23,7 +23,7 @@ from circuitcut.tasks.base import (
     rows_of,
     to_device,
 )
-from circuitcut.tasks.selected_logits import head_of
+from circuitcut.tasks.selected_logits import logits_at
 from circuitcut.tasks.span_counts import ratio
 
 BEHAVIOURS = ("concept", "retain")
@@ -336,16 +336,24 @@ def _scores(task: Task, totals: Mapping[str, Tensor]) -> dict[str, float]:
 
 
 class _CachedForward(nn.Module):
-    """A model for one batch: the first call runs it, later calls return that output."""
+    """A model for one batch: the first call runs it, later calls return that output.
+
+    A task may ask for all logits, or by `logits_at` for those of some positions.
+    """
 
     def __init__(self, model: nn.Module):
         super().__init__()
         self.model = model
         self._output: Any = None
+        self._narrowed: tuple[Tensor, Tensor] | None = None
 
-    def get_output_embeddings(self) -> nn.Module | None:
-        """The head, which runs at counted positions only."""
-        return head_of(self.model)
+    def narrowed(self, inputs: Mapping[str, Tensor], where: Tensor) -> Tensor:
+        """Logits at the positions `where`, (position, classes)."""
+        if self._output is not None:
+            return self._output.logits[where]
+        if self._narrowed is None or not torch.equal(self._narrowed[0], where):
+            self._narrowed = where, logits_at(self.model, inputs, where)
+        return self._narrowed[1]
 
     def forward(self, **inputs: Tensor) -> Any:
         if self._output is None:

@@ -17,7 +17,10 @@ def logits_at(
     of its head is narrowed. A model without a head known to transformers computes all
     logits.
     """
-    head = head_of(model)
+    narrowed = getattr(model, "narrowed", None)  # of a model that keeps its output
+    if narrowed is not None:
+        return narrowed(inputs, where)
+    head = _head_of(model)
     if head is None:
         return model(**inputs).logits[where]
     handle = head.register_forward_pre_hook(_Narrow(where))
@@ -38,7 +41,7 @@ class _Narrow:
         return (args[0][self.where].unsqueeze(0), *args[1:])
 
 
-def head_of(model: nn.Module) -> nn.Module | None:
+def _head_of(model: nn.Module) -> nn.Module | None:
     """The linear head of a language model; None if there is none."""
     find = getattr(model, "get_output_embeddings", None)
     head = find() if find is not None else None

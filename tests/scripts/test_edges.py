@@ -181,9 +181,9 @@ def test_circuits_of_every_size_from_one_training(learned: list[str], tmp_path: 
     }
     methods = {(method, order) for method, order, *_ in curve}
     both = {("eap_ig", "signed"), ("eap_ig", "absolute")}
-    assert methods == {("topk", "signed"), ("random", "signed")} | both
+    assert methods == {("hard_concrete", "signed"), ("random", "signed")} | both
     assert sum(method == "random" for method, *_ in curve) == 6
-    whole = curve["topk", "signed", 0, 1.0]
+    whole = curve["hard_concrete", "signed", 0, 1.0]
     assert whole["faithfulness"] == pytest.approx(1)
     assert whole["without"]["faithfulness"] == pytest.approx(0)
     assert whole["scores"]["kl_concept"] == pytest.approx(0, abs=1e-6)
