@@ -307,14 +307,14 @@ def before_budgets(config: MaskConfig) -> MaskConfig:
     """The flags of a run that kept no settings, as their defaults were at that time."""
     gate = config.gate or "topk"
     independent = gate != "topk"
-    return replace(
-        config,
-        gate=gate,
-        penalty=config.penalty or ("price" if independent else "none"),
-        lr=0.15 if config.lr is None and independent else config.lr,
+    changes: dict[str, Any] = {
+        "gate": gate,
+        "penalty": config.penalty or ("price" if independent else "none"),
+        "lr": 0.15 if config.lr is None and independent else config.lr,
         # edges were cut at all positions
-        positions=None if "edges" in units_of(config) else config.positions,
-    )
+        "positions": None if "edges" in units_of(config) else config.positions,
+    }
+    return replace(config, **changes)
 
 
 def saved_settings(run: Path) -> MaskSettings | None:
