@@ -61,7 +61,7 @@ ISOLATED_EDGES: dict[str, Any] = {
 LARGE_GRAPH = 2000
 """Edges of a graph above which scores start from EAP-IG: from equal ones nearly every
 edge of a sample is closed, the cut model knows nothing, and nothing is learned for many
-steps (docs/results/ioi.md). In small graphs equal scores find planted circuits."""
+steps (docs/results/smollm2.md). In small graphs equal scores find planted circuits."""
 ISOLATED_PRICE = 0.01
 """Nats an edge in small graphs; in large ones less in proportion, so that a price does
 not cap circuits. Gates with a price are trained towards JS, which is
@@ -273,7 +273,7 @@ def adapted(
         recipe = replace(recipe, gate=gate, **gate_class.recipe)
     if penalty is not None:
         recipe = replace(recipe, penalty=penalty)
-    has_budget = recipe.penalty == "budget"
+    has_budget = not gate_class.has_threshold(recipe)
     if not has_budget:
         recipe = replace(recipe, **WITHOUT_BUDGET)
     recipe = replace(recipe, direction=direction)
@@ -306,11 +306,9 @@ def circuit_ablated(mask: FrozenMask) -> FrozenMask:
 def before_budgets(config: MaskConfig) -> MaskConfig:
     """The flags of a run that kept no settings, as their defaults were at that time."""
     gate = config.gate or "topk"
-    independent = gate != "topk"
     changes: dict[str, Any] = {
         "gate": gate,
-        "penalty": config.penalty or ("price" if independent else "none"),
-        "lr": 0.15 if config.lr is None and independent else config.lr,
+        "penalty": config.penalty or ("none" if gate == "topk" else "price"),
         # edges were cut at all positions
         "positions": None if "edges" in units_of(config) else config.positions,
     }

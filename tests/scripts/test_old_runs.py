@@ -59,6 +59,7 @@ def test_their_settings_follow_from_their_flags():
     settings = settings_of_run(RUNS / "ioi_edges", 310)
     assert (settings.n_steps, settings.gate, settings.k_max) == (10, "topk", 16.0)
     assert settings.ablation == "mean"
+    assert (settings.lr, settings.penalty) == (0.1, "none")
     assert settings.positions == "all"
 
 
