@@ -39,7 +39,7 @@ def heads_by_layer(run: Run) -> Figure | None:
     else:
         axes.imshow(np.full_like(scores, 0.0), cmap="Greys", aspect="auto")
     places = [(x, head) for x, layer in enumerate(layers) for head in layer["ablated"]]
-    _crosses(axes, places, 72 * cell)
+    _crosses(figure, axes, places, 72 * cell)
     _labels(axes, layers, n_heads)
     n_units = sum(layer["n_heads"] for layer in layers)
     axes.set_title(f"{count_of(len(places), n_units)} heads ablated")
@@ -69,7 +69,9 @@ def _scores(
     bar.set_label("score of the ranking\n(lowest: ablated first)")
 
 
-def _crosses(axes: Axes, places: Sequence[tuple[int, int]], cell: float) -> None:
+def _crosses(
+    figure: Figure, axes: Axes, places: Sequence[tuple[int, int]], cell: float
+) -> None:
     """A cross in a white disc at each place; `cell` is its width in points."""
     area = min(0.55 * cell, 11.0) ** 2
     for x, y in places:
@@ -79,7 +81,8 @@ def _crosses(axes: Axes, places: Sequence[tuple[int, int]], cell: float) -> None
         )
     mark: Any = {"color": VERMILLION, "marker": "x", "markeredgewidth": 2}
     handle = Line2D([], [], linestyle="", label="ablated", **mark)
-    axes.legend(handles=[handle], loc="lower right", bbox_to_anchor=(1.0, 1.0))
+    # below the axes: above them it would lie on the title of a model of few layers
+    figure.legend(handles=[handle], loc="outside lower center")
 
 
 def _labels(axes: Axes, layers: Sequence[Results], n_heads: int) -> None:
