@@ -25,6 +25,18 @@ Scores = dict[str, Tensor]
 """One value per unit by site name; the higher, the earlier the unit is ablated."""
 
 
+def kept_order(scores: Scores, direction: str | None) -> Scores:
+    """A ranking of which the highest are kept longest.
+
+    `break` ablates the most responsible units first. `isolate` keeps what matters
+    either way, by absolute scores: a circuit without what holds the concept back is
+    another one.
+    """
+    if direction == "isolate":
+        return {name: values.abs() for name, values in scores.items()}
+    return {name: -values for name, values in scores.items()}
+
+
 @dataclass(frozen=True)
 class Subject:
     """The arguments of a ranking method.

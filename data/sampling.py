@@ -1,7 +1,7 @@
 """Batches drawn epoch by epoch as a pure function of the step, without any state."""
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 
 import torch
@@ -29,6 +29,16 @@ def draw(n: int, step: int, size: int, *key: str | int) -> list[int]:
         epoch, offset = divmod(start + len(drawn), n)
         drawn += _shuffled(n, (*key, epoch))[offset : offset + size - len(drawn)]
     return drawn
+
+
+def digest_of(records: Mapping[str, Sequence[object]], *further: str) -> str:
+    """SHA-256 hex digest of the records of every split, in order, and of more text."""
+    digest = hashlib.sha256()
+    for split, rows in records.items():
+        digest.update(repr((split, rows)).encode())
+    for text in further:
+        digest.update(text.encode())
+    return digest.hexdigest()
 
 
 def draw_from(

@@ -6,9 +6,14 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+import torch
 from torch import Tensor
 
-from circuitcut.experiments.gate_training import cut_with, special_ids
+from circuitcut.experiments.gate_training import (
+    ablation_values,
+    cut_with,
+    special_ids,
+)
 from circuitcut.experiments.load import Experiment
 from circuitcut.experiments.plan import Plan
 from circuitcut.experiments.settings import MaskSettings
@@ -16,6 +21,7 @@ from circuitcut.masks.ablation import AblationValues
 from circuitcut.masks.frozen_mask import FrozenMask
 from circuitcut.masks.mask_set import MaskSet
 from circuitcut.masks.registry import GATES
+from circuitcut.models.sites import Site
 from circuitcut.models.weights_hash import weights_hash
 from circuitcut.tasks.base import Metric
 from circuitcut.tasks.evaluation import evaluate
@@ -54,6 +60,24 @@ def freeze(
     if n_ablated is None:
         n_ablated = _chosen_k(plan, experiment, masks.n_units, exactly)
     return Frozen(exactly(n_ablated), ranking)
+
+
+def untrained(
+    experiment: Experiment,
+    sites: Sequence[Site],
+    settings: MaskSettings,
+    *,
+    n_ablated: int,
+) -> FrozenMask:
+    """The first units ablated: where cuts by a ranking take values and origin from."""
+    return FrozenMask.exactly_k(
+        {site.name: torch.zeros(site.n_units) for site in sites},
+        sites,
+        ablation_values(experiment, sites, settings),
+        n_ablated=n_ablated,
+        special_ids=special_ids(experiment, settings),
+        provenance=provenance(experiment, settings),
+    )
 
 
 def provenance(experiment: Experiment, settings: MaskSettings) -> dict[str, Any]:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from circuitcut.attribution.registry import METHODS
+from circuitcut.attribution.subject import kept_order
 from circuitcut.experiments.gate_optimisation import (
     PROGRESS_ALONE,
     GateWatch,
@@ -98,7 +99,6 @@ def _start(
 ) -> dict[str, Tensor] | None:
     """The ranking of an attribution method that the scores start from.
 
-    In `isolate` by absolute value: what holds the concept back is part of a circuit.
     None where the scores start equal, or a checkpoint has them.
     """
     folder = checkpoints.folder if checkpoints.resume else None
@@ -115,9 +115,7 @@ def _start(
         seed=settings.seed,
         special_ids=special_ids(experiment, settings),
     )
-    if settings.direction == "isolate":
-        return {name: values.abs() for name, values in scores.items()}
-    return {name: -values for name, values in scores.items()}
+    return kept_order(scores, settings.direction)
 
 
 def examples_to_run(batch: Batch, settings: MaskSettings) -> Batch:

@@ -12,37 +12,25 @@ from circuitcut.experiments.flags import UnitsConfig
 from circuitcut.experiments.load import Experiment
 from circuitcut.experiments.mask_config import MaskConfig
 from circuitcut.experiments.micro_batches import check_memory
-from circuitcut.experiments.settings import MaskSettings
-from circuitcut.masks.budget import in_units
+from circuitcut.experiments.settings import (
+    SETTINGS_FILE,
+    MaskSettings,
+    saved_settings,
+)
+from circuitcut.masks.budget import as_units, in_units
 from circuitcut.masks.edges.sites import check_one_graph
 from circuitcut.masks.frozen_mask import FrozenMask
 from circuitcut.masks.gate import Direction, Penalty
-from circuitcut.masks.hard_concrete import TEMPERATURE
 from circuitcut.masks.registry import GATES
 from circuitcut.models.architectures import sites_of
 from circuitcut.models.residual.folded_model import ResidualModel
 from circuitcut.models.sites import Site
-from circuitcut.storage.atomic import read_json, write_json
+from circuitcut.storage.atomic import write_json
 from circuitcut.storage.errors import UserError
 from circuitcut.storage.run_directory import RunDirectory
 from circuitcut.tasks.base import Task, can_have_pairs
 from circuitcut.tasks.registry import TASKS
 
-SETTINGS_FILE = "settings.json"
-"""In a run directory: the resolved settings, which its flags alone do not tell."""
-_NOT_YET: dict[str, Any] = {
-    "start": "equal",
-    "opening": 0.0,
-    "stretch_temperature": TEMPERATURE,
-    "noise_start": 1.0,
-    "noise_end": 1.0,
-    "mean_positions": 10**9,
-    "round_every": 0,
-    "price_shape": "linear",
-    "price_start": 0.0,
-    "lr_schedule": "late",
-}
-"""What settings that older runs did not have amount to in them."""
 WITHOUT_BUDGET: dict[str, Any] = {"lr": 0.15}
 """Of gates that a price or nothing keeps sparse."""
 ISOLATED_SHARES = {False: (0.0125, 0.25), True: (0.005, 0.25)}
@@ -240,9 +228,8 @@ def settings_of(
         for f in fields(MaskSettings)
         if getattr(config, f.name, None) is not None
     }
-    for name in ("k_min", "k_max"):  # below 1 they are shares
-        if given.get(name, 1.0) < 1.0:
-            given[name] *= n_units
+    for name in {"k_min", "k_max"} & given.keys():
+        given[name] = as_units(given[name], n_units)
     settings = replace(settings, **given)
     if edges and config.positions is None:  # as all published masks on edges
         settings = replace(settings, positions="all")
@@ -313,24 +300,6 @@ def before_budgets(config: MaskConfig) -> MaskConfig:
         "positions": None if "edges" in units_of(config) else config.positions,
     }
     return replace(config, **changes)
-
-
-def saved_settings(run: Path) -> MaskSettings | None:
-    """The settings that a run was started with; None in runs that kept none."""
-    path = run / SETTINGS_FILE
-    if not path.exists():
-        return None
-    saved = read_json(path)
-    if isinstance(saved, dict):
-        saved = _NOT_YET | saved
-    names = {f.name for f in fields(MaskSettings)}
-    if not isinstance(saved, dict) or set(saved) != names:
-        got = sorted(saved) if isinstance(saved, dict) else type(saved).__name__
-        raise UserError(
-            f"{path} must hold the settings {sorted(names)}, got {got}; the run is of "
-            "another version of this program"
-        )
-    return MaskSettings(**saved)
 
 
 def check_pairs(task: Task, ablation: str) -> None:

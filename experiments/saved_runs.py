@@ -11,13 +11,14 @@ from circuitcut.experiments.flags import TaskConfig
 from circuitcut.experiments.freeze import Frozen
 from circuitcut.experiments.load import Experiment
 from circuitcut.experiments.mask_config import MaskConfig
-from circuitcut.experiments.plan import before_budgets, saved_settings, settings_of
-from circuitcut.experiments.settings import MaskSettings
+from circuitcut.experiments.plan import before_budgets, settings_of
+from circuitcut.experiments.settings import MaskSettings, saved_settings
 from circuitcut.masks.frozen_mask import FrozenMask
 from circuitcut.masks.mask_files import check_model
 from circuitcut.storage.atomic import read_json, read_tensors, write_tensors
 from circuitcut.storage.errors import UserError
-from circuitcut.storage.run_directory import is_run
+from circuitcut.storage.run_directory import RunDirectory, is_run
+from circuitcut.training.config import config_dict
 
 RANKING_FILE = "ranking.safetensors"
 Config = TypeVar("Config", bound=TaskConfig)
@@ -128,7 +129,28 @@ def checked_ranking(path: Path, mask: FrozenMask) -> dict[str, Tensor]:
 def save_frozen(frozen: Frozen, folder: Path) -> None:
     """Write a finished mask and the ranking that gives it into a run directory."""
     frozen.mask.save(folder)
-    write_tensors(folder / RANKING_FILE, frozen.ranking, {"polarity": "high keeps"})
+    save_ranking(folder / RANKING_FILE, frozen.ranking)
+
+
+def save_ranking(file: Path, ranking: Mapping[str, Tensor]) -> None:
+    """Write scores by site name, of which the highest are kept."""
+    write_tensors(file, ranking, {"polarity": "high keeps"})
+
+
+def new_run(config: TaskConfig, kind: str, name: Path | None = None) -> RunDirectory:
+    """A new run directory for these flags.
+
+    Args:
+        name: Of the directory; None: generated.
+    """
+    return RunDirectory.create(
+        config.run_dir,
+        kind=kind,
+        task=config.task,
+        model=config.model_name,
+        config=config_dict(config),
+        name=name,
+    )
 
 
 def _typed(config_class: type, saved: Mapping[str, Any]) -> dict[str, Any]:

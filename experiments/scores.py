@@ -9,6 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from circuitcut.attribution.registry import METHODS
+from circuitcut.attribution.subject import kept_order
 from circuitcut.experiments.gate_training import cut_with
 from circuitcut.experiments.load import Experiment
 from circuitcut.masks.frozen_mask import FrozenMask
@@ -119,16 +120,9 @@ def attribution_scores(
 def attribution_ranking(
     experiment: Experiment, mask: FrozenMask, method: str, *, seed: int, n_batches: int
 ) -> dict[str, Tensor]:
-    """Ranking of the mask's units by an attribution method; the highest are kept.
-
-    A mask that breaks the concept ablates the most responsible units first. One that
-    isolates it keeps what matters to it either way, by absolute scores: a circuit
-    without what holds the concept back is another one.
-    """
+    """Ranking of the mask's units by an attribution method; the highest are kept."""
     scores = responsibility(experiment, mask, method, seed=seed, n_batches=n_batches)
-    if mask.provenance.get("direction") == "isolate":
-        return {name: values.abs() for name, values in scores.items()}
-    return {name: -values for name, values in scores.items()}
+    return kept_order(scores, mask.provenance.get("direction"))
 
 
 def responsibility(

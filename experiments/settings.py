@@ -1,17 +1,36 @@
 """Settings of one mask training, each declared once: field, default, flag and help."""
 
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any, Literal
 
 from circuitcut.masks.ablation import AblationKind
 from circuitcut.masks.gate import Penalty
+from circuitcut.masks.hard_concrete import TEMPERATURE
 from circuitcut.masks.penalties import PriceShape
 from circuitcut.masks.registry import GATES, GateSettings
+from circuitcut.storage.atomic import read_json
+from circuitcut.storage.errors import UserError
 from circuitcut.storage.flag_fields import flag
 from circuitcut.training.schedules import Schedule
 
 ConceptObjective = Literal["margin", "ascent", "uniform", "kl", "js"]
 RetainObjective = Literal["kl", "cross_entropy", "none"]
+SETTINGS_FILE = "settings.json"
+"""In a run directory: the resolved settings, which its flags alone do not tell."""
+_NOT_YET: dict[str, Any] = {
+    "start": "equal",
+    "opening": 0.0,
+    "stretch_temperature": TEMPERATURE,
+    "noise_start": 1.0,
+    "noise_end": 1.0,
+    "mean_positions": 10**9,
+    "round_every": 0,
+    "price_shape": "linear",
+    "price_start": 0.0,
+    "lr_schedule": "late",
+}
+"""What settings that older runs did not have amount to in them."""
 
 
 @dataclass(frozen=True)
@@ -141,3 +160,21 @@ class MaskSettings(GateSettings):
             return None
         target = self.target_ablated
         return round(target if target >= 1 else target * n_units)
+
+
+def saved_settings(run: Path) -> MaskSettings | None:
+    """The settings that a run was started with; None in runs that kept none."""
+    path = run / SETTINGS_FILE
+    if not path.exists():
+        return None
+    saved = read_json(path)
+    if isinstance(saved, dict):
+        saved = _NOT_YET | saved
+    names = {f.name for f in fields(MaskSettings)}
+    if not isinstance(saved, dict) or set(saved) != names:
+        got = sorted(saved) if isinstance(saved, dict) else type(saved).__name__
+        raise UserError(
+            f"{path} must hold the settings {sorted(names)}, got {got}; the run is of "
+            "another version of this program"
+        )
+    return MaskSettings(**saved)

@@ -96,11 +96,14 @@ def in_units(settings: S, n_units: int) -> S:
 
     Ends below 1 are shares of `n_units`.
     """
-    low, high = (
-        k * n_units if k < 1.0 else k for k in (settings.k_min, settings.k_max)
-    )
+    low, high = (as_units(k, n_units) for k in (settings.k_min, settings.k_max))
     high = min(max(high, 1.0), n_units / 2)
     return replace(settings, k_max=high, k_min=min(low, high / 4))
+
+
+def as_units(k: float, n_units: int) -> float:
+    """k in units; below 1 it is a share of all."""
+    return k * n_units if k < 1.0 else k
 
 
 def annealed(progress: float, start: float, end: float) -> float:

@@ -10,14 +10,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-import torch
-
 from circuitcut.attribution.registry import METHODS
 from circuitcut.experiments.base_model import with_base_model
 from circuitcut.experiments.describe import header
 from circuitcut.experiments.flags import UnitsConfig, command
-from circuitcut.experiments.freeze import provenance
-from circuitcut.experiments.gate_training import ablation_values, special_ids
+from circuitcut.experiments.freeze import untrained
 from circuitcut.experiments.load import Experiment, load
 from circuitcut.experiments.plan import (
     check_pairs,
@@ -25,16 +22,16 @@ from circuitcut.experiments.plan import (
     sites_for,
     units_of,
 )
+from circuitcut.experiments.saved_runs import new_run, save_ranking
 from circuitcut.experiments.scores import attribution_ranking, cut_by, score
 from circuitcut.experiments.settings import MaskSettings
 from circuitcut.masks.frozen_mask import FrozenMask
 from circuitcut.models.sites import Site
 from circuitcut.reports.tables import format_table
-from circuitcut.storage.atomic import write_tensors
 from circuitcut.storage.errors import UserError
 from circuitcut.storage.flag_fields import flag
 from circuitcut.storage.run_directory import RunDirectory
-from circuitcut.training.config import config_dict, run_script
+from circuitcut.training.config import run_script
 
 
 @dataclass(frozen=True)
@@ -80,13 +77,7 @@ def main(config: AttributeConfig) -> Path:
     if not config.methods:
         methods.append("random")
     experiment = with_base_model(experiment)
-    run = RunDirectory.create(
-        config.run_dir,
-        kind="attribute",
-        task=config.task,
-        model=config.model_name,
-        config=config_dict(config),
-    )
+    run = new_run(config, "attribute")
     if not run.is_writer:  # one of several processes is enough
         return run.path
     whole = _whole(config, experiment, sites)
@@ -119,14 +110,7 @@ def _whole(
         positions=config.positions or usual,
         seed=config.seed,
     )
-    return FrozenMask.exactly_k(
-        {site.name: torch.zeros(site.n_units) for site in sites},
-        sites,
-        ablation_values(experiment, sites, settings),
-        n_ablated=0,
-        special_ids=special_ids(experiment, settings),
-        provenance=provenance(experiment, settings),
-    )
+    return untrained(experiment, sites, settings, n_ablated=0)
 
 
 def _cuts(
@@ -142,7 +126,7 @@ def _cuts(
         experiment, named, method, seed=config.seed, n_batches=config.n_batches
     )
     file = folder / f"{method}.ranking.safetensors"
-    write_tensors(file, ranking, {"polarity": "high keeps"})
+    save_ranking(file, ranking)
     rows = []
     for size in config.sizes:
         mask = cut_by(named, ranking, size)

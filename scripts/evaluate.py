@@ -25,6 +25,7 @@ from circuitcut.experiments.saved_runs import (
     RANKING_FILE,
     check_fit,
     mask_at,
+    new_run,
     ranking_of_run,
     with_flags_of_run,
 )
@@ -38,7 +39,7 @@ from circuitcut.storage.errors import UserError
 from circuitcut.storage.flag_fields import flag
 from circuitcut.storage.run_directory import RunDirectory
 from circuitcut.tasks.base import SPLITS
-from circuitcut.training.config import config_dict, run_script
+from circuitcut.training.config import run_script
 
 
 @dataclass(frozen=True)
@@ -88,13 +89,7 @@ def main(config: EvaluateConfig) -> Path:
     experiment = prepare(config)
     if mask is not None and config.mask is not None:
         check_fit(mask, config.mask, experiment, config.allow_other_weights)
-    run = RunDirectory.create(
-        config.run_dir,
-        kind="evaluate",
-        task=config.task,
-        model=config.model_name,
-        config=config_dict(config),
-    )
+    run = new_run(config, "evaluate")
     if not run.is_writer:  # one of several processes is enough
         return run.path
     results = _results(config, experiment, mask)

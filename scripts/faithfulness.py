@@ -18,7 +18,6 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Literal
 
-import torch
 from torch import Tensor
 
 from circuitcut.attribution.faithfulness import FRACTIONS
@@ -32,8 +31,7 @@ from circuitcut.experiments.circuits.faithfulness import (
     rankings,
 )
 from circuitcut.experiments.flags import TaskConfig, UnitsConfig, command
-from circuitcut.experiments.freeze import provenance
-from circuitcut.experiments.gate_training import ablation_values, special_ids
+from circuitcut.experiments.freeze import untrained
 from circuitcut.experiments.load import Experiment, load
 from circuitcut.experiments.plan import (
     check_pairs,
@@ -44,6 +42,7 @@ from circuitcut.experiments.plan import (
 from circuitcut.experiments.saved_runs import (
     check_fit,
     mask_at,
+    new_run,
     ranking_of_run,
     with_flags_of_run,
 )
@@ -59,7 +58,7 @@ from circuitcut.storage.errors import UserError
 from circuitcut.storage.flag_fields import flag
 from circuitcut.storage.run_directory import RunDirectory
 from circuitcut.tasks.base import SPLITS
-from circuitcut.training.config import config_dict, run_script
+from circuitcut.training.config import run_script
 
 
 @dataclass(frozen=True)
@@ -142,13 +141,7 @@ def main(config: FaithfulnessConfig) -> Path:
     experiment = with_base_model(experiment)
     for path, mask in zip(config.mask, masks, strict=True):
         check_fit(mask, path, experiment)
-    run = RunDirectory.create(
-        config.run_dir,
-        kind="faithfulness",
-        task=config.task,
-        model=config.model_name,
-        config=config_dict(config),
-    )
+    run = new_run(config, "faithfulness")
     if not run.is_writer:  # one of several processes is enough
         return run.path
     results = _results(config, experiment, sites, methods, masks, counts)
@@ -243,14 +236,8 @@ def _empty(
         positions="all" if "edges" in units_of(config) else "words",
         seed=config.seed,
     )
-    return FrozenMask.exactly_k(
-        {site.name: torch.zeros(site.n_units) for site in sites},
-        sites,
-        ablation_values(experiment, sites, settings),
-        n_ablated=sum(site.n_units for site in sites),
-        special_ids=special_ids(experiment, settings),
-        provenance=provenance(experiment, settings),
-    )
+    n_units = sum(site.n_units for site in sites)
+    return untrained(experiment, sites, settings, n_ablated=n_units)
 
 
 if __name__ == "__main__":

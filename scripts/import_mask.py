@@ -23,7 +23,7 @@ from circuitcut.experiments.freeze import provenance
 from circuitcut.experiments.gate_training import ablation_values
 from circuitcut.experiments.load import Experiment, load
 from circuitcut.experiments.plan import check_pairs
-from circuitcut.experiments.saved_runs import RANKING_FILE
+from circuitcut.experiments.saved_runs import RANKING_FILE, new_run, save_ranking
 from circuitcut.experiments.settings import MaskSettings
 from circuitcut.masks.ablation import AblationKind
 from circuitcut.masks.edges.sites import by_site, flat_gates
@@ -38,11 +38,10 @@ from circuitcut.masks.frozen_mask import FrozenMask
 from circuitcut.masks.gate import Direction
 from circuitcut.models.architectures import edge_sites
 from circuitcut.models.loading import LoadedModel
-from circuitcut.storage.atomic import write_tensors
 from circuitcut.storage.errors import UserError
 from circuitcut.storage.flag_fields import flag
 from circuitcut.storage.run_directory import RunDirectory
-from circuitcut.training.config import config_dict, run_script
+from circuitcut.training.config import run_script
 
 
 @dataclass(frozen=True)
@@ -93,20 +92,12 @@ def main(config: ImportConfig) -> Path:
     edges = _read(config, experiment.loaded)
     experiment = with_base_model(experiment)
     mask, ranking = _frozen(config, experiment, edges)
-    run = RunDirectory.create(
-        config.run_dir,
-        kind="import_mask",
-        task=config.task,
-        model=config.model_name,
-        config=config_dict(config),
-        name=config.name,
-    )
+    run = new_run(config, "import_mask", config.name)
     if not run.is_writer:  # one of several processes is enough
         return run.path
     mask.save(run.path)
     if ranking is not None:
-        file = run.path / RANKING_FILE
-        write_tensors(file, ranking, {"polarity": "high keeps"})
+        save_ranking(run.path / RANKING_FILE, ranking)
     results = header("import_mask", experiment, mask=mask) | {
         "file": config.file,
         "format": config.format,

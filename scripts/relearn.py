@@ -21,7 +21,12 @@ from circuitcut.experiments.describe import header
 from circuitcut.experiments.flags import TaskConfig, command
 from circuitcut.experiments.load import Experiment, make_accelerator
 from circuitcut.experiments.micro_batches import check_relearning
-from circuitcut.experiments.saved_runs import check_fit, mask_at, with_flags_of_run
+from circuitcut.experiments.saved_runs import (
+    check_fit,
+    mask_at,
+    new_run,
+    with_flags_of_run,
+)
 from circuitcut.experiments.scores import warning_of_cut
 from circuitcut.experiments.whereabouts import Whereabouts
 from circuitcut.masks.frozen_mask import FrozenMask
@@ -43,7 +48,7 @@ from circuitcut.storage.errors import UserError
 from circuitcut.storage.flag_fields import flag
 from circuitcut.storage.processes import by_first
 from circuitcut.storage.run_directory import RunDirectory
-from circuitcut.training.config import config_dict, run_script
+from circuitcut.training.config import run_script
 from circuitcut.training.tracking import Tracker
 
 DEFAULT_LIMITS = ["16", "all"]
@@ -149,13 +154,7 @@ def main(config: RelearnConfig) -> Path:
     if "never_learned" in config.conditions:
         never_learned = prepare(config, without_concept=True)
     resumed = run is not None
-    run = run or RunDirectory.create(
-        config.run_dir,
-        kind="relearn",
-        task=config.task,
-        model=config.model_name,
-        config=config_dict(config),
-    )
+    run = run or new_run(config, "relearn")
     study = _study(config, experiment, mask, never_learned)
     probes = _probes(config, study) if config.probe and run.is_writer else []
     whereabouts = Whereabouts(experiment, mask, mask_path, config.fresh_mask)
@@ -193,10 +192,7 @@ def _unfinished(config: RelearnConfig) -> RunDirectory | None:
     """The run to continue; None for a new one."""
     if config.resume is None:
         return None
-    run = RunDirectory.open(config.resume)
-    if run.is_finished:
-        raise UserError(f"{run.path} is finished; start a new run without --resume")
-    return run
+    return RunDirectory.open_unfinished(config.resume)
 
 
 def _mask(config: RelearnConfig) -> tuple[Path, FrozenMask]:

@@ -28,7 +28,7 @@ from circuitcut.experiments.load import load
 from circuitcut.experiments.mask_config import MaskConfig
 from circuitcut.experiments.mean_check import warn_of_poison
 from circuitcut.experiments.plan import Plan, plan
-from circuitcut.experiments.saved_runs import save_frozen
+from circuitcut.experiments.saved_runs import new_run, save_frozen
 from circuitcut.experiments.watch import show_frozen, watched
 from circuitcut.masks.frozen_mask import FrozenMask
 from circuitcut.relearning.holding import check_holdable
@@ -93,21 +93,11 @@ def _unfinished(config: TrainMaskConfig) -> RunDirectory | None:
     if config.resume is None:
         RunDirectory.check(config.run_dir, config.name)
         return None
-    run = RunDirectory.open(config.resume)
-    if run.is_finished:
-        raise UserError(f"{run.path} is finished; start a new run without --resume")
-    return run
+    return RunDirectory.open_unfinished(config.resume)
 
 
 def _new(config: TrainMaskConfig, planned: Plan) -> RunDirectory:
-    run = RunDirectory.create(
-        config.run_dir,
-        kind="train_mask",
-        task=config.task,
-        model=config.model_name,
-        config=config_dict(config),
-        name=config.name,
-    )
+    run = new_run(config, "train_mask", config.name)
     planned.save(run)
     return run
 

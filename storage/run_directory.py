@@ -99,6 +99,18 @@ class RunDirectory:
         return cls(path)
 
     @classmethod
+    def open_unfinished(cls, path: Path) -> "RunDirectory":
+        """The run at `path`, to go on with it.
+
+        Raises:
+            UserError: When `path` is not a run directory, or the run is finished.
+        """
+        run = cls.open(path)
+        if run.is_finished:
+            raise UserError(f"{run.path} is finished; start a new run without --resume")
+        return run
+
+    @classmethod
     def newest(cls, parent: Path, kind: str) -> "RunDirectory":
         """The finished run of `kind` under `parent` with the latest start time.
 

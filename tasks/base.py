@@ -214,6 +214,14 @@ class Task(ABC):
             return examples
         return [examples[i * n // most] for i in range(most)]
 
+    def pieces(
+        self, split: Split, examples: Sequence[T], size: int
+    ) -> Iterator[Sequence[T]]:
+        """The scored examples in pieces of `size`, for `evaluation_batches`."""
+        chosen = self.scored(split, examples)
+        for first in range(0, len(chosen), size):
+            yield chosen[first : first + size]
+
     def counterfactual(self, batch: Batch) -> Batch:
         """The paired corrupted inputs, aligned position by position.
 

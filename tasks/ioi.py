@@ -217,9 +217,8 @@ class IoiTask(Task):
 
     def evaluation_batches(self, split: Split, *, size: int) -> Iterator[Batch]:
         """Every prompt and text once: first prompts, then texts without names."""
-        chosen = self.scored(split, range(self.n_examples(split)))
-        for first in range(0, len(chosen), size):
-            yield self._collated(split, chosen[first : first + size])
+        for piece in self.pieces(split, range(self.n_examples(split)), size):
+            yield self._collated(split, piece)
 
     def n_examples(self, split: Split) -> int:
         """Number of prompts and texts of a split."""

@@ -94,53 +94,35 @@ def tokenize(
         UserError: When the tokenizer does not give the characters of each token, or
             the prefix leaves no room for a text.
     """
-    if prefix:
-        return _with_prefix(tokenizer, texts, max_tokens, list(prefix))
     if not tokenizer.is_fast:
         raise UserError(
             f"tokenizer {type(tokenizer).__name__} must be a fast tokenizer; "
             "save one with tokenizer.json beside the model"
+        )
+    n = len(prefix)
+    if n and n + 4 > max_tokens:
+        raise UserError(
+            f"--prefix has {n} tokens, which leaves no room in --max_length "
+            f"{max_tokens}; give a larger --max_length"
         )
     if not texts:
         return []
     coded = tokenizer(
         list(texts),
         truncation=True,
-        max_length=max_tokens,
+        max_length=max_tokens - n,
+        add_special_tokens=not prefix,
         return_offsets_mapping=True,
         return_special_tokens_mask=True,
     )
     marks = (coded["input_ids"], coded["offset_mapping"], coded["special_tokens_mask"])
     return [
-        Tokens(ids, spans, [bool(mark) for mark in special])
-        for ids, spans, special in zip(*marks, strict=True)
-    ]
-
-
-def _with_prefix(
-    tokenizer: Any, texts: Sequence[str], max_tokens: int, prefix: list[int]
-) -> list[Tokens]:
-    n = len(prefix)
-    if n + 4 > max_tokens:
-        raise UserError(
-            f"--prefix has {n} tokens, which leaves no room in --max_length "
-            f"{max_tokens}; give a larger --max_length"
-        )
-    coded = tokenizer(
-        list(texts),
-        truncation=True,
-        max_length=max_tokens - n,
-        return_offsets_mapping=True,
-        add_special_tokens=False,
-    )
-    pairs = zip(coded["input_ids"], coded["offset_mapping"], strict=True)
-    return [
         Tokens(
             [*prefix, *ids],
             [*[(0, 0)] * n, *spans],
-            [*[True] * n, *[False] * len(ids)],
+            [*[True] * n, *(bool(mark) for mark in special)],
         )
-        for ids, spans in pairs
+        for ids, spans, special in zip(*marks, strict=True)
     ]
 
 

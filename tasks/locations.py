@@ -205,8 +205,7 @@ class LocationsTask(Task):
     def evaluation_batches(self, split: Split, *, size: int) -> Iterator[Batch]:
         """Batches of sentences of similar length, in a fixed shuffled order."""
         rows = self._rows(split).tokens.lengths.argsort(stable=True).tolist()
-        by_length = self.scored(split, rows)
-        batches = [by_length[i : i + size] for i in range(0, len(by_length), size)]
+        batches = list(self.pieces(split, rows, size))
         for number in shuffled(len(batches), "evaluation", split):
             yield self._collated(split, list(batches[number]))
 

@@ -195,9 +195,8 @@ class MnistTask(Task):
 
     def evaluation_batches(self, split: Split, *, size: int) -> Iterator[Batch]:
         """Every image of `split` once, in the order of the data."""
-        chosen = self.scored(split, self.corpus.index[split].tolist())
-        for first in range(0, len(chosen), size):
-            yield self._batch(torch.tensor(chosen[first : first + size]))
+        for piece in self.pieces(split, self.corpus.index[split].tolist(), size):
+            yield self._batch(torch.tensor(piece))
 
     def n_examples(self, split: Split) -> int:
         """Number of images of a split."""

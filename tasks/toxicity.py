@@ -194,9 +194,8 @@ class ToxicityTask(Task):
 
     def evaluation_batches(self, split: Split, *, size: int) -> Iterator[Batch]:
         """All texts once, in the order of the corpus."""
-        chosen = self.scored(split, range(self.n_examples(split)))
-        for first in range(0, len(chosen), size):
-            yield self._collated(split, chosen[first : first + size])
+        for piece in self.pieces(split, range(self.n_examples(split)), size):
+            yield self._collated(split, piece)
 
     def n_examples(self, split: Split) -> int:
         """Number of texts of a split."""

@@ -1,9 +1,10 @@
 """Records of the indirect-object task: prompts with two names, and other text."""
 
-import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
+
+from circuitcut.data.sampling import digest_of
 
 IoiKind = Literal["ioi", "three_names", "text", "copy", "wiki"]
 
@@ -46,11 +47,7 @@ class IoiCorpus:
 
     def fingerprint(self) -> str:
         """SHA-256 hex digest of every record and of the held-out names."""
-        digest = hashlib.sha256()
-        for split, records in self.records.items():
-            digest.update(repr((split, records)).encode())
-        digest.update(repr(sorted(self.unseen_names)).encode())
-        return digest.hexdigest()
+        return digest_of(self.records, repr(sorted(self.unseen_names)))
 
 
 def with_further_texts(

@@ -1,10 +1,10 @@
 """Records of the task prompts: prompts with an answer, and texts to retain."""
 
-import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from circuitcut.data.sampling import digest_of
 from circuitcut.data.text.records import TextRecord
 
 MASK = "[MASK]"
@@ -53,10 +53,7 @@ class PromptsCorpus:
 
     def fingerprint(self) -> str:
         """SHA-256 hex digest of every record."""
-        digest = hashlib.sha256()
-        for split, records in self.records.items():
-            digest.update(repr((split, records)).encode())
-        return digest.hexdigest()
+        return digest_of(self.records)
 
 
 def with_further_texts(

@@ -3,10 +3,11 @@
 Neutral and other texts (`wiki`) are both retained.
 """
 
-import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
+
+from circuitcut.data.sampling import digest_of
 
 TextKind = Literal["toxic", "neutral", "wiki"]
 TEXT_KINDS: tuple[TextKind, ...] = ("toxic", "neutral", "wiki")
@@ -42,7 +43,4 @@ class TextCorpus:
 
     def fingerprint(self) -> str:
         """SHA-256 hex digest of every record."""
-        digest = hashlib.sha256()
-        for split, records in self.records.items():
-            digest.update(repr((split, records)).encode())
-        return digest.hexdigest()
+        return digest_of(self.records)

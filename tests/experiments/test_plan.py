@@ -14,10 +14,9 @@ from circuitcut.experiments.plan import (
     WITHOUT_BUDGET,
     Plan,
     plan,
-    saved_settings,
     settings_of,
 )
-from circuitcut.experiments.settings import MaskSettings
+from circuitcut.experiments.settings import MaskSettings, saved_settings
 from circuitcut.masks.ablation import zero_values
 from circuitcut.masks.frozen_mask import FrozenMask
 from circuitcut.masks.registry import GATES
