@@ -26,11 +26,12 @@ RELEARN += ["--n_evaluations", "2", "--batch_size", "7", "--no_probe"]
 PROGRAM = """
 import importlib, json, sys
 
-from circuitcut.training.config import parse_config
+from circuitcut.training.config import leave_process_group, parse_config
 
 for name, config_name, flags in json.loads(sys.argv[1]):
     script = importlib.import_module(f"circuitcut.scripts.{name}")
     script.main(parse_config(getattr(script, config_name), flags))
+leave_process_group()  # as `run_script` does: its threads must not outlive Python
 """
 
 
