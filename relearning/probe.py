@@ -6,8 +6,8 @@ ones. The control is the same probe trained on shuffled labels.
 """
 
 import warnings
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -20,13 +20,15 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from torch import Tensor, nn
 
+from circuitcut.masks.ablation import record_values
 from circuitcut.masks.frozen_mask import FrozenMask
 from circuitcut.models.architectures import sites_of
 from circuitcut.models.sites import Site
 from circuitcut.relearning.conditions import Condition
 from circuitcut.storage.errors import UserError
 from circuitcut.storage.modes import evaluating
-from circuitcut.tasks.base import Batch, Split, Task, to_device
+from circuitcut.storage.progress import shown
+from circuitcut.tasks.base import Batch, Split, Task, rows_of, to_device
 
 
 @dataclass(frozen=True)
@@ -87,7 +89,8 @@ def probe(
     """
     train = hidden_states(task, model, sites, "relearn", max_positions, size, seed)
     test = hidden_states(task, model, sites, "heldout", max_positions, size, seed)
-    return [asdict(_score(layer, train, test, seed)) for layer in sorted(train.states)]
+    layers = shown(sorted(train.states), "probes", unit="level")
+    return [asdict(_score(layer, train, test, seed)) for layer in layers]
 
 
 def probe_conditions(
@@ -141,11 +144,14 @@ def hidden_states(
 ) -> LabelledStates:
     """Hidden states of a split, at most `max_positions`, in a fixed order.
 
+    Of longer splits some examples are drawn and run; the head of the model never is.
+
     Raises:
         UserError: When a class is missing.
     """
     batches = list(task.evaluation_batches(split, size=size))
     pooled = not any(_mixed(batch) for batch in batches)
+    batches = _drawn(batches, pooled, max_positions, seed)
     labels = np.concatenate([_labels(batch, pooled) for batch in batches])
     if labels.all() or not labels.any():
         raise UserError(
@@ -157,17 +163,35 @@ def hidden_states(
     rows_of: dict[int, list[np.ndarray]] = {site.layer: [] for site in sites}
     device, done = next(model.parameters()).device, 0
     with evaluating(model):
-        for batch in batches:
+        for batch in shown(batches, f"hidden states of {split}"):
             n = len(_labels(batch, pooled))
             in_batch = chosen[(chosen >= done) & (chosen < done + n)] - done
             done += n
-            with torch.no_grad(), _recorded(model, sites) as outputs:
-                model(**task.inputs(to_device(batch, device)))
-            for layer, output in outputs.items():
-                rows = _rows(output.float().cpu(), batch, pooled)
-                rows_of[layer].append(rows[in_batch].numpy())
+            inputs = task.inputs(to_device(batch, device))
+            recorded = record_values(model, sites, inputs).values
+            for site in sites:
+                rows = _rows(recorded[site.name].float().cpu(), batch, pooled)
+                rows_of[site.layer].append(rows[in_batch].numpy())
     states = {layer: np.concatenate(parts) for layer, parts in rows_of.items()}
     return LabelledStates(states, labels[chosen])
+
+
+def _drawn(
+    batches: Sequence[Batch], pooled: bool, max_positions: int, seed: int
+) -> list[Batch]:
+    """Examples drawn by seed until they hold `max_positions`, in their order."""
+    parts = [_per_example(batch, pooled) for batch in batches]
+    n_labels = torch.cat(parts)
+    order = torch.randperm(len(n_labels), generator=torch.Generator().manual_seed(seed))
+    before = n_labels[order].cumsum(0) - n_labels[order]
+    is_drawn = torch.zeros(len(n_labels), dtype=torch.bool)
+    is_drawn[order[before < max_positions]] = True
+    sizes = [len(part) for part in parts]
+    return [
+        rows_of(batch, of_batch)
+        for batch, of_batch in zip(batches, is_drawn.split(sizes), strict=True)
+        if of_batch.any()
+    ]
 
 
 def _score(
@@ -201,28 +225,6 @@ def _auc(fitted: Any, states: np.ndarray, labels: np.ndarray) -> float:
     return float(roc_auc_score(labels, fitted.decision_function(states)))
 
 
-@contextmanager
-def _recorded(model: nn.Module, sites: Sequence[Site]) -> Iterator[dict[int, Tensor]]:
-    outputs: dict[int, Tensor] = {}
-
-    def keep(layer: int):  # type: ignore[no-untyped-def]
-        def hook(module: nn.Module, args: Any, output: Any) -> None:
-            del module, args
-            outputs[layer] = output[0] if isinstance(output, tuple) else output
-
-        return hook
-
-    hooks = [
-        model.get_submodule(site.module).register_forward_hook(keep(site.layer))
-        for site in sites
-    ]
-    try:
-        yield outputs
-    finally:
-        for hook in hooks:
-            hook.remove()
-
-
 def _mixed(batch: Batch) -> bool:
     """Whether an example holds concept and retained positions side by side."""
     if batch["concept"].dim() == 1:
@@ -235,6 +237,13 @@ def _labels(batch: Batch, pooled: bool) -> np.ndarray:
     if not pooled:
         return concept[concept | batch["retain"]].numpy()
     return (concept if concept.dim() == 1 else concept.any(dim=1)).numpy()
+
+
+def _per_example(batch: Batch, pooled: bool) -> Tensor:
+    """Labels of every example."""
+    if pooled:
+        return torch.ones(len(batch["concept"]), dtype=torch.long)
+    return (batch["concept"] | batch["retain"]).sum(dim=1)
 
 
 def _rows(output: Tensor, batch: Batch, pooled: bool) -> Tensor:
