@@ -3,7 +3,6 @@
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import torch
@@ -24,7 +23,7 @@ from circuitcut.masks.registry import GATES
 from circuitcut.models.sites import Site
 from circuitcut.models.weights_hash import weights_hash
 from circuitcut.tasks.base import Metric
-from circuitcut.tasks.evaluation import evaluate
+from circuitcut.tasks.evaluation import References, evaluate
 
 
 @dataclass(frozen=True)
@@ -105,39 +104,52 @@ def _chosen_k(
 
     The fewest that bring the concept to its target (`isolate`: the most that keep it);
     where the concept's score is a loss, which has no floor to reach, the most that cost
-    the retained text no more than `retain_cost`.
+    the retained text no more than `retain_cost` and `retain_kl`.
     """
     task, model, size = experiment.task, experiment.loaded.model, plan.size
     concept, retain = task.concept_metric, task.retain_metric
     breaking = plan.settings.direction == "break"
     only_concept = concept.higher_is_better or not breaking
     uncut = evaluate(task, model, "tune", only_concept=only_concept).scores
+    references = experiment.references.setdefault("tune", References())
     low, high = math.log(plan.settings.k_min), math.log(plan.settings.k_max)
     grid = sorted({round(math.exp(low + i * (high - low) / 11)) for i in range(12)})
     sizes = grid if breaking else [n_units - k for k in grid]
 
-    def score_at(name: str, k: int) -> float:
+    def scores_at(k: int) -> dict[str, float]:
         cut = cut_with(experiment, exactly(k))
-        found = evaluate(task, model, "tune", cut=cut, only_concept=only_concept)
-        return found.scores[name]
+        return evaluate(
+            task,
+            model,
+            "tune",
+            cut=cut,
+            reference=references if not only_concept else False,
+            only_concept=only_concept,
+        ).scores
 
     if not only_concept:
-        limit = (1 + size.retain_cost) * uncut[retain.name]
-        return _most_within(limit, sizes, partial(score_at, retain.name))
+        limits = {
+            retain.name: (1 + size.retain_cost) * uncut[retain.name],
+            "kl_retain": size.retain_kl,
+        }
+        return _most_within(limits, sizes, scores_at)
     for k in sizes:
-        score = score_at(concept.name, k)
+        score = scores_at(k)[concept.name]
         if _reached(concept, score, uncut[concept.name], size.concept_target, breaking):
             return k
     return sizes[-1]
 
 
 def _most_within(
-    limit: float, sizes: Sequence[int], loss: Callable[[int], float]
+    limits: Mapping[str, float],
+    sizes: Sequence[int],
+    scores: Callable[[int], Mapping[str, float]],
 ) -> int:
-    """The size before the first whose loss is above `limit`; at least the first."""
+    """The size before the first with a score above its limit; at least the first."""
     affordable = sizes[0]
     for size in sizes:
-        if loss(size) > limit:
+        found = scores(size)
+        if any(found[name] > limit for name, limit in limits.items()):
             break
         affordable = size
     return affordable

@@ -29,13 +29,18 @@ class MaskConfig(UnitsConfig, _SettingsFlags):
         None,
         "freeze exactly this many; default: threshold, or for topk the smallest "
         "number that reaches --concept_target on the tune split (toxicity: the largest "
-        "within --retain_cost)",
+        "within --retain_cost and --retain_kl)",
     )
     concept_target: float = flag(
         0.05, "share of the way from no ability to the uncut score that may remain"
     )
     retain_cost: float = flag(
         0.02, "where the concept's score is a loss: growth of the retained text's loss"
+    )
+    retain_kl: float | None = flag(
+        None,
+        "likewise: most KL(uncut || cut) on the retained text, nats a token; default: "
+        "0.1 for pretrained models, no limit for built-in ones",
     )
     superset: Path | None = flag(
         None,
@@ -72,7 +77,10 @@ class MaskConfig(UnitsConfig, _SettingsFlags):
             raise UserError(f"--round_every must be >= 0, got {self.round_every}")
         if self.price_start is not None and not 0 <= self.price_start < 1:
             raise UserError(f"--price_start must lie in [0, 1), got {self.price_start}")
-        for key in ("lr", "price", "concept_weight", "retain_weight", "token_cap"):
+        for key in (
+            *("lr", "price", "concept_weight", "retain_weight", "token_cap"),
+            "retain_kl",
+        ):
             value = getattr(self, key)
             if value is not None and not (value >= 0 and math.isfinite(value)):
                 raise UserError(f"--{key} must be a finite number >= 0, got {value}")

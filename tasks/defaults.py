@@ -58,10 +58,12 @@ class TaskDefaults:
     mask_on_edges: Mapping[str, Any] | None = None
     """The same settings for edge masks; None means `mask`."""
     of_model: Mapping[str, ModelDefaults] = field(default_factory=dict)
+    of_others: ModelDefaults = ModelDefaults()
+    """The same of every model that `of_model` does not list."""
 
     def of(self, model: str) -> ModelDefaults:
-        """Settings that differ for `model`; none if `of_model` does not list it."""
-        return self.of_model.get(model, ModelDefaults())
+        """Settings that differ for `model`."""
+        return self.of_model.get(model, self.of_others)
 
 
 SMOLLM2 = ModelDefaults(

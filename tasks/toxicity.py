@@ -66,6 +66,13 @@ _MASK: dict[str, Any] = {
     "n_steps": 500,
     "batch_size": 48,
 }
+_OF_PRETRAINED: dict[str, Any] = {
+    # cross-entropy on these texts does not see all that such a model loses elsewhere
+    "retain_objective": "kl",
+    "retain_weight": 8.0,
+    "n_steps": 120,
+    "batch_size": 16,
+}
 
 
 class ToxicityTask(Task):
@@ -111,6 +118,13 @@ class ToxicityTask(Task):
                 ),
             )
         },
+        of_others=ModelDefaults(
+            mask=_MASK | _OF_PRETRAINED | {"k_min": 20.0, "k_max": 600.0},
+            mask_on_edges=_MASK
+            | _OF_PRETRAINED
+            | {"ablation": "mean", "k_min": 2.0, "k_max": 64.0},
+            n_heldout=400,
+        ),
     )
 
     @classmethod
