@@ -39,6 +39,9 @@ from circuitcut.training.fit_arguments import Checkpoints, Watch
 from circuitcut.training.fit_settings import FitSettings
 from circuitcut.training.shares import own_share
 
+Starts = dict[tuple[str, str | None, int | None], Measurement]
+"""Measurements before the first step, by what a condition starts from."""
+
 
 def evaluation_steps(n_steps: int, n_evaluations: int) -> tuple[int, ...]:
     """0, then at most `n_evaluations` steps, geometrically from 1 to `n_steps`."""
@@ -72,11 +75,18 @@ def relearn(
             other settings. All of this is checked before the first step.
     """
     _check(study, conditions)
+    starts: Starts = {}
     return [
         run_condition(
-            study, condition, folder / condition.key, resume=resume, findings=findings
+            study,
+            condition,
+            folder / condition.key,
+            resume=resume,
+            findings=findings,
+            starts=starts,
+            progress=f"relearn {number} of {len(conditions)}, {condition.key}",
         )
-        for condition in conditions
+        for number, condition in enumerate(conditions, start=1)
     ]
 
 
@@ -87,12 +97,20 @@ def run_condition(
     *,
     resume: bool = False,
     findings: Findings = NO_FINDINGS,
+    starts: Starts | None = None,
+    progress: str = "relearn",
 ) -> ConditionRun:
     """Fine-tune one copy of the base model and measure it along the way.
 
-    Arguments and errors are those of `relearn`; `folder` is that of this condition. The
-    processes of a distributed run divide each batch; the first one alone measures and
-    writes, so that the results of all other processes hold no measurements.
+    Other arguments and errors are those of `relearn`. The processes of a distributed
+    run divide each batch; the first one alone measures and writes, so that the results
+    of all other processes hold no measurements.
+
+    Args:
+        folder: That of this condition.
+        starts: What other conditions measured before their first step: conditions that
+            start from the same model are measured there once.
+        progress: Label of the progress bar.
     """
     accelerator = study.accelerator or Accelerator()
     made_with = asdict(study.settings) | {"mask": mask_hash(study.mask)}
@@ -100,7 +118,8 @@ def run_condition(
     run = files.load(condition, resume=resume)
     accelerator.wait_for_everyone()  # no process may write before all have read
     if not run.finished:
-        _finetune(study, accelerator, run, files, resume, findings)
+        known = {} if starts is None else starts
+        _finetune(study, accelerator, run, files, resume, findings, known, progress)
         files.finish(run)
     return run
 
@@ -112,6 +131,8 @@ def _finetune(
     files: ConditionFiles,
     resume: bool,
     findings: Findings,
+    starts: Starts,
+    progress: str,
 ) -> None:
     """Fine-tune and measure a condition; its results are added to `run`."""
     condition, settings = run.condition, study.settings
@@ -123,8 +144,14 @@ def _finetune(
     def measure(n_done: int) -> None:
         known = {measured.step for measured in run.measurements}
         if accelerator.is_main_process and n_done in moments and n_done not in known:
-            size = settings.evaluation_size
-            measured = measured_at(n_done, int(n_seen), study.task, model, base, size)
+            size, start = settings.evaluation_size, _start_of(condition)
+            measured = starts.get(start) if n_done == 0 else None
+            if measured is None:
+                measured = measured_at(
+                    n_done, int(n_seen), study.task, model, base, size
+                )
+            if n_done == 0:
+                starts[start] = measured
             run.measurements.append(measured)
             files.add(run, measured)
 
@@ -139,13 +166,19 @@ def _finetune(
             watch=Watch(
                 after_step=lambda step: measure(step + 1),
                 on_log=partial(on_log, condition) if on_log else None,
-                progress=f"relearn {condition.key}",
+                progress=progress,
             ),
             checkpoints=Checkpoints(files.checkpoints, resume),
             accelerator=accelerator,
             buffers={"n_seen": n_seen},
         )
         run.at_end = at_end(condition, model.eval(), held_mask) if at_end else {}
+
+
+def _start_of(condition: Condition) -> tuple[str, str | None, int | None]:
+    """Equal for conditions whose models are the same before the first step."""
+    drawn = condition.seed if condition.name == "random" else None
+    return condition.start, condition.holding, drawn
 
 
 def started(study: Study, condition: Condition) -> tuple[nn.Module, FrozenMask | None]:

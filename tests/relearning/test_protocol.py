@@ -79,6 +79,33 @@ def test_a_cut_comes_back_and_its_controls_stay(
     assert all(run.measurements[-1].distance > 0.1 for run in runs)
 
 
+def test_equal_starts_are_measured_once_and_as_each_alone_would_be(
+    task: Task,
+    loaded: LoadedModel,
+    mask: FrozenMask,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+):
+    measured: list[int] = []
+    real = protocol.measured_at
+
+    def spy(step: int, *args: Any) -> Any:
+        measured.append(step)
+        return real(step, *args)
+
+    monkeypatch.setattr(protocol, "measured_at", spy)
+    names, holdings = ("cut", "uncut", "random"), ("lasting", "one_shot")
+    chosen = conditions(names, holdings, (0, 1), (2, None))
+    study = Study(task, loaded, mask, replace(SETTINGS, n_steps=2, n_evaluations=1))
+    runs = relearn(study, chosen, tmp_path / "all")
+    # the cut and each of two random ones in two holdings, and the uncut model
+    assert measured.count(0) == 2 + 4 + 1
+    assert measured.count(2) == len(chosen) == 20
+    for run in runs:
+        alone = run_condition(study, run.condition, tmp_path / run.condition.key)
+        assert run.measurements[0].row() == alone.measurements[0].row()
+
+
 def test_without_its_examples_the_concept_stays_away_and_the_rest_is_learned(
     task: Task, loaded: LoadedModel, mask: FrozenMask, tmp_path: Path
 ):
