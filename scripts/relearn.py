@@ -14,7 +14,7 @@ import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from circuitcut.experiments.base_model import prepare
 from circuitcut.experiments.describe import header
@@ -48,12 +48,14 @@ from circuitcut.storage.errors import UserError
 from circuitcut.storage.flag_fields import flag
 from circuitcut.storage.processes import by_first
 from circuitcut.storage.run_directory import RunDirectory
+from circuitcut.tasks.registry import TASKS
 from circuitcut.training.config import run_script
 from circuitcut.training.tracking import Tracker
 
 DEFAULT_LIMITS = ["16", "all"]
 
 logger = logging.getLogger(__name__)
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -76,10 +78,12 @@ class RelearnConfig(TaskConfig):
     limits: list[str] = flag(
         [],
         "numbers of concept examples fine-tuned on; all: the whole split. Default: 16 "
-        "and all, or all alone where there are fewer than 16",
+        "and all, or all alone where there are fewer than 16; of smollm2 16 alone",
     )
-    n_steps: int = flag(40, "optimiser steps of every condition")
-    batch_size: int = flag(16, "examples a step")
+    n_steps: int | None = flag(
+        None, "optimiser steps of every condition; default 40, of smollm2 16"
+    )
+    batch_size: int | None = flag(None, "examples a step; default 16, of smollm2 8")
     lr: float | None = flag(
         None, "learning rate; default 5e-5, for built-in models 5e-4; lora: ten times"
     )
@@ -90,7 +94,9 @@ class RelearnConfig(TaskConfig):
         "(adapters of rank 8; lora:16: of rank 16), which needs the package peft and "
         "the least memory",
     )
-    n_evaluations: int = flag(4, "measured moments after step 0")
+    n_evaluations: int | None = flag(
+        None, "measured moments after step 0; default 4, of smollm2 2"
+    )
     probe: bool = flag(True, "linear probes on the hidden states right after the cut")
     redistribute: bool = flag(
         True, "rank the units again after relearning, with the top units' words"
@@ -105,8 +111,9 @@ class RelearnConfig(TaskConfig):
             check_peft()
         self.combined()  # checks conditions, holdings, seeds and limits
         for name in ("n_steps", "batch_size", "n_evaluations"):
-            if getattr(self, name) < 1:
-                raise UserError(f"--{name} must be positive, got {getattr(self, name)}")
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise UserError(f"--{name} must be positive, got {value}")
 
     def combined(self) -> list[Condition]:
         """Every combination of conditions, holdings, seeds and limits."""
@@ -129,13 +136,17 @@ class RelearnConfig(TaskConfig):
         if lora_rank(self.trained) is not None:
             default_lr *= 10
         return RelearnSettings(
-            n_steps=self.n_steps,
-            batch_size=self.batch_size,
-            lr=self.lr if self.lr is not None else default_lr,
+            n_steps=_given(self.n_steps, 40),
+            batch_size=_given(self.batch_size, 16),
+            lr=_given(self.lr, default_lr),
             weight_decay=self.weight_decay,
             trained=self.trained,
-            n_evaluations=self.n_evaluations,
+            n_evaluations=_given(self.n_evaluations, 4),
         )
+
+
+def _given(value: T | None, default: T) -> T:
+    return default if value is None else value
 
 
 def main(config: RelearnConfig) -> Path:
@@ -143,6 +154,7 @@ def main(config: RelearnConfig) -> Path:
     run = _unfinished(config)
     mask_path, mask = _mask(config)
     config = with_flags_of_run(replace(config, mask=mask_path), mask_path)
+    config = _with_own_defaults(config)
     if run is None:
         RunDirectory.check(config.run_dir)
     experiment = prepare(config)
@@ -207,6 +219,13 @@ def _mask(config: RelearnConfig) -> tuple[Path, FrozenMask]:
     return path, mask
 
 
+def _with_own_defaults(config: RelearnConfig) -> RelearnConfig:
+    """The flags that were not given as the model has them, if it has its own."""
+    defaults = TASKS[config.task].defaults.of(config.model_name).relearn or {}
+    own = {k: v for k, v in defaults.items() if not getattr(config, k)}
+    return replace(config, **own)
+
+
 def _fitted(
     config: RelearnConfig, mask: FrozenMask, path: Path, experiment: Experiment
 ) -> RelearnConfig:
@@ -218,9 +237,8 @@ def _fitted(
     if cuts_edges(mask) and (config.probe or config.redistribute):
         logger.info("a mask on edges: no probes and no ranking of units afterwards")
         config = replace(config, probe=False, redistribute=False)
-    check_relearning(
-        experiment.loaded.model, mask.sites, config.max_length, config.batch_size
-    )
+    size = config.settings(built_in=False).batch_size
+    check_relearning(experiment.loaded.model, mask.sites, config.max_length, size)
     return _with_possible_limits(config, experiment)
 
 

@@ -37,6 +37,8 @@ class ModelDefaults:
     mask_on_edges: Mapping[str, Any] | None = None
     base: BaseRecipe | None = None
     """None means that a pretrained model is fine-tuned with `FINETUNE`."""
+    relearn: Mapping[str, Any] | None = None
+    """Flags of `scripts/relearn.py` that differ."""
     n_heldout: int | None = None
     """Examples of `tune` and `heldout` that are scored; None: all."""
     base_on_own_data: BaseRecipe | None = None
@@ -84,6 +86,12 @@ SMOLLM2 = ModelDefaults(
         "retain_weight": 4.0,
         "n_steps": 40,
         "batch_size": 8,
+    },
+    relearn={
+        "limits": ["16"],
+        "n_steps": 16,
+        "batch_size": 8,
+        "n_evaluations": 2,
     },
     n_heldout=400,
 )
