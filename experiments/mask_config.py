@@ -52,8 +52,10 @@ class MaskConfig(UnitsConfig, _SettingsFlags):
         f"baselines cut to the same size: {', '.join(sorted(METHODS))}, or none; "
         "default: gradient_margin and probeless; for edges eap and eap_ig",
     )
-    attribution_batches: int = flag(
-        32, "batches of 16 examples over which the baselines' scores are averaged"
+    attribution_batches: int | None = flag(
+        None,
+        "batches of 16 examples over which the baselines' scores are averaged; "
+        "default 32, of graphs above 2,000 edges 8",
     )
     n_random: int = flag(3, "random cuts of the same size")
     curve_sizes: list[int] = flag([], "numbers of ablated units to score as well")

@@ -35,7 +35,7 @@ from circuitcut.tasks.registry import TASKS
 
 WITHOUT_BUDGET: dict[str, Any] = {"lr": 0.15}
 """Of gates that a price or nothing keeps sparse."""
-ISOLATED_SHARES = {False: (0.0125, 0.25), True: (0.005, 0.25)}
+ISOLATED_SHARES = {False: (0.0125, 0.25), True: (0.005, 0.05)}
 """Smallest and largest k drawn in `isolate`, as shares of all edges; in large graphs
 (True) smaller circuits are of interest."""
 
@@ -54,6 +54,14 @@ LARGE_GRAPH = 2000
 """Edges of a graph above which scores start from EAP-IG: from equal ones nearly every
 edge of a sample is closed, the cut model knows nothing, and nothing is learned for many
 steps (docs/results/smollm2.md). In small graphs equal scores find planted circuits."""
+FROM_RANKING: dict[str, Any] = {
+    "start": "eap_ig",
+    # noise of scale 1 fills half of a sample with edges that the ranking closes
+    "noise_start": 0.3,
+    "noise_end": 0.1,
+    "power": 1.0,
+}
+"""Of large graphs, where scores start from a ranking."""
 ISOLATED_PRICE = 0.01
 """Nats an edge in small graphs; in large ones less in proportion, so that a price does
 not cap circuits. Gates with a price are trained towards JS, which is
@@ -152,8 +160,14 @@ def plan(
         config.n_random,
         tuple(config.curve_sizes),
         superset,
-        config.attribution_batches,
+        attribution_batches(config.attribution_batches, sites),
     )
+
+
+def attribution_batches(given: int | None, sites: Sequence[Site]) -> int:
+    """Batches over which attribution is averaged: those asked for, or as usual."""
+    n_edges = sum(site.n_units for site in sites if site.kind == "edges")
+    return given or (8 if n_edges > LARGE_GRAPH else 32)
 
 
 def retain_kl_of(config: MaskConfig) -> float:
@@ -284,7 +298,7 @@ def adapted(
         low, high = (share * n_units for share in ISOLATED_SHARES[is_large])
         recipe = replace(recipe, **ISOLATED_EDGES, k_min=low, k_max=max(high, 16.0))
         if has_budget and is_large:
-            recipe = replace(recipe, start="eap_ig")
+            recipe = replace(recipe, **FROM_RANKING)
         if not has_budget:
             price = ISOLATED_PRICE * min(1.0, LARGE_GRAPH / n_units)
             recipe = replace(recipe, price=price, concept_objective="js")

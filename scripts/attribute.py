@@ -17,6 +17,7 @@ from circuitcut.experiments.flags import UnitsConfig, command
 from circuitcut.experiments.freeze import untrained
 from circuitcut.experiments.load import Experiment, load
 from circuitcut.experiments.plan import (
+    attribution_batches,
     check_pairs,
     methods_of,
     sites_for,
@@ -55,7 +56,11 @@ class AttributeConfig(UnitsConfig):
         "cut at every position, or not at special tokens and a causal model's first "
         "position; default: words, edges all",
     )
-    n_batches: int = flag(32, "batches of 16 examples the scores are averaged over")
+    n_batches: int | None = flag(
+        None,
+        "batches of 16 examples the scores are averaged over; default 32, of graphs "
+        "above 2,000 edges 8",
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -64,7 +69,7 @@ class AttributeConfig(UnitsConfig):
             raise UserError(f"--methods must be among {sorted(METHODS)}, got {wrong}")
         if not self.sizes or min(self.sizes) < 1:
             raise UserError(f"--sizes must be positive, got {self.sizes}")
-        if self.n_batches < 1:
+        if self.n_batches is not None and self.n_batches < 1:
             raise UserError(f"--n_batches must be positive, got {self.n_batches}")
 
 
@@ -122,8 +127,9 @@ def _cuts(
 ) -> list[dict[str, Any]]:
     """Cuts of every size by one ranking: saved, and measured as rows."""
     named = replace(whole, provenance={**whole.provenance, "gate": method})
+    n_batches = attribution_batches(config.n_batches, whole.sites)
     ranking = attribution_ranking(
-        experiment, named, method, seed=config.seed, n_batches=config.n_batches
+        experiment, named, method, seed=config.seed, n_batches=n_batches
     )
     file = folder / f"{method}.ranking.safetensors"
     save_ranking(file, ranking)

@@ -20,7 +20,7 @@ from circuitcut.experiments.circuits.published import published_overlap
 from circuitcut.experiments.describe import header, scores_by_name
 from circuitcut.experiments.flags import TaskConfig, command
 from circuitcut.experiments.load import Experiment
-from circuitcut.experiments.plan import methods_of
+from circuitcut.experiments.plan import attribution_batches, methods_of
 from circuitcut.experiments.saved_runs import (
     RANKING_FILE,
     check_fit,
@@ -52,8 +52,10 @@ class EvaluateConfig(TaskConfig):
     methods: list[str] = flag(
         [], "attribution methods to draw beside the mask's ranking"
     )
-    attribution_batches: int = flag(
-        32, "batches of 16 examples over which the methods' scores are averaged"
+    attribution_batches: int | None = flag(
+        None,
+        "batches of 16 examples over which the methods' scores are averaged; default "
+        "32, of graphs above 2,000 edges 8",
     )
     sampled: bool = flag(False, "score sampled continuations too (toxicity)")
     allow_other_weights: bool = flag(
@@ -68,7 +70,7 @@ class EvaluateConfig(TaskConfig):
             )
         if (self.sizes or self.methods) and self.mask is None:
             raise UserError("--sizes and --methods need --mask")
-        if self.attribution_batches < 1:
+        if self.attribution_batches is not None and self.attribution_batches < 1:
             raise UserError(
                 f"--attribution_batches must be positive, got "
                 f"{self.attribution_batches}"
@@ -140,7 +142,7 @@ def _results(
             seed=config.seed,
             rankings={"mask": ranking_of_run(config.mask, mask)},
             split=split,
-            n_batches=config.attribution_batches,
+            n_batches=attribution_batches(config.attribution_batches, mask.sites),
         )
     results = (
         header("evaluate", experiment, mask=mask)

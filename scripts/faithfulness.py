@@ -34,6 +34,7 @@ from circuitcut.experiments.flags import TaskConfig, UnitsConfig, command
 from circuitcut.experiments.freeze import untrained
 from circuitcut.experiments.load import Experiment, load
 from circuitcut.experiments.plan import (
+    attribution_batches,
     check_pairs,
     methods_of,
     sites_for,
@@ -88,7 +89,11 @@ class FaithfulnessConfig(UnitsConfig):
         "learned", "rankings of which the model without the circuit is measured too"
     )
     split: str = flag("heldout", f"one of {', '.join(SPLITS)}")
-    n_batches: int = flag(32, "batches of 16 examples the scores are averaged over")
+    n_batches: int | None = flag(
+        None,
+        "batches of 16 examples the scores are averaged over; default 32, of graphs "
+        "above 2,000 edges 8",
+    )
     n_random: int = flag(3, "random rankings")
 
     def __post_init__(self) -> None:
@@ -109,7 +114,7 @@ class FaithfulnessConfig(UnitsConfig):
         wrong = [m for m in self.methods if m not in (*METHODS, "all", "none")]
         if wrong:
             raise UserError(f"--methods must be among {sorted(METHODS)}, got {wrong}")
-        if self.n_batches < 1 or self.n_random < 0:
+        if (self.n_batches is not None and self.n_batches < 1) or self.n_random < 0:
             raise UserError(
                 "--n_batches must be positive and --n_random not negative, got "
                 f"{self.n_batches} and {self.n_random}"
@@ -166,7 +171,8 @@ def _results(
     empty = nothing_kept(masks[0]) if masks else _empty(config, experiment, sites)
     if not config.methods:
         methods = [*methods, "random"]
-    rankers = Rankers(methods, config.n_random, config.n_batches, config.seed)
+    n_batches = attribution_batches(config.n_batches, sites)
+    rankers = Rankers(methods, config.n_random, n_batches, config.seed)
     learned = dict(zip(config.mask, masks, strict=True))
     ranked = rankings(experiment, empty, rankers, learned)
     split: Any = config.split
