@@ -1,11 +1,13 @@
 """A step's batch as micro-batches that fit into memory, under one sample of the gates.
 
+Short examples are not padded to the longest where that would cost much.
+
 A task's losses are weighted means over positions, so the loss of a batch is the sum of
 its micro-batches' losses, each by its share of the weight: they change nothing but
 rounding. Each goes forward and back before the next; the gates' gradients add up.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +16,7 @@ from circuitcut.masks.edges.sites import graph_at, modules_and_edges
 from circuitcut.models.sites import Site
 from circuitcut.storage.errors import UserError
 from circuitcut.tasks.base import Batch, Split, Task, has_concept, rows_of
+from circuitcut.tasks.lengths import by_length
 
 BUDGET = 0.5
 """Of the free memory that a step may take: the rest is for what is not counted."""
@@ -120,13 +123,17 @@ def check_relearning(
         )
 
 
-def micro_batches(batch: Batch, n_rows: int) -> Iterator[tuple[Batch, Shares]]:
-    """Pieces of at most `n_rows` examples, with their shares of the weight."""
+def micro_batches(batch: Batch, n_rows: int) -> list[tuple[Batch, Shares]]:
+    """Pieces of at most `n_rows` examples of like length, with shares of the weight."""
     total = _weights(batch)
-    for start in range(0, len(batch["concept"]), n_rows):
-        rows = {name: values[start : start + n_rows] for name, values in batch.items()}
-        weights = _weights(rows)
-        yield rows, {k: weights[k] / total[k] if total[k] else 0.0 for k in weights}
+    pieces = []
+    for group in by_length(batch):
+        for chosen in group.nonzero().flatten().split(n_rows):
+            rows = rows_of(batch, chosen)
+            weights = _weights(rows)
+            of_total = {k: weights[k] / total[k] if total[k] else 0.0 for k in weights}
+            pieces.append((rows, of_total))
+    return pieces
 
 
 def _weights(batch: Batch) -> dict[str, float]:
@@ -144,11 +151,12 @@ def loss_in_micro_batches(
     Memory is that of one micro-batch: the loss that comes back depends on the gates
     through the gradient already at hand, loss = total + sum_g (g - g.detach()) dL/dg.
     """
-    if n_rows >= len(batch["concept"]):
+    pieces = micro_batches(batch, n_rows)
+    if len(pieces) == 1:
         return loss_of(gates, batch, {"concept": 1.0, "retain": 1.0})
     leaves = {name: gate.detach().requires_grad_() for name, gate in gates.items()}
     total, logs = 0.0, dict[str, float]()
-    for rows, shares in micro_batches(batch, n_rows):
+    for rows, shares in pieces:
         loss, numbers = loss_of(leaves, rows, shares)
         loss.backward()
         total += float(loss.detach())

@@ -60,6 +60,8 @@ FROM_RANKING: dict[str, Any] = {
     "noise_start": 0.3,
     "noise_end": 0.1,
     "power": 1.0,
+    # of fewer prompts the gradient of most edges is noise (docs/results/smollm2.md)
+    "batch_size": 32,
 }
 """Of large graphs, where scores start from a ranking."""
 ISOLATED_PRICE = 0.01

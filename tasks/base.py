@@ -320,7 +320,7 @@ def has_concept(batch: Batch) -> Bool[Tensor, "batch"]:
     return batch["concept"].reshape(len(batch["concept"]), -1).any(1)
 
 
-def rows_of(batch: Batch, rows: Bool[Tensor, "batch"]) -> Batch:
+def rows_of(batch: Batch, rows: Bool[Tensor, "batch"] | Int[Tensor, "chosen"]) -> Batch:
     """Some examples, without the padding at the end that only the others needed.
 
     Of a batch in which an unknown tensor may be one per token the padding stays.

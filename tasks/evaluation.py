@@ -23,6 +23,7 @@ from circuitcut.tasks.base import (
     rows_of,
     to_device,
 )
+from circuitcut.tasks.lengths import by_length
 from circuitcut.tasks.selected_logits import logits_at
 from circuitcut.tasks.span_counts import ratio
 
@@ -158,7 +159,7 @@ def evaluate_cuts(
     batches = _limited(
         task.evaluation_batches(split, size=size or task.eval_batch), limit
     )
-    known = list(_with_concept(batches) if only_concept else batches)
+    known, places = _by_length(_with_concept(batches) if only_concept else batches)
     if not known:
         raise UserError(f"split {split!r} of task {task.name!r} has no examples")
     counts: list[dict[str, list[Tensor]]] = [{} for _ in range(n_cuts)]
@@ -186,12 +187,13 @@ def evaluate_cuts(
                 for name, value in batch_counts.items():
                     counts[place].setdefault(name, []).append(value.double().cpu())
                 bar.advance(number * n_cuts + place)
-    clusters = torch.cat([batch["cluster"] for batch in known])
-    unseen = torch.cat([batch["unseen"] for batch in known]).bool()
+    in_order = torch.cat(places).argsort()
+    clusters = torch.cat([batch["cluster"] for batch in known])[in_order]
+    unseen = torch.cat([batch["unseen"] for batch in known]).bool()[in_order]
     return [
         _evaluation(
             task,
-            {name: torch.cat(values) for name, values in of_cut.items()},
+            {name: torch.cat(values)[in_order] for name, values in of_cut.items()},
             clusters,
             unseen,
         )
@@ -212,6 +214,17 @@ def _evaluation(
         unseen=unseen,
         n_examples=len(unseen),
     )
+
+
+def _by_length(batches: Iterable[Batch]) -> tuple[list[Batch], list[Tensor]]:
+    """The batches in groups of like length, and the place of each example in order."""
+    groups, places, n_before = [], [], 0
+    for batch in batches:
+        for rows in by_length(batch):
+            groups.append(rows_of(batch, rows))
+            places.append(n_before + rows.nonzero().flatten())
+        n_before += len(batch["cluster"])
+    return groups, places
 
 
 def _with_concept(batches: Iterable[Batch]) -> Iterator[Batch]:

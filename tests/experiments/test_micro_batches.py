@@ -130,3 +130,33 @@ def test_memory_is_counted_with_depth_and_storing():
     reads = 4 * (graph.n_attention_readers + 1) * gpt2.d_model
     assert stored - again == (graph.n_layers - 1) * reads
     assert token_bytes(gpt2, stored=False, n_classes=7) == again + 84
+
+
+def test_long_and_short_examples_add_up_to_the_padded_batch():
+    """The losses of two groups of length, each by its share, and their gradients."""
+    lengths = torch.tensor([700, 3, 5, 2])
+    mask = torch.arange(700) < lengths[:, None]
+    batch = {
+        "attention_mask": mask.long(),
+        "concept": mask & (torch.arange(700) % 2 == 0),
+        "retain": mask & (torch.arange(700) % 2 == 1),
+        "weights": torch.rand(4, 700),
+    }
+    gates = {"a": torch.rand(2, dtype=torch.float64).requires_grad_()}
+    seen: list[tuple[int, ...]] = []
+
+    def loss_of(keep: Any, part: Batch, shares: Any) -> tuple[Tensor, dict[str, float]]:
+        seen.append(tuple(part["concept"].shape))
+        total, weights = keep["a"].sum() * 0, part["weights"].double()
+        for key, gate in zip(("concept", "retain"), keep["a"], strict=True):
+            of_key = weights * part[key]
+            total = total + shares[key] * (gate * of_key.square()).sum() / of_key.sum()
+        return total, {}
+
+    loss, _ = loss_in_micro_batches(gates, batch, 4, loss_of)
+    assert sorted(seen) == [(1, 700), (3, 5)]
+    (found,) = torch.autograd.grad(loss, list(gates.values()))
+    whole, _ = loss_of(gates, batch, {"concept": 1.0, "retain": 1.0})
+    (expected,) = torch.autograd.grad(whole, list(gates.values()))
+    torch.testing.assert_close(loss, whole.detach(), check_dtype=False)
+    torch.testing.assert_close(found, expected)
