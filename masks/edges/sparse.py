@@ -23,7 +23,6 @@ from circuitcut.masks.edges.attention import attend, attend_given
 from circuitcut.masks.edges.products import mix, products_into, squares_of
 from circuitcut.masks.edges.reads import centred, project_into, scale_of, tiles
 from circuitcut.masks.edges.run import EdgeRun
-from circuitcut.models.architectures import architecture_of
 from circuitcut.models.residual.edge_slices import (
     attention_gates,
     mlp_gates,
@@ -76,7 +75,7 @@ def plan_of(model: ResidualModel, keep: Bool[Tensor, "edge"]) -> SparsePlan:
 
 def _all_plan(model: ResidualModel) -> SparsePlan:
     """Every edge: the plain model, and E d for the reads."""
-    cost = _plain_cost(model) + model.graph.n_edges * model.d_model
+    cost = block_cost(model) + model.graph.n_edges * model.d_model
     return SparsePlan("all", {}, (), (), frozenset(), {"all": cost})
 
 
@@ -97,7 +96,7 @@ def _ablated_plan(model: ResidualModel, keep: Tensor) -> SparsePlan:
             mlps.add(layer)
     n_projected, n_written = sum(map(len, readers)), sum(map(len, heads))
     # sums of rows: d an edge; projections: d width a reader; rows of heads: d_head d
-    cost = _plain_cost(model) + int(is_ablated.sum()) * d_model
+    cost = block_cost(model) + int(is_ablated.sum()) * d_model
     cost += n_projected * d_model * _width(graph, model.d_head)
     cost += n_written * model.d_head * d_model
     return SparsePlan(
@@ -112,7 +111,7 @@ def _beside_plan(model: ResidualModel, keep: Tensor) -> SparsePlan:
     is_ablated = ~keep
     n_sources = len(writers_of(graph, is_ablated))
     # two norms a layer for every source, then reads, projections and rows of heads
-    cost = _plain_cost(model) + graph.n_layers * 2 * n_sources * d_model
+    cost = block_cost(model) + graph.n_layers * 2 * n_sources * d_model
     for layer in range(graph.n_layers):
         n_read = int(attention_gates(graph, layer, is_ablated).any(1).sum())
         cost += n_read * d_model * (n_sources + _width(graph, model.d_head))
@@ -155,8 +154,7 @@ def _kept_cost(
 ) -> int:
     """Multiplications a token of the stored rows, readers, heads and MLPs."""
     graph, d_model = model.graph, model.d_model
-    d_mlp = architecture_of(model.model).d_mlp(model.base.config)
-    cost = len(mlps) * 3 * d_model * d_mlp
+    cost = len(mlps) * _mlp_cost(model)
     for layer in range(graph.n_layers):
         # a reader: d a stored row before it, d width to project; a head: d_head d
         before = sum(writer < graph.n_before(layer) for writer in rows)
@@ -167,12 +165,16 @@ def _kept_cost(
     return cost
 
 
-def _plain_cost(model: ResidualModel) -> int:
-    """Multiplications a token of the blocks' weights; an MLP counts as a gated one."""
+def block_cost(model: ResidualModel) -> int:
+    """Multiplications a token of all blocks' weights, as the model itself runs them."""
     graph, d_model = model.graph, model.d_model
-    d_mlp = architecture_of(model.model).d_mlp(model.base.config)
     attention = (graph.n_heads * 2 + 2 * graph.n_kv_heads) * model.d_head * d_model
-    return graph.n_layers * (attention + 3 * d_model * d_mlp)
+    return graph.n_layers * (attention + _mlp_cost(model))
+
+
+def _mlp_cost(model: ResidualModel) -> int:
+    """Multiplications a token of one MLP's weights."""
+    return sum(w.numel() for w in model.mlp_weights(0) if w.dim() == 2)
 
 
 def _width(graph: ResidualGraph, d_head: int) -> int:
