@@ -187,24 +187,29 @@ def _print_long_row(model: Any, ids: Tensor, config: EdgeStepConfig) -> None:
     inputs = {name: values.to(config.device) for name, values in inputs.items()}
     labels = inputs["input_ids"].masked_fill(inputs["attention_mask"] == 0, -100)
 
-    def loss(n_micro_batches: int = 1) -> Iterator[Tensor]:
-        rows = [values.chunk(n_micro_batches) for values in inputs.values()]
-        for part, mask, target in zip(
-            *rows, labels.chunk(n_micro_batches), strict=True
-        ):
-            yield model(input_ids=part, attention_mask=mask, labels=target).loss
+    def loss(n_micro_batches: int = 1, trimmed: bool = False) -> Iterator[Tensor]:
+        everything = (*inputs.values(), labels)
+        for number in range(n_micro_batches):
+            part, mask, target = (
+                values.chunk(n_micro_batches)[number] for values in everything
+            )
+            n = int(mask.sum(1).max()) if trimmed else mask.shape[1]
+            yield model(
+                input_ids=part[:, :n], attention_mask=mask[:, :n], labels=target[:, :n]
+            ).loss
 
     separate = ResidualModel(model)
     print(
         f"one row of {config.long_row} tokens, {len(ids) - 1} of {ids.shape[1]} tokens:"
     )
-    for name, stores, n_parts in (
-        ("edges, stored", True, 1),
-        ("edges, recomputed", False, 1),
-        ("a micro-batch a row", False, len(ids)),
+    for name, stores, n_parts, trimmed in (
+        ("edges, stored", True, 1, False),
+        ("edges, recomputed", False, 1, False),
+        ("a micro-batch a row", False, len(ids), False),
+        ("the same, not padded", False, len(ids), True),
     ):
         stack = EdgeStack(separate, store_reads=stores)
-        step = _gated_step(stack, partial(loss, n_parts))
+        step = _gated_step(stack, partial(loss, n_parts, trimmed))
         peak = peak_bytes(step, stack.forget_buffers, config.device)
         print(f"{name:<24}{peak / 1e6:>8.0f} MB")
         del step, stack
@@ -264,6 +269,7 @@ def _steps(model: Any, ids: Tensor) -> tuple[dict[str, Step], list[EdgeStack]]:
     separate, merged = ResidualModel(model), ResidualModel(model, separate_qkv=False)
     stored = EdgeStack(separate, store_reads=True)
     recomputed = EdgeStack(separate, store_reads=False)
+    merged_stored = EdgeStack(merged, store_reads=True)
     merged_stack = EdgeStack(merged, store_reads=False)
     n_micro_batches = max(1, ids.numel() // MICRO_BATCH)
 
@@ -285,6 +291,7 @@ def _steps(model: Any, ids: Tensor) -> tuple[dict[str, Step], list[EdgeStack]]:
         "edges, micro-batches": _gated_step(
             recomputed, partial(losses, n_micro_batches)
         ),
+        "merged, stored": _gated_step(merged_stored, losses),
         "merged, recomputed": _gated_step(merged_stack, losses),
         "EAP": partial(_eap, recomputed, model, ids),
         "EAP-IG, 5 steps": partial(_eap_ig, recomputed, model, ids),
@@ -293,7 +300,7 @@ def _steps(model: Any, ids: Tensor) -> tuple[dict[str, Step], list[EdgeStack]]:
     }
     for name, keep in masks.items():
         steps[name] = _gated_forward(recomputed, keep, run)
-    return steps, [stored, recomputed, merged_stack]
+    return steps, [stored, recomputed, merged_stored, merged_stack]
 
 
 def _masks(graph: ResidualGraph) -> dict[str, Tensor]:

@@ -12,7 +12,7 @@ Both give what the whole stack gives. Symbols: docs/edge_engine.md, section 8.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
@@ -386,13 +386,17 @@ class SparseRun:
     ) -> Tensor:
         """p = s read A + b of these readers: (reader, token, width)."""
         folded = self.run.layers[layer]
-        if len(readers) < len(folded.read):
-            read, bias = folded.read[readers], folded.read_bias[readers]
-            folded = replace(folded, read=read, read_bias=bias)
         scale = scale_of(self.model, layer, squares, reads.dtype)
         projected = reads.new_empty(*reads.shape[:2], folded.read.shape[-1])
-        project_into(projected, folded, reads, scale)
-        return projected
+        if len(readers) == len(folded.read):
+            project_into(projected, folded, reads, scale)
+            return projected
+        # one product a reader: a few weights are not worth a copy
+        for reader, read, product in zip(readers, reads, projected, strict=True):
+            torch.mm(read, folded.read[reader], out=product)
+        if scale is not None:
+            projected.mul_(scale)
+        return projected.add_(folded.read_bias[readers])
 
     def _replace(
         self, layer: int, readers: Sequence[int], reads: Tensor, outputs: list[Tensor]
@@ -431,12 +435,14 @@ class SparseRun:
         folded, first = self.run.layers[layer], self.graph.n_before(layer)
         # x[n] = C (scale o[n] O[n] + k[n] - a[n])   (head, token, d_model)
         by_head = attended.reshape(-1, self.graph.n_heads, self.model.d_head)
-        by_head, weights = by_head.transpose(0, 1), folded.write
-        if len(heads) < len(weights):
-            by_head, weights = by_head[heads], weights[heads]
+        by_head = by_head.transpose(0, 1)
         place = 1 + self.plan.rows[first + heads[0]]
         head_rows = self.rows[place : place + len(heads)]
-        products_into(head_rows, by_head, weights)
+        if len(heads) == len(folded.write):
+            products_into(head_rows, by_head, folded.write)
+        else:
+            for head, row in zip(heads, head_rows, strict=True):
+                torch.mm(by_head[head], folded.write[head], out=row)
         if scale is not None:
             head_rows *= scale
         if folded.head_bias is not None:
