@@ -22,7 +22,7 @@ from circuitcut.masks.edges.products import mix
 from circuitcut.masks.edges.reads import tiles
 from circuitcut.masks.edges.run import EdgeRun
 
-READERS = 66
+READERS = 74
 """Readers of a group at most, if it has more than one layer: measured (LOG.md)."""
 
 
