@@ -78,7 +78,6 @@ def _smollm2(n_layers: int) -> LlamaForCausalLM:
         num_hidden_layers=n_layers,
         num_attention_heads=9,
         num_key_value_heads=3,
-        rope_theta=100_000,
         tie_word_embeddings=True,
     )
     return LlamaForCausalLM(config)
