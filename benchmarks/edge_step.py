@@ -52,11 +52,12 @@ from circuitcut.attribution.edge_integrated import input_moved
 from circuitcut.benchmarks.peak import check_device, device_name, peak_bytes, seconds
 from circuitcut.masks.edges.gating import (
     EdgeStack,
+    block_cost,
     edge_gated,
+    plan_of,
     record_writers,
     token_bytes,
 )
-from circuitcut.masks.edges.sparse import block_cost, plan_of
 from circuitcut.models.residual.folded_model import ResidualModel
 from circuitcut.models.residual.graph import ResidualGraph
 from circuitcut.training.config import run_script
