@@ -14,7 +14,7 @@ from circuitcut.experiments.mask_config import MaskConfig
 from circuitcut.experiments.plan import before_budgets, settings_of
 from circuitcut.experiments.settings import MaskSettings, saved_settings
 from circuitcut.masks.frozen_mask import FrozenMask
-from circuitcut.masks.mask_files import check_model
+from circuitcut.masks.mask_files import HEADER_FILE, check_model, check_unchanged
 from circuitcut.storage.atomic import read_json, read_tensors, write_tensors
 from circuitcut.storage.errors import UserError
 from circuitcut.storage.run_directory import RunDirectory, is_run
@@ -33,7 +33,8 @@ def mask_at(path: Path) -> FrozenMask:
         UserError: When there is none, telling by what lies there what to do, or when it
             is damaged.
     """
-    if (path / "mask.json").exists():
+    if (path / HEADER_FILE).exists():
+        check_unchanged(path)
         return FrozenMask.load(path)
     kind = read_json(path / "config.json").get("kind") if is_run(path) else None
     if kind == "train_mask":

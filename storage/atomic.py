@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -98,14 +99,22 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     """The CPU tensors of a safetensors file.
 
     Raises:
-        UserError: When the file is missing, truncated or not a safetensors file.
+        UserError: When the file is missing, truncated or not a safetensors file, or a
+            bool in it is neither 0 nor 1.
     """
     try:
-        return load_file(path)
+        tensors = load_file(path)
     except OSError as error:
         raise _unreadable(path, error) from error
     except SafetensorError as error:
         raise _not_safetensors(path, error) from error
+    for name, value in tensors.items():
+        if value.dtype == torch.bool and (value.view(torch.uint8) > 1).any():
+            raise UserError(
+                f"{path} is damaged: a byte of the bools {name} is neither 0 nor 1; "
+                "restore it or make it again"
+            )
+    return tensors
 
 
 def read_metadata(path: Path) -> dict[str, str]:

@@ -6,7 +6,6 @@ import os
 import platform
 import re
 import secrets
-import subprocess
 import sys
 from collections.abc import Mapping
 from datetime import UTC, datetime
@@ -25,6 +24,7 @@ from circuitcut.storage.atomic import (
 )
 from circuitcut.storage.errors import UserError
 from circuitcut.storage.processes import by_first, is_first, n_processes
+from circuitcut.storage.provenance import source_commit
 
 DEFAULT_PARENT = Path("runs")
 _PACKAGES = ("transformers", "accelerate", "numpy")
@@ -296,7 +296,7 @@ def _environment() -> dict[str, Any]:
         "python": platform.python_version(),
         "torch": str(torch.__version__),  # with the build: 2.13.0+cu130
         **{name: _version(name) for name in _PACKAGES},
-        "commit": _commit(),
+        "commit": source_commit(),
         "device": "cpu" if device is None else str(device),
         "torch_threads": torch.get_num_threads(),
         "processes": n_processes(),
@@ -309,27 +309,4 @@ def _version(package: str) -> str | None:
     try:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:
-        return None
-
-
-def _commit() -> str | None:
-    """Commit of this source tree, with `+changes` if files differ from it.
-
-    None outside git.
-    """
-    root = Path(__file__).parent.parent
-
-    def git(*arguments: str) -> str:
-        command = ["git", "-C", str(root), *arguments]
-        result = subprocess.run(
-            command, capture_output=True, text=True, timeout=10, check=True
-        )
-        return result.stdout.strip()
-
-    try:
-        if Path(git("rev-parse", "--show-toplevel")).resolve() != root.resolve():
-            return None
-        changed = git("status", "--porcelain", "--untracked-files=no")
-        return git("rev-parse", "HEAD") + ("+changes" if changed else "")
-    except (OSError, subprocess.SubprocessError):
         return None
