@@ -8,14 +8,25 @@ from typing import Any, TypeVar
 from torch import Tensor
 
 from circuitcut.experiments.flags import TaskConfig
-from circuitcut.experiments.freeze import Frozen
 from circuitcut.experiments.load import Experiment
 from circuitcut.experiments.mask_config import MaskConfig
 from circuitcut.experiments.plan import before_budgets, settings_of
 from circuitcut.experiments.settings import MaskSettings, saved_settings
 from circuitcut.masks.frozen_mask import FrozenMask
-from circuitcut.masks.mask_files import HEADER_FILE, check_model, check_unchanged
-from circuitcut.storage.atomic import read_json, read_tensors, write_tensors
+from circuitcut.masks.mask_files import (
+    HEADER_FILE,
+    TENSOR_FILE,
+    check_model,
+    check_unchanged,
+)
+from circuitcut.storage.atomic import (
+    read_json,
+    read_object,
+    read_tensors,
+    write_json,
+    write_tensors,
+)
+from circuitcut.storage.checksums import check_digest, file_digest
 from circuitcut.storage.errors import UserError
 from circuitcut.storage.run_directory import RunDirectory, is_run
 from circuitcut.training.config import config_dict
@@ -111,31 +122,63 @@ def ranking_of_run(folder: Path, mask: FrozenMask) -> dict[str, Tensor]:
     path = folder / RANKING_FILE
     if not path.exists():
         raise UserError(f"{folder} has no {RANKING_FILE}; --sizes needs one")
-    return checked_ranking(path, mask)
+    ranking, of_mask = checked_ranking(path, mask), _header_of(path).get("mask_sha256")
+    here = read_json(folder / HEADER_FILE).get("sha256")
+    if None not in (of_mask, here) and of_mask != here:
+        raise UserError(
+            f"{path} is the ranking of another mask than {folder / TENSOR_FILE}; "
+            "restore it"
+        )
+    return ranking
 
 
 def checked_ranking(path: Path, mask: FrozenMask) -> dict[str, Tensor]:
     """A ranking of the units of `mask`; the highest are kept longest.
 
     Raises:
-        UserError: When it is not there, or its sites are not the mask's.
+        UserError: When it is not there or damaged, or its sites are not the mask's.
     """
     ranking = read_tensors(path)
+    check_digest(path, _header_of(path).get("sha256"), path.with_suffix(".json"))
     sizes = {site.name: site.n_units for site in mask.sites}
     if {name: len(values) for name, values in ranking.items()} != sizes:
         raise UserError(f"{path} does not rank the units of this mask")
     return ranking
 
 
-def save_frozen(frozen: Frozen, folder: Path) -> None:
-    """Write a finished mask and the ranking that gives it into a run directory."""
-    frozen.mask.save(folder)
-    save_ranking(folder / RANKING_FILE, frozen.ranking)
+def save_frozen(
+    mask: FrozenMask, ranking: Mapping[str, Tensor] | None, folder: Path
+) -> None:
+    """Write a finished mask, and the ranking that gives it, into a run directory."""
+    mask.save(folder)
+    if ranking is not None:
+        digest = read_json(folder / HEADER_FILE)["sha256"]
+        save_ranking(folder / RANKING_FILE, ranking, mask_sha256=digest)
 
 
-def save_ranking(file: Path, ranking: Mapping[str, Tensor]) -> None:
-    """Write scores by site name, of which the highest are kept."""
+def save_ranking(
+    file: Path, ranking: Mapping[str, Tensor], *, mask_sha256: str | None = None
+) -> None:
+    """Write scores by site name, of which the highest are kept.
+
+    The JSON file of the same name gets the SHA-256 and the number of units of each
+    site, and the SHA-256 of the tensors of the mask that it gives, if there is one.
+    """
     write_tensors(file, ranking, {"polarity": "high keeps"})
+    header = {
+        "polarity": "high keeps",
+        "n_units": {name: len(values) for name, values in ranking.items()},
+        "sha256": file_digest(file),
+    }
+    if mask_sha256 is not None:
+        header["mask_sha256"] = mask_sha256
+    write_json(file.with_suffix(".json"), header)
+
+
+def _header_of(file: Path) -> dict[str, Any]:
+    """The JSON file of a ranking; empty where an older version wrote none."""
+    header = file.with_suffix(".json")
+    return read_object(header) if header.exists() else {}
 
 
 def new_run(config: TaskConfig, kind: str, name: Path | None = None) -> RunDirectory:

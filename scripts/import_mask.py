@@ -23,7 +23,7 @@ from circuitcut.experiments.freeze import provenance
 from circuitcut.experiments.gate_training import ablation_values
 from circuitcut.experiments.load import Experiment, load
 from circuitcut.experiments.plan import check_pairs
-from circuitcut.experiments.saved_runs import RANKING_FILE, new_run, save_ranking
+from circuitcut.experiments.saved_runs import new_run, save_frozen
 from circuitcut.experiments.settings import MaskSettings
 from circuitcut.masks.ablation import AblationKind
 from circuitcut.masks.edges.sites import by_site, flat_gates
@@ -95,9 +95,7 @@ def main(config: ImportConfig) -> Path:
     run = new_run(config, "import_mask", config.name)
     if not run.is_writer:  # one of several processes is enough
         return run.path
-    mask.save(run.path)
-    if ranking is not None:
-        save_ranking(run.path / RANKING_FILE, ranking)
+    save_frozen(mask, ranking, run.path)
     results = header("import_mask", experiment, mask=mask) | {
         "file": config.file,
         "format": config.format,

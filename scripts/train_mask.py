@@ -78,7 +78,7 @@ def main(config: TrainMaskConfig) -> Path:
             return run.path
         frozen = freeze(planned, experiment, masks, ablated)
         frozen = finish(planned, experiment, frozen)
-        save_frozen(frozen, run.path)
+        save_frozen(frozen.mask, frozen.ranking, run.path)
         show_frozen(tracker, planned.settings, frozen.mask)
         results = describe(planned, experiment, masks, frozen, ablated)
         results["next"] = _next(config, frozen.mask, run.path)

@@ -95,6 +95,14 @@ def read_json(path: Path) -> Any:
         raise UserError(f"{path} is not UTF-8 text: {error.reason}") from error
 
 
+def read_object(path: Path) -> dict[str, Any]:
+    """The JSON object in a file; errors as in `read_json`, and for other content."""
+    value = read_json(path)
+    if not isinstance(value, dict):
+        raise UserError(f"{path} must hold a JSON object, got {type(value).__name__}")
+    return value
+
+
 def read_tensors(path: Path) -> dict[str, Tensor]:
     """The CPU tensors of a safetensors file.
 

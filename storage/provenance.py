@@ -37,11 +37,9 @@ def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     old, new = before.get("settings") or {}, now.get("settings") or {}
     found = setting_differences(old, new)
     for key, name in _NAMES.items():
-        values = before.get(key), now.get(key)
-        if None not in values and values[0] != values[1]:
-            found.append(
-                f"{name} (SHA-256 {values[0][:8]} before, {values[1][:8]} now)"
-            )
+        one, other = before.get(key), now.get(key)
+        if one is not None and other is not None and one != other:
+            found.append(f"{name} (SHA-256 {one[:8]} before, {other[:8]} now)")
     return found
 
 

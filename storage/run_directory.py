@@ -17,7 +17,7 @@ import torch
 from circuitcut.storage.atomic import (
     jsonable,
     os_errors_as_user_errors,
-    read_json,
+    read_object,
     temporary_name,
     write_json,
     write_text,
@@ -134,17 +134,17 @@ class RunDirectory:
     @property
     def config(self) -> dict[str, Any]:
         """`config.json`: `kind` and the flags of the run."""
-        return _read_object(self.path / _CONFIG)
+        return read_object(self.path / _CONFIG)
 
     @property
     def environment(self) -> dict[str, Any]:
         """`environment.json`: versions, commit, seed, device, threads and command."""
-        return _read_object(self.path / _ENVIRONMENT)
+        return read_object(self.path / _ENVIRONMENT)
 
     @property
     def results(self) -> dict[str, Any]:
         """`results.json`; raises UserError while the run is not finished."""
-        return _read_object(self.path / _RESULTS)
+        return read_object(self.path / _RESULTS)
 
     @property
     def is_finished(self) -> bool:
@@ -272,13 +272,6 @@ def _check_new(parent: Path, name: Path | None) -> None:
             probe.write_bytes(bytes(4096))
         finally:
             probe.unlink(missing_ok=True)
-
-
-def _read_object(path: Path) -> dict[str, Any]:
-    value = read_json(path)
-    if not isinstance(value, dict):
-        raise UserError(f"{path} must hold a JSON object, got {type(value).__name__}")
-    return value
 
 
 def _generated_name(task: str, model: str) -> str:
