@@ -3,7 +3,8 @@
 from collections.abc import Mapping
 from dataclasses import fields, replace
 from pathlib import Path
-from typing import Any, TypeVar
+from types import NoneType
+from typing import Any, TypeVar, get_args, get_type_hints
 
 from torch import Tensor
 
@@ -28,8 +29,15 @@ from circuitcut.storage.atomic import (
 )
 from circuitcut.storage.checksums import check_digest, file_digest
 from circuitcut.storage.errors import UserError
-from circuitcut.storage.run_directory import RunDirectory, is_run
-from circuitcut.training.config import config_dict
+from circuitcut.storage.provenance import PROVENANCE, differences
+from circuitcut.storage.run_directory import (
+    RunDirectory,
+    has_lost_config,
+    is_run,
+    read_config,
+    run_holding,
+)
+from circuitcut.training.config import NONE, RESOLVED, saved_flags
 
 RANKING_FILE = "ranking.safetensors"
 Config = TypeVar("Config", bound=TaskConfig)
@@ -47,7 +55,11 @@ def mask_at(path: Path) -> FrozenMask:
     if (path / HEADER_FILE).exists():
         check_unchanged(path)
         return FrozenMask.load(path)
-    kind = read_json(path / "config.json").get("kind") if is_run(path) else None
+    kind = None
+    if is_run(path):
+        run = RunDirectory.open(path)
+        run.check_has_mask()
+        kind = run.kind
     if kind == "train_mask":
         raise UserError(
             f"--mask {path} has not finished; continue it with python "
@@ -85,18 +97,75 @@ def check_fit(
 
 
 def with_flags_of_run(config: Config, path: Path) -> Config:
-    """`config` with the task flags of the run at `path` wherever no flag was given."""
-    file = path / "config.json"
-    if not file.exists():
-        return config
-    saved = read_json(file)
+    """`config` with the task flags of a mask wherever no flag was given.
+
+    They stand in the `config.json` of its run, else in the provenance of `mask.json`.
+
+    Args:
+        path: The run directory or folder of the mask.
+
+    Raises:
+        UserError: When `config.json` is missing or empty, is of another run than the
+            mask, or nothing tells the task of the mask.
+    """
+    saved = _flags_at(path)
     default = type(config)()
+    deciding = [f.name for f in fields(TaskConfig) if f.metadata["decides_defaults"]]
+    given = {f.name for f in fields(TaskConfig) if _is_given(config, default, f.name)}
+    flags = _typed(TaskConfig, saved)
+    if any(getattr(config, n) != flags.get(n) for n in given.intersection(deciding)):
+        flags = {n: v for n, v in flags.items() if n not in saved.get(RESOLVED, [])}
     taken = {
         name: value
-        for name, value in _typed(TaskConfig, saved).items()
-        if name not in _OF_THIS_RUN and getattr(config, name) == getattr(default, name)
+        for name, value in flags.items()
+        if name not in _OF_THIS_RUN and name not in given
     }
     return replace(config, **taken)
+
+
+def _is_given(config: TaskConfig, default: TaskConfig, name: str) -> bool:
+    return bool(getattr(config, name) != getattr(default, name))
+
+
+def _flags_at(path: Path) -> dict[str, Any]:
+    """The flags that a mask was made with.
+
+    Raises:
+        UserError: See `with_flags_of_run`.
+    """
+    if has_lost_config(path):
+        raise UserError(
+            f"{path} has no config.json, which names task, model and data of the run; "
+            "restore it"
+        )
+    made_with: dict[str, Any] = {}
+    if (path / HEADER_FILE).exists():
+        made_with = read_object(path / HEADER_FILE).get("provenance") or {}
+    run = path if (path / "config.json").exists() else run_holding(path)
+    if run is None:
+        return _flags_of_mask(path, made_with)
+    saved = read_config(run)
+    found = differences(saved.get(PROVENANCE) or {}, made_with)
+    task = made_with.get("task")
+    if not found and task is not None and "task" in saved and task != saved["task"]:
+        found = [f"task ({saved['task']} before, {task} now)"]
+    if found:
+        raise UserError(
+            f"{path / HEADER_FILE} is not the mask of {run / 'config.json'}: it was "
+            f"made with other {', '.join(found)}; restore both files"
+        )
+    return saved
+
+
+def _flags_of_mask(path: Path, made_with: Mapping[str, Any]) -> dict[str, Any]:
+    """The flags in the provenance of a mask that lies in no run directory."""
+    settings = made_with.get("settings")
+    if settings is None and "task" in made_with:
+        raise UserError(
+            f"{path} has no config.json, and its mask.json names the task "
+            f"{made_with['task']} without its model and data; name the run directory"
+        )
+    return dict(settings or {})
 
 
 def settings_of_run(path: Path, n_units: int) -> MaskSettings:
@@ -181,27 +250,58 @@ def _header_of(file: Path) -> dict[str, Any]:
     return read_object(header) if header.exists() else {}
 
 
-def new_run(config: TaskConfig, kind: str, name: Path | None = None) -> RunDirectory:
-    """A new run directory for these flags.
+def new_run(
+    experiment: Experiment,
+    given: TaskConfig,
+    kind: str,
+    *,
+    name: Path | None = None,
+    made_with: Mapping[str, Any],
+    files: Mapping[str, Any] | None = None,
+) -> RunDirectory:
+    """A new run directory, with its resolved flags and its provenance.
 
     Args:
+        experiment: Its config has the resolved flags.
+        given: The flags as they were given.
         name: Of the directory; None: generated.
+        made_with: See `provenance.provenance_of`.
+        files: Further JSON files that the run begins with.
     """
+    config = experiment.config
+    chosen = [
+        f.name
+        for f in fields(config)
+        if getattr(given, f.name) != getattr(config, f.name)
+    ]
     return RunDirectory.create(
         config.run_dir,
         kind=kind,
         task=config.task,
         model=config.model_name,
-        config=config_dict(config),
+        config=saved_flags(config) | {RESOLVED: chosen, PROVENANCE: made_with},
         name=name,
+        files=files,
     )
 
 
 def _typed(config_class: type, saved: Mapping[str, Any]) -> dict[str, Any]:
-    """The entries of a config.json that are fields of `config_class`, paths as such."""
-    paths = {f.name for f in fields(config_class) if "Path" in str(f.type)}
-    return {
-        name: Path(saved[name]) if name in paths and saved[name] else saved[name]
-        for name in (f.name for f in fields(config_class))
-        if name in saved
-    }
+    """The entries of a config.json that are fields of `config_class`, with its types.
+
+    The word `none` is no value, unless it is one of the choices.
+    """
+    hints = get_type_hints(config_class)
+    typed = {}
+    for name in (f.name for f in fields(config_class) if f.name in saved):
+        value, parts = saved[name], get_args(hints[name])
+        is_none = value == NONE and NoneType in parts and not _is_choice(NONE, parts)
+        if is_none or value is None:
+            value = None
+        elif hints[name] is Path or Path in parts:
+            value = Path(value)
+        typed[name] = value
+    return typed
+
+
+def _is_choice(word: str, parts: tuple[Any, ...]) -> bool:
+    return any(word in get_args(part) for part in parts)

@@ -81,6 +81,12 @@ class ConditionFiles:
         """Folder of the training loop's checkpoints."""
         return self.folder / "checkpoints"
 
+    @property
+    def is_finished(self) -> bool:
+        """Whether the folder holds the whole condition."""
+        path = self.folder / "condition.json"
+        return path.exists() and bool(read_object(path).get("finished"))
+
     def load(self, condition: Condition, *, resume: bool) -> ConditionRun:
         """What the folder holds of this condition; an empty record if nothing.
 

@@ -23,6 +23,7 @@ from circuitcut.experiments.freeze import provenance
 from circuitcut.experiments.gate_training import ablation_values
 from circuitcut.experiments.load import Experiment, load
 from circuitcut.experiments.plan import check_pairs
+from circuitcut.experiments.provenance import provenance_of, resolved
 from circuitcut.experiments.saved_runs import new_run, save_frozen
 from circuitcut.experiments.settings import MaskSettings
 from circuitcut.masks.ablation import AblationKind
@@ -91,8 +92,13 @@ def main(config: ImportConfig) -> Path:
     check_pairs(experiment.task, _ablation(config))
     edges = _read(config, experiment.loaded)
     experiment = with_base_model(experiment)
+    flags = {"ablation": _ablation(config), "order": _order(config)}
+    experiment = resolved(experiment, config, **flags)
     mask, ranking = _frozen(config, experiment, edges)
-    run = new_run(config, "import_mask", config.name)
+    made_with = provenance_of(experiment)
+    run = new_run(
+        experiment, config, "import_mask", name=config.name, made_with=made_with
+    )
     if not run.is_writer:  # one of several processes is enough
         return run.path
     save_frozen(mask, ranking, run.path)
@@ -114,6 +120,12 @@ def _ablation(config: ImportConfig) -> AblationKind:
     convention = CONVENTIONS.get(config.format)
     usual: AblationKind = convention.ablation if convention else "zero"
     return config.ablation or usual
+
+
+def _order(config: ImportConfig) -> str:
+    """What was asked for, or what the program itself does."""
+    usual = "absolute" if config.format in ("mib", "auto_circuit") else "signed"
+    return config.order or usual
 
 
 def _read(config: ImportConfig, loaded: LoadedModel) -> EdgesOfFile:
@@ -157,8 +169,7 @@ def _frozen(
         return FrozenMask(keep, sites, ablated, **extra), None
     assert edges.scores is not None
     assert config.n_kept is not None
-    usual = "absolute" if config.format in ("mib", "auto_circuit") else "signed"
-    is_absolute = (config.order or usual) == "absolute"
+    is_absolute = _order(config) == "absolute"
     scores = edges.scores.abs() if is_absolute else edges.scores
     ranking = by_site(sites, scores)
     n_ablated = edges.graph.n_edges - config.n_kept

@@ -27,6 +27,7 @@ _ADVICE = {
     errno.EPERM: "choose a folder that you may write to",
     errno.EROFS: "choose a folder that is not read-only",
     errno.EEXIST: "choose another name",
+    errno.ENOTEMPTY: "choose another name",
     errno.ENOTDIR: "one of its parents is a file: choose another folder",
     errno.EISDIR: "it is a folder: choose another name",
     errno.ENAMETOOLONG: "choose a shorter name",

@@ -148,16 +148,16 @@ def test_logging_on_after_truncation_gives_each_step_once(
     assert [entry["step"] for entry in run.metrics()] == list(range(8))
 
 
-def test_truncation_by_label_leaves_other_conditions(tmp_path: Path):
+def test_truncation_by_prefix_leaves_other_conditions(tmp_path: Path):
     run = _create(tmp_path)
     for step in range(3):
-        for condition in ("cut", "uncut"):
-            run.log(step, condition=condition)
-    run.truncate_metrics(1, condition="cut")
-    steps = {"cut": [], "uncut": []}
+        for condition in ("cut", "cut-2"):
+            run.log(step, **{f"{condition}/loss": 1.0, f"{condition}/lr": 0.1})
+    run.truncate_metrics(1, prefix="cut/")
+    steps = {"cut/loss": [], "cut-2/loss": []}
     for entry in run.metrics():
-        steps[entry["condition"]].append(entry["step"])
-    assert steps == {"cut": [0], "uncut": [0, 1, 2]}
+        steps[next(key for key in entry if key.endswith("/loss"))].append(entry["step"])
+    assert steps == {"cut/loss": [0], "cut-2/loss": [0, 1, 2]}
 
 
 def test_a_line_torn_by_a_kill_is_left_out_and_cut_off(tmp_path: Path):
