@@ -22,7 +22,7 @@ from circuitcut.experiments.plan import (
     sites_for,
     units_of,
 )
-from circuitcut.experiments.provenance import provenance_of, resolved
+from circuitcut.experiments.runs.resolved import provenance_of, resolved
 from circuitcut.experiments.saved_runs import new_run, save_ranking
 from circuitcut.experiments.scores import attribution_ranking, cut_by, score
 from circuitcut.experiments.settings import MaskSettings

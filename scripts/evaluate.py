@@ -21,7 +21,7 @@ from circuitcut.experiments.describe import header, scores_by_name
 from circuitcut.experiments.flags import TaskConfig, command
 from circuitcut.experiments.load import Experiment
 from circuitcut.experiments.plan import methods_of
-from circuitcut.experiments.provenance import provenance_of, resolved
+from circuitcut.experiments.runs.resolved import provenance_of, resolved
 from circuitcut.experiments.saved_runs import (
     RANKING_FILE,
     check_fit,

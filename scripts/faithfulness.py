@@ -39,7 +39,7 @@ from circuitcut.experiments.plan import (
     sites_for,
     units_of,
 )
-from circuitcut.experiments.provenance import provenance_of, resolved
+from circuitcut.experiments.runs.resolved import provenance_of, resolved
 from circuitcut.experiments.saved_runs import (
     check_fit,
     mask_at,

@@ -23,7 +23,7 @@ from circuitcut.experiments.freeze import provenance
 from circuitcut.experiments.gate_training import ablation_values
 from circuitcut.experiments.load import Experiment, load
 from circuitcut.experiments.plan import check_pairs
-from circuitcut.experiments.provenance import provenance_of, resolved
+from circuitcut.experiments.runs.resolved import provenance_of, resolved
 from circuitcut.experiments.saved_runs import new_run, save_frozen
 from circuitcut.experiments.settings import MaskSettings
 from circuitcut.masks.ablation import AblationKind

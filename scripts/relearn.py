@@ -22,13 +22,8 @@ from circuitcut.experiments.describe import header
 from circuitcut.experiments.flags import TaskConfig, command
 from circuitcut.experiments.load import Experiment, load, make_accelerator
 from circuitcut.experiments.micro_batches import check_relearning
-from circuitcut.experiments.provenance import (
-    begun,
-    check_flags,
-    data_check,
-    provenance_of,
-    resolved,
-)
+from circuitcut.experiments.runs.resolved import provenance_of, resolved
+from circuitcut.experiments.runs.resuming import begun, check_flags, data_check
 from circuitcut.experiments.saved_runs import (
     check_fit,
     mask_at,

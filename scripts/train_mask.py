@@ -29,14 +29,8 @@ from circuitcut.experiments.load import Experiment, load, make_accelerator
 from circuitcut.experiments.mask_config import MaskConfig
 from circuitcut.experiments.mean_check import warn_of_poison
 from circuitcut.experiments.plan import Plan, plan
-from circuitcut.experiments.provenance import (
-    begun,
-    check_flags,
-    data_check,
-    hashes_of,
-    provenance_of,
-    with_plan,
-)
+from circuitcut.experiments.runs.resolved import hashes_of, provenance_of, with_plan
+from circuitcut.experiments.runs.resuming import begun, check_flags, data_check
 from circuitcut.experiments.saved_runs import new_run, save_frozen
 from circuitcut.experiments.watch import show_frozen, watched
 from circuitcut.masks.frozen_mask import FrozenMask

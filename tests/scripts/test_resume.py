@@ -17,6 +17,7 @@ from circuitcut.storage.run_directory import RunDirectory
 from circuitcut.tasks.mnist import MnistTask
 from circuitcut.training.config import parse_config
 from circuitcut.training.tracking import Tracker
+from tests.scripts.conftest import FAST
 
 MASK = ["--n_steps", "12", "--lr", "0.3", "--n_ablated", "150", "--n_random", "0"]
 MASK += ["--attribution", "none", "--checkpoint_every", "4"]
@@ -53,13 +54,28 @@ def stopped(monkeypatch: pytest.MonkeyPatch, at: int, start: Any, *flags: str) -
             start(list(flags))
 
 
+@pytest.fixture(scope="module")
+def made(cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two runs: `finished`, and `unfinished` after ten of twelve steps."""
+    parent = tmp_path_factory.mktemp("made")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("CIRCUITCUT_CACHE", str(cache))
+        flags = [*FAST, *MASK, "--run_dir", str(parent), "--name"]
+        trained([*flags, "finished"])
+        stopped(patch, 10, trained, *flags, "unfinished")
+    return parent
+
+
 @pytest.fixture
-def unfinished(
-    fast: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> Path:
-    """A mask run that ended after ten of twelve steps, its last checkpoint at eight."""
-    stopped(monkeypatch, 10, trained, *fast, *MASK, "--name", "unfinished")
-    return tmp_path / "runs" / "unfinished"
+def unfinished(made: Path, tmp_path: Path) -> Path:
+    """A copy of the run whose last checkpoint is that of eight steps."""
+    return shutil.copytree(made / "unfinished", tmp_path / "runs" / "unfinished")
+
+
+@pytest.fixture
+def finished(made: Path, tmp_path: Path) -> Path:
+    """A copy of the finished run."""
+    return shutil.copytree(made / "finished", tmp_path / "runs" / "finished")
 
 
 @pytest.mark.parametrize(
@@ -135,9 +151,9 @@ def test_what_a_run_is_made_with_stands_in_all_its_files(unfinished: Path):
 
 
 def test_a_config_repeats_its_run_after_the_defaults_have_changed(
-    fast: list[str], monkeypatch: pytest.MonkeyPatch
+    finished: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    first = trained([*fast, *MASK])
+    first = finished
     defaults = MnistTask.defaults
     recipe = defaults.of("mlp").base
     assert recipe is not None
@@ -165,9 +181,9 @@ def test_a_second_process_is_refused(unfinished: Path):
 
 @pytest.mark.parametrize("content", [None, "{}", '{"task": "mnist"}'])
 def test_a_missing_or_empty_config_is_refused_before_any_model_is_made(
-    content: str | None, fast: list[str], cache: Path
+    content: str | None, finished: Path, cache: Path
 ):
-    run = trained([*fast, *MASK])
+    run = finished
     config = run / "config.json"
     config.unlink() if content is None else config.write_text(content)
     before = set(cache.rglob("*"))
@@ -181,8 +197,8 @@ def test_a_missing_or_empty_config_is_refused_before_any_model_is_made(
     assert set(cache.rglob("*")) == before
 
 
-def test_the_mask_of_another_task_is_refused(fast: list[str]):
-    run = trained([*fast, *MASK])
+def test_the_mask_of_another_task_is_refused(finished: Path):
+    run = finished
     config = read_json(run / "config.json")
     write_json(run / "config.json", config | {"task": "ioi"})
     made_with = config["provenance"]
@@ -194,10 +210,8 @@ def test_the_mask_of_another_task_is_refused(fast: list[str]):
             start(where)
 
 
-def test_a_mask_outside_of_a_run_brings_its_flags_along(
-    fast: list[str], tmp_path: Path
-):
-    run = trained([*fast, *MASK])
+def test_a_mask_outside_of_a_run_brings_its_flags_along(finished: Path, tmp_path: Path):
+    run = finished
     for name in ("mask.json", "mask.safetensors"):
         (tmp_path / "alone").mkdir(exist_ok=True)
         shutil.copy(run / name, tmp_path / "alone" / name)
@@ -214,8 +228,8 @@ def test_a_mask_outside_of_a_run_brings_its_flags_along(
         evaluated(where)
 
 
-def test_a_finished_run_without_its_mask_gets_one_message(fast: list[str]):
-    run = trained([*fast, *MASK])
+def test_a_finished_run_without_its_mask_gets_one_message(finished: Path):
+    run = finished
     (run / "mask.json").unlink()
     said = r"is finished, but its mask\.json is gone; restore it, or repeat the run"
     where = ["--mask", str(run), "--run_dir", str(run.parent)]
@@ -229,8 +243,8 @@ def test_a_finished_run_without_its_mask_gets_one_message(fast: list[str]):
             start(flags)
 
 
-def test_a_report_of_another_mask_is_refused(fast: list[str]):
-    run = trained([*fast, *MASK])
+def test_a_report_of_another_mask_is_refused(finished: Path, fast: list[str]):
+    run = finished
     other = trained([*fast, *MASK, "--n_ablated", "20"])
     for name in ("mask.json", "mask.safetensors"):
         shutil.copy(other / name, run / name)
@@ -239,9 +253,9 @@ def test_a_report_of_another_mask_is_refused(fast: list[str]):
 
 
 def test_a_killed_relearning_logs_every_step_once_and_leaves_nothing_behind(
-    fast: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    mask = ["--mask", str(trained([*fast, *MASK]))]
+    mask = ["--mask", str(finished)]
     where = ["--run_dir", str(tmp_path / "relearned")]
     stopped(monkeypatch, 9, relearned, *mask, *where, *RELEARN)
     (run,) = (tmp_path / "relearned").iterdir()
@@ -272,12 +286,11 @@ def test_a_killed_relearning_logs_every_step_once_and_leaves_nothing_behind(
 def test_relearning_goes_on_with_its_own_flags_alone(
     flags: list[str],
     said: str,
-    fast: list[str],
+    finished: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ):
-    mask = trained([*fast, *MASK])
-    where = ["--mask", str(mask), "--run_dir", str(tmp_path / "relearned")]
+    where = ["--mask", str(finished), "--run_dir", str(tmp_path / "relearned")]
     stopped(monkeypatch, 9, relearned, *where, *RELEARN)
     (run,) = (tmp_path / "relearned").iterdir()
     with pytest.raises(UserError, match="its own flags, got others") as caught:
