@@ -4,7 +4,6 @@ A run directory keeps both, so that it can be repeated after the default setting
 changed.
 """
 
-import logging
 from dataclasses import asdict, fields, replace
 from typing import Any
 
@@ -19,8 +18,6 @@ from circuitcut.experiments.plan import Plan, units_of
 from circuitcut.experiments.settings import MaskSettings
 from circuitcut.relearning.protocol import mask_hash
 from circuitcut.training.config import NONE
-
-_log = logging.getLogger(__name__)
 
 
 def resolved(experiment: Experiment, config: TaskConfig, **values: Any) -> Experiment:
