@@ -1,5 +1,6 @@
 """What earlier runs left: masks, rankings, and the flags and settings they had."""
 
+import logging
 from collections.abc import Mapping
 from dataclasses import fields, replace
 from pathlib import Path
@@ -39,6 +40,7 @@ from circuitcut.storage.run_directory import (
 )
 from circuitcut.training.config import NONE, RESOLVED, saved_flags
 
+_log = logging.getLogger(__name__)
 RANKING_FILE = "ranking.safetensors"
 Config = TypeVar("Config", bound=TaskConfig)
 _OF_THIS_RUN = {"seed", "device", "run_dir", "mixed_precision"}
@@ -80,6 +82,8 @@ def check_fit(
 ) -> None:
     """Refuse a mask that is for another model than the experiment's.
 
+    That it was made on other data is logged: they may be asked for.
+
     Args:
         path: Where the mask lies, for the message.
 
@@ -94,6 +98,13 @@ def check_fit(
         config_hash=experiment.loaded.config_hash,
         allow_other_weights=allow_other_weights,
     )
+    made_on = mask.provenance.get("data_sha256")
+    if made_on not in (None, experiment.origin["data_sha256"]):
+        _log.warning(
+            "the mask in %s was made on other data than these: examples that it was "
+            "trained on may be among the held-out ones",
+            path,
+        )
 
 
 def with_flags_of_run(config: Config, path: Path) -> Config:

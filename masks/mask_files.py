@@ -20,7 +20,7 @@ from circuitcut.masks.ablation import AblationKind
 from circuitcut.masks.edges.sites import graph_difference, modules_and_edges, n_seen
 from circuitcut.models.residual.graph import ResidualGraph
 from circuitcut.models.sites import Site
-from circuitcut.models.weights_hash import weights_hash
+from circuitcut.models.weights_hash import weights_hash, weights_sha256
 from circuitcut.storage.atomic import (
     jsonable,
     read_json,
@@ -190,7 +190,8 @@ def check_model(
 
     Args:
         sites: The mask's sites.
-        made_for: The mask's provenance: `config_hash`, `weights_hash`, `model`.
+        made_for: The mask's provenance: `config_hash`, `weights_sha256` or
+            `weights_hash`, `model`.
         path: Path of the mask, for the message.
         model: Its sites, their widths and its weights are checked.
         model_name: Name of the model, for the message.
@@ -213,12 +214,7 @@ def check_model(
         differences.append(
             f"config hash {made_for.get('config_hash')}, here {config_hash}"
         )
-    weights = made_for.get("weights_hash")
-    if (
-        weights is not None
-        and not allow_other_weights
-        and weights != weights_hash(model)
-    ):
+    if not allow_other_weights and not _has_weights(model, made_for):
         differences.append("other weights (allow_other_weights accepts them)")
     # A different name alone is no error: a folder can have been moved.
     if differences and model_name is not None and made_for.get("model") != model_name:
@@ -227,6 +223,17 @@ def check_model(
         raise UserError(
             f"the mask in {path} is for another model: {'; '.join(differences)}"
         )
+
+
+def _has_weights(model: nn.Module, made_for: Mapping[str, Any]) -> bool:
+    """Whether the weights are those of the provenance: all of them, or a sample.
+
+    A mask before December 2026 has the hash of a sample alone, one made by hand none.
+    """
+    whole, sample = made_for.get("weights_sha256"), made_for.get("weights_hash")
+    if whole is not None:
+        return bool(whole == weights_sha256(model))
+    return sample is None or bool(sample == weights_hash(model))
 
 
 def _site_difference(model: nn.Module, site: Site) -> str | None:

@@ -15,7 +15,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from circuitcut.experiments.base_model import prepare, with_base_model
 from circuitcut.experiments.describe import header
@@ -53,6 +53,7 @@ from circuitcut.storage.processes import by_first
 from circuitcut.storage.run_directory import RunDirectory
 from circuitcut.training.config import run_script
 from circuitcut.training.fit_state import saved_steps
+from circuitcut.training.schedules import Schedule
 from circuitcut.training.tracking import Tracker
 
 DEFAULT_LIMITS = ["16", "all"]
@@ -90,6 +91,12 @@ class RelearnConfig(TaskConfig):
         None, "learning rate; default 5e-5, for built-in models 5e-4; lora: ten times"
     )
     weight_decay: float = flag(0.01, "decoupled weight decay")
+    optimiser: Literal["adam", "adamw", "sgd"] = flag("adamw", "optimiser")
+    schedule: Schedule = flag(
+        "constant", "of the learning rate; late: constant for 60 %, then down to 0"
+    )
+    warmup: int = flag(0, "steps over which the learning rate grows")
+    clip_norm: float | None = flag(1.0, "greatest norm of a gradient; none: no limit")
     trained: str = flag(
         "all",
         "what trains: all, head, mlp, attention, layers:0-2, a regex of names, or lora "
@@ -140,6 +147,10 @@ class RelearnConfig(TaskConfig):
             batch_size=self.batch_size,
             lr=self.lr if self.lr is not None else default_lr,
             weight_decay=self.weight_decay,
+            optimiser=self.optimiser,
+            schedule=self.schedule,
+            warmup=self.warmup,
+            clip_norm=self.clip_norm,
             trained=self.trained,
             n_evaluations=self.n_evaluations,
         )

@@ -2,6 +2,7 @@
 
 import json
 import logging
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,7 @@ from circuitcut.masks.ablation import AblationValues, mean_values, zero_values
 from circuitcut.masks.frozen_mask import FrozenMask
 from circuitcut.masks.mask_files import check_unchanged
 from circuitcut.models.architectures import sites_of
-from circuitcut.models.weights_hash import weights_hash
+from circuitcut.models.weights_hash import weights_hash, weights_sha256
 from circuitcut.storage.atomic import read_tensors, write_tensors
 from circuitcut.storage.errors import UserError
 
@@ -256,3 +257,13 @@ def test_a_mask_without_checksums_is_read_and_said_to_be_unchecked(
     with caplog.at_level(logging.INFO):
         assert FrozenMask.load(folder).overlap(mask) == 1.0
     assert "mask.json has no checksum of mask.safetensors" in caplog.text
+
+
+def test_the_hash_of_all_weights_sees_every_value(model, mask, tmp_path):
+    provenance = {"weights_sha256": weights_sha256(model)}
+    replace(mask, provenance=provenance).save(tmp_path)
+    FrozenMask.load(tmp_path, model)
+    with torch.no_grad():  # no value of the sample
+        model.transformer.h[1].mlp.c_fc.weight[3, 5] += 1e-3
+    with pytest.raises(UserError, match="other weights"):
+        FrozenMask.load(tmp_path, model)
