@@ -147,7 +147,9 @@ def main(config: FaithfulnessConfig) -> Path:
         check_fit(mask, path, experiment)
     chosen = methods if config.methods else [*methods, "random"]
     flags: dict[str, Any] = {"methods": chosen or ["none"]}
-    if not masks:  # beside masks the ablation is theirs
+    if masks:  # units and ablation are theirs
+        flags["units"] = []
+    else:
         flags["ablation"] = _ablation_kind(config, experiment)
     experiment = resolved(experiment, config, **flags)
     made_with = provenance_of(experiment)

@@ -23,7 +23,12 @@ from circuitcut.experiments.flags import TaskConfig, command
 from circuitcut.experiments.load import Experiment, load, make_accelerator
 from circuitcut.experiments.micro_batches import check_relearning
 from circuitcut.experiments.runs.resolved import provenance_of, resolved
-from circuitcut.experiments.runs.resuming import begun, check_flags, data_check
+from circuitcut.experiments.runs.resuming import (
+    begun,
+    check_flags,
+    check_inputs,
+    data_check,
+)
 from circuitcut.experiments.saved_runs import (
     check_fit,
     mask_at,
@@ -169,6 +174,7 @@ def main(config: RelearnConfig) -> Path:
 def _relearned(config: RelearnConfig, resumed: RunDirectory | None) -> Path:
     """Relearn under every condition, describe, and say where the concept went."""
     mask_path, mask = _mask(config)
+    check_inputs(resumed, {"mask_sha256": mask_hash(mask)})
     given = replace(config, mask=mask_path)
     config = with_flags_of_run(given, mask_path)
     if resumed is None:

@@ -44,8 +44,7 @@ def data_check(run: RunDirectory | None) -> Callable[[Corpus], None]:
     """
 
     def check(corpus: Corpus) -> None:
-        if run is not None:
-            _check_inputs(run, {"data_sha256": corpus.fingerprint()})
+        check_inputs(run, {"data_sha256": corpus.fingerprint()})
 
     return check
 
@@ -61,8 +60,8 @@ def begun(
     Raises:
         UserError: Naming what differs.
     """
+    check_inputs(run, made_with)
     if run is not None:
-        _check_inputs(run, made_with)
         before = (run.config.get(PROVENANCE) or {}).get("code_version")
         if before is None:
             _log.info("%s has no provenance: its inputs are not checked", run.path)
@@ -76,7 +75,18 @@ def begun(
     return run
 
 
-def _check_inputs(run: RunDirectory, now: Mapping[str, Any]) -> None:
+def check_inputs(run: RunDirectory | None, now: Mapping[str, Any]) -> None:
+    """Refuse to continue a run whose data, weights or mask have changed since.
+
+    Args:
+        run: The run that goes on; None: a new one, which takes any.
+        now: A provenance, or a part of one.
+
+    Raises:
+        UserError: Naming what differs.
+    """
+    if run is None:
+        return
     if found := differences(run.config.get(PROVENANCE) or {}, now):
         raise UserError(
             f"--resume {run.path} needs the inputs that the run began with; changed: "

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from circuitcut.data.digits.digits import DigitImages
+from circuitcut.masks.frozen_mask import FrozenMask
 from circuitcut.scripts import evaluate, relearn, report, train_mask
 from circuitcut.storage.atomic import read_json, write_json
 from circuitcut.storage.errors import UserError
@@ -255,10 +256,14 @@ def test_a_report_of_another_mask_is_refused(finished: Path, fast: list[str]):
 def test_a_killed_relearning_logs_every_step_once_and_leaves_nothing_behind(
     finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    mask = ["--mask", str(finished)]
+    mask, of_run = ["--mask", str(finished)], FrozenMask.load(finished)
     where = ["--run_dir", str(tmp_path / "relearned")]
     stopped(monkeypatch, 9, relearned, *mask, *where, *RELEARN)
     (run,) = (tmp_path / "relearned").iterdir()
+    of_run.random_like(1).save(finished)
+    with pytest.raises(UserError, match=r"changed: the mask \(SHA-256"):
+        relearned(["--resume", str(run)])
+    of_run.save(finished)
     with (run / "metrics.jsonl").open("a") as file:
         file.write('{"step": 3, "uncut-4-seed0/lo')  # torn by a kill
     (run / ".results.json.0123abcd.tmp").write_text("{")
