@@ -21,6 +21,7 @@ from circuitcut.experiments.describe import header, scores_by_name
 from circuitcut.experiments.flags import TaskConfig, command
 from circuitcut.experiments.load import Experiment
 from circuitcut.experiments.plan import attribution_batches, methods_of
+from circuitcut.experiments.runs.resolved import provenance_of, resolved
 from circuitcut.experiments.saved_runs import (
     RANKING_FILE,
     check_fit,
@@ -46,7 +47,9 @@ from circuitcut.training.config import run_script
 class EvaluateConfig(TaskConfig):
     """What is measured, and on what."""
 
-    mask: Path | None = flag(None, "run directory (or folder) that holds a mask")
+    mask: Path | None = flag(
+        None, "run directory (or folder) that holds a mask", decides_defaults=True
+    )
     split: str = flag("heldout", f"one of {', '.join(SPLITS)}")
     sizes: list[int] = flag([], "numbers of ablated units to score the ranking at")
     methods: list[str] = flag(
@@ -84,14 +87,16 @@ class EvaluateConfig(TaskConfig):
 
 def main(config: EvaluateConfig) -> Path:
     """Evaluate, print the table, write results.json and the figure."""
-    mask = _mask(config)
+    given, mask = config, _mask(config)
     if config.mask is not None:
         config = with_flags_of_run(config, config.mask)
     RunDirectory.check(config.run_dir)
     experiment = prepare(config)
     if mask is not None and config.mask is not None:
         check_fit(mask, config.mask, experiment, config.allow_other_weights)
-    run = new_run(config, "evaluate")
+    experiment = resolved(experiment, config)
+    made_with = provenance_of(experiment)
+    run = new_run(experiment, given, "evaluate", made_with=made_with)
     if not run.is_writer:  # one of several processes is enough
         return run.path
     results = _results(config, experiment, mask)

@@ -39,7 +39,7 @@ from circuitcut.reports.circuits.picture import circuit_svg
 from circuitcut.storage.atomic import write_text
 from circuitcut.storage.errors import UserError
 from circuitcut.storage.flag_fields import flag
-from circuitcut.storage.run_directory import run_holding
+from circuitcut.storage.run_directory import check_not_of_a_run
 from circuitcut.training.config import run_script
 
 DRAWINGS = ("dot", "graphml", "svg")
@@ -86,6 +86,7 @@ def main(config: ExportConfig) -> Path:
         raise UserError(f"{missing} is needed: the mask and the file to write")
     if config.out.exists():
         raise UserError(f"--out {config.out} exists; choose another name")
+    check_not_of_a_run(config.out, "--out")
     mask = mask_at(config.mask)
     graph, kept = edges_of(mask)
     ranking = _ranking(config, mask)
@@ -143,7 +144,7 @@ def _write_foreign(
     assert config.mask is not None
     assert config.out is not None
     path = config.mask
-    experiment = prepare(with_flags_of_run(config, run_holding(path) or path))
+    experiment = prepare(with_flags_of_run(config, path))
     check_fit(mask, path, experiment, config.allow_other_weights)
     write_edges(
         config.out,

@@ -40,6 +40,7 @@ from circuitcut.experiments.plan import (
     sites_for,
     units_of,
 )
+from circuitcut.experiments.runs.resolved import provenance_of, resolved
 from circuitcut.experiments.saved_runs import (
     check_fit,
     mask_at,
@@ -67,7 +68,9 @@ class FaithfulnessConfig(UnitsConfig):
     """Which rankings, and how much of each is kept."""
 
     mask: list[Path] = flag(
-        [], "train_mask runs whose rankings are measured; they give the task's flags"
+        [],
+        "train_mask runs whose rankings are measured; they give the task's flags",
+        decides_defaults=True,
     )
     methods: list[str] = flag(
         [],
@@ -132,6 +135,7 @@ class FaithfulnessConfig(UnitsConfig):
 def main(config: FaithfulnessConfig) -> Path:
     """Rank, keep the top of each ranking, measure; table, figure and results.json."""
     RunDirectory.check(config.run_dir)
+    given = config
     masks = [mask_at(path) for path in config.mask]
     if masks:
         config = _with_flags_of(config, masks)
@@ -146,7 +150,15 @@ def main(config: FaithfulnessConfig) -> Path:
     experiment = with_base_model(experiment)
     for path, mask in zip(config.mask, masks, strict=True):
         check_fit(mask, path, experiment)
-    run = new_run(config, "faithfulness")
+    chosen = methods if config.methods else [*methods, "random"]
+    flags: dict[str, Any] = {"methods": chosen or ["none"]}
+    if masks:  # units and ablation are theirs
+        flags["units"] = []
+    else:
+        flags["ablation"] = _ablation_kind(config, experiment)
+    experiment = resolved(experiment, config, **flags)
+    made_with = provenance_of(experiment)
+    run = new_run(experiment, given, "faithfulness", made_with=made_with)
     if not run.is_writer:  # one of several processes is enough
         return run.path
     results = _results(config, experiment, sites, methods, masks, counts)

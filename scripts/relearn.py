@@ -11,16 +11,24 @@ example of the concept, and never_learned, a model that was trained without them
 """
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
-from circuitcut.experiments.base_model import prepare
+from circuitcut.experiments.base_model import prepare, with_base_model
 from circuitcut.experiments.describe import header
 from circuitcut.experiments.flags import TaskConfig, command
-from circuitcut.experiments.load import Experiment, make_accelerator
+from circuitcut.experiments.load import Experiment, load, make_accelerator
 from circuitcut.experiments.micro_batches import check_relearning
+from circuitcut.experiments.runs.resolved import provenance_of, resolved
+from circuitcut.experiments.runs.resuming import (
+    begun,
+    check_flags,
+    check_inputs,
+    data_check,
+)
 from circuitcut.experiments.saved_runs import (
     check_fit,
     mask_at,
@@ -39,8 +47,8 @@ from circuitcut.relearning.conditions import (
 from circuitcut.relearning.holding import check_holdable, cuts_edges
 from circuitcut.relearning.lora import adapted_modules, check_peft, lora_rank
 from circuitcut.relearning.probe import probe_conditions
-from circuitcut.relearning.protocol import relearn
-from circuitcut.relearning.records import ConditionRun
+from circuitcut.relearning.protocol import mask_hash, relearn
+from circuitcut.relearning.records import ConditionFiles, ConditionRun
 from circuitcut.relearning.statistics import describe
 from circuitcut.relearning.study import Findings, RelearnSettings, Study
 from circuitcut.reports.tables import format_table, recovery_rows, relearning_rows
@@ -50,6 +58,8 @@ from circuitcut.storage.processes import by_first
 from circuitcut.storage.run_directory import RunDirectory
 from circuitcut.tasks.registry import TASKS
 from circuitcut.training.config import run_script
+from circuitcut.training.fit_state import saved_steps
+from circuitcut.training.schedules import Schedule
 from circuitcut.training.tracking import Tracker
 
 DEFAULT_LIMITS = ["16", "all"]
@@ -63,7 +73,9 @@ class RelearnConfig(TaskConfig):
     """The protocol's settings; task, model and data are the mask run's."""
 
     mask: Path | None = flag(
-        None, "train_mask run; default: the newest finished one under --run_dir"
+        None,
+        "train_mask run; default: the newest finished one under --run_dir",
+        decides_defaults=True,
     )
     conditions: list[str] = flag(
         ["cut", "uncut", "random"],
@@ -88,11 +100,18 @@ class RelearnConfig(TaskConfig):
         None, "learning rate; default 5e-5, for built-in models 5e-4; lora: ten times"
     )
     weight_decay: float = flag(0.01, "decoupled weight decay")
+    optimiser: Literal["adam", "adamw", "sgd"] = flag("adamw", "optimiser")
+    schedule: Schedule = flag(
+        "constant", "of the learning rate; late: constant for 60 %, then down to 0"
+    )
+    warmup: int = flag(0, "steps over which the learning rate grows")
+    clip_norm: float | None = flag(1.0, "greatest norm of a gradient; none: no limit")
     trained: str = flag(
         "all",
         "what trains: all, head, mlp, attention, layers:0-2, a regex of names, or lora "
         "(adapters of rank 8; lora:16: of rank 16), which needs the package peft and "
         "the least memory",
+        decides_defaults=True,
     )
     n_evaluations: int | None = flag(
         None, "measured moments after step 0; default 4, of smollm2 2"
@@ -140,6 +159,10 @@ class RelearnConfig(TaskConfig):
             batch_size=_given(self.batch_size, 16),
             lr=_given(self.lr, default_lr),
             weight_decay=self.weight_decay,
+            optimiser=self.optimiser,
+            schedule=self.schedule,
+            warmup=self.warmup,
+            clip_norm=self.clip_norm,
             trained=self.trained,
             n_evaluations=_given(self.n_evaluations, 4),
         )
@@ -150,32 +173,49 @@ def _given(value: T | None, default: T) -> T:
 
 
 def main(config: RelearnConfig) -> Path:
+    """Begin a run, or continue one that no other process works on."""
+    make_accelerator(config)  # connects the processes: one of them locks the run
+    if config.resume is None:
+        return _relearned(config, None)
+    with RunDirectory.continued(config.resume, "relearn") as resumed:
+        check_flags(config, resumed)
+        return _relearned(config, resumed)
+
+
+def _relearned(config: RelearnConfig, resumed: RunDirectory | None) -> Path:
     """Relearn under every condition, describe, and say where the concept went."""
-    run = _unfinished(config)
     mask_path, mask = _mask(config)
-    config = with_flags_of_run(replace(config, mask=mask_path), mask_path)
+    check_inputs(resumed, {"mask_sha256": mask_hash(mask)})
+    given = replace(config, mask=mask_path)
+    config = with_flags_of_run(given, mask_path)
     config = _with_own_defaults(config)
-    if run is None:
+    if resumed is None:
         RunDirectory.check(config.run_dir)
-    experiment = prepare(config)
+    experiment = with_base_model(load(config, data_check(resumed)))
     config = _fitted(config, mask, mask_path, experiment)
+    experiment = resolved(experiment, config, **_resolved_flags(config, experiment))
+    made_with = provenance_of(experiment, mask_sha256=mask_hash(mask))
+    begun(resumed, made_with)
     warning = warning_of_cut(mask_path, mask, experiment)
     if warning:
         logger.warning("%s Relearning it shows no recovery of the concept.", warning)
     never_learned = None
     if "never_learned" in config.conditions:
         never_learned = prepare(config, without_concept=True)
-    resumed = run is not None
-    run = run or new_run(config, "relearn")
-    study = _study(config, experiment, mask, never_learned)
+    run = resumed or new_run(experiment, given, "relearn", made_with=made_with)
+    study = _study(config, experiment, mask, never_learned, made_with)
     probes = _probes(config, study) if config.probe and run.is_writer else []
     whereabouts = Whereabouts(experiment, mask, mask_path, config.fresh_mask)
-    with Tracker(run) as tracker:
+    folder = run.path / "conditions"
+    lock = nullcontext() if resumed else run.locked()
+    with lock, Tracker(run) as tracker:
+        if resumed:
+            _cut_metrics(run, config.combined(), folder)
         runs = relearn(
             study,
             config.combined(),
-            run.path / "conditions",
-            resume=resumed,
+            folder,
+            resume=resumed is not None,
             findings=Findings(
                 at_end=whereabouts if config.redistribute else None,
                 on_log=lambda condition, step, numbers: tracker.scalars(
@@ -183,28 +223,42 @@ def main(config: RelearnConfig) -> Path:
                 ),
             ),
         )
-    if not run.is_writer:  # the first of several processes has the measurements
-        return run.path
-    results = header("relearn", experiment, mask=mask) | {
-        "mask": str(mask_path),
-        **describe(study.task, runs, seed=config.seed),
-        "never_learned": never_learned.base if never_learned else None,
-        "probe": probes,
-        "after": _after(runs),
-        "words_note": whereabouts.words_note,
-        "warning": warning,
-        "next": command("report", {"runs": [mask_path, run.path]}),
-    }
-    run.write_results(results)
+        if not run.is_writer:  # the first of several processes has the measurements
+            return run.path
+        results = header("relearn", experiment, mask=mask) | {
+            "mask": str(mask_path),
+            **describe(study.task, runs, seed=config.seed),
+            "never_learned": never_learned.base if never_learned else None,
+            "probe": probes,
+            "after": _after(runs),
+            "words_note": whereabouts.words_note,
+            "warning": warning,
+            "next": command("report", {"runs": [mask_path, run.path]}),
+        }
+        run.write_results(results)
     _show(results, run.path)
     return run.path
 
 
-def _unfinished(config: RelearnConfig) -> RunDirectory | None:
-    """The run to continue; None for a new one."""
-    if config.resume is None:
-        return None
-    return RunDirectory.open_unfinished(config.resume)
+def _resolved_flags(config: RelearnConfig, experiment: Experiment) -> dict[str, Any]:
+    """The flags that were left to default values, with these."""
+    settings = config.settings(built_in=bool(experiment.base.get("from_scratch")))
+    names = ("n_steps", "batch_size", "n_evaluations", "lr")
+    return {
+        "limits": config.limits or DEFAULT_LIMITS,
+        **{name: getattr(settings, name) for name in names},
+    }
+
+
+def _cut_metrics(
+    run: RunDirectory, conditions: Sequence[Condition], folder: Path
+) -> None:
+    """Cut off what a killed process logged after the last checkpoint it wrote."""
+    for condition in conditions:
+        files = ConditionFiles(folder / condition.key, {})
+        if not files.is_finished:
+            first = saved_steps(files.checkpoints)
+            run.truncate_metrics(first, prefix=f"{condition.key}/")
 
 
 def _mask(config: RelearnConfig) -> tuple[Path, FrozenMask]:
@@ -247,6 +301,7 @@ def _study(
     experiment: Experiment,
     mask: FrozenMask,
     never_learned: Experiment | None,
+    made_with: Mapping[str, Any],
 ) -> Study:
     return Study(
         experiment.task,
@@ -255,6 +310,7 @@ def _study(
         config.settings(built_in=bool(experiment.base.get("from_scratch"))),
         never_learned=never_learned.loaded if never_learned else None,
         accelerator=experiment.accelerator,
+        provenance=made_with,
     )
 
 

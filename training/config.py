@@ -14,14 +14,17 @@ from typing import Any, NoReturn, TypeVar, get_args, get_type_hints
 from transformers import HfArgumentParser
 from transformers.utils import logging as transformers_logging
 
-from circuitcut.storage.atomic import jsonable, read_json
+from circuitcut.storage.atomic import jsonable, read_object
 from circuitcut.storage.errors import UserError
+from circuitcut.storage.provenance import PROVENANCE
 
 T = TypeVar("T")
 NONE = "none"
 """Means "no value" on the command line, for instance `--clip_norm none`."""
 
-_KEYS_OF_THE_RUN = ("kind", "resume")
+RESOLVED = "resolved"
+"""In config.json: names of the flags whose value the program chose."""
+_KEYS_OF_THE_RUN = ("kind", "name", "resume", RESOLVED, PROVENANCE)
 """Keys of a config.json that describe the saved run and are not read as flags."""
 
 _OURS = ("circuitcut", "__main__")
@@ -39,9 +42,11 @@ def parse_config(
     """The flags of `argv` (default: the command line) as a `config_class`.
 
     `--config FILE` (or a run directory) reads a saved config.json; the other flags
-    override it. If `config_class` has a flag `--resume RUN`, that flag reads the
-    config.json of RUN in the same way. Lists may be empty. The word `none` gives an
-    optional value None, unless `none` is one of its choices.
+    override it. Default values that the saved run took are taken again, unless a flag
+    that decides them (`storage.flag_fields`) has another value now. If `config_class`
+    has a flag `--resume RUN`, that flag reads the config.json of RUN in the same way.
+    Lists may be empty. The word `none` gives an optional value None, unless `none` is
+    one of its choices.
 
     Args:
         config_class: Dataclass whose fields are the flags.
@@ -56,7 +61,9 @@ def parse_config(
     try:
         saved = _saved_config(argv)
         flags = [] if saved is None else _flags_of(config_class, *saved)
-        parser.parse_args([*flags, *argv])  # refuses unknown flags by name
+        given = parser.parse_args([*flags, *argv])  # refuses unknown flags by name
+        if saved is not None and flags and _decides_anew(parser, flags, given):
+            flags = _flags_of(config_class, _as_given(saved[0]), saved[1])
         parsed = parser.parse_args_into_dataclasses(
             [*flags, *argv], look_for_args_file=False
         )
@@ -100,8 +107,39 @@ def leave_process_group() -> None:
 
 
 def config_dict(config: Any) -> dict[str, Any]:
-    """The fields of a config in JSON types, as `config.json` holds them."""
+    """The fields of a config in JSON types."""
     return jsonable(asdict(config))
+
+
+def saved_flags(config: Any) -> dict[str, Any]:
+    """The fields of a config as `config.json` holds them.
+
+    No value is the word `none`, as on the command line; where that word is one of the
+    choices of a flag, it is null.
+    """
+    hints = get_type_hints(type(config))
+    return {
+        name: NONE if value is None and not _has_choice_none(hints[name]) else value
+        for name, value in config_dict(config).items()
+    }
+
+
+def _has_choice_none(hint: Any) -> bool:
+    return any(NONE in get_args(part) for part in (hint, *get_args(hint)))
+
+
+def _decides_anew(
+    parser: "_Parser", flags: list[str], given: argparse.Namespace
+) -> bool:
+    """Whether a flag that decides the defaults of others differs from the saved one."""
+    saved = parser.parse_args(flags)
+    return any(getattr(saved, n) != getattr(given, n) for n in parser.deciding)
+
+
+def _as_given(saved: Mapping[str, Any]) -> dict[str, Any]:
+    """A saved config without the values that the program chose."""
+    chosen = saved.get(RESOLVED) or []
+    return {name: value for name, value in saved.items() if name not in chosen}
 
 
 class _Help(
@@ -124,6 +162,9 @@ class _Parser(HfArgumentParser):
     def __init__(self, config_class: Any, description: str):
         hints = get_type_hints(config_class)
         optional = [name for name in hints if NoneType in get_args(hints[name])]
+        self.deciding = [
+            f.name for f in fields(config_class) if f.metadata.get("decides_defaults")
+        ]
         self._optional = {f"--{name}" for name in optional}
         super().__init__(
             config_class,
@@ -138,7 +179,8 @@ class _Parser(HfArgumentParser):
         )
 
     def add_argument(self, *names: Any, **settings: Any) -> argparse.Action:
-        settings.pop("has_own_default", None)  # of storage.flag_fields
+        for key in ("has_own_default", "decides_defaults"):  # of storage.flag_fields
+            settings.pop(key, None)
         if settings.get("nargs") == "+":
             settings["nargs"] = "*"
         if settings.get("help"):
@@ -176,9 +218,9 @@ def _saved_config(argv: list[str]) -> tuple[dict[str, Any], Path] | None:
     if path is None or str(path) == NONE:
         return None
     path = path / "config.json" if path.is_dir() else path
-    saved = read_json(path)
-    if not isinstance(saved, dict):
-        raise UserError(f"{path} must hold a JSON object, got {type(saved).__name__}")
+    saved = read_object(path)
+    if not saved:
+        raise UserError(f"{path} is empty: it must hold the flags of a run; restore it")
     return saved, path
 
 
