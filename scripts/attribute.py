@@ -84,7 +84,11 @@ def main(config: AttributeConfig) -> Path:
         methods.append("random")
     experiment = with_base_model(experiment)
     usual: Any = "all" if "edges" in units_of(config) else "words"
-    flags = {"methods": methods, "positions": config.positions or usual}
+    flags: dict[str, Any] = {
+        "methods": methods,
+        "positions": config.positions or usual,
+        "n_batches": attribution_batches(config.n_batches, sites),
+    }
     experiment = resolved(experiment, config, **flags)
     made_with = provenance_of(experiment)
     run = new_run(experiment, config, "attribute", made_with=made_with)

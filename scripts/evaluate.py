@@ -94,7 +94,11 @@ def main(config: EvaluateConfig) -> Path:
     experiment = prepare(config)
     if mask is not None and config.mask is not None:
         check_fit(mask, config.mask, experiment, config.allow_other_weights)
-    experiment = resolved(experiment, config)
+    flags = {}
+    if mask is not None:
+        n_batches = attribution_batches(config.attribution_batches, mask.sites)
+        flags["attribution_batches"] = n_batches
+    experiment = resolved(experiment, config, **flags)
     made_with = provenance_of(experiment)
     run = new_run(experiment, given, "evaluate", made_with=made_with)
     if not run.is_writer:  # one of several processes is enough

@@ -152,6 +152,7 @@ def main(config: FaithfulnessConfig) -> Path:
         check_fit(mask, path, experiment)
     chosen = methods if config.methods else [*methods, "random"]
     flags: dict[str, Any] = {"methods": chosen or ["none"]}
+    flags["n_batches"] = attribution_batches(config.n_batches, sites)
     if masks:  # units and ablation are theirs
         flags["units"] = []
     else:
