@@ -53,8 +53,10 @@ HOLDINGS = {"lasting": "mask held", "one_shot": "written once"}
 
 
 def metric_name(metric: Mapping[str, Any]) -> str:
-    """Name of a score, without its unit."""
-    return METRICS.get(metric["name"], metric["name"].replace("_", " "))
+    """Name of a score, without its unit; runs before December 2026 have no label."""
+    return metric.get("label") or METRICS.get(
+        metric["name"], metric["name"].replace("_", " ")
+    )
 
 
 def metric_unit(metric: Mapping[str, Any]) -> str:

@@ -161,7 +161,7 @@ def main(config: RelearnConfig) -> Path:
     config = _fitted(config, mask, mask_path, experiment)
     warning = warning_of_cut(mask_path, mask, experiment)
     if warning:
-        logger.warning("%s Relearning it shows no recovery of the concept.", warning)
+        logger.warning("%s Its relearning shows no recovery.", warning)
     never_learned = None
     if "never_learned" in config.conditions:
         never_learned = prepare(config, without_concept=True)

@@ -10,7 +10,11 @@ in the user's cache folder (CIRCUITCUT_CACHE), named by a hash of data, model, r
 from dataclasses import dataclass
 from typing import Any
 
-from circuitcut.experiments.base_model import prepare
+from circuitcut.experiments.base_model import (
+    longer_training,
+    prepare,
+    warning_of_base,
+)
 from circuitcut.experiments.flags import TaskConfig, command, task_flags
 from circuitcut.reports.tables import format_table
 from circuitcut.tasks.evaluation import evaluate
@@ -37,7 +41,10 @@ def main(config: TrainBaseConfig) -> dict[str, Any]:
     if "folder" in base:
         print(f"trained in {base['seconds']} s; kept in {base['folder']}")
     flags = {"task": config.task} | task_flags(config)
-    print(f"next: {command('train_mask', flags)}")
+    following = command("train_mask", flags)
+    if warning_of_base(experiment):
+        following = longer_training(config, base)
+    print(f"next: {following}")
     return base
 
 

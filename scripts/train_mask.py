@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from circuitcut.experiments.base_model import with_base_model
+from circuitcut.experiments.base_model import longer_training, with_base_model
 from circuitcut.experiments.describe import describe
 from circuitcut.experiments.finish import finish
 from circuitcut.experiments.flags import command, run_dir_flag
@@ -33,6 +33,7 @@ from circuitcut.experiments.watch import show_frozen, watched
 from circuitcut.masks.frozen_mask import FrozenMask
 from circuitcut.relearning.holding import check_holdable
 from circuitcut.reports.tables import format_table
+from circuitcut.reports.verdict import base_warning
 from circuitcut.storage.checkpoints import latest_step
 from circuitcut.storage.errors import UserError
 from circuitcut.storage.flag_fields import flag
@@ -81,7 +82,7 @@ def main(config: TrainMaskConfig) -> Path:
         save_frozen(frozen, run.path)
         show_frozen(tracker, planned.settings, frozen.mask)
         results = describe(planned, experiment, masks, frozen, ablated)
-        results["next"] = _next(config, frozen.mask, run.path)
+        results["next"] = _next(config, results, frozen.mask, run.path)
         tracker.hparams(config_dict(config), results["scores"]["cut"])
     run.write_results(results)
     _show(results, run.path)
@@ -102,13 +103,19 @@ def _new(config: TrainMaskConfig, planned: Plan) -> RunDirectory:
     return run
 
 
-def _next(config: TrainMaskConfig, mask: FrozenMask, path: Path) -> str:
-    """Relearning, or the report of a mask that cannot be held in relearning."""
+def _next(
+    config: TrainMaskConfig, results: Mapping[str, Any], mask: FrozenMask, path: Path
+) -> str:
+    """Relearning; a better base model; or the report of a mask not to be relearned."""
+    if base_warning(results) and results["base"]:
+        return longer_training(config, results["base"])
     try:
+        if results["warning"]:
+            return command("report", {"runs": path})
         check_holdable(mask, {"lasting"})
         return command("relearn", {"mask": path, **run_dir_flag(config)})
     except UserError:
-        return command("report", {"runs": path, **run_dir_flag(config)})
+        return command("report", {"runs": path})
 
 
 def _show(results: Mapping[str, Any], path: Path) -> None:
