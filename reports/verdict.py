@@ -154,7 +154,7 @@ def base_warning(results: Results) -> str | None:
     for side, what in zip(SIDES, ("the concept", "the rest"), strict=True):
         metric = results.get(f"{side}_metric")
         score = scores.get(metric["name"]) if metric else None
-        if metric and not _unknown(score) and _is_a_guess(metric, score):
+        if metric and _is_a_guess(metric, score):
             said.append(
                 f"on {what}: {metric_name(metric)} is {format_cell(score)}, of a "
                 f"{'guess' if metric['higher_is_better'] else 'uniform guess'} "
@@ -167,7 +167,9 @@ def base_warning(results: Results) -> str | None:
     )
 
 
-def _is_a_guess(metric: Results, score: float) -> bool:
+def _is_a_guess(metric: Results, score: float | None) -> bool:
+    if score is None or math.isnan(score):
+        return False
     guess = metric.get("chance") or 0.0
     if metric["higher_is_better"]:
         return score - guess < LEAST_SCORE

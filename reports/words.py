@@ -59,6 +59,15 @@ def metric_name(metric: Mapping[str, Any]) -> str:
     )
 
 
+def score_name(results: Mapping[str, Any], key: str) -> str:
+    """Name of a score by its key; a run's main scores have those of its metrics."""
+    for side in ("concept", "retain"):
+        metric = results.get(f"{side}_metric")
+        if metric and metric["name"] == key:
+            return metric_name(metric)
+    return METRICS.get(key, key.replace("_", " "))
+
+
 def metric_unit(metric: Mapping[str, Any]) -> str:
     """Unit of a score in words; empty where it has none."""
     unit = metric.get("unit") or ""

@@ -17,6 +17,7 @@ from circuitcut.experiments.base_model import (
 )
 from circuitcut.experiments.flags import TaskConfig, command, task_flags
 from circuitcut.reports.tables import format_table
+from circuitcut.reports.words import score_name
 from circuitcut.tasks.evaluation import evaluate
 from circuitcut.training.config import run_script
 
@@ -36,7 +37,14 @@ def main(config: TrainBaseConfig) -> dict[str, Any]:
         print(f"{config.model_name} is used as loaded; --base always fine-tunes it")
         evaluation = evaluate(experiment.task, experiment.loaded.model, "heldout")
         base = {"heldout": evaluation.scores}
-    rows = [{"score": key, "held out": value} for key, value in base["heldout"].items()]
+    metrics = {
+        "concept_metric": vars(experiment.task.concept_metric),
+        "retain_metric": vars(experiment.task.retain_metric),
+    }
+    rows = [
+        {"score": score_name(metrics, key), "held out": value}
+        for key, value in base["heldout"].items()
+    ]
     print(format_table(rows, ["score", "held out"]))
     if "folder" in base:
         print(f"trained in {base['seconds']} s; kept in {base['folder']}")

@@ -34,6 +34,7 @@ from circuitcut.masks.frozen_mask import FrozenMask
 from circuitcut.relearning.holding import check_holdable
 from circuitcut.reports.tables import format_table
 from circuitcut.reports.verdict import base_warning
+from circuitcut.reports.words import METRICS, metric_name
 from circuitcut.storage.checkpoints import latest_step
 from circuitcut.storage.errors import UserError
 from circuitcut.storage.flag_fields import flag
@@ -136,12 +137,13 @@ def _show(results: Mapping[str, Any], path: Path) -> None:
         rows.append(
             _row(f"random cut (mean of {len(randoms)})", results["n_ablated"], mean)
         )
-    shown = [concept["name"], retain["name"], "kl_retain"]
+    shown = {metric["name"]: metric_name(metric) for metric in (concept, retain)}
+    shown["kl_retain"] = METRICS["kl_retain"]
     table = [
         {
             "model": r["model"],
             "ablated": r["ablated"],
-            **{k: r["scores"].get(k) for k in shown},
+            **{name: r["scores"].get(key) for key, name in shown.items()},
         }
         for r in rows
     ]
@@ -149,11 +151,11 @@ def _show(results: Mapping[str, Any], path: Path) -> None:
         f"\n{results['task']} on {results['model']}: {results['n_ablated']} of "
         f"{results['n_units']} {' and '.join(results['units'])} ablated, held-out data"
     )
-    print(format_table(table, ["model", "ablated", *shown]))
+    print(format_table(table, ["model", "ablated", *shown.values()]))
     _show_names(results)
     better = "higher" if concept["higher_is_better"] else "lower"
-    print(f"{concept['name']}: the concept ({better} = more of it)")
-    print(f"{retain['name']}: the rest")
+    print(f"{metric_name(concept)}: the concept ({better} = more of it)")
+    print(f"{metric_name(retain)}: the rest")
     if results["warning"]:
         print(f"warning: {results['warning']}")
     print(f"run: {path}\nnext: {results['next']}")

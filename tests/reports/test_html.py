@@ -192,6 +192,17 @@ def test_commands_to_repeat_and_go_on_are_shown(text: str, paths: dict[str, Path
     assert "python scripts/relearn.py" in text
 
 
+def test_a_report_does_not_tell_its_reader_to_write_a_report(write_run: Any):
+    following = "python scripts/report.py --runs runs/a"
+    texts = [
+        page([(load_run(write_run({**curve_results("attribute"), "next": n})), {})])
+        for n in (following, "python scripts/relearn.py --mask report.py")
+    ]
+    assert following not in texts[0]
+    assert "<h3>Command: repeat this run</h3>" in texts[0]
+    assert "relearn.py --mask report.py" in texts[1]
+
+
 def test_text_of_users_is_escaped(write_run: Any):
     evil = "<script>alert(1)</script>"
     results = {**curve_results("attribute"), "model": evil, "next": f"echo {evil} & x"}
