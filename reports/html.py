@@ -109,10 +109,14 @@ def _opening(runs: Sequence[Run]) -> str:
 
     Of other runs, each has a paragraph of its own that begins with its name.
     """
-    paragraphs = []
+    paragraphs, warnings = [], set()
     belong = len(runs) <= FEW_RUNS and len({run.kind for run in runs}) == len(runs)
     for number, run in enumerate(runs, 1):
         verdict, sentences = OPENINGS[run.kind](run)
+        warning = run.results.get("warning")
+        if warning in warnings:  # the relearning of a mask has that of the mask
+            verdict = verdict.replace(f"Warning: {warning} ", "")
+        warnings.add(warning)
         rest = html.escape(" ".join(sentences))
         name = f'<a href="#run-{number}">{html.escape(run.name)}</a>: '
         paragraphs.append(

@@ -6,7 +6,7 @@ from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 
 from circuitcut.reports.drawing import (
     BLACK,
@@ -205,7 +205,9 @@ def _numbers(axes: Axes, run: Run, counts: Mapping[str, Series]) -> None:
     axes.set_ylabel("units kept" if isolates else "units ablated")
     if has_budget(run):
         axes.set_yscale("log")
-        axes.yaxis.set_major_formatter("{x:,.0f}")
+        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.yaxis.set_major_formatter("{x:,g}")
+        axes.yaxis.set_minor_formatter(NullFormatter())
     axes.legend(loc="lower left", bbox_to_anchor=(0, 1), fontsize=9)
 
 

@@ -82,10 +82,7 @@ def verdict(results: Results) -> str:
             f"to a guess; the rest is {state(rest)}."
         )
     elif improves(results):
-        said = (
-            "The cut improves the concept instead of removing it; the rest is "
-            f"{state(rest)}."
-        )
+        said = f"The cut improves the concept; the rest is {state(rest)}."
     else:
         said = _of_circuit(concept) if isolates else _of_cut(concept, rest)
     if warning := effect_warning(results):

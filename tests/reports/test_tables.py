@@ -116,7 +116,7 @@ def test_relearning_rows_hold_the_first_and_the_last_moment():
     rows = relearning_rows(relearn_results())
     assert len(rows) == 16
     assert rows[0]["condition"] == "cut, mask held"
-    assert rows[0]["concept, step 0"].startswith("0.012")
+    assert rows[0]["F1 of the concept, step 0"].startswith("0.012")
     assert rows[1]["condition"] == "cut, written once"
     assert rows[2]["condition"] == "uncut"
     assert {row["steps"] for row in rows} == {60}
