@@ -34,7 +34,7 @@ from circuitcut.masks.frozen_mask import FrozenMask
 from circuitcut.relearning.holding import check_holdable
 from circuitcut.reports.tables import format_table
 from circuitcut.reports.verdict import base_warning
-from circuitcut.reports.words import METRICS, metric_name
+from circuitcut.reports.words import METRICS, method_name, metric_name
 from circuitcut.storage.checkpoints import latest_step
 from circuitcut.storage.errors import UserError
 from circuitcut.storage.flag_fields import flag
@@ -129,7 +129,7 @@ def _show(results: Mapping[str, Any], path: Path) -> None:
         _row("learned cut", results["n_ablated"], scores["cut"]),
     ]
     rows += [
-        _row(f"{method} cut", results["n_ablated"], values)
+        _row(f"cut by {method_name(method)}", results["n_ablated"], values)
         for method, values in scores["attribution"].items()
     ]
     if randoms:
