@@ -9,7 +9,7 @@ import json
 import logging
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -19,11 +19,12 @@ import torch
 from accelerate import Accelerator
 from filelock import FileLock
 
-from circuitcut.experiments.flags import TaskConfig
+from circuitcut.experiments.flags import TaskConfig, command, task_flags
 from circuitcut.experiments.load import Experiment, base_recipe, dtype_of, load, task_of
 from circuitcut.models.builtin import BUILTIN
 from circuitcut.models.loading import load_model, save_model
 from circuitcut.models.weights_hash import weights_hash
+from circuitcut.reports.verdict import base_warning
 from circuitcut.storage.atomic import os_errors_as_user_errors, read_json, write_json
 from circuitcut.storage.cache import cache_folder, content_hash
 from circuitcut.storage.checksums import damaged_files, digests_of
@@ -40,6 +41,8 @@ from circuitcut.training.shares import own_share
 
 _RECORD = "base.json"
 CACHE_FORMAT = 2  # part of the hash: raise it when training changes
+MORE_STEPS = 4
+"""Times the steps of a base model that learned nothing."""
 logger = logging.getLogger(__name__)
 
 
@@ -67,6 +70,8 @@ def with_base_model(
     config = experiment.config
     if _needs_training(experiment):
         experiment = _trained(experiment, without_concept)
+        if not without_concept and (warning := warning_of_base(experiment)):
+            logger.warning("%s A cut of it shows nothing.", warning)
     elif without_concept:
         raise UserError(
             f"{config.model_name!r} is used as it comes, so it cannot be trained "
@@ -75,6 +80,32 @@ def with_base_model(
     experiment.loaded.model.to(experiment.accelerator.device).eval()
     experiment.loaded.model.requires_grad_(False)
     return experiment
+
+
+def warning_of_base(experiment: Experiment) -> str | None:
+    """Why the trained base model is of no use, by its held-out scores; None if it is.
+
+    A model that is used as it comes has none before the run measures it.
+    """
+    task = experiment.task
+    return base_warning(
+        {
+            "concept_metric": vars(task.concept_metric),
+            "retain_metric": vars(task.retain_metric),
+            "scores": {"uncut": experiment.base.get("heldout", {})},
+        }
+    )
+
+
+def longer_training(config: TaskConfig, base: Mapping[str, Any]) -> str:
+    """The command that trains a base model for more steps.
+
+    Args:
+        base: Entry `base` of results.json, of a trained model.
+    """
+    n_steps = MORE_STEPS * base["recipe"]["n_steps"]
+    flags = {"task": config.task} | task_flags(config) | {"base_steps": n_steps}
+    return command("train_base", flags)
 
 
 def _needs_training(experiment: Experiment) -> bool:

@@ -20,10 +20,14 @@ from circuitcut.masks.ablation import AblationValues
 from circuitcut.masks.frozen_mask import FrozenMask
 from circuitcut.masks.gating import gated
 from circuitcut.masks.mask_set import MaskSet
+from circuitcut.masks.registry import GATES
 from circuitcut.models.sites import Site
 from circuitcut.reports.verdict import effect_warning
 from circuitcut.storage.results_schema import SCHEMA_VERSION
 from circuitcut.tasks.evaluation import evaluate
+
+SAME_NUMBER = 0.1
+"""Share by which gates may ablate more or fewer units than the mask made of them."""
 
 
 def header(
@@ -78,10 +82,9 @@ def describe(
         "uncut": score(experiment, None, sampled=True),
         "cut": score(experiment, mask, sampled=True),
     }
-    if settings.ablation != "counterfactual":
-        scored["cut_before_rounding"] = _before_rounding(
-            plan, experiment, masks, ablated, mask.n_ablated
-        )
+    soft, n_soft = _before_rounding(plan, experiment, masks, ablated, mask.n_ablated)
+    if soft is not None:
+        scored["cut_before_rounding"] = soft
     randoms = random_scores(experiment, mask, plan.n_random, config.seed)
     attributed, curve = attribution_scores(
         experiment,
@@ -95,7 +98,7 @@ def describe(
     results = header("train_mask", experiment, mask=mask) | {
         "gate": settings.gate,
         "direction": settings.direction,
-        "expected_ablated": float(masks.expected_ablated().detach()),
+        "expected_ablated": n_soft,
         "asked_ablated": plan.size.n_ablated,
         "per_site": per_site(mask),
         "circuit": circuit_of(mask, frozen.ranking),
@@ -148,20 +151,29 @@ def _before_rounding(
     masks: MaskSet,
     ablated: AblationValues,
     n_ablated: int,
-) -> Scored:
-    """Scores under the trained gates as they are, between 0 and 1.
+) -> tuple[Scored | None, float]:
+    """Scores under the trained gates, between 0 and 1, and how many units they ablate.
 
-    Gates with a budget are those of the frozen number of ablated units.
+    Gates with a budget are those of the frozen number of ablated units. There are no
+    scores of gates that ablate another number than the frozen mask, nor of
+    counterfactuals.
     """
     model, ids = experiment.loaded.model, special_ids(experiment, plan.settings)
     soft = {name: value.detach() for name, value in masks.values(n_ablated).items()}
+    if GATES[plan.settings.gate].has_threshold(plan.settings):
+        n_soft = float(masks.expected_ablated().detach())
+    else:
+        n_soft = masks.n_units - sum(float(value.sum()) for value in soft.values())
+    differs = abs(n_soft - n_ablated) > max(1.0, SAME_NUMBER * n_ablated)
+    if differs or plan.settings.ablation == "counterfactual":
+        return None, n_soft
     evaluation = evaluate(
         experiment.task,
         model,
         "heldout",
         cut=lambda batch: gated(model, masks.sites, soft, ablated, special_ids=ids),
     )
-    return Scored(evaluation.scores, evaluation.unseen_scores, {})
+    return Scored(evaluation.scores, evaluation.unseen_scores, {}), n_soft
 
 
 def _edge_names(mask: FrozenMask, *, kept: bool) -> list[str] | None:

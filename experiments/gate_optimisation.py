@@ -14,6 +14,7 @@ from circuitcut.experiments.settings import MaskSettings
 from circuitcut.masks.frozen_mask import FrozenMask
 from circuitcut.masks.mask_set import MaskSet
 from circuitcut.masks.penalties import Lagrangian, Price
+from circuitcut.masks.registry import GATES
 from circuitcut.models.sites import Site
 from circuitcut.training.fit_arguments import NO_CHECKPOINTS, Ascent, Checkpoints, Watch
 from circuitcut.training.loop import FitSettings, fit
@@ -64,12 +65,18 @@ def optimise_gates(
     masks = masks.to(accelerator.device)
     penalty = _penalty(settings, masks)
     penalty.to(accelerator.device)
+    has_one_size = GATES[settings.gate].has_threshold(settings)
 
     def step_loss(step: int, rng: torch.Generator) -> tuple[Tensor, dict[str, float]]:
         masks.anneal(step / settings.n_steps)
-        value, logs = loss(masks.sample(rng), step)
+        sample = masks.sample(rng)
+        value, logs = loss(sample, step)
         value = value + penalty(masks, step / settings.n_steps)
-        logs["expected_ablated"] = float(masks.expected_ablated().detach())
+        with torch.no_grad():
+            n_kept = torch.stack([keep.sum() for keep in sample.values()]).sum()
+            logs["sample_ablated"] = masks.n_units - float(n_kept)
+            if has_one_size:
+                logs["expected_ablated"] = float(masks.expected_ablated())
         return value, logs
 
     def after_step(step: int) -> None:

@@ -172,6 +172,7 @@ def warning_of_cut(path: Path, mask: FrozenMask, experiment: Experiment) -> str 
         {
             "direction": mask.provenance.get("direction"),
             "concept_metric": vars(experiment.task.concept_metric),
+            "retain_metric": vars(experiment.task.retain_metric),
             "scores": {name: value.scores for name, value in scored.items()},
             "intervals": {name: value.intervals for name, value in scored.items()},
         }

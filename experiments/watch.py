@@ -1,14 +1,18 @@
 """What TensorBoard shows of a mask training: numbers, histograms and maps of the gates.
 
 A map is a picture of a mask: one row a layer, one column a unit or a few, bright is
-ablated. Plain arrays: no plotting library is needed while a mask is trained.
+ablated. No plotting library is needed while a mask is trained.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections import deque
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
+import numpy as np
 import torch
 from jaxtyping import Float
+from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from circuitcut.experiments.gate_optimisation import GateWatch
@@ -27,11 +31,26 @@ KEPT = (0.16, 0.20, 0.30)
 ABLATED = (1.00, 0.85, 0.20)
 NO_UNIT = (0.60, 0.60, 0.60)
 """Colours, red, green, blue; the last where a layer has fewer units than another."""
+LEFT, TOP, BOTTOM, RIGHT = 64, 44, 44, 24
+"""Pixels around a map, for its labels."""
+LEAST_WIDTH = 330
+"""Pixels of a map's heading."""
+FONT_SIZE = 13
 
 
 def watched(tracker: Tracker, settings: MaskSettings) -> GateWatch:
-    """Every step's numbers; histograms and maps about ten times in a run."""
+    """Every step's numbers, and losses averaged over the last tenth of the steps.
+
+    Histograms and maps are shown about ten times in a run. The losses of single steps
+    jump, as every step draws its own number of units.
+    """
     every = max(1, settings.n_steps // 10)
+    recent = deque(tracker.run.metrics(), maxlen=every)  # of a resumed run, not empty
+
+    def on_log(step: int, numbers: dict[str, float]) -> None:
+        tracker.scalars(step, numbers)
+        recent.append(numbers)
+        tracker.show(step, _mean_losses(recent, f"mean_of_{every}_steps"))
 
     def on_step(step: int, masks: MaskSet) -> None:
         if step % every == 0 or step == settings.n_steps - 1:
@@ -39,7 +58,17 @@ def watched(tracker: Tracker, settings: MaskSettings) -> GateWatch:
                 tracker.histogram(step, f"gates/{name}", values.detach())
             show_maps(tracker, step, "gates", masks.keep_probs(), masks.sites)
 
-    return GateWatch(on_log=tracker.scalars, on_step=on_step)
+    return GateWatch(on_log=on_log, on_step=on_step)
+
+
+def _mean_losses(entries: Iterable[Mapping[str, Any]], group: str) -> dict[str, float]:
+    """Means of the losses that are known, named `group/loss`."""
+    means = {}
+    for name in ("concept_loss", "retain_loss", "loss"):
+        known = [e[name] for e in entries if e.get(name) is not None]
+        if known:
+            means[f"{group}/{name}"] = sum(known) / len(known)
+    return means
 
 
 def show_maps(
@@ -56,7 +85,8 @@ def show_maps(
         kept: By site name, bools or expected gates in [0, 1].
     """
     for kind, image in unit_maps(kept, sites).items():
-        tracker.image(step, f"ablated_{kind}/{what}", image)
+        of_kind = [site for site in sites if site.kind == kind]
+        tracker.image(step, f"ablated_{kind}/{what}", labelled(image, of_kind, what))
 
 
 def show_frozen(tracker: Tracker, settings: MaskSettings, mask: FrozenMask) -> None:
@@ -91,6 +121,54 @@ def unit_maps(
         rows = [torch.cat(ablated[layer]) for layer in sorted(ablated)]
         maps[kind] = _drawn(pooled_rows(rows))
     return maps
+
+
+def labelled(
+    image: Float[Tensor, "height width 3"], sites: Sequence[Site], what: str
+) -> Float[Tensor, "taller wider 3"]:
+    """A map on white, with its title, layers at the left, units below and colours.
+
+    Args:
+        sites: Those of the map, of one kind.
+        what: `gates` or `frozen`.
+    """
+    n_units: dict[int, int] = {}
+    for site in sites:
+        n_units[site.layer] = n_units.get(site.layer, 0) + site.n_units
+    height, width, _ = image.shape
+    size = LEFT + max(width, LEAST_WIDTH) + RIGHT, TOP + height + BOTTOM
+    page = Image.new("RGB", size, "white")
+    pixels = (255 * image).round().to(torch.uint8).numpy()
+    page.paste(Image.fromarray(pixels), (LEFT, TOP))
+    draw, font = ImageDraw.Draw(page), ImageFont.load_default(FONT_SIZE)
+
+    def write(x: float, y: float, text: str, anchor: str) -> None:
+        draw.text((x, y), text, fill="black", font=font, anchor=anchor)
+
+    kind = sites[0].kind
+    title = {"gates": "expected gates", "frozen": "frozen mask"}.get(what, what)
+    write(LEFT, 4, f"{kind}: {title}", "la")
+    x = LEFT
+    for colour, name in ((ABLATED, "ablated"), (KEPT, "kept"), (NO_UNIT, "no unit")):
+        filling = tuple(round(255 * part) for part in colour)
+        draw.rectangle((x, 26, x + 12, 38), fill=filling)
+        write(x + 17, 32, name, "lm")
+        x += 33 + round(draw.textlength(name, font))
+    layers = sorted(n_units)
+    names = {site.layer: "logits" for site in sites if site.is_logits} | {-1: "emb."}
+    row = height / len(layers)
+    every = math.ceil((FONT_SIZE + 2) / row)
+    for place, layer in list(enumerate(layers))[::every]:
+        name = names.get(layer, str(layer))
+        write(LEFT - 6, TOP + (place + 0.5) * row, name, "rm")
+    write(4, TOP - 4, "layer", "ls")
+    last = max(n_units.values()) - 1
+    write(LEFT, TOP + height + 4, "0", "la")
+    write(LEFT + width, TOP + height + 4, f"{last:,}", "ra")
+    pooled = math.ceil((last + 1) / MAX_COLUMNS)
+    note = f", means of {pooled}" if pooled > 1 else ""
+    write(LEFT, TOP + height + 22, f"unit of the layer{note}", "la")
+    return torch.from_numpy(np.array(page)).float() / 255
 
 
 def pooled_rows(rows: Sequence[Tensor]) -> Float[Tensor, "row column"]:

@@ -4,6 +4,7 @@ The ratio divides by the uncut model under the *same* fine-tuning, as in Deeb & 
 (2024), "Do Unlearning Methods Remove Information from Language Model Weights?",
 https://arxiv.org/abs/2410.08827. Departure: point by point along the run, not the best
 over the run, and beside it the normalised recovery, as a score may start above zero.
+A cut that broke nothing has no recovery: there is nothing to come back.
 """
 
 import math
@@ -13,6 +14,10 @@ from typing import Any
 
 FRACTIONS = (0.5, 0.9, 0.95)
 """Shares of full recovery whose steps and examples are reported."""
+KEPT = 0.9
+"""Share of the uncut model's ability from which a cut broke nothing."""
+
+NOTHING_BROKEN = "the cut broke nothing"
 
 
 @dataclass(frozen=True)
@@ -59,6 +64,19 @@ def recovery(
             f"normalised: uncut - cut at step 0, {gap:.3g}, is below {minimum:g}"
         )
     return Recovery(ratio, normalised, "; ".join(reasons) or None)
+
+
+def broke_nothing(
+    cut_0: float, uncut_0: float, *, higher_is_better: bool = True, guess: float = 0.0
+) -> bool:
+    """Whether a fresh cut leaves at least `KEPT` of the uncut model's ability.
+
+    The ability is a score above that of a guess; of a loss in nats per token, the
+    probability per token.
+    """
+    if higher_is_better:
+        return cut_0 - guess >= KEPT * (uncut_0 - guess)
+    return cut_0 - uncut_0 <= -math.log(KEPT)
 
 
 @dataclass(frozen=True)
@@ -109,6 +127,7 @@ def recovery_curve(
     *,
     higher_is_better: bool = True,
     minimum: float = 0.05,
+    guess: float = 0.0,
 ) -> RecoveryCurve:
     """Recovery at every measured step of two runs with the same data order.
 
@@ -119,6 +138,7 @@ def recovery_curve(
         uncut: Scores of the uncut model under the same fine-tuning.
         higher_is_better: False for losses.
         minimum: Smallest denominator, in units of the score.
+        guess: Score of a guess; used where higher is better.
 
     Raises:
         ValueError: When the sequences differ in length or are empty.
@@ -131,6 +151,8 @@ def recovery_curve(
         recovery(c, u, cut[0], higher_is_better=higher_is_better, minimum=minimum)
         for c, u in zip(cut, uncut, strict=True)
     )
+    if broke_nothing(cut[0], uncut[0], higher_is_better=higher_is_better, guess=guess):
+        points = (Recovery(None, None, NOTHING_BROKEN),) * len(points)
     ratios = [point.ratio for point in points]
     normalised = [point.normalised for point in points]
     sign = 1.0 if higher_is_better else -1.0

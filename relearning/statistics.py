@@ -220,6 +220,7 @@ def _recovery(
             uncut_means[:, r].tolist(),
             higher_is_better=task.concept_metric.higher_is_better,
             minimum=minimum,
+            guess=task.concept_metric.chance,
         )
         for r in range(cut_means.shape[1])
     ]

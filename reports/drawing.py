@@ -105,7 +105,7 @@ def look(place: int, *, dashed: bool = False) -> dict[str, Any]:
     return {
         "color": PALETTE[place % len(PALETTE)],
         "marker": MARKS[place % len(MARKS)],
-        "linestyle": "--" if dashed else "-",
+        "linestyle": "--" if dashed else ("-", "-.")[place // len(PALETTE) % 2],
     }
 
 

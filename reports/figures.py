@@ -57,10 +57,12 @@ CAPTIONS = {
     "share of the layer's units where there are few layers.",
     "heads_by_layer": "Every head of the model by layer and number. Crosses: ablated "
     "heads. Colour: score of the ranking, low is ablated first; grey: no score.",
-    "training_curves": "Training of the mask. Thin lines: every step. Thick lines: "
-    "means over windows of 1/25 of the steps. Left: losses; the total loss adds the "
-    "concept, the rest and the price of the mask. Right, where the number changes: "
-    "units that the gates are expected to ablate.",
+    "training_curves": "Training of the mask: losses of the concept and of the rest, "
+    "before their weights. With a budget every step draws its own number k of units, "
+    "and the loss jumps with it; so the lines are means over the steps with a small, a "
+    "middle and a large k. Dots: single steps; the highest 2 % may lie above the axis. "
+    "Right, where it was logged: units ablated (of a circuit: kept) in the sample of "
+    "each step, as expected by the gates, as asked for, and in the frozen mask.",
     "scores_by_method": "Scores of the uncut model, of the learned cut and of controls "
     "that ablate as many units, on held-out data. Dotted line: uncut model; "
     "dashed line: chance, where it is not 0. Bars: 95 % bootstrap intervals over "
@@ -75,20 +77,21 @@ CAPTIONS = {
     "score of the concept, and divergence from the uncut model. Bands: from the lowest "
     "to the highest seed.",
     "relearning_curves": "Scores on held-out data during relearning, mean over seeds. "
-    "Top: the concept. Bottom: the rest. Step 0 is right after the cut. Bands: 95 % "
-    "bootstrap intervals over seeds and documents.",
+    "Top: the concept. Bottom: the rest, on an axis of its own. Step 0 is right after "
+    "the cut. Each step trains on one batch; examples are repeated where there are "
+    "few. Bands: 95 % bootstrap intervals over seeds and documents.",
     "recovery_by_examples": "Recovery after the last step. Left: score of the cut "
     "model divided by that of the uncut model after the same fine-tuning. Right: score "
     "regained since the cut, divided by the distance from the fresh cut to the uncut "
     "model. Bars: 95 % bootstrap intervals over seeds and documents; a missing point "
-    "is undefined.",
+    "is undefined: that cut broke nothing, or the denominator is too small.",
     "redistribution_by_layer": "Layers of the units that rank highest for the concept "
     "(mean difference), before the cut and after relearning, and of the units that the "
     "mask ablates. In percent of each set, mean over seeds.",
     "probe_by_layer": "Linear probes trained on the hidden states right after the cut. "
-    "1: the concept can be decoded, .5: chance. Dotted: control with shuffled training "
-    "labels. Bands: from the lowest to the highest random cut. Points are moved "
-    "sideways so that equal values can be seen.",
+    "1: the concept can be decoded, .5: chance. Dotted, in the same colours: control "
+    "with shuffled training labels. Bands: from the lowest to the highest random cut. "
+    "Points are moved sideways so that equal values can be seen.",
 }
 """Figure -> what it shows."""
 

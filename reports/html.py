@@ -55,6 +55,7 @@ FEW_RUNS = 2
 """Up to so many runs of different kinds, the report opens with one paragraph."""
 MARK, LONGEST_HEAD = "<title>circuitcut: ", 4000
 """How a report is known again: a text within its first so many bytes."""
+REPORT_COMMAND = re.compile(r"scripts/report\.py\b|\bcircuitcut report\b")
 EDGE_NAME = re.compile(r"(\w[\w.]*->\w[\w.]*(?:<[qkv]>)?)")
 LONG_CELL = 60
 """Characters from which the text of a cell is wrapped."""
@@ -110,10 +111,14 @@ def _opening(runs: Sequence[Run]) -> str:
 
     Of other runs, each has a paragraph of its own that begins with its name.
     """
-    paragraphs = []
+    paragraphs, warnings = [], set()
     belong = len(runs) <= FEW_RUNS and len({run.kind for run in runs}) == len(runs)
     for number, run in enumerate(runs, 1):
         verdict, sentences = OPENINGS[run.kind](run)
+        warning = run.results.get("warning")
+        if warning in warnings:  # the relearning of a mask has that of the mask
+            verdict = verdict.replace(f"Warning: {warning} ", "")
+        warnings.add(warning)
         rest = html.escape(" ".join(sentences))
         name = f'<a href="#run-{number}">{html.escape(run.name)}</a>: '
         paragraphs.append(
@@ -216,13 +221,18 @@ def _about(run: Run) -> str:
     """Commands to repeat and continue, and the environment of the run."""
     config = shlex.quote(str(run.path / "config.json"))
     commands = [f"python scripts/{run.kind}.py --config {config}"]
-    commands += [run.results["next"]] if run.results.get("next") else []
+    following = run.results.get("next") or ""
+    is_report = bool(
+        REPORT_COMMAND.search(following)
+    )  # which the reader has before them
+    commands += [following] if following and not is_report else []
     facts = {"run": str(run.path), **_flat(run.environment)}
     if isinstance(facts.get("command"), list):
         facts["command"] = shlex.join(map(str, facts["command"]))
     shown = html.escape("\n".join(commands))
     return (
-        "<h3>Commands: repeat this run, and the next step</h3>\n"
+        f"<h3>{'Command' if len(commands) == 1 else 'Commands'}: repeat this run"
+        f"{', and the next step' if len(commands) > 1 else ''}</h3>\n"
         f"<pre>{shown}</pre>\n<details><summary>Environment of the run</summary>"
         f"{_definitions(facts.items())}</details>"
     )

@@ -1,21 +1,33 @@
 """Figures of a mask: where it ablates, and how it was trained."""
 
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 
-from circuitcut.reports.drawing import PALETTE, VERMILLION, WIDTH, layer_ticks, panels
+from circuitcut.reports.drawing import (
+    BLACK,
+    BLUE,
+    GREY,
+    PALETTE,
+    VERMILLION,
+    WIDTH,
+    layer_ticks,
+    panels,
+)
 from circuitcut.reports.load import Run
-from circuitcut.reports.words import count_of, percent
+from circuitcut.reports.words import count_of, mean, percent
 
 FEW_LAYERS = 8
 """Up to so many layers a bar also says the ablated share."""
 LABELLED_LAYERS = 16
-N_WINDOWS = 25
-"""Thick lines of a training curve are means over 1/25 of the steps."""
+N_WINDOWS = 12
+"""Points of a thick line in a training curve, each the mean of a window of steps."""
+MOST_UNSMOOTHED = 12
+"""Up to so many steps a training curve shows every step."""
 
 
 def mask_by_layer(run: Run) -> Figure:
@@ -64,66 +76,143 @@ def layer_counts(
 
 
 def training_curves(run: Run) -> Figure | None:
-    """Losses and the number of ablated units along mask training."""
-    names = sorted({name for entry in run.metrics for name in entry} - {"step"})
-    groups = {
-        "loss (nats)": [
-            n for n in names if "loss" in n or n in ("concept", "retain", "penalty")
-        ],
-        # soft top-k expects the same number from first to last
-        "units ablated": [n for n in names if "ablated" in n and _moves(run, n)],
-    }
-    groups = {label: group for label, group in groups.items() if group}
-    if not groups:
+    """Losses of concept and rest apart, and the number of units, along mask training.
+
+    With a budget every step draws its own number of units, and the loss with it: the
+    curves are means over the steps with small, middle and large draws.
+    """
+    losses = [name for name in LOSSES if _known(run, name)]
+    if not losses and _known(run, "loss"):
+        losses = ["loss"]
+    counts = {name: _known(run, name) for name in COUNTS if _moves(run, name)}
+    n_panels = len(losses) + bool(counts)
+    if not n_panels:
         return None
-    figure, row = panels(len(groups), WIDTH * len(groups) / 2, 3.8)
-    for axes, (label, group) in zip(row, groups.items(), strict=True):
-        for k, name in enumerate(group):
-            entries = [e for e in run.metrics if e.get(name) is not None]
-            style = {"color": PALETTE[k], "linestyle": ("-", "--", ":")[k % 3]}
-            _curve(
-                axes,
-                [entry["step"] for entry in entries],
-                [entry[name] for entry in entries],
-                {"label": TRAINING_NAMES.get(name, name.replace("_", " ")), **style},
-            )
+    figure, row = panels(n_panels, WIDTH * max(n_panels, 2) / 3, 3.8)
+    sizes = _by_drawn_number(run)
+    for axes, name in zip(row, losses, strict=False):
+        _loss(axes, _known(run, name), sizes)
+        axes.set_ylabel(TRAINING_NAMES[name])
+    if counts:
+        _numbers(row[-1], run, counts)
+    for axes in row:
         axes.set_xlabel("step of mask training")
-        axes.set_ylabel(label)
-        axes.set_ylim(bottom=min(0.0, axes.get_ylim()[0]))
-        axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=2)
+    handles, labels = row[0].get_legend_handles_labels()
+    if len(labels) > 1:
+        figure.legend(
+            handles, labels, loc="outside upper center", ncols=3, title=DRAWN_NUMBER
+        )
     return figure
 
 
+LOSSES = ("concept_loss", "retain_loss")
+COUNTS = ("sample_ablated", "expected_ablated")
 TRAINING_NAMES = {
-    "loss": "total loss",
-    "concept_loss": "loss on the concept",
-    "retain_loss": "loss on the rest",
+    "loss": "total loss (nats)",
+    "concept_loss": "loss on the concept (nats)",
+    "retain_loss": "loss on the rest (nats)",
+    "sample_ablated": "drawn at a step",
     "expected_ablated": "expected by the gates",
 }
+DRAWN_NUMBER = "means over the steps that draw so many units"
+Series = list[tuple[int, float]]
+"""Steps and values."""
 
 
-def _curve(
-    axes: Axes, steps: Sequence[int], values: Sequence[float], style: Mapping[str, Any]
-) -> None:
-    """Every step as a thin line, means over windows of steps as a thick one."""
-    window = max(1, len(values) // N_WINDOWS)
-    starts = range(0, len(values), window)
-    if window > 1:
-        axes.plot(steps, values, color=style["color"], linewidth=0.6, alpha=0.25)
-    axes.plot(
-        [_mean(steps[i : i + window]) for i in starts],
-        [_mean(values[i : i + window]) for i in starts],
-        linewidth=2.2,
-        **style,
-    )
+def _known(run: Run, name: str) -> Series:
+    return [(e["step"], e[name]) for e in run.metrics if e.get(name) is not None]
 
 
-def _mean(values: Sequence[float]) -> float:
-    return sum(values) / len(values)
+def _by_drawn_number(run: Run) -> dict[str, set[int]]:
+    """Name of each third of the drawn numbers -> its steps; empty where all are alike.
+
+    In `isolate` the drawn number is that of the kept units.
+    """
+    drawn = [(_shown_number(run, n), step) for step, n in _known(run, "sample_ablated")]
+    drawn.sort()
+    if len(drawn) < 3 * MOST_UNSMOOTHED or not has_budget(run):
+        return {}
+    done = "kept" if run.results.get("direction") == "isolate" else "ablated"
+    ends = [len(drawn) * k // 3 for k in range(4)]
+    thirds = [drawn[i:j] for i, j in pairwise(ends)]
+    return {
+        f"{round(third[0][0]):,} to {round(third[-1][0]):,} {done}": {
+            step for _, step in third
+        }
+        for third in thirds
+    }
+
+
+def has_budget(run: Run) -> bool:
+    """Whether the steps draw their numbers of units: gates without an expected one."""
+    return _moves(run, "sample_ablated") and not _known(run, "expected_ablated")
+
+
+def _shown_number(run: Run, n_ablated: float) -> float:
+    isolates = run.results.get("direction") == "isolate"
+    return run.results["n_units"] - n_ablated if isolates else n_ablated
+
+
+def _loss(axes: Axes, points: Series, sizes: Mapping[str, set[int]]) -> None:
+    """A dot a step and thick means, one line a third of the drawn numbers."""
+    groups: dict[str, Series] = {
+        name: [point for point in points if point[0] in steps]
+        for name, steps in sizes.items()
+    } or {"mean over windows of steps": points}
+    highest = 0.0
+    for k, (name, group) in enumerate(groups.items()):
+        window = 1 if len(points) <= MOST_UNSMOOTHED else -(-len(group) // N_WINDOWS)
+        means = _means(group, window)
+        style: Any = {"color": PALETTE[k], "linestyle": ("-", "--", ":")[k % 3]}
+        if window > 1:
+            axes.plot(*zip(*group, strict=True), ".", color=PALETTE[k], alpha=0.2, ms=3)
+        axes.plot(*zip(*means, strict=True), label=name, linewidth=2.2, **style)
+        values = sorted(value for _, value in group)
+        usual = values[int(0.98 * (len(values) - 1))]
+        highest = max(highest, usual, *(value for _, value in means))
+    low = min(0.0, *(value for _, value in points))
+    axes.set_ylim(low - 0.04 * (highest - low), 1.06 * highest or 1.0)
+
+
+def _means(points: Series, window: int) -> list[tuple[float, float]]:
+    """Mean step and value of every so many points."""
+    pieces = [points[i : i + window] for i in range(0, len(points), window)]
+    return [
+        (mean([x for x, _ in piece]) or 0.0, mean([y for _, y in piece]) or 0.0)
+        for piece in pieces
+    ]
+
+
+def _numbers(axes: Axes, run: Run, counts: Mapping[str, Series]) -> None:
+    """Units ablated (of a circuit: kept): by the gates, asked for, and frozen."""
+    isolates = run.results.get("direction") == "isolate"
+    for name, points in counts.items():
+        drawn = name == "sample_ablated"
+        axes.plot(
+            [step for step, _ in points],
+            [_shown_number(run, n) for _, n in points],
+            "." if drawn else "-",
+            color=GREY if drawn else PALETTE[0],
+            alpha=0.5 if drawn else 1.0,
+            label=TRAINING_NAMES[name],
+        )
+    frozen, asked = run.results["n_ablated"], run.results.get("asked_ablated")
+    if asked not in (None, frozen):
+        asked = _shown_number(run, asked)
+        axes.axhline(asked, color=BLUE, linestyle=":", label=f"asked for: {asked:,}")
+    frozen = _shown_number(run, frozen)
+    axes.axhline(frozen, color=BLACK, linestyle="--", label=f"frozen: {frozen:,}")
+    axes.set_ylabel("units kept" if isolates else "units ablated")
+    if has_budget(run):
+        axes.set_yscale("log")
+        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.yaxis.set_major_formatter("{x:,g}")
+        axes.yaxis.set_minor_formatter(NullFormatter())
+    axes.legend(loc="lower left", bbox_to_anchor=(0, 1), fontsize=9)
 
 
 def _moves(run: Run, name: str) -> bool:
     """Whether a number is known and differs between steps by more than rounding."""
-    values = [entry[name] for entry in run.metrics if entry.get(name) is not None]
+    values = [value for _, value in _known(run, name)]
     largest = max(map(abs, values), default=0.0)
     return bool(values) and max(values) - min(values) > 1e-4 * largest

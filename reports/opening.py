@@ -6,7 +6,7 @@ from typing import Any
 
 from circuitcut.reports.load import SIDES, Run
 from circuitcut.reports.tables import first_and_last
-from circuitcut.reports.verdict import LOST, verdict
+from circuitcut.reports.verdict import KEPT, LOST, share_left, verdict
 from circuitcut.reports.words import (
     HOLDINGS,
     count_of,
@@ -96,7 +96,7 @@ def relearning_opening(run: Run) -> Opening:
     said = [recovery_sentence(run.results, entry) for entry in shown]
     over = "seeds and documents" if shown[0]["n_seeds"] > 1 else "documents"
     said.append(f"Brackets: 95 % bootstrap intervals over {over}, in percent.")
-    verdict_said = _recovered(shown[-1])
+    verdict_said = _recovered(run.results, shown[-1])
     if warning := run.results.get("warning"):
         verdict_said = f"Warning: {warning} {verdict_said}"
     return verdict_said, said
@@ -110,11 +110,31 @@ def first_recoveries(results: Results) -> list[Results]:
     return held if len(held) <= FEW_LIMITS else [held[0], held[-1]]
 
 
-def _recovered(entry: Results) -> str:
+def broke_nothing(results: Results, entry: Results) -> bool:
+    """Whether the cut of a recovery left the concept as it was, by the first scores."""
+    start: Any = [
+        next(
+            first["concept"]
+            for first, _ in first_and_last(results["summary"])
+            if (first["condition"], first["holding"], first["limit"]) == key
+        )
+        for key in (
+            ("uncut", None, entry["uncut_limit"]),
+            tuple(entry[name] for name in ("condition", "holding", "limit")),
+        )
+    ]
+    share = share_left(results["concept_metric"], *start)
+    return share is not None and share >= KEPT
+
+
+def _recovered(results: Results, entry: Results) -> str:
     """How much of the concept is back, by what was removed or else by the ratio."""
-    start, last = entry["points"][0], entry["points"][-1]
-    if last["normalised"] is None and (start["ratio"] or 0.0) >= BACK:
-        return "There was nothing to relearn: the cut had left the concept as it was."
+    last = entry["points"][-1]
+    if broke_nothing(results, entry):
+        return (
+            "The recovery is undefined: the cut had left the concept as it was, so "
+            "there was nothing to relearn."
+        )
     share = last["normalised"] if last["normalised"] is not None else last["ratio"]
     if share is None:
         return f"The recovery is undefined ({last['reason']})."

@@ -156,7 +156,7 @@ def _circuit(axes: Axes, circuit: Results) -> None:
     axes.set_xticks([])
     axes.margins(x=0.14, y=0.1)
     axes.set_ylabel("layer")
-    axes.legend(
+    legend = axes.legend(
         loc="upper center",
         bbox_to_anchor=(0.5, 0.0),
         ncols=2,
@@ -164,6 +164,9 @@ def _circuit(axes: Axes, circuit: Results) -> None:
         handlelength=1.2,
         columnspacing=1.0,
     )
+    for handle in legend.legend_handles:  # the lines of many edges are faint
+        if handle is not None:
+            handle.set_alpha(1)
 
 
 def _what_it_removes(panel: SubFigure, results: Results) -> None:
@@ -199,7 +202,7 @@ def _with_guess(metric: Results) -> str:
     guess = metric.get("chance")
     if not guess:
         return metric_label(metric)
-    return f"{metric_name(metric)}\n({metric_unit(metric)}; guess: {guess:g})"
+    return f"{metric_name(metric)}\n({metric_unit(metric)}; guess: {guess:.3g})"
 
 
 def _models(

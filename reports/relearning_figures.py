@@ -22,8 +22,8 @@ from circuitcut.reports.words import condition_name, examples, limit_name, metri
 
 Results = Mapping[str, Any]
 RECOVERY_LABELS = {
-    "ratio": "recovery (ratio):\ncut / uncut",
-    "normalised": "recovery (normalised):\nregained / removed",
+    "ratio": "recovery: score of the cut model\n/ score of the uncut model",
+    "normalised": "recovery: score regained\n/ score removed by the cut",
 }
 RECOVERY_RANGE = -0.5, 1.5
 """Wider intervals leave the axis."""
@@ -41,9 +41,13 @@ def relearning_curves(run: Run) -> Figure:
             _scores_by_step(axes, summary, side, limit)
         row[0].set_ylabel(metric_label(run.results[f"{side}_metric"], width=24))
     for top, bottom, limit in zip(*grid, limits, strict=True):
-        last = max(e["examples"] for e in summary if e["limit"] == limit)
+        of_limit = [e for e in summary if e["limit"] == limit]
+        step, seen = max((e["step"], e["examples"]) for e in of_limit)
         top.set_title(examples(limit).replace("concept ", "concept\n"))
-        bottom.set_xlabel(f"step ({last:,} examples\nseen at the last)")
+        bottom.set_xlabel(
+            f"optimiser step\n(by step {step:,}: {seen:,} training\n"
+            "examples, with repeats)"
+        )
     handles, labels = grid[0][0].get_legend_handles_labels()
     ncols = max(1, min(len(labels), int(width / 2.6)))
     figure.legend(handles, labels, loc="outside upper center", ncols=ncols)

@@ -58,7 +58,7 @@ def scores_by_method(run: Run) -> Figure | None:
         uncut = scores.get("uncut", {}).get(metric["name"])
         if uncut is not None:
             axes.axvline(uncut, color=BLACK, linestyle=":", linewidth=1)
-        if metric.get("chance"):
+        if metric.get("chance") and metric["higher_is_better"]:
             axes.axvline(metric["chance"], color=GREY, linestyle="--", linewidth=1)
     row[1].tick_params(labelleft=False)
     return figure

@@ -7,6 +7,7 @@ from typing import Any
 from circuitcut.reports.circuits.edge_names import edge_rows, head_rows
 from circuitcut.reports.load import Run
 from circuitcut.reports.tables import (
+    RECOVERY_NOTE,
     Row,
     all_score_rows,
     area_rows,
@@ -139,13 +140,9 @@ def _relearn_tables(results: Results) -> list[Table]:
         Table(
             "Recovery of the concept after the last step",
             recovery_rows(results),
-            f"{brackets} 1 is full recovery. Ratio: score of the cut model divided by "
-            "that of the equally fine-tuned uncut model. Normalised: score regained "
-            "since the cut, divided by the distance from the fresh cut to the uncut "
-            "model. Undefined: the denominator is below "
-            f"{format_cell(smallest)}. Steps to 90 %: first measured step at which the "
-            "ratio is at least .9. Mean recovery: mean normalised recovery over the "
-            "steps of the run.",
+            f"{brackets} {RECOVERY_NOTE} Smallest denominator: "
+            f"{format_cell(smallest)}. Steps to 90 %: first measured step at which cut "
+            "/ uncut is at least .9.",
         ),
         Table(
             "Scores before and after relearning",

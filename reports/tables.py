@@ -16,12 +16,23 @@ from circuitcut.reports.words import (
     metric_name,
     percent,
     ranking_name,
+    score_name,
     with_interval,
 )
 
 Row = dict[str, Any]
 KL = ("kl_concept", "kl_retain")
 """Mean KL(uncut ‖ cut) in nats per position, in the scores of a cut model."""
+RATIO, NORMALISED = "recovery: cut / uncut", "recovery: regained / removed"
+AREA = "mean regained / removed"
+RECOVERY_NOTE = (
+    "Cut / uncut: score of the cut model divided by that of the equally fine-tuned "
+    "uncut model. Regained / removed: score regained since the cut, divided by the "
+    "distance from the fresh cut to that uncut model; its mean is over the steps of "
+    "the run (area under the curve). 1 is full recovery. Undefined: the cut broke "
+    "nothing, or the denominator is too small."
+)
+"""What the columns of the recovery table are."""
 
 
 def format_table(rows: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> str:
@@ -67,7 +78,7 @@ def all_score_rows(results: Mapping[str, Any]) -> list[Row]:
     models = named_scores(results["scores"])
     names = dict.fromkeys(name for _, scores in models for name in scores)
     return [
-        {"score": METRICS.get(name, name.replace("_", " "))}
+        {"score": score_name(results, name)}
         | {model: scores.get(name) for model, scores in models}
         for name in names
     ]
@@ -249,7 +260,8 @@ def relearning_rows(results: Mapping[str, Any]) -> list[Row]:
             "concept examples": limit_name(last["limit"]),
             "steps": last["step"],
         }
-        for side, name in (("concept", "concept"), ("retain", "rest")):
+        for side in ("concept", "retain"):
+            name = metric_name(results[f"{side}_metric"])
             for moment, entry in (("step 0", first), ("last step", last)):
                 interval = entry.get(f"{side}_interval")
                 row[f"{name}, {moment}"] = with_interval(entry[side], interval)
@@ -293,13 +305,15 @@ def recovery_rows(results: Mapping[str, Any]) -> list[Row]:
                 "condition": condition_name(entry),
                 "concept examples": limit_name(entry["limit"]),
                 "seeds": entry["n_seeds"],
-                "recovery (ratio)": _or_undefined(last, "ratio"),
-                "recovery (normalised)": _or_undefined(last, "normalised"),
+                RATIO: _or_undefined(last, "ratio"),
+                NORMALISED: _or_undefined(last, "normalised"),
                 **{
-                    f"steps to {percent(reached['fraction'])}": _steps(reached["step"])
+                    f"steps to {percent(reached['fraction'])}": _steps(
+                        reached["step"], last["ratio"]
+                    )
                     for reached in entry["reached"]["ratio"]
                 },
-                "mean recovery (area)": _or_undefined(entry, "area"),
+                AREA: _or_undefined(entry, "area"),
             }
         )
     return rows
@@ -361,5 +375,7 @@ def _or_undefined(entry: Mapping[str, Any], key: str) -> str:
     return with_interval(entry[key], entry.get(f"{key}_interval")) or "undefined"
 
 
-def _steps(step: int | None) -> str:
-    return "never" if step is None else format_cell(step)
+def _steps(step: int | None, ratio: float | None) -> str:
+    if step is None:
+        return "undefined" if ratio is None else "never"
+    return format_cell(step)

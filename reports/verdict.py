@@ -22,7 +22,10 @@ Results = Mapping[str, Any]
 KEPT, HALF, LOST = 0.9, 0.5, 0.1
 """Shares of the uncut score: kept from .9, mostly lost to .5, lost to .1."""
 LEAST_SCORE = 0.05
-"""Of the uncut model above a guess, below which no share is defined."""
+"""Of the uncut model above a guess, below which no share is defined. Of a loss, nats
+below a uniform guess."""
+IMPROVED = 1.01
+"""Share left from which a cut improves the concept, where no interval is known."""
 SAME = 0.1
 """Difference of shares up to which a random cut counts as equal to the learned one."""
 THRESHOLDS = (
@@ -71,11 +74,15 @@ def verdict(results: Results) -> str:
     """A few sentences on a run with an uncut and a cut model."""
     concept, rest = shares_left(results, results["scores"]["cut"])
     isolates = results.get("direction") == "isolate"
-    if concept is None:
+    if base_warning(results):
+        said = "No verdict on the concept."
+    elif concept is None:
         said = (
             "No verdict on the concept: the uncut model's score is undefined or close "
             f"to a guess; the rest is {state(rest)}."
         )
+    elif improves(results):
+        said = f"The cut improves the concept; the rest is {state(rest)}."
     else:
         said = _of_circuit(concept) if isolates else _of_cut(concept, rest)
     if warning := effect_warning(results):
@@ -88,38 +95,41 @@ def verdict(results: Results) -> str:
 def effect_warning(results: Results) -> str | None:
     """What to know before the cut is relearned; None where the cut broke the concept.
 
-    A cut broke nothing if the concept keeps at least 90 % of its ability or its score
-    is no worse than the lower end of the uncut model's 95 % interval (upper end of a
-    loss). It may also break no more than the worst of the random cuts. A circuit
-    (`isolate`) is meant to keep the concept, so it is never warned of.
+    The uncut model may be no better than a guess. A cut broke nothing if the concept
+    keeps at least 90 % of its ability or its score is inside the uncut model's 95 %
+    interval; it may even improve the concept, or break no more than the worst of the
+    random cuts. A circuit (`isolate`) is meant to keep the concept, so of it only the
+    uncut model is checked.
 
     Args:
-        results: `scores`, `concept_metric` and, where known, `intervals` and
-            `direction`, as in results.json.
+        results: `scores`, both metrics and, where known, `intervals` and `direction`,
+            as in results.json.
     """
+    if warning := base_warning(results):
+        return warning
     metric, scores = results["concept_metric"], results["scores"]
     uncut, cut = (scores.get(name, {}).get(metric["name"]) for name in ("uncut", "cut"))
     if results.get("direction") == "isolate" or _unknown(uncut) or _unknown(cut):
         return None
     name, value = metric_name(metric), format_cell(cut)
-    reasons = []
+    said, reasons = "the cut breaks no more than random cuts", []
     share = share_left(metric, uncut, cut)
     interval = _interval_of_uncut(results)
-    if interval is not None and not _worse(metric, cut, interval):
+    if improves(results):
+        said = "the cut improves the concept instead of removing it"
+        reasons.append(f"{name} is {value}, of the uncut model {format_cell(uncut)}")
+    elif interval is not None and not _worse(metric, cut, interval):
         ends = f"[{format_cell(interval[0])}, {format_cell(interval[1])}]"
+        said = "the cut broke nothing"
         reasons.append(
             f"{name}, {value}, is within the noise of the uncut model, "
             f"{format_cell(uncut)} {ends} (95 % interval)"
         )
     elif share is not None and share >= KEPT:
+        said = "the cut broke nothing"
         reasons.append(
             f"{name} is {value}, which is {percent(share)} of the uncut model's ability"
         )
-    said = (
-        "the cut broke nothing"
-        if reasons
-        else "the cut breaks no more than random cuts"
-    )
     randoms = [s.get(metric["name"]) for s in scores.get("random") or []]
     known = [score for score in randoms if not _unknown(score)]
     if known and not _worse(metric, cut, known):
@@ -128,6 +138,59 @@ def effect_warning(results: Results) -> str | None:
             f"cut gives {value}"
         )
     return f"{said}: {'; '.join(reasons)}." if reasons else None
+
+
+def base_warning(results: Results) -> str | None:
+    """Why no cut of this model shows anything: it is no better than a guess.
+
+    Args:
+        results: `scores` of the `uncut` model and, where known, the metrics.
+    """
+    scores = results["scores"].get("uncut") or {}
+    said = []
+    for side, what in zip(SIDES, ("the concept", "the rest"), strict=True):
+        metric = results.get(f"{side}_metric")
+        score = scores.get(metric["name"]) if metric else None
+        if metric and _is_a_guess(metric, score):
+            said.append(
+                f"on {what}: {metric_name(metric)} is {format_cell(score)}, of a "
+                f"{'guess' if metric['higher_is_better'] else 'uniform guess'} "
+                f"{format_cell(metric.get('chance') or 0.0)}"
+            )
+    return (
+        f"the uncut model is no better than a guess {'; '.join(said)}."
+        if said
+        else None
+    )
+
+
+def _is_a_guess(metric: Results, score: float | None) -> bool:
+    if score is None or math.isnan(score):
+        return False
+    guess = metric.get("chance") or 0.0
+    if metric["higher_is_better"]:
+        return score - guess < LEAST_SCORE
+    return guess > 0 and guess - score < LEAST_SCORE  # unknown in older runs
+
+
+def improves(results: Results) -> bool:
+    """Whether a cut that should break the concept makes its score better.
+
+    Better than the uncut model's 95 % interval, or where none is known by a hundredth
+    of the ability.
+    """
+    metric, scores = results["concept_metric"], results["scores"]
+    uncut, cut = (scores.get(name, {}).get(metric["name"]) for name in ("uncut", "cut"))
+    if results.get("direction") == "isolate" or _unknown(uncut) or _unknown(cut):
+        return False
+    interval = _interval_of_uncut(results)
+    if interval is not None:
+        better: bool = (
+            cut > interval[1] if metric["higher_is_better"] else cut < interval[0]
+        )
+        return better
+    share = share_left(metric, uncut, cut)
+    return share is not None and share > IMPROVED
 
 
 def _unknown(score: float | None) -> bool:

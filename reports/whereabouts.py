@@ -13,6 +13,7 @@ from circuitcut.reports.drawing import (
     BLUE,
     CONDITION_LOOKS,
     GREEN,
+    GREY,
     VERMILLION,
     WIDTH,
     layer_ticks,
@@ -161,8 +162,9 @@ def probe_by_layer(run: Run) -> Figure | None:
         for key, kind in (("auc", "-"), ("control_auc", ":")):
             points = seed_points(levels, itemgetter("place"), itemgetter(key))
             name = CONDITIONS.get(model, model.replace("_", " "))
-            label = name if key == "auc" else f"{name}, shuffled labels"
+            label = name if key == "auc" else ""
             line(axes, points, label, style | {"linestyle": kind})
+    axes.plot([], [], ":", color=GREY, label="control:\nshuffled labels")
     layer_ticks(axes, {i: e["layer"] for i, e in enumerate(probes[0]["levels"])})
     axes.set_ylabel("linear probe: area\nunder the ROC curve")
     legend_beside(axes)

@@ -53,8 +53,19 @@ HOLDINGS = {"lasting": "mask held", "one_shot": "written once"}
 
 
 def metric_name(metric: Mapping[str, Any]) -> str:
-    """Name of a score, without its unit."""
-    return METRICS.get(metric["name"], metric["name"].replace("_", " "))
+    """Name of a score, without its unit; runs before December 2026 have no label."""
+    return metric.get("label") or METRICS.get(
+        metric["name"], metric["name"].replace("_", " ")
+    )
+
+
+def score_name(results: Mapping[str, Any], key: str) -> str:
+    """Name of a score by its key; a run's main scores have those of its metrics."""
+    for side in ("concept", "retain"):
+        metric = results.get(f"{side}_metric")
+        if metric and metric["name"] == key:
+            return metric_name(metric)
+    return METRICS.get(key, key.replace("_", " "))
 
 
 def metric_unit(metric: Mapping[str, Any]) -> str:

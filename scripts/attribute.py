@@ -30,6 +30,7 @@ from circuitcut.experiments.settings import MaskSettings
 from circuitcut.masks.frozen_mask import FrozenMask
 from circuitcut.models.sites import Site
 from circuitcut.reports.tables import format_table
+from circuitcut.reports.words import method_name, score_name
 from circuitcut.storage.errors import UserError
 from circuitcut.storage.flag_fields import flag
 from circuitcut.storage.run_directory import RunDirectory
@@ -156,10 +157,14 @@ def _cuts(
 
 
 def _show(results: Mapping[str, Any]) -> None:
-    names = [results[f"{which}_metric"]["name"] for which in ("concept", "retain")]
-    table = [{"method": "uncut", "n_ablated": 0} | results["scores"]["uncut"]]
-    table += [{**row, **row["scores"]} for row in results["curve"]]
-    print(format_table(table, ["method", "n_ablated", *names, "kl_retain"]))
+    keys = [results[f"{which}_metric"]["name"] for which in ("concept", "retain")]
+    uncut = {"method": "uncut", "n_ablated": 0, "scores": results["scores"]["uncut"]}
+    table = [
+        {"method": method_name(row["method"]), "units ablated": row["n_ablated"]}
+        | {score_name(results, k): row["scores"].get(k) for k in (*keys, "kl_retain")}
+        for row in (uncut, *results["curve"])
+    ]
+    print(format_table(table, list(table[0])))
 
 
 def _sites(config: AttributeConfig, experiment: Experiment) -> tuple[Site, ...]:

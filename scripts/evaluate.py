@@ -36,6 +36,7 @@ from circuitcut.reports.figures import draw_all
 from circuitcut.reports.load import load_run
 from circuitcut.reports.tables import format_table
 from circuitcut.reports.verdict import effect_warning
+from circuitcut.reports.words import method_name, metric_name, score_name
 from circuitcut.storage.errors import UserError
 from circuitcut.storage.flag_fields import flag
 from circuitcut.storage.run_directory import RunDirectory
@@ -187,16 +188,21 @@ def _units_of(
 def _show_scores(results: Mapping[str, Any]) -> None:
     scored = results["scores"]
     rows = [
-        {"score": name, **{key: scores.get(name) for key, scores in scored.items()}}
+        {"score": score_name(results, name)}
+        | {key: scores.get(name) for key, scores in scored.items()}
         for name in scored["uncut"]
     ]
     print(format_table(rows, ["score", *scored]))
 
 
 def _show_curve(results: Mapping[str, Any]) -> None:
-    names = [results[f"{which}_metric"]["name"] for which in ("concept", "retain")]
-    rows = [{**row, **row["scores"]} for row in results["curve"]]
-    print(f"\n{format_table(rows, ['method', 'n_ablated', *names])}")
+    metrics = [results[f"{which}_metric"] for which in ("concept", "retain")]
+    rows = [
+        {"method": method_name(row["method"]), "units ablated": row["n_ablated"]}
+        | {metric_name(m): row["scores"].get(m["name"]) for m in metrics}
+        for row in results["curve"]
+    ]
+    print(f"\n{format_table(rows, list(rows[0]))}")
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ example of the concept, and never_learned, a model that was trained without them
 """
 
 import logging
+import textwrap
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
@@ -51,7 +52,14 @@ from circuitcut.relearning.protocol import mask_hash, relearn
 from circuitcut.relearning.records import ConditionFiles, ConditionRun
 from circuitcut.relearning.statistics import describe
 from circuitcut.relearning.study import Findings, RelearnSettings, Study
-from circuitcut.reports.tables import format_table, recovery_rows, relearning_rows
+from circuitcut.reports.tables import (
+    AREA,
+    RECOVERY_NOTE,
+    format_table,
+    recovery_rows,
+    relearning_rows,
+)
+from circuitcut.reports.words import metric_name
 from circuitcut.storage.errors import UserError
 from circuitcut.storage.flag_fields import flag
 from circuitcut.storage.processes import by_first
@@ -198,7 +206,7 @@ def _relearned(config: RelearnConfig, resumed: RunDirectory | None) -> Path:
     begun(resumed, made_with)
     warning = warning_of_cut(mask_path, mask, experiment)
     if warning:
-        logger.warning("%s Relearning it shows no recovery of the concept.", warning)
+        logger.warning("%s Its relearning shows no recovery.", warning)
     never_learned = None
     if "never_learned" in config.conditions:
         never_learned = prepare(config, without_concept=True)
@@ -376,28 +384,40 @@ def _with_possible_limits(
 
 
 def _show(results: dict[str, Any], path: Path) -> None:
+    names = {
+        metric_name(results["concept_metric"]): "concept",
+        metric_name(results["retain_metric"]): "rest",
+    }
     for title, rows in (
         ("scores at the start and the end of relearning", relearning_rows(results)),
         ("recovery against the uncut model", recovery_rows(results)),
     ):
         if rows:
             print(f"\n{title}")
-            short = [_without_intervals(row) for row in rows]
+            short = [_for_terminal(row, names) for row in rows]
             print(format_table(short, list(short[0])))
+    print(f"\n{'; '.join(f'{side}: {name}' for name, side in names.items())}")
+    if results["recovery"]:
+        print(textwrap.fill(RECOVERY_NOTE, 100))
     print("intervals: results.json and the report")
     if results["warning"]:
         print(f"warning: {results['warning']}")
     print(f"run: {path}\nnext: {results['next']}")
 
 
-def _without_intervals(row: Mapping[str, Any]) -> dict[str, Any]:
-    """A row that fits a terminal."""
-    return {
-        key.replace("steps to ", "to "): cell.split(" [")[0]
-        if isinstance(cell, str)
-        else cell
-        for key, cell in row.items()
-    }
+def _for_terminal(row: Mapping[str, Any], names: Mapping[str, str]) -> dict[str, Any]:
+    """A row without intervals, under short headings.
+
+    Args:
+        names: Name of a main score -> its side.
+    """
+    short = {**names, "steps to ": "to ", "recovery: ": "", AREA: "mean"}
+    cells = {}
+    for key, cell in row.items():
+        for long, name in short.items():
+            key = key.replace(long, name)
+        cells[key] = cell.split(" [")[0] if isinstance(cell, str) else cell
+    return cells
 
 
 if __name__ == "__main__":

@@ -10,9 +10,14 @@ in the user's cache folder (CIRCUITCUT_CACHE), named by a hash of data, model, r
 from dataclasses import dataclass
 from typing import Any
 
-from circuitcut.experiments.base_model import prepare
+from circuitcut.experiments.base_model import (
+    longer_training,
+    prepare,
+    warning_of_base,
+)
 from circuitcut.experiments.flags import TaskConfig, command, task_flags
 from circuitcut.reports.tables import format_table
+from circuitcut.reports.words import score_name
 from circuitcut.tasks.evaluation import evaluate
 from circuitcut.training.config import run_script
 
@@ -32,12 +37,22 @@ def main(config: TrainBaseConfig) -> dict[str, Any]:
         print(f"{config.model_name} is used as loaded; --base always fine-tunes it")
         evaluation = evaluate(experiment.task, experiment.loaded.model, "heldout")
         base = {"heldout": evaluation.scores}
-    rows = [{"score": key, "held out": value} for key, value in base["heldout"].items()]
+    metrics = {
+        "concept_metric": vars(experiment.task.concept_metric),
+        "retain_metric": vars(experiment.task.retain_metric),
+    }
+    rows = [
+        {"score": score_name(metrics, key), "held out": value}
+        for key, value in base["heldout"].items()
+    ]
     print(format_table(rows, ["score", "held out"]))
     if "folder" in base:
         print(f"trained in {base['seconds']} s; kept in {base['folder']}")
     flags = {"task": config.task} | task_flags(config)
-    print(f"next: {command('train_mask', flags)}")
+    following = command("train_mask", flags)
+    if warning_of_base(experiment):
+        following = longer_training(config, base)
+    print(f"next: {following}")
     return base
 
 

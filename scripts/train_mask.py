@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from circuitcut.experiments.base_model import with_base_model
+from circuitcut.experiments.base_model import longer_training, with_base_model
 from circuitcut.experiments.describe import describe
 from circuitcut.experiments.finish import finish
 from circuitcut.experiments.flags import command, run_dir_flag
@@ -36,6 +36,8 @@ from circuitcut.experiments.watch import show_frozen, watched
 from circuitcut.masks.frozen_mask import FrozenMask
 from circuitcut.relearning.holding import check_holdable
 from circuitcut.reports.tables import format_table
+from circuitcut.reports.verdict import base_warning
+from circuitcut.reports.words import METRICS, method_name, metric_name
 from circuitcut.storage.errors import UserError
 from circuitcut.storage.flag_fields import flag
 from circuitcut.storage.run_directory import RunDirectory
@@ -96,7 +98,7 @@ def _trained(config: TrainMaskConfig, resumed: RunDirectory | None) -> Path:
         save_frozen(frozen.mask, frozen.ranking, run.path)
         show_frozen(tracker, planned.settings, frozen.mask)
         results = describe(planned, experiment, masks, frozen, ablated)
-        results["next"] = _next(config, frozen.mask, run.path)
+        results["next"] = _next(config, results, frozen.mask, run.path)
         tracker.hparams(config_dict(config), results["scores"]["cut"])
         run.write_results(results)
     _show(results, run.path)
@@ -119,13 +121,19 @@ def _new(
     )
 
 
-def _next(config: TrainMaskConfig, mask: FrozenMask, path: Path) -> str:
-    """Relearning, or the report of a mask that cannot be held in relearning."""
+def _next(
+    config: TrainMaskConfig, results: Mapping[str, Any], mask: FrozenMask, path: Path
+) -> str:
+    """Relearning; a better base model; or the report of a mask not to be relearned."""
+    if base_warning(results) and results["base"]:
+        return longer_training(config, results["base"])
     try:
+        if results["warning"]:
+            return command("report", {"runs": path})
         check_holdable(mask, {"lasting"})
         return command("relearn", {"mask": path, **run_dir_flag(config)})
     except UserError:
-        return command("report", {"runs": path, **run_dir_flag(config)})
+        return command("report", {"runs": path})
 
 
 def _show(results: Mapping[str, Any], path: Path) -> None:
@@ -138,7 +146,7 @@ def _show(results: Mapping[str, Any], path: Path) -> None:
         _row("learned cut", results["n_ablated"], scores["cut"]),
     ]
     rows += [
-        _row(f"{method} cut", results["n_ablated"], values)
+        _row(f"cut by {method_name(method)}", results["n_ablated"], values)
         for method, values in scores["attribution"].items()
     ]
     if randoms:
@@ -146,12 +154,13 @@ def _show(results: Mapping[str, Any], path: Path) -> None:
         rows.append(
             _row(f"random cut (mean of {len(randoms)})", results["n_ablated"], mean)
         )
-    shown = [concept["name"], retain["name"], "kl_retain"]
+    shown = {metric["name"]: metric_name(metric) for metric in (concept, retain)}
+    shown["kl_retain"] = METRICS["kl_retain"]
     table = [
         {
             "model": r["model"],
             "ablated": r["ablated"],
-            **{k: r["scores"].get(k) for k in shown},
+            **{name: r["scores"].get(key) for key, name in shown.items()},
         }
         for r in rows
     ]
@@ -159,11 +168,11 @@ def _show(results: Mapping[str, Any], path: Path) -> None:
         f"\n{results['task']} on {results['model']}: {results['n_ablated']} of "
         f"{results['n_units']} {' and '.join(results['units'])} ablated, held-out data"
     )
-    print(format_table(table, ["model", "ablated", *shown]))
+    print(format_table(table, ["model", "ablated", *shown.values()]))
     _show_names(results)
     better = "higher" if concept["higher_is_better"] else "lower"
-    print(f"{concept['name']}: the concept ({better} = more of it)")
-    print(f"{retain['name']}: the rest")
+    print(f"{metric_name(concept)}: the concept ({better} = more of it)")
+    print(f"{metric_name(retain)}: the rest")
     if results["warning"]:
         print(f"warning: {results['warning']}")
     print(f"run: {path}\nnext: {results['next']}")

@@ -114,7 +114,9 @@ class Metric:
     higher_is_better: bool
     unit: str
     chance: float = 0.0
-    """Score at chance level, if higher is better."""
+    """Score of a guess; of a loss that of a uniform guess, 0 where it is unknown."""
+    label: str = ""
+    """Name that people use, such as `LOC span F1`; empty: the name of the score."""
 
 
 class Task(ABC):

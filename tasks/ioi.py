@@ -48,6 +48,7 @@ from circuitcut.tasks.language_rows import (
     Row,
     collate,
     counted_nll,
+    of_vocabulary,
     pad_id_of,
     prefix_ids,
     share,
@@ -90,8 +91,8 @@ class IoiTask(Task):
 
     name: ClassVar[str] = "ioi"
     head: ClassVar[Head] = "causal_lm"
-    concept_metric = Metric("accuracy", True, "fraction", 0.5)
-    retain_metric = Metric("retain_nll", False, "nats/token")
+    concept_metric = Metric("accuracy", True, "fraction", 0.5, "IOI accuracy")
+    retain_metric = Metric("retain_nll", False, "nats/token", 0.0, "loss on other text")
     own_options = ("retain_data", *TEXT_OPTIONS)
     defaults = TaskDefaults(
         model="tiny-decoder",
@@ -154,6 +155,7 @@ class IoiTask(Task):
         self._corpus = corpus
         self._tokenizer = tokenizer
         self._max_length = options.max_length
+        self.retain_metric = of_vocabulary(self.retain_metric, tokenizer)
         self._prefix = prefix_ids(tokenizer, options)
         self._has_wiki = any(r.kind == "wiki" for r in corpus.records["heldout"])
         self._rows: dict[str, list[Row]] = {}

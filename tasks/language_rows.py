@@ -1,7 +1,8 @@
 """Tokenised texts as rows of a language-model batch."""
 
+import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -10,8 +11,13 @@ from jaxtyping import Bool, Int
 from torch import Tensor
 
 from circuitcut.storage.errors import UserError
-from circuitcut.tasks.base import NO_TARGET, Batch, TaskOptions
+from circuitcut.tasks.base import NO_TARGET, Batch, Metric, TaskOptions
 from circuitcut.tasks.selected_logits import spread
+
+
+def of_vocabulary(metric: Metric, tokenizer: Any) -> Metric:
+    """A loss in nats per token with that of a uniform guess over the vocabulary."""
+    return replace(metric, chance=math.log(len(tokenizer)))
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ our data have five splits.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -92,7 +92,7 @@ class LocationsTask(Task):
     name: ClassVar[str] = "locations"
     head: ClassVar[Head] = "token_classification"
     concept_metric = Metric("concept_f1", True, "fraction")
-    retain_metric = Metric("retain_f1", True, "fraction")
+    retain_metric = Metric("retain_f1", True, "fraction", label="other types' span F1")
     own_options = ("labels_file", "concept")
     defaults = TaskDefaults(
         model="tiny-encoder",
@@ -140,6 +140,8 @@ class LocationsTask(Task):
         self._splits: dict[Split, _SplitRows] = {}
         self._ordinary: dict[int, list[list[int]]] = {}
         self._types = entity_types(self.labels)
+        named = " and ".join(sorted(corpus.concept_types))
+        self.concept_metric = replace(self.concept_metric, label=f"{named} span F1")
         self._count_spans = SpanCounter(self.labels, self._types)
         types = [entity_type(label) for label in self.labels]
         self._is_concept = torch.tensor(

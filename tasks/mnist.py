@@ -86,7 +86,9 @@ class MnistTask(Task):
     name: ClassVar[str] = "mnist"
     head: ClassVar[Head] = "image_classification"
     concept_metric = Metric("concept_accuracy", True, "fraction")
-    retain_metric = Metric("retain_accuracy", True, "fraction")
+    retain_metric = Metric(
+        "retain_accuracy", True, "fraction", 0.0, "accuracy on other digits"
+    )
     own_options = ("concept",)
     defaults = TaskDefaults(
         model="mlp",
@@ -143,6 +145,9 @@ class MnistTask(Task):
         del tokenizer, options  # images have no tokens, and `read` used the options
         self.corpus = corpus
         digits = torch.tensor(corpus.concept_digits)
+        named = ", ".join(map(str, corpus.concept_digits))
+        named = f"digit{'s' * (len(digits) > 1)} {named}"
+        self.concept_metric = replace(self.concept_metric, label=f"accuracy on {named}")
         self._is_concept = torch.isin(corpus.images.digits, digits)
         self._concept_classes = corpus.class_of_digit[digits].unique()
         members = torch.cat(list(corpus.index.values()))

@@ -54,6 +54,7 @@ from circuitcut.tasks.language_rows import (
     Row,
     collate,
     counted_nll,
+    of_vocabulary,
     pad_id_of,
     prefix_ids,
     share,
@@ -98,8 +99,10 @@ class PromptsTask(Task):
 
     name: ClassVar[str] = "prompts"
     head: ClassVar[Head] = "language_model"
-    concept_metric = Metric("accuracy", True, "fraction")
-    retain_metric = Metric("retain_nll", False, "nats/token")
+    concept_metric = Metric(
+        "accuracy", True, "fraction", 0.0, "accuracy on the prompts"
+    )
+    retain_metric = Metric("retain_nll", False, "nats/token", 0.0, "loss on other text")
     own_options = ("retain_data", *TEXT_OPTIONS)
     defaults = TaskDefaults(
         model="tiny-decoder",
@@ -174,7 +177,8 @@ class PromptsTask(Task):
                 "name some with --retain_data"
             )
         self._rivals = self._padded_rivals()
-        self.concept_metric = Metric("accuracy", True, "fraction", self._chance())
+        self.concept_metric = replace(self.concept_metric, chance=self._chance())
+        self.retain_metric = of_vocabulary(self.retain_metric, tokenizer)
         self._rows: dict[str, list[Row]] = {}
         self._prompts = {
             split: [r for r in _prompts_of(records) if r.text in self._asked.rows]

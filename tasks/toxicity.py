@@ -38,6 +38,7 @@ from circuitcut.tasks.language_rows import (
     Tokens,
     collate,
     counted_nll,
+    of_vocabulary,
     pad_id_of,
     prefix_ids,
     share,
@@ -86,8 +87,8 @@ class ToxicityTask(Task):
 
     name: ClassVar[str] = "toxicity"
     head: ClassVar[Head] = "causal_lm"
-    concept_metric = Metric("toxic_nll", False, "nats/token")
-    retain_metric = Metric("retain_nll", False, "nats/token")
+    concept_metric = Metric("toxic_nll", False, "nats/token", 0.0, "loss on toxic text")
+    retain_metric = Metric("retain_nll", False, "nats/token", 0.0, "loss on other text")
     own_options = ("concept_values", "retain_data", "n_prompts", *TEXT_OPTIONS)
     defaults = TaskDefaults(
         model="tiny-decoder",
@@ -156,6 +157,8 @@ class ToxicityTask(Task):
         self._corpus = corpus
         self._tokenizer = tokenizer
         self._max_length = options.max_length
+        self.concept_metric = of_vocabulary(self.concept_metric, tokenizer)
+        self.retain_metric = of_vocabulary(self.retain_metric, tokenizer)
         self._prefix = prefix_ids(tokenizer, options)
         self._n_prompts = options.n_prompts
         self._scorer_name = options.toxicity_scorer

@@ -36,8 +36,13 @@ class Tracker:
         if self._writer is None:
             return
         self.run.log(step, **values)
-        for name, value in values.items():
-            self._writer.add_scalar(name, value, step)
+        self.show(step, values)
+
+    def show(self, step: int, values: Mapping[str, float]) -> None:
+        """Numbers for TensorBoard alone, such as means of logged ones."""
+        if self._writer is not None:
+            for name, value in values.items():
+                self._writer.add_scalar(name, value, step)
 
     def histogram(self, step: int, name: str, values: Tensor) -> None:
         """Log how the entries of a tensor are distributed."""

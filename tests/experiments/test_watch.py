@@ -1,17 +1,27 @@
 """Maps of a planted mask: which pixel is which unit, pooled shares, missing units."""
 
+from pathlib import Path
+
 import pytest
 import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from circuitcut.experiments.settings import MaskSettings
 from circuitcut.experiments.watch import (
     ABLATED,
     KEPT,
+    LEFT,
     MAX_COLUMNS,
     NO_UNIT,
+    TOP,
+    labelled,
     pooled_rows,
     unit_maps,
+    watched,
 )
 from circuitcut.models.sites import Site
+from circuitcut.storage.run_directory import RunDirectory
+from circuitcut.training.tracking import Tracker
 
 SITES = (
     Site("neurons", "layer.1.mlp", 1, 8),
@@ -82,3 +92,35 @@ def test_many_layers_stay_in_sight():
     height, width, _ = image.shape
     assert height == 96 * 8
     assert width == 512
+
+
+@pytest.mark.parametrize("n_layers", [1, 2, 96])
+def test_a_labelled_map_holds_the_map_and_writes_around_it(n_layers: int):
+    sites = [Site("heads", f"h.{i}", i, 32) for i in range(n_layers)]
+    image = unit_maps({site.name: torch.ones(32) for site in sites}, sites)["heads"]
+    page = labelled(image, sites, "frozen")
+    height, width, _ = image.shape
+    inside = page[TOP : TOP + height, LEFT : LEFT + width]
+    torch.testing.assert_close(inside, image, atol=1 / 255, rtol=0)
+    for margin in (page[:TOP], page[TOP + height :], page[:, :LEFT]):
+        assert margin.amin() == 0  # black letters
+        assert margin.amax() == 1
+
+
+def test_losses_are_also_shown_as_means_of_a_tenth_of_the_steps(tmp_path: Path):
+    """A resumed run goes on with the means of the uninterrupted one."""
+    run = RunDirectory.create(tmp_path, kind="test", task="t", model="m", config={})
+    settings = MaskSettings(n_steps=30)
+    for steps in (range(4), range(4, 8)):
+        with Tracker(run, resume_step=steps[0] or None) as tracker:
+            on_log = watched(tracker, settings).on_log
+            assert on_log is not None
+            for step in steps:
+                on_log(step, {"concept_loss": float(step**2), "grad_norm": 1.0})
+    events = EventAccumulator(str(run.path))
+    events.Reload()
+    means = [event.value for event in events.Scalars("mean_of_3_steps/concept_loss")]
+    assert means == pytest.approx(
+        [0, 1 / 2, 5 / 3, 14 / 3, 29 / 3, 50 / 3, 77 / 3, 110 / 3]
+    )
+    assert set(run.metrics()[5]) == {"step", "concept_loss", "grad_norm"}

@@ -1,16 +1,21 @@
 """Recovery: hand-made numbers, orientation, undefined values, first steps and areas."""
 
 import math
+from functools import partial
 
 import pytest
 
 from circuitcut.relearning.recovery import (
     FRACTIONS,
+    KEPT,
+    Recovery,
     area,
+    broke_nothing,
     first_reached,
     recovery,
     recovery_curve,
 )
+from circuitcut.reports import verdict
 
 
 def test_recovery_of_hand_made_scores():
@@ -90,11 +95,23 @@ def test_a_curve_by_hand():
     assert curve.to_dict()["points"][2]["examples"] == 12
 
 
-def test_the_uncut_model_compared_with_itself_has_ratio_one():
+def test_a_cut_that_broke_nothing_has_no_recovery():
     scores = [0.7, 0.72, 0.75]
     curve = recovery_curve([0, 1, 2], [0, 1, 2], scores, scores)
-    assert [point.ratio for point in curve.points] == [1.0, 1.0, 1.0]
+    for point in curve.points:
+        assert point == Recovery(None, None, "the cut broke nothing")
+    assert curve.area is None
     assert curve.final_gap == 0.0
+
+
+def test_what_broke_nothing_is_measured_above_a_guess_and_by_probability():
+    assert KEPT == verdict.KEPT
+    assert broke_nothing(0.91, 1.0)
+    assert not broke_nothing(0.91, 1.0, guess=0.5)  # 82 % of what is above a guess
+    assert broke_nothing(1.2, 1.0)
+    loss = partial(broke_nothing, uncut_0=2.0, higher_is_better=False)
+    assert loss(2.0 - math.log(0.91))
+    assert not loss(2.0 - math.log(0.89))
 
 
 def test_sequences_of_different_lengths_are_refused():

@@ -102,13 +102,17 @@ def test_recovery_is_of_the_means_over_seeds(task: Task):
 
 def test_paired_conditions_that_are_equal_recover_exactly_one(task: Task):
     """The same draws for both sides: no noise is left in the ratio."""
+    start = {"cut": 0.1, "uncut": 0.6}
     runs = [
-        _run(name, seed, [0.5, 0.6]) for name in ("cut", "uncut") for seed in (0, 1)
+        _run(name, seed, [share, 0.6, 0.6])
+        for name, share in start.items()
+        for seed in (0, 1)
     ]
     entry = describe(task, runs, n_resamples=100)["recovery"][0]
-    for point in entry["points"]:
-        assert point["ratio"] == 1.0
-        assert point["ratio_interval"] == [1.0, 1.0]
+    for point in entry["points"][1:]:
+        for kind in ("ratio", "normalised"):
+            assert point[kind] == 1.0
+            assert point[f"{kind}_interval"] == [1.0, 1.0]
     assert entry["final_gap_interval"] == [0.0, 0.0]
 
 

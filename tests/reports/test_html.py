@@ -13,6 +13,7 @@ from circuitcut.reports.html import page, table_html, write_report
 from circuitcut.reports.load import load_run
 from circuitcut.reports.sections import Table
 from circuitcut.reports.tables import format_cell
+from circuitcut.reports.verdict import effect_warning
 from circuitcut.storage.errors import UserError
 from tests.reports.conftest import (
     curve_results,
@@ -190,6 +191,31 @@ def test_commands_to_repeat_and_go_on_are_shown(text: str, paths: dict[str, Path
     for kind, path in paths.items():
         assert f"python scripts/{kind}.py --config {path}/config.json" in text
     assert "python scripts/relearn.py" in text
+
+
+def test_a_mask_and_its_relearning_give_their_warning_once(write_run: Any):
+    warning = "the cut broke nothing: f1 is 0.79, which is 99 % of the ability."
+    both = [
+        load_run(write_run({**results, "warning": warning}))
+        for results in (mask_results(), relearn_results())
+    ]
+    assert page([(both[1], {})]).count(warning) == 1
+    both[0].results["scores"]["cut"] = both[0].results["scores"]["uncut"]
+    said = effect_warning(both[0].results)
+    for run in both:
+        run.results["warning"] = said
+    assert page([(run, {}) for run in both]).count(f"Warning: {said}") == 1
+
+
+def test_a_report_does_not_tell_its_reader_to_write_a_report(write_run: Any):
+    following = "python scripts/report.py --runs runs/a"
+    texts = [
+        page([(load_run(write_run({**curve_results("attribute"), "next": n})), {})])
+        for n in (following, "python scripts/relearn.py --mask report.py")
+    ]
+    assert following not in texts[0]
+    assert "<h3>Command: repeat this run</h3>" in texts[0]
+    assert "relearn.py --mask report.py" in texts[1]
 
 
 def test_text_of_users_is_escaped(write_run: Any):

@@ -64,7 +64,6 @@ def test_recoveries_of_fewest_and_most_examples_open_the_rest_follow(relearn_run
 @pytest.mark.parametrize(
     ("ratio", "normalised", "said"),
     [
-        (0.98, None, "There was nothing to relearn"),
         (None, None, "The recovery is undefined (a reason)."),
         (0.9, 0.96, "The concept comes back"),
         (0.9, 0.6, "Most of the concept comes back"),
@@ -80,6 +79,14 @@ def test_a_recovery_is_called_what_it_is(
             point |= {"ratio": ratio, "normalised": normalised, "reason": "a reason"}
     verdict, _ = relearning_opening(relearn_run)
     assert verdict.startswith(said)
+
+
+def test_a_cut_that_broke_nothing_left_nothing_to_relearn(relearn_run: Run):
+    for entry in relearn_run.results["summary"]:
+        if (entry["condition"], entry["step"]) == ("cut", 0):
+            entry["concept"] = 0.7
+    said, _ = relearning_opening(relearn_run)
+    assert said.startswith("The recovery is undefined: the cut had left the concept")
 
 
 def test_attribution_lists_every_method_at_the_largest_size(write_run: Any):

@@ -5,6 +5,7 @@ import math
 import pytest
 
 from circuitcut.reports.tables import (
+    all_score_rows,
     area_rows,
     curve_rows,
     faithfulness_rows,
@@ -115,7 +116,7 @@ def test_relearning_rows_hold_the_first_and_the_last_moment():
     rows = relearning_rows(relearn_results())
     assert len(rows) == 16
     assert rows[0]["condition"] == "cut, mask held"
-    assert rows[0]["concept, step 0"].startswith("0.012")
+    assert rows[0]["F1 of the concept, step 0"].startswith("0.012")
     assert rows[1]["condition"] == "cut, written once"
     assert rows[2]["condition"] == "uncut"
     assert {row["steps"] for row in rows} == {60}
@@ -125,8 +126,8 @@ def test_relearning_rows_hold_the_first_and_the_last_moment():
 def test_recovery_says_never_and_undefined():
     cut, random, *_ = recovery_rows(relearn_results())
     assert (cut["steps to 50 %"], cut["steps to 95 %"]) == ("8", "never")
-    assert cut["mean recovery (area)"] == "0.432 [0.390, 0.470]"
-    assert random["recovery (normalised)"] == "undefined"
+    assert cut["mean regained / removed"] == "0.432 [0.390, 0.470]"
+    assert random["recovery: regained / removed"] == "undefined"
 
 
 def test_faithfulness_means_are_over_known_seeds():
@@ -168,3 +169,12 @@ def test_rankings_without_complements_leave_their_cells_empty():
     assert {row["area under F1 of the concept"] for row in area_rows(results)[:1]} == {
         "0.250"
     }
+
+
+def test_scores_have_the_names_that_people_use_and_older_runs_those_of_their_keys():
+    results = mask_results()
+    results["concept_metric"] = {**results["concept_metric"], "label": "LOC span F1"}
+    row = score_rows(results)[0]
+    assert list(row)[:3] == ["model", "LOC span F1", "F1 of other types"]
+    names = [row["score"] for row in all_score_rows(results)]
+    assert names[:2] == ["LOC span F1", "F1 of other types"]

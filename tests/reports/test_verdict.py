@@ -5,7 +5,13 @@ from typing import Any
 
 import pytest
 
-from circuitcut.reports.verdict import effect_warning, share_left, state, verdict
+from circuitcut.reports.verdict import (
+    base_warning,
+    effect_warning,
+    share_left,
+    state,
+    verdict,
+)
 
 UP = {"name": "f1", "higher_is_better": True}
 LOSS = {"name": "nll", "higher_is_better": False}
@@ -126,6 +132,40 @@ def test_a_cut_within_the_noise_or_among_random_cuts_is_warned_of(run: Any, said
     assert warning is None if said is None else str(warning).startswith(said)
     if warning:
         assert verdict(run).endswith(f" Warning: {warning}")
+
+
+@pytest.mark.parametrize(
+    ("run", "said"),
+    [
+        (measured(0.9), "the cut improves the concept instead of removing it: f1 is 0"),
+        (measured(0.84), "the cut broke nothing: f1, 0.840, is within the noise"),
+        (results(0.9, 0.5), "the cut improves the concept instead of removing it"),
+    ],
+)
+def test_a_cut_that_improves_the_concept_is_called_so(run: Any, said: str):
+    assert str(effect_warning(run)).startswith(said)
+    is_better = said.startswith("the cut improves")
+    assert verdict(run).startswith("The cut improves the concept") == is_better
+    assert effect_warning({**run, "direction": "isolate"}) is None
+
+
+def test_a_base_model_worse_than_uniform_is_named():
+    uniform = {**LOSS, "chance": math.log(4096), "label": "loss on toxic text"}
+    run: dict[str, Any] = {
+        "concept_metric": uniform,
+        "retain_metric": {**uniform, "name": "rest", "label": "loss on other text"},
+        "scores": {"uncut": {"nll": 9.16, "rest": 5.0}, "cut": {"nll": 9.5}},
+    }
+    assert effect_warning(run) == (
+        "the uncut model is no better than a guess on the concept: loss on toxic text "
+        "is 9.160, of a uniform guess 8.318."
+    )
+    assert effect_warning({**run, "direction": "isolate"}) is not None
+    run["scores"]["uncut"]["nll"] = 4.0
+    assert effect_warning(run) is None
+    run["concept_metric"] = LOSS | {"chance": 0.0}  # as in older runs
+    run["scores"]["uncut"]["nll"] = 9.16
+    assert base_warning(run) is None
 
 
 def test_of_a_loss_a_cut_must_raise_it_above_the_interval_and_the_random_cuts():

@@ -58,5 +58,5 @@ def test_redistribution_bars_are_the_shares_in_percent(relearn_run: Run):
 
 def test_probes_have_a_solid_and_a_dotted_line_a_condition(relearn_run: Run):
     (axes,) = probe_by_layer(relearn_run).axes
-    assert [line.get_linestyle() for line in axes.lines] == ["-", ":"] * 3
+    assert [line.get_linestyle() for line in axes.lines] == ["-", ":"] * 3 + [":"]
     assert axes.get_xticklabels()[0].get_text() == "emb."

@@ -74,7 +74,7 @@ def test_a_mask_on_edges_is_trained_evaluated_and_reported(
     assert mask.edges(kept=False) == found["edges"]
     said = capsys.readouterr().out
     assert f"ablated: {found['edges'][0]}" in said
-    assert "next: python scripts/relearn.py" in said
+    assert "scripts/relearn.py --mask" in said
     where = ["--mask", str(run), "--run_dir", str(tmp_path / "runs")]
     config = parse_config(evaluate.EvaluateConfig, [*where, "--sizes", "2", "5"])
     measured = results(evaluate.main(config))

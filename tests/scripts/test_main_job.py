@@ -13,7 +13,14 @@ from matplotlib import pyplot as plt
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import Tensor
 
-from circuitcut.experiments.watch import ABLATED, KEPT
+from circuitcut.experiments.watch import (
+    ABLATED,
+    COLUMN_WIDTH,
+    KEPT,
+    LEFT,
+    MAX_COLUMNS,
+    TOP,
+)
 from circuitcut.masks.frozen_mask import FrozenMask
 from circuitcut.scripts import attribute, evaluate, relearn, report, train_mask
 from circuitcut.storage.atomic import read_tensors
@@ -54,6 +61,39 @@ def test_a_learned_cut_forgets_the_digit_and_a_random_cut_does_not(fast: list[st
     assert low <= scores["cut"]["retain_accuracy"] <= high
 
 
+def test_gates_are_measured_before_rounding_at_the_frozen_number_or_not_at_all(
+    fast: list[str],
+):
+    flags = [*fast, "--n_steps", "3", "--n_random", "0", "--attribution", "none"]
+    budget = results(trained([*flags, "--n_ablated", "150"]))
+    assert budget["expected_ablated"] == pytest.approx(150, abs=0.1)
+    assert "cut_before_rounding" in budget["scores"]
+    price = results(trained([*flags, "--n_ablated", "150", "--penalty", "price"]))
+    assert price["n_ablated"] == 150
+    assert price["expected_ablated"] < 100
+    assert "cut_before_rounding" not in price["scores"]
+
+
+def test_a_model_that_learned_nothing_is_warned_of_and_not_relearned(
+    fast: list[str],
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    capsys: pytest.CaptureFixture[str],
+):
+    unlearned = ["--base_steps", "1", "--base_lr", "1e-6", "--concept", "3"]
+    flags = ["--n_steps", "2", "--n_random", "0", "--attribution", "none"]
+    found = results(run := trained([*fast, *unlearned, *flags]))
+    warning = "the uncut model is no better than a guess on the concept: accuracy on"
+    assert caplog.text.count(warning) == 1
+    assert found["warning"].startswith(warning)
+    assert f"warning: {warning}" in capsys.readouterr().out
+    assert "train_base" in found["next"]
+    assert "--base_steps 4" in found["next"]
+    out = ["--runs", str(run), "--out", str(tmp_path / "report.html")]
+    page = report.main(parse_config(report.ReportConfig, out)).read_text()
+    assert f"No verdict on the concept. Warning: {warning}" in page
+
+
 def test_tensorboard_shows_the_frozen_mask_unit_by_unit(fast: list[str]):
     units = ["--units", "neurons", "weights", "--attribution", "none"]
     run = trained([*fast, *MASK, *units])
@@ -72,8 +112,9 @@ def test_tensorboard_shows_the_frozen_mask_unit_by_unit(fast: list[str]):
         for name, values in read_tensors(run / "mask.safetensors").items()
         if name.endswith(":neurons") and values.dtype == torch.bool
     )
-    width = image.shape[1] // len(keep)
-    red = torch.tensor(image[0, width // 2 :: width, 0])
+    width = min(COLUMN_WIDTH, MAX_COLUMNS // len(keep))
+    row = image[TOP, LEFT : LEFT + width * len(keep), 0]
+    red = torch.tensor(row[width // 2 :: width])
     assert torch.equal(red > (KEPT[0] + ABLATED[0]) / 2, ~keep)
 
 
