@@ -30,6 +30,8 @@ from circuitcut.tasks.span_counts import ratio
 BEHAVIOURS = ("concept", "retain")
 OF_CONCEPT = "of_concept_"
 _RESAMPLES_AT_ONCE = 64
+_POSITIONS_AT_ONCE = 128
+"""Of KL: several tensors of their logits are in memory."""
 
 
 @dataclass(frozen=True)
@@ -62,7 +64,7 @@ class References:
     """
 
     outputs: list[Outputs] = field(default_factory=list)
-    bytes_left: int = 2 * 1024**3
+    bytes_left: int = 768 * 1024**2
     """Memory left in bytes; when it is used, later batches are computed every time."""
 
     def of(self, number: int, compute: Callable[[], Outputs]) -> Outputs:
@@ -386,14 +388,26 @@ def _divergences(batch: Batch, uncut: Outputs, ablated: Outputs) -> dict[str, Te
     """Summed KL(uncut || cut) and number of positions, per example and behaviour."""
     divergences = {}
     for behaviour in BEHAVIOURS:
-        log_p = getattr(uncut, behaviour).logits.log_softmax(-1)
-        log_q = getattr(ablated, behaviour).logits.log_softmax(-1)
-        nats = (log_p.exp() * (log_p - log_q)).sum(-1)
+        before, after = (getattr(of, behaviour).logits for of in (uncut, ablated))
+        pieces = zip(
+            before.split(_POSITIONS_AT_ONCE),
+            after.split(_POSITIONS_AT_ONCE),
+            strict=True,
+        )
+        nats = torch.cat([_kl(*piece) for piece in pieces])
         divergences[f"kl_{behaviour}"] = _per_example(batch, behaviour, nats)
         divergences[f"{behaviour}_positions"] = _per_example(
             batch, behaviour, torch.ones_like(nats)
         )
     return divergences
+
+
+def _kl(
+    logits: Float[Tensor, "position classes"], others: Float[Tensor, "position classes"]
+) -> Float[Tensor, "position"]:
+    """KL(logits || others) in nats."""
+    log_p, log_q = logits.log_softmax(-1), others.log_softmax(-1)
+    return (log_p.exp() * (log_p - log_q)).sum(-1)
 
 
 def _per_example(batch: Batch, behaviour: str, values: Tensor) -> Tensor:
