@@ -8,19 +8,19 @@ from pathlib import Path
 from typing import Any, Literal
 
 from circuitcut.data.hub import HUB_PREFIX
-from circuitcut.models.sites import UNIT_KINDS
+from circuitcut.models.names import UNIT_KINDS
 from circuitcut.storage.errors import UserError
 from circuitcut.storage.flag_fields import flag
 from circuitcut.storage.run_directory import DEFAULT_PARENT
-from circuitcut.tasks.base import TEXT_OPTIONS, TaskOptions
-from circuitcut.tasks.registry import TASKS
+from circuitcut.tasks.settings.options import TEXT_OPTIONS, TaskOptions
+from circuitcut.tasks.settings.registry import DEFAULTS
 
 
 @dataclass(frozen=True)
 class TaskConfig:
     """Flags that name the task, its data and the model; shared by the scripts."""
 
-    task: str = flag("locations", f"what to cut: {', '.join(TASKS)}")
+    task: str = flag("locations", f"what to cut: {', '.join(DEFAULTS)}")
     model: str | None = flag(
         None,
         "tiny-encoder, tiny-decoder, deep-decoder, mlp (built in), minilm and smollm2 "
@@ -89,8 +89,10 @@ class TaskConfig:
     run_dir: Path = flag(DEFAULT_PARENT, "parent folder of the run directories")
 
     def __post_init__(self) -> None:
-        if self.task not in TASKS:
-            raise UserError(f"--task must be one of {sorted(TASKS)}, got {self.task!r}")
+        if self.task not in DEFAULTS:
+            raise UserError(
+                f"--task must be one of {sorted(DEFAULTS)}, got {self.task!r}"
+            )
         if self.max_length < 4:
             raise UserError(f"--max_length must be at least 4, got {self.max_length}")
         for name in ("n_heldout", "eval_batch"):
@@ -109,7 +111,7 @@ class TaskConfig:
     @property
     def model_name(self) -> str:
         """The model asked for, or the task's own."""
-        return self.model or TASKS[self.task].defaults.model
+        return self.model or DEFAULTS[self.task].model
 
     def task_options(
         self, label_piece: Literal["first", "last"], *, masked_lm: bool = False
@@ -183,8 +185,8 @@ def check_data_flags(config: TaskConfig) -> None:
         if getattr(config, name) not in (defaults[name], [])
     ]
     for name in given:
-        readers = [key for key, task in TASKS.items() if name in task.own_options]
-        tasks = readers or list(TASKS)
+        readers = [key for key, task in DEFAULTS.items() if name in task.own_options]
+        tasks = readers or list(DEFAULTS)
         if config.task not in tasks:
             raise UserError(
                 f"--{name} belongs to --task {' or '.join(tasks)}, got --task "

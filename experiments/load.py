@@ -14,6 +14,7 @@ from circuitcut.tasks.base import Corpus, Task
 from circuitcut.tasks.defaults import FINETUNE, GENERATED_STEPS, BaseRecipe
 from circuitcut.tasks.evaluation import References
 from circuitcut.tasks.registry import TASKS
+from circuitcut.tasks.settings.registry import DEFAULTS
 
 
 @dataclass(frozen=True)
@@ -137,7 +138,7 @@ def task_of(config: TaskConfig, corpus: Corpus, loaded: LoadedModel) -> Task:
 
 def base_recipe(config: TaskConfig) -> BaseRecipe:
     """The recipe of this task and model, with the flags' changes."""
-    of_model = TASKS[config.task].defaults.of(config.model_name)
+    of_model = DEFAULTS[config.task].of(config.model_name)
     recipe = of_model.base or FINETUNE
     if config.data and of_model.base_on_own_data:
         recipe = of_model.base_on_own_data

@@ -6,11 +6,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from circuitcut.attribution.registry import METHODS
+from circuitcut.attribution.abilities import ABILITIES
 from circuitcut.experiments.flags import UnitsConfig
 from circuitcut.experiments.settings import MaskSettings
-from circuitcut.masks.registry import GATES
-from circuitcut.models.sites import UNIT_KINDS
+from circuitcut.masks.gate_settings import SETTINGS
+from circuitcut.models.names import UNIT_KINDS
 from circuitcut.storage.errors import UserError
 from circuitcut.storage.flag_fields import flag, flags_of
 
@@ -49,7 +49,7 @@ class MaskConfig(UnitsConfig, _SettingsFlags):
     )
     attribution: list[str] = flag(
         [],
-        f"baselines cut to the same size: {', '.join(sorted(METHODS))}, or none; "
+        f"baselines cut to the same size: {', '.join(sorted(ABILITIES))}, or none; "
         "default: gradient_margin and probeless; for edges eap and eap_ig",
     )
     attribution_batches: int | None = flag(
@@ -63,11 +63,11 @@ class MaskConfig(UnitsConfig, _SettingsFlags):
     def __post_init__(self) -> None:
         super().__post_init__()
         _check_choices("--units", self.units, UNIT_KINDS)
-        _check_choices("--gate", [self.gate] if self.gate else [], GATES)
+        _check_choices("--gate", [self.gate] if self.gate else [], SETTINGS)
         methods = [m for m in self.attribution if m != "none"]
-        _check_choices("--attribution", methods, METHODS)
+        _check_choices("--attribution", methods, ABILITIES)
         starts = [self.start] if self.start else []
-        _check_choices("--start", starts, ["equal", *METHODS])
+        _check_choices("--start", starts, ["equal", *ABILITIES])
         for key in (
             *("n_steps", "batch_size", "micro_batch", "n_ablated"),
             "attribution_batches",

@@ -7,11 +7,12 @@ from typing import Any, TypeVar
 
 from torch import Tensor
 
+from circuitcut.experiments.defaults.of_mask import settings_of
 from circuitcut.experiments.flags import TaskConfig
 from circuitcut.experiments.freeze import Frozen
 from circuitcut.experiments.load import Experiment
 from circuitcut.experiments.mask_config import MaskConfig
-from circuitcut.experiments.plan import before_budgets, settings_of
+from circuitcut.experiments.plan import before_budgets
 from circuitcut.experiments.settings import MaskSettings, saved_settings
 from circuitcut.masks.frozen_mask import FrozenMask
 from circuitcut.masks.mask_files import check_model

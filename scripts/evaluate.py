@@ -12,34 +12,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from circuitcut.attribution.registry import METHODS
-from circuitcut.experiments.base_model import prepare
-from circuitcut.experiments.circuits.edges_of_mask import circuit_of
-from circuitcut.experiments.circuits.heads_of_mask import heads_of
-from circuitcut.experiments.circuits.published import published_overlap
-from circuitcut.experiments.describe import header, scores_by_name
+from circuitcut.attribution.abilities import ABILITIES
 from circuitcut.experiments.flags import TaskConfig, command
-from circuitcut.experiments.load import Experiment
-from circuitcut.experiments.plan import attribution_batches, methods_of
-from circuitcut.experiments.saved_runs import (
-    RANKING_FILE,
-    check_fit,
-    mask_at,
-    new_run,
-    ranking_of_run,
-    with_flags_of_run,
-)
-from circuitcut.experiments.scores import attribution_scores, score
-from circuitcut.masks.frozen_mask import FrozenMask
-from circuitcut.reports.figures import draw_all
-from circuitcut.reports.load import load_run
-from circuitcut.reports.tables import format_table
-from circuitcut.reports.verdict import effect_warning
 from circuitcut.storage.errors import UserError
 from circuitcut.storage.flag_fields import flag
 from circuitcut.storage.run_directory import RunDirectory
-from circuitcut.tasks.base import SPLITS
-from circuitcut.training.config import run_script
+from circuitcut.tasks.settings.options import SPLITS
+from circuitcut.training.config import parse_first, run_script
 
 
 @dataclass(frozen=True)
@@ -77,9 +56,34 @@ class EvaluateConfig(TaskConfig):
             )
         if any(size < 0 for size in self.sizes):
             raise UserError(f"--sizes must be >= 0, got {self.sizes}")
-        wrong = [method for method in self.methods if method not in METHODS]
+        wrong = [method for method in self.methods if method not in ABILITIES]
         if wrong:
-            raise UserError(f"--methods must be among {sorted(METHODS)}, got {wrong}")
+            raise UserError(f"--methods must be among {sorted(ABILITIES)}, got {wrong}")
+
+
+parse_first(__name__, EvaluateConfig, __doc__)
+
+from circuitcut.experiments.base_model import prepare
+from circuitcut.experiments.circuits.edges_of_mask import circuit_of
+from circuitcut.experiments.circuits.heads_of_mask import heads_of
+from circuitcut.experiments.circuits.published import published_overlap
+from circuitcut.experiments.describe import header, scores_by_name
+from circuitcut.experiments.load import Experiment
+from circuitcut.experiments.plan import attribution_batches, methods_of
+from circuitcut.experiments.saved_runs import (
+    RANKING_FILE,
+    check_fit,
+    mask_at,
+    new_run,
+    ranking_of_run,
+    with_flags_of_run,
+)
+from circuitcut.experiments.scores import attribution_scores, score
+from circuitcut.masks.frozen_mask import FrozenMask
+from circuitcut.reports.figures import draw_all
+from circuitcut.reports.load import load_run
+from circuitcut.reports.tables import format_table
+from circuitcut.reports.verdict import effect_warning
 
 
 def main(config: EvaluateConfig) -> Path:

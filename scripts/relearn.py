@@ -14,48 +14,32 @@ import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
-from circuitcut.experiments.base_model import prepare
-from circuitcut.experiments.describe import header
 from circuitcut.experiments.flags import TaskConfig, command
-from circuitcut.experiments.load import Experiment, make_accelerator
-from circuitcut.experiments.micro_batches import check_relearning
-from circuitcut.experiments.saved_runs import (
-    check_fit,
-    mask_at,
-    new_run,
-    with_flags_of_run,
-)
-from circuitcut.experiments.scores import warning_of_cut
-from circuitcut.experiments.whereabouts import Whereabouts
-from circuitcut.masks.frozen_mask import FrozenMask
 from circuitcut.relearning.conditions import (
     CONDITIONS,
     HOLDINGS,
     Condition,
     conditions,
 )
-from circuitcut.relearning.holding import check_holdable, cuts_edges
-from circuitcut.relearning.lora import adapted_modules, check_peft, lora_rank
-from circuitcut.relearning.probe import probe_conditions
-from circuitcut.relearning.protocol import relearn
-from circuitcut.relearning.records import ConditionRun
-from circuitcut.relearning.statistics import describe
-from circuitcut.relearning.study import Findings, RelearnSettings, Study
-from circuitcut.reports.tables import format_table, recovery_rows, relearning_rows
+from circuitcut.relearning.lora_rank import check_peft, lora_rank
 from circuitcut.storage.errors import UserError
 from circuitcut.storage.flag_fields import flag
 from circuitcut.storage.processes import by_first
 from circuitcut.storage.run_directory import RunDirectory
-from circuitcut.tasks.registry import TASKS
-from circuitcut.training.config import run_script
-from circuitcut.training.tracking import Tracker
+from circuitcut.tasks.settings.registry import DEFAULTS
+from circuitcut.training.config import parse_first, run_script
 
-DEFAULT_LIMITS = ["16", "all"]
+USUAL: dict[str, Any] = {
+    "limits": ["16", "all"],
+    "n_steps": 40,
+    "batch_size": 16,
+    "n_evaluations": 4,
+}
+"""The flags that were not given, of models without defaults of their own."""
 
 logger = logging.getLogger(__name__)
-T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -118,7 +102,7 @@ class RelearnConfig(TaskConfig):
     def combined(self) -> list[Condition]:
         """Every combination of conditions, holdings, seeds and limits."""
         limits: list[int | None] = []
-        for text in self.limits or DEFAULT_LIMITS:
+        for text in self.limits or USUAL["limits"]:
             if text != "all" and not text.isdigit():
                 raise UserError(f"--limits must be numbers or all, got {text!r}")
             limits.append(None if text == "all" else int(text))
@@ -130,23 +114,37 @@ class RelearnConfig(TaskConfig):
             tuple(self.conditions), holdings, tuple(self.seeds), tuple(limits)
         )
 
-    def settings(self, built_in: bool) -> RelearnSettings:
-        """The part that the protocol reads."""
-        default_lr = 5e-4 if built_in else 5e-5
-        if lora_rank(self.trained) is not None:
-            default_lr *= 10
-        return RelearnSettings(
-            n_steps=_given(self.n_steps, 40),
-            batch_size=_given(self.batch_size, 16),
-            lr=_given(self.lr, default_lr),
-            weight_decay=self.weight_decay,
-            trained=self.trained,
-            n_evaluations=_given(self.n_evaluations, 4),
-        )
+
+def usual_lr(trained: str, built_in: bool) -> float:
+    """The learning rate where no flag gives one; ten times as high for adapters."""
+    lr = 5e-4 if built_in else 5e-5
+    return lr if lora_rank(trained) is None else 10 * lr
 
 
-def _given(value: T | None, default: T) -> T:
-    return default if value is None else value
+parse_first(__name__, RelearnConfig, __doc__)
+
+from circuitcut.experiments.base_model import prepare
+from circuitcut.experiments.describe import header
+from circuitcut.experiments.load import Experiment, make_accelerator
+from circuitcut.experiments.micro_batches import check_relearning
+from circuitcut.experiments.saved_runs import (
+    check_fit,
+    mask_at,
+    new_run,
+    with_flags_of_run,
+)
+from circuitcut.experiments.scores import warning_of_cut
+from circuitcut.experiments.whereabouts import Whereabouts
+from circuitcut.masks.frozen_mask import FrozenMask
+from circuitcut.relearning.holding import check_holdable, cuts_edges
+from circuitcut.relearning.lora import adapted_modules
+from circuitcut.relearning.probe import probe_conditions
+from circuitcut.relearning.protocol import relearn
+from circuitcut.relearning.records import ConditionRun
+from circuitcut.relearning.statistics import describe
+from circuitcut.relearning.study import Findings, RelearnSettings, Study
+from circuitcut.reports.tables import format_table, recovery_rows, relearning_rows
+from circuitcut.training.tracking import Tracker
 
 
 def main(config: RelearnConfig) -> Path:
@@ -221,9 +219,21 @@ def _mask(config: RelearnConfig) -> tuple[Path, FrozenMask]:
 
 def _with_own_defaults(config: RelearnConfig) -> RelearnConfig:
     """The flags that were not given as the model has them, if it has its own."""
-    defaults = TASKS[config.task].defaults.of(config.model_name).relearn or {}
+    defaults = DEFAULTS[config.task].of(config.model_name).relearn or {}
     own = {k: v for k, v in defaults.items() if not getattr(config, k)}
     return replace(config, **own)
+
+
+def _settings(config: RelearnConfig, *, built_in: bool) -> RelearnSettings:
+    """The part that the protocol reads."""
+    given = {name: getattr(config, name) or usual for name, usual in USUAL.items()}
+    del given["limits"]
+    return RelearnSettings(
+        **given,
+        lr=usual_lr(config.trained, built_in) if config.lr is None else config.lr,
+        weight_decay=config.weight_decay,
+        trained=config.trained,
+    )
 
 
 def _fitted(
@@ -237,7 +247,7 @@ def _fitted(
     if cuts_edges(mask) and (config.probe or config.redistribute):
         logger.info("a mask on edges: no probes and no ranking of units afterwards")
         config = replace(config, probe=False, redistribute=False)
-    size = config.settings(built_in=False).batch_size
+    size = _settings(config, built_in=False).batch_size
     check_relearning(experiment.loaded.model, mask.sites, config.max_length, size)
     return _with_possible_limits(config, experiment)
 
@@ -252,7 +262,7 @@ def _study(
         experiment.task,
         experiment.loaded,
         mask,
-        config.settings(built_in=bool(experiment.base.get("from_scratch"))),
+        _settings(config, built_in=bool(experiment.base.get("from_scratch"))),
         never_learned=never_learned.loaded if never_learned else None,
         accelerator=experiment.accelerator,
     )

@@ -14,32 +14,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from circuitcut.experiments.base_model import with_base_model
-from circuitcut.experiments.describe import describe
-from circuitcut.experiments.finish import finish
 from circuitcut.experiments.flags import command, run_dir_flag
-from circuitcut.experiments.freeze import freeze
-from circuitcut.experiments.gate_training import (
-    ablation_values,
-    special_ids,
-    train_gates,
-)
-from circuitcut.experiments.load import load
 from circuitcut.experiments.mask_config import MaskConfig
-from circuitcut.experiments.mean_check import warn_of_poison
-from circuitcut.experiments.plan import Plan, plan
-from circuitcut.experiments.saved_runs import new_run, save_frozen
-from circuitcut.experiments.watch import show_frozen, watched
-from circuitcut.masks.frozen_mask import FrozenMask
-from circuitcut.relearning.holding import check_holdable
-from circuitcut.reports.tables import format_table
-from circuitcut.storage.checkpoints import latest_step
 from circuitcut.storage.errors import UserError
 from circuitcut.storage.flag_fields import flag
 from circuitcut.storage.run_directory import RunDirectory
-from circuitcut.training.config import config_dict, run_script
-from circuitcut.training.fit_arguments import Checkpoints
-from circuitcut.training.tracking import Tracker
+from circuitcut.training.config import config_dict, parse_first, run_script
 
 SHOWN_NAMES = 8
 
@@ -50,6 +30,30 @@ class TrainMaskConfig(MaskConfig):
 
     name: Path | None = flag(None, "name of the run directory; default: generated")
     resume: Path | None = flag(None, "continue this unfinished run with its own flags")
+
+
+parse_first(__name__, TrainMaskConfig, __doc__)
+
+from circuitcut.experiments.base_model import with_base_model
+from circuitcut.experiments.describe import describe
+from circuitcut.experiments.finish import finish
+from circuitcut.experiments.freeze import freeze
+from circuitcut.experiments.gate_training import (
+    ablation_values,
+    special_ids,
+    train_gates,
+)
+from circuitcut.experiments.load import load
+from circuitcut.experiments.mean_check import warn_of_poison
+from circuitcut.experiments.plan import Plan, plan
+from circuitcut.experiments.saved_runs import new_run, save_frozen
+from circuitcut.experiments.watch import show_frozen, watched
+from circuitcut.masks.frozen_mask import FrozenMask
+from circuitcut.relearning.holding import check_holdable
+from circuitcut.reports.tables import format_table
+from circuitcut.storage.checkpoints import latest_step
+from circuitcut.training.fit_arguments import Checkpoints
+from circuitcut.training.tracking import Tracker
 
 
 def main(config: TrainMaskConfig) -> Path:

@@ -11,13 +11,14 @@ import secrets
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
-from torch import Tensor
 
 from circuitcut.storage.errors import UserError
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 _ADVICE = {
     errno.ENOSPC: "free some disk space",
@@ -57,12 +58,16 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def write_tensors(
-    path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None
+    path: Path,
+    tensors: Mapping[str, "Tensor"],
+    metadata: Mapping[str, str] | None = None,
 ) -> None:
     """Write a safetensors file; equal contents give equal bytes.
 
     Tensors may be views of each other and may lie on any device.
     """
+    from safetensors.torch import save_file  # imports torch, which takes seconds
+
     copies = _without_views(tensors)
 
     def write(temporary: Path) -> None:
@@ -94,12 +99,14 @@ def read_json(path: Path) -> Any:
         raise UserError(f"{path} is not UTF-8 text: {error.reason}") from error
 
 
-def read_tensors(path: Path) -> dict[str, Tensor]:
+def read_tensors(path: Path) -> dict[str, "Tensor"]:
     """The CPU tensors of a safetensors file.
 
     Raises:
         UserError: When the file is missing, truncated or not a safetensors file.
     """
+    from safetensors.torch import load_file  # imports torch, which takes seconds
+
     try:
         return load_file(path)
     except OSError as error:
@@ -185,7 +192,7 @@ def _replace(path: Path, write: Callable[[Path], None]) -> None:
             temporary.unlink(missing_ok=True)
 
 
-def _without_views(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def _without_views(tensors: Mapping[str, "Tensor"]) -> dict[str, "Tensor"]:
     """CPU tensors by name, each with its own storage: safetensors refuses views."""
     copies, storages = {}, set()
     for name in sorted(tensors):

@@ -11,13 +11,15 @@ from pathlib import Path
 from types import NoneType
 from typing import Any, NoReturn, TypeVar, get_args, get_type_hints
 
-from transformers import HfArgumentParser
+from transformers.hf_argparser import HfArgumentParser
 from transformers.utils import logging as transformers_logging
 
 from circuitcut.storage.atomic import jsonable, read_json
 from circuitcut.storage.errors import UserError
 
 T = TypeVar("T")
+PROGRAM = "circuitcut"
+"""The console command: `circuitcut VERB` runs a script."""
 NONE = "none"
 """Means "no value" on the command line, for instance `--clip_norm none`."""
 
@@ -63,6 +65,27 @@ def parse_config(
     except ValueError as error:
         parser.error(str(error))
     return parsed[0]
+
+
+def parse_first(module: str, config_class: type[Any], description: str | None) -> None:
+    """Answer `--help` and wrong flags before a script's other imports, which are slow.
+
+    A script calls this between its flags and these imports. It also says that they
+    begin. Nothing happens where the script is only imported.
+
+    Args:
+        module: `__name__` of the script.
+        description: `__doc__` of the script.
+
+    Raises:
+        SystemExit: See `parse_config`.
+    """
+    verb = module.rpartition(".")[2].replace("_", "-")
+    if module != "__main__" and Path(sys.argv[0]).name != f"{PROGRAM} {verb}":
+        return
+    parse_config(config_class, description=description)
+    if _is_first():
+        sys.stderr.write("loading torch and transformers\n")
 
 
 def run_script(main: Callable[[T], Any], config_class: type[T]) -> None:
@@ -211,14 +234,18 @@ def _flags_of(config_class: Any, saved: Mapping[str, Any], path: Path) -> list[s
 def _quiet_libraries() -> None:
     """Show the log lines of circuitcut, but only the errors of other libraries."""
     logging.basicConfig(format="%(message)s", level=logging.WARNING)
-    # The launcher numbers the processes; only the first one logs its progress.
-    level = logging.INFO if os.environ.get("RANK", "0") == "0" else logging.WARNING
+    level = logging.INFO if _is_first() else logging.WARNING
     for package in _OURS:
         logging.getLogger(package).setLevel(level)
     logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # not its retries
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
     warnings.filterwarnings("ignore", module=_NOISY)
+
+
+def _is_first() -> bool:
+    """The launcher numbers the processes; only the first one logs its progress."""
+    return os.environ.get("RANK", "0") == "0"
 
 
 def _exit(status: int, message: str) -> NoReturn:
