@@ -18,8 +18,8 @@ import torch
 from accelerate import Accelerator
 from filelock import FileLock
 
-from circuitcut.experiments.flags import TaskConfig
-from circuitcut.experiments.load import Experiment, base_recipe, dtype_of, load, task_of
+from circuitcut.experiments.flags import TaskConfig, base_recipe
+from circuitcut.experiments.load import Experiment, dtype_of, load, task_of
 from circuitcut.models.builtin import BUILTIN
 from circuitcut.models.loading import load_model, save_model
 from circuitcut.models.weights_hash import weights_hash

@@ -2,16 +2,17 @@
 
 import shlex
 import sys
-from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from circuitcut.data.hub import HUB_PREFIX
 from circuitcut.models.names import UNIT_KINDS
 from circuitcut.storage.errors import UserError
-from circuitcut.storage.flag_fields import flag
+from circuitcut.storage.flag_fields import Headings, flag
 from circuitcut.storage.run_directory import DEFAULT_PARENT
+from circuitcut.tasks.defaults import FINETUNE, GENERATED_STEPS, BaseRecipe
 from circuitcut.tasks.settings.options import TEXT_OPTIONS, TaskOptions
 from circuitcut.tasks.settings.registry import DEFAULTS
 
@@ -20,12 +21,25 @@ from circuitcut.tasks.settings.registry import DEFAULTS
 class TaskConfig:
     """Flags that name the task, its data and the model; shared by the scripts."""
 
+    headings: ClassVar[Headings] = {
+        "data": (
+            *("task", "data", "data_format", "labels_file", "retain_data", "concept"),
+            *("text_column", "label_column", "concept_values", "hub_config"),
+            *("hub_revision", "max_length", "prefix", "bos", "chat", "split_seed"),
+            *("n_heldout", "n_prompts"),
+        ),
+        "model": (
+            *("model", "revision", "base", "base_steps", "base_lr", "base_seed"),
+            *("dtype", "mixed_precision"),
+        ),
+        "run": ("seed", "device", "eval_batch", "run_dir", "name", "resume"),
+    }
+
     task: str = flag("locations", f"what to cut: {', '.join(DEFAULTS)}")
     model: str | None = flag(
         None,
         "tiny-encoder, tiny-decoder, deep-decoder, mlp (built in), minilm and smollm2 "
-        "(PyPI), a local folder, a GGUF file or a hub name; default: the task's "
-        "built-in model",
+        "(PyPI), a local folder, a GGUF file or a hub name",
     )
     revision: str | None = flag(None, "revision of a hub model")
     data: str | None = flag(
@@ -68,8 +82,8 @@ class TaskConfig:
         "train the model on the task's base split first: auto does so for built-in "
         "models and for a new classification head",
     )
-    base_steps: int | None = flag(None, "steps of that training; default: a recipe")
-    base_lr: float | None = flag(None, "its learning rate; default: a recipe")
+    base_steps: int | None = flag(None, "steps of that training")
+    base_lr: float | None = flag(None, "its learning rate")
     base_seed: int = flag(0, "its seed")
     seed: int = flag(0, "seed of batches, gates and controls")
     device: str | None = flag(None, "cpu, cuda, ...; default: what accelerate finds")
@@ -79,8 +93,7 @@ class TaskConfig:
     mixed_precision: Literal["no", "bf16"] = flag("no", "arithmetic of the model")
     n_heldout: int | None = flag(
         None,
-        "score so many evenly spaced examples of the tune and held-out splits; "
-        "default: all, of large models some hundreds",
+        "score so many evenly spaced examples of the tune and held-out splits",
     )
     eval_batch: int = flag(64, "examples in one forward pass of an evaluation")
     n_prompts: int = flag(
@@ -107,6 +120,21 @@ class TaskConfig:
             raise UserError(f"--base_steps must be positive, got {self.base_steps}")
         if self.seed < 0 or self.base_seed < 0 or self.split_seed < 0:
             raise UserError("--seed, --base_seed and --split_seed must be >= 0")
+
+    def chosen(self) -> dict[str, Any]:
+        """Values by task and model of flags that are not given, for `--help`."""
+        recipe = base_recipe(self)
+        return {
+            "model": self.model_name,
+            "n_heldout": DEFAULTS[self.task].of(self.model_name).n_heldout or "all",
+            "base_steps": recipe.n_steps or "three epochs",
+            "base_lr": recipe.lr,
+        }
+
+    @property
+    def shown_for(self) -> str:
+        """The task and model of `chosen`."""
+        return f"--task {self.task} --model {self.model_name}"
 
     @property
     def model_name(self) -> str:
@@ -143,6 +171,13 @@ class TaskConfig:
 class UnitsConfig(TaskConfig):
     """Flags that name what is cut; shared by the scripts that choose it."""
 
+    headings: ClassVar[Headings] = {
+        "what is cut": (
+            *("units", "layers", "merged_qkv", "attention_bias", "position_node"),
+            "value_bias",
+        )
+    }
+
     units: list[str] = flag([], f"what is cut: {' '.join(UNIT_KINDS)}")
     layers: list[int] = flag(
         [], "only these layers (0 is the first block; edges: their number, the logits)"
@@ -163,6 +198,34 @@ class UnitsConfig(TaskConfig):
         "edges: the constant that a head's value bias writes is the head's, or part of "
         "the bias of attention's output, without or with the norm's bias in it",
     )
+
+    def chosen(self) -> dict[str, Any]:
+        """Values by task and model of flags that are not given, for `--help`."""
+        return super().chosen() | {"units": units_of(self)}
+
+
+def base_recipe(config: TaskConfig) -> BaseRecipe:
+    """The recipe of this task and model, with the flags' changes."""
+    of_model = DEFAULTS[config.task].of(config.model_name)
+    recipe = of_model.base or FINETUNE
+    if config.data and of_model.base_on_own_data:
+        recipe = of_model.base_on_own_data
+    changes: dict[str, Any] = {}
+    if of_model.base is None and config.data is None:
+        changes["n_steps"] = GENERATED_STEPS
+    if config.base_steps is not None:
+        changes["n_steps"] = config.base_steps
+        changes["warmup"] = min(recipe.warmup, config.base_steps - 1)
+    if config.base_lr is not None:
+        changes["lr"] = config.base_lr
+    changes["max_positions"] = max(recipe.max_positions, config.max_length)
+    return replace(recipe, **changes)
+
+
+def units_of(config: UnitsConfig) -> Sequence[str]:
+    """Kinds of unit asked for, or those of the task and model."""
+    defaults = DEFAULTS[config.task]
+    return list(config.units or defaults.of(config.model_name).units or defaults.units)
 
 
 _OF_DATA = (

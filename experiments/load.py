@@ -1,20 +1,18 @@
 """Data, task and untrained model of a run, the cheap checks first."""
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import torch
 from accelerate import Accelerator
 
-from circuitcut.experiments.flags import TaskConfig, check_data_flags
+from circuitcut.experiments.flags import TaskConfig, base_recipe, check_data_flags
 from circuitcut.models.builtin import BUILTIN, BuiltinSizes, build_builtin
 from circuitcut.models.loading import LoadedModel, load_model
 from circuitcut.storage.errors import UserError
 from circuitcut.tasks.base import Corpus, Task
-from circuitcut.tasks.defaults import FINETUNE, GENERATED_STEPS, BaseRecipe
 from circuitcut.tasks.evaluation import References
 from circuitcut.tasks.registry import TASKS
-from circuitcut.tasks.settings.registry import DEFAULTS
 
 
 @dataclass(frozen=True)
@@ -134,24 +132,6 @@ def task_of(config: TaskConfig, corpus: Corpus, loaded: LoadedModel) -> Task:
     usual = task.defaults.of(config.model_name).n_heldout
     task.n_heldout = config.n_heldout or usual
     return task
-
-
-def base_recipe(config: TaskConfig) -> BaseRecipe:
-    """The recipe of this task and model, with the flags' changes."""
-    of_model = DEFAULTS[config.task].of(config.model_name)
-    recipe = of_model.base or FINETUNE
-    if config.data and of_model.base_on_own_data:
-        recipe = of_model.base_on_own_data
-    changes: dict[str, Any] = {}
-    if of_model.base is None and config.data is None:
-        changes["n_steps"] = GENERATED_STEPS
-    if config.base_steps is not None:
-        changes["n_steps"] = config.base_steps
-        changes["warmup"] = min(recipe.warmup, config.base_steps - 1)
-    if config.base_lr is not None:
-        changes["lr"] = config.base_lr
-    changes["max_positions"] = max(recipe.max_positions, config.max_length)
-    return replace(recipe, **changes)
 
 
 def _model(config: TaskConfig, corpus: Corpus) -> LoadedModel:

@@ -8,14 +8,13 @@ from typing import Any
 
 from torch import nn
 
-from circuitcut.attribution.abilities import ABILITIES, able
 from circuitcut.experiments.defaults.of_mask import (
     LARGE_GRAPH,
+    methods_of,
     retain_kl_of,
     settings_of,
-    units_of,
 )
-from circuitcut.experiments.flags import UnitsConfig
+from circuitcut.experiments.flags import UnitsConfig, units_of
 from circuitcut.experiments.load import Experiment
 from circuitcut.experiments.mask_config import MaskConfig
 from circuitcut.experiments.micro_batches import check_memory
@@ -155,28 +154,6 @@ def sites_for(config: UnitsConfig, model: nn.Module) -> tuple[Site, ...]:
     if any(site.kind == "edges" for site in sites):
         ResidualModel(model)  # refuses a model that lacks a module
     return sites
-
-
-def methods_of(methods: Sequence[str], units: Sequence[str]) -> list[str]:
-    """Attribution methods asked for; without any, the two usual ones of these units.
-
-    Raises:
-        UserError: When a method cannot rank the units.
-    """
-    possible = able(units)
-    if not methods:
-        usual = ("eap", "eap_ig", "gradient_margin", "probeless")
-        return [name for name in usual if name in possible][:2]
-    if "all" in methods:
-        return sorted(possible)
-    for method in methods:
-        reason = None if method == "none" else ABILITIES[method].cannot_rank(units)
-        if reason is not None:
-            raise UserError(
-                f"attribution method {method} {reason}; use one of "
-                f"{', '.join(possible)}"
-            )
-    return [method for method in methods if method != "none"]
 
 
 def circuit_ablated(mask: FrozenMask) -> FrozenMask:

@@ -65,6 +65,8 @@ class HardConcreteGate(Gate):
         UserError: When a setting is outside its range.
     """
 
+    settings_class = HardConcreteSettings
+
     def __init__(self, n_units: int, settings: HardConcreteSettings):
         super().__init__(n_units, settings)
         self.settings = settings

@@ -55,6 +55,8 @@ class SoftTopKGate(Gate):
             positive.
     """
 
+    settings_class = SoftTopKSettings
+
     def __init__(self, n_units: int, settings: SoftTopKSettings):
         super().__init__(n_units, settings)
         self.settings = settings

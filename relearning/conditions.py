@@ -1,7 +1,7 @@
 """What is relearned from what: the conditions."""
 
 from dataclasses import dataclass
-from typing import Protocol, Self, TypeVar, runtime_checkable
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
 from circuitcut.storage.errors import UserError
 
@@ -20,7 +20,7 @@ WHOLE = ("uncut", "never_learned")
 class Mask(Protocol):
     """A `FrozenMask`; flags are checked before torch is imported, hence without it."""
 
-    def random_like(self, seed: int) -> Self:
+    def random_like(self, seed: int) -> Any:
         """A random mask of the same counts."""
         ...
 

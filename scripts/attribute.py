@@ -8,12 +8,13 @@ Every method gives a FrozenMask by exactly-k at every size, measured on held-out
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from circuitcut.attribution.abilities import ABILITIES
-from circuitcut.experiments.flags import UnitsConfig, command
+from circuitcut.experiments.defaults.of_mask import methods_of
+from circuitcut.experiments.flags import UnitsConfig, command, units_of
 from circuitcut.storage.errors import UserError
-from circuitcut.storage.flag_fields import flag
+from circuitcut.storage.flag_fields import Headings, flag
 from circuitcut.storage.run_directory import RunDirectory
 from circuitcut.training.config import parse_first, run_script
 
@@ -22,10 +23,14 @@ from circuitcut.training.config import parse_first, run_script
 class AttributeConfig(UnitsConfig):
     """Which rankings, over which units, cut at which sizes."""
 
+    heading: ClassVar[str] = "baselines"
+    headings: ClassVar[Headings] = {
+        "what is cut": ("sizes", "ablation", "mean_over", "positions")
+    }
+
     methods: list[str] = flag(
         [],
-        f"rankings: {', '.join(sorted(ABILITIES))}, or all; default: random and "
-        "gradient_margin, probeless; for edges eap, eap_ig",
+        f"rankings: {', '.join(sorted(ABILITIES))}, or all",
     )
     sizes: list[int] = flag([8, 16, 32, 64], "numbers of units to ablate")
     ablation: Literal["zero", "mean", "counterfactual"] = flag(
@@ -37,7 +42,7 @@ class AttributeConfig(UnitsConfig):
     positions: Literal["words", "all"] | None = flag(
         None,
         "cut at every position, or not at special tokens and a causal model's first "
-        "position; default: words, edges all",
+        "position",
     )
     n_batches: int | None = flag(
         None,
@@ -55,18 +60,24 @@ class AttributeConfig(UnitsConfig):
         if self.n_batches is not None and self.n_batches < 1:
             raise UserError(f"--n_batches must be positive, got {self.n_batches}")
 
+    def chosen(self) -> dict[str, Any]:
+        """Values by task and model of flags that are not given, for `--help`."""
+        units = units_of(self)
+        return super().chosen() | {
+            "methods": [*methods_of([], units), "random"],
+            "positions": "all" if "edges" in units else "words",
+        }
+
 
 parse_first(__name__, AttributeConfig, __doc__)
 
 from circuitcut.experiments.base_model import with_base_model
-from circuitcut.experiments.defaults.of_mask import units_of
 from circuitcut.experiments.describe import header
 from circuitcut.experiments.freeze import untrained
 from circuitcut.experiments.load import Experiment, load
 from circuitcut.experiments.plan import (
     attribution_batches,
     check_pairs,
-    methods_of,
     sites_for,
 )
 from circuitcut.experiments.saved_runs import new_run, save_ranking

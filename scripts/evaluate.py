@@ -10,9 +10,10 @@ draws concept and retain scores against the number of ablated units, by the rank
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from circuitcut.attribution.abilities import ABILITIES
+from circuitcut.experiments.defaults.of_mask import methods_of
 from circuitcut.experiments.flags import TaskConfig, command
 from circuitcut.storage.errors import UserError
 from circuitcut.storage.flag_fields import flag
@@ -24,6 +25,8 @@ from circuitcut.training.config import parse_first, run_script
 @dataclass(frozen=True)
 class EvaluateConfig(TaskConfig):
     """What is measured, and on what."""
+
+    heading: ClassVar[str] = "what is measured"
 
     mask: Path | None = flag(None, "run directory (or folder) that holds a mask")
     split: str = flag("heldout", f"one of {', '.join(SPLITS)}")
@@ -69,7 +72,7 @@ from circuitcut.experiments.circuits.heads_of_mask import heads_of
 from circuitcut.experiments.circuits.published import published_overlap
 from circuitcut.experiments.describe import header, scores_by_name
 from circuitcut.experiments.load import Experiment
-from circuitcut.experiments.plan import attribution_batches, methods_of
+from circuitcut.experiments.plan import attribution_batches
 from circuitcut.experiments.saved_runs import (
     RANKING_FILE,
     check_fit,

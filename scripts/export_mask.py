@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import compress
 from pathlib import Path
-from typing import Literal
+from typing import ClassVar, Literal
 
 from circuitcut.experiments.flags import TaskConfig, command
 from circuitcut.masks.formats.programs import FORMATS
@@ -27,6 +27,8 @@ KNOWN = (*FORMATS, *DRAWINGS)
 @dataclass(frozen=True)
 class ExportConfig(TaskConfig):
     """Which mask, in which format, where."""
+
+    heading: ClassVar[str] = "mask and file"
 
     mask: Path | None = flag(None, "run directory (or folder) that holds a mask")
     format: str = flag("mib", f"one of {', '.join(KNOWN)}")

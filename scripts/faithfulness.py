@@ -16,15 +16,17 @@ sizes.
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from circuitcut.attribution.abilities import ABILITIES
 from circuitcut.attribution.faithfulness import FRACTIONS
-from circuitcut.experiments.flags import TaskConfig, UnitsConfig, command
+from circuitcut.experiments.defaults.of_mask import methods_of
+from circuitcut.experiments.flags import TaskConfig, UnitsConfig, command, units_of
 from circuitcut.storage.errors import UserError
-from circuitcut.storage.flag_fields import flag
+from circuitcut.storage.flag_fields import Headings, flag
 from circuitcut.storage.run_directory import RunDirectory
 from circuitcut.tasks.settings.options import SPLITS
+from circuitcut.tasks.settings.registry import DEFAULTS
 from circuitcut.training.config import parse_first, run_script
 
 
@@ -32,13 +34,15 @@ from circuitcut.training.config import parse_first, run_script
 class FaithfulnessConfig(UnitsConfig):
     """Which rankings, and how much of each is kept."""
 
+    heading: ClassVar[str] = "circuits"
+    headings: ClassVar[Headings] = {"what is cut": ("ablation",)}
+
     mask: list[Path] = flag(
         [], "train_mask runs whose rankings are measured; they give the task's flags"
     )
     methods: list[str] = flag(
         [],
-        f"attribution rankings: {', '.join(sorted(ABILITIES))}, all, or none; default: "
-        "random and gradient_margin, probeless; for edges eap, eap_ig",
+        f"attribution rankings: {', '.join(sorted(ABILITIES))}, all, or none",
     )
     ablation: Literal["zero", "mean", "counterfactual"] | None = flag(
         None,
@@ -94,6 +98,16 @@ class FaithfulnessConfig(UnitsConfig):
                 f"{' and '.join(names)}: beside --mask they are its own; leave them out"
             )
 
+    def chosen(self) -> dict[str, Any]:
+        """Values by task and model of flags that are not given, for `--help`."""
+        units = self.units or ["edges"]
+        has_pairs = DEFAULTS[self.task].has_pairs
+        return super().chosen() | {
+            "units": units,
+            "methods": [*methods_of([], units), "random"],
+            "ablation": "counterfactual" if has_pairs else "mean",
+        }
+
 
 parse_first(__name__, FaithfulnessConfig, __doc__)
 
@@ -106,13 +120,11 @@ from circuitcut.experiments.circuits.faithfulness import (
     nothing_kept,
     rankings,
 )
-from circuitcut.experiments.defaults.of_mask import units_of
 from circuitcut.experiments.freeze import untrained
 from circuitcut.experiments.load import Experiment, load
 from circuitcut.experiments.plan import (
     attribution_batches,
     check_pairs,
-    methods_of,
     sites_for,
 )
 from circuitcut.experiments.saved_runs import (

@@ -11,13 +11,13 @@ to load the model and measure means.
 
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from circuitcut.experiments.flags import TaskConfig, command, run_dir_flag
 from circuitcut.masks.formats.programs import CONVENTIONS, FORMATS, Embeddings
 from circuitcut.masks.gate_settings import AblationKind, Direction
 from circuitcut.storage.errors import UserError
-from circuitcut.storage.flag_fields import flag
+from circuitcut.storage.flag_fields import Headings, flag
 from circuitcut.storage.run_directory import RunDirectory
 from circuitcut.training.config import parse_first, run_script
 
@@ -25,6 +25,9 @@ from circuitcut.training.config import parse_first, run_script
 @dataclass(frozen=True)
 class ImportConfig(TaskConfig):
     """Which file, and for which task and model."""
+
+    heading: ClassVar[str] = "file"
+    headings: ClassVar[Headings] = {"what is cut": ("ablation", "mean_over")}
 
     file: Path | None = flag(None, "the file of the other program's mask")
     format: str = flag("mib", f"one of {', '.join(FORMATS)}")

@@ -14,9 +14,10 @@ import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from circuitcut.experiments.flags import TaskConfig, command
+from circuitcut.models.names import BUILTIN
 from circuitcut.relearning.conditions import (
     CONDITIONS,
     HOLDINGS,
@@ -46,6 +47,8 @@ logger = logging.getLogger(__name__)
 class RelearnConfig(TaskConfig):
     """The protocol's settings; task, model and data are the mask run's."""
 
+    heading: ClassVar[str] = "relearning"
+
     mask: Path | None = flag(
         None, "train_mask run; default: the newest finished one under --run_dir"
     )
@@ -61,16 +64,12 @@ class RelearnConfig(TaskConfig):
     seeds: list[int] = flag([0, 1, 2], "seeds of data order and random cuts")
     limits: list[str] = flag(
         [],
-        "numbers of concept examples fine-tuned on; all: the whole split. Default: 16 "
-        "and all, or all alone where there are fewer than 16; of smollm2 16 alone",
+        "numbers of concept examples fine-tuned on; all: the whole split, which is all "
+        "that remains of the default where there are fewer than 16",
     )
-    n_steps: int | None = flag(
-        None, "optimiser steps of every condition; default 40, of smollm2 16"
-    )
-    batch_size: int | None = flag(None, "examples a step; default 16, of smollm2 8")
-    lr: float | None = flag(
-        None, "learning rate; default 5e-5, for built-in models 5e-4; lora: ten times"
-    )
+    n_steps: int | None = flag(None, "optimiser steps of every condition")
+    batch_size: int | None = flag(None, "examples a step")
+    lr: float | None = flag(None, "learning rate; of adapters ten times as high")
     weight_decay: float = flag(0.01, "decoupled weight decay")
     trained: str = flag(
         "all",
@@ -78,9 +77,7 @@ class RelearnConfig(TaskConfig):
         "(adapters of rank 8; lora:16: of rank 16), which needs the package peft and "
         "the least memory",
     )
-    n_evaluations: int | None = flag(
-        None, "measured moments after step 0; default 4, of smollm2 2"
-    )
+    n_evaluations: int | None = flag(None, "measured moments after step 0")
     probe: bool = flag(True, "linear probes on the hidden states right after the cut")
     redistribute: bool = flag(
         True, "rank the units again after relearning, with the top units' words"
@@ -99,6 +96,11 @@ class RelearnConfig(TaskConfig):
             if value is not None and value < 1:
                 raise UserError(f"--{name} must be positive, got {value}")
 
+    def chosen(self) -> dict[str, Any]:
+        """Values by task and model of flags that are not given, for `--help`."""
+        lr = usual_lr(self.trained, self.model_name in BUILTIN)
+        return super().chosen() | USUAL | {"lr": lr, **own_defaults(self)}
+
     def combined(self) -> list[Condition]:
         """Every combination of conditions, holdings, seeds and limits."""
         limits: list[int | None] = []
@@ -113,6 +115,11 @@ class RelearnConfig(TaskConfig):
         return conditions(
             tuple(self.conditions), holdings, tuple(self.seeds), tuple(limits)
         )
+
+
+def own_defaults(config: TaskConfig) -> Mapping[str, Any]:
+    """The flags that task and model have otherwise."""
+    return DEFAULTS[config.task].of(config.model_name).relearn or {}
 
 
 def usual_lr(trained: str, built_in: bool) -> float:
@@ -219,8 +226,7 @@ def _mask(config: RelearnConfig) -> tuple[Path, FrozenMask]:
 
 def _with_own_defaults(config: RelearnConfig) -> RelearnConfig:
     """The flags that were not given as the model has them, if it has its own."""
-    defaults = DEFAULTS[config.task].of(config.model_name).relearn or {}
-    own = {k: v for k, v in defaults.items() if not getattr(config, k)}
+    own = {k: v for k, v in own_defaults(config).items() if not getattr(config, k)}
     return replace(config, **own)
 
 

@@ -10,6 +10,7 @@ which replaces an earlier report but no other file.
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 from circuitcut.reports.html import write_report
 from circuitcut.storage.errors import UserError
@@ -21,6 +22,8 @@ from circuitcut.training.config import run_script
 @dataclass(frozen=True)
 class ReportConfig:
     """Which runs, and where the page goes."""
+
+    heading: ClassVar[str] = "report"
 
     runs: list[Path] = flag([], "run directories, in reading order")
     run_dir: Path = flag(Path("runs"), "where the newest runs are looked for")

@@ -13,11 +13,11 @@ is loaded.
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from circuitcut.experiments.flags import command
 from circuitcut.storage.errors import UserError
-from circuitcut.storage.flag_fields import flag
+from circuitcut.storage.flag_fields import Headings, flag
 from circuitcut.storage.run_directory import DEFAULT_PARENT, RunDirectory
 from circuitcut.training.config import config_dict, parse_first, run_script
 
@@ -28,6 +28,9 @@ SHOWN = 8
 @dataclass(frozen=True)
 class StabilityConfig:
     """Which masks are compared, and by which of their units."""
+
+    heading: ClassVar[str] = "masks"
+    headings: ClassVar[Headings] = {"run": ("run_dir",)}
 
     masks: list[Path] = flag([], "run directories (or folders) that hold a mask")
     chosen: Literal["auto", "ablated", "kept"] = flag(

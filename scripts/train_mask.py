@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from circuitcut.experiments.defaults.of_mask import chosen_settings
 from circuitcut.experiments.flags import command, run_dir_flag
 from circuitcut.experiments.mask_config import MaskConfig
 from circuitcut.storage.errors import UserError
@@ -30,6 +31,10 @@ class TrainMaskConfig(MaskConfig):
 
     name: Path | None = flag(None, "name of the run directory; default: generated")
     resume: Path | None = flag(None, "continue this unfinished run with its own flags")
+
+    def chosen(self) -> dict[str, Any]:
+        """Values by task and model of flags that are not given, for `--help`."""
+        return super().chosen() | chosen_settings(self)
 
 
 parse_first(__name__, TrainMaskConfig, __doc__)

@@ -5,7 +5,8 @@ import logging
 import os
 import sys
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import MISSING, asdict, fields
 from pathlib import Path
 from types import NoneType
@@ -41,7 +42,9 @@ def parse_config(
     """The flags of `argv` (default: the command line) as a `config_class`.
 
     `--config FILE` (or a run directory) reads a saved config.json; the other flags
-    override it. If `config_class` has a flag `--resume RUN`, that flag reads the
+    override it. `--help` shows the flags under their headings (`Headings`), with the
+    values that the method `chosen` of a config gives for those that are not given. If
+    `config_class` has a flag `--resume RUN`, that flag reads the
     config.json of RUN in the same way. Lists may be empty. The word `none` gives an
     optional value None, unless `none` is one of its choices.
 
@@ -58,6 +61,8 @@ def parse_config(
     try:
         saved = _saved_config(argv)
         flags = [] if saved is None else _flags_of(config_class, *saved)
+        if _HELP.intersection(argv):
+            parser.show_chosen([*flags, *argv])
         parser.parse_args([*flags, *argv])  # refuses unknown flags by name
         parsed = parser.parse_args_into_dataclasses(
             [*flags, *argv], look_for_args_file=False
@@ -127,15 +132,27 @@ def config_dict(config: Any) -> dict[str, Any]:
     return jsonable(asdict(config))
 
 
-class _Help(
-    argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter
-):
-    """Shows defaults other than None, and keeps the line breaks of the description."""
+_HELP = {"-h", "--help"}
+_FIRST, _LAST = ("data", "model", "what is cut"), "run"
+"""The first headings of the help text, and the last one."""
+
+
+class _Help(argparse.RawDescriptionHelpFormatter):
+    """Shows defaults other than None, and keeps the line breaks of the description.
+
+    Of the spellings of a flag only one is shown.
+    """
+
+    def _format_action_invocation(self, action: argparse.Action) -> str:
+        if action.nargs == 0:
+            return action.option_strings[-1]
+        values = self._format_args(action, action.dest.upper())
+        return f"{action.option_strings[0]} {values}"
 
     def _get_help_string(self, action: argparse.Action) -> str | None:
         if action.default is None or action.default == [] or action.nargs == 0:
             return action.help  # no default to show, or a flag `--no_x`
-        return super()._get_help_string(action)
+        return f"{action.help} (default: {_shown(action.default)})"
 
 
 class _Parser(HfArgumentParser):
@@ -145,6 +162,10 @@ class _Parser(HfArgumentParser):
     """
 
     def __init__(self, config_class: Any, description: str):
+        self._config_class = config_class
+        self._headings = _headings_of(config_class)
+        self._groups: dict[str, Any] = {}
+        self._raises = False
         hints = get_type_hints(config_class)
         optional = [name for name in hints if NoneType in get_args(hints[name])]
         self._optional = {f"--{name}" for name in optional}
@@ -153,6 +174,7 @@ class _Parser(HfArgumentParser):
             allow_abbrev=False,
             description=description.strip(),
             formatter_class=_Help,
+            usage="%(prog)s [flags]",
         )
         self.add_argument(
             "--config",
@@ -164,6 +186,8 @@ class _Parser(HfArgumentParser):
         settings.pop("has_own_default", None)  # of storage.flag_fields
         if settings.get("nargs") == "+":
             settings["nargs"] = "*"
+        if settings.get("action") == "store_false":
+            settings["help"] = f"without --{settings['dest']}"
         if settings.get("help"):
             settings["help"] = settings["help"].replace("%", "%%")
         choices = settings.get("choices", ())
@@ -172,10 +196,74 @@ class _Parser(HfArgumentParser):
             if choices:
                 settings["choices"] = (*choices, None)
                 settings["metavar"] = f"{{{','.join(choices)},{NONE}}}"
+        name = settings.get("dest", names[0].removeprefix("--"))
+        group = self._groups.get(self._headings.get(name, ""))
+        if group is not None:
+            return group.add_argument(*names, **settings)
         return super().add_argument(*names, **settings)
 
+    def _add_dataclass_arguments(self, dtype: Any) -> None:
+        for heading in dict.fromkeys(self._headings.values()):
+            self._groups[heading] = self.add_argument_group(heading)
+        super()._add_dataclass_arguments(dtype)
+
+    def show_chosen(self, argv: Sequence[str]) -> None:
+        """Add the values of flags that are not given to the help texts.
+
+        They are those of the flags in `argv` or, where these are wrong, of none.
+        """
+        config = self._config_of([word for word in argv if word not in _HELP])
+        chosen = config.chosen() if hasattr(config, "chosen") else {}
+        for action in self._actions:
+            value = chosen.get(action.dest)
+            if value is not None and action.default in (None, []):
+                text = _shown(value)
+                action.help = f"{action.help} (default by task and model: {text})"
+        if chosen:
+            self.epilog = f"Defaults by task and model are those of {config.shown_for}."
+
+    def _config_of(self, argv: list[str]) -> Any:
+        """The config of these flags or, where they are wrong, of no flags."""
+        self._raises = True
+        for flags in (argv, []):
+            with suppress(ValueError):
+                return self.parse_args_into_dataclasses(
+                    flags, return_remaining_strings=True, look_for_args_file=False
+                )[0]
+        return None
+
     def error(self, message: str) -> NoReturn:
+        if self._raises:
+            raise ValueError(message)
         self.exit(2, f"{self.prog}: error: {' '.join(message.split())}\n")
+
+
+def _shown(value: Any) -> str:
+    """A default as one would type it."""
+    if isinstance(value, list | tuple):
+        return " ".join(map(str, value))
+    text = f"{value:.4g}" if isinstance(value, float) else str(value)
+    return text.replace("%", "%%")
+
+
+def _headings_of(config_class: Any) -> dict[str, str]:
+    """The heading of every flag in the help text, the first heading first."""
+    listed: dict[str, str] = {}
+    for base in reversed(config_class.__mro__):
+        for heading, names in vars(base).get("headings", {}).items():
+            listed |= dict.fromkeys(names, heading)
+    usual = getattr(config_class, "heading", "flags")
+    names = [*(field.name for field in fields(config_class)), "config"]
+    of_flag = {"config": _LAST, **{n: listed.get(n, usual) for n in names[:-1]}}
+
+    def place(name: str) -> int:
+        order = (*_FIRST, usual)
+        heading = of_flag[name]
+        if heading in order:
+            return order.index(heading)
+        return len(order) + (heading == _LAST)
+
+    return {name: of_flag[name] for name in sorted(names, key=place)}
 
 
 def _or_none(convert: Callable[[str], Any]) -> Callable[[str], Any]:

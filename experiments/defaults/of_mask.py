@@ -5,7 +5,8 @@ from collections.abc import Sequence
 from dataclasses import fields, replace
 from typing import Any
 
-from circuitcut.experiments.flags import UnitsConfig
+from circuitcut.attribution.abilities import ABILITIES, able
+from circuitcut.experiments.flags import units_of
 from circuitcut.experiments.mask_config import MaskConfig
 from circuitcut.experiments.settings import MaskSettings
 from circuitcut.masks.gate_settings import (
@@ -16,6 +17,7 @@ from circuitcut.masks.gate_settings import (
     in_units,
 )
 from circuitcut.models.names import BUILTIN
+from circuitcut.storage.errors import UserError
 from circuitcut.tasks.settings.registry import DEFAULTS
 
 WITHOUT_BUDGET: dict[str, Any] = {"lr": 0.15}
@@ -54,12 +56,6 @@ ISOLATED_PRICE = 0.01
 not cap circuits. Gates with a price are trained towards JS, which is
 bounded: with KL, samples that ablate a part of the circuit have a very high loss, and
 edges are then kept only because they lower this loss."""
-
-
-def units_of(config: UnitsConfig) -> Sequence[str]:
-    """Kinds of unit asked for, or those of the task and model."""
-    defaults = DEFAULTS[config.task]
-    return list(config.units or defaults.of(config.model_name).units or defaults.units)
 
 
 def retain_kl_of(config: MaskConfig) -> float:
@@ -149,3 +145,51 @@ def adapted(
         if paired:
             recipe = replace(recipe, ablation="counterfactual")
     return in_units(recipe, n_units)
+
+
+def methods_of(methods: Sequence[str], units: Sequence[str]) -> list[str]:
+    """Attribution methods asked for; without any, the two usual ones of these units.
+
+    Raises:
+        UserError: When a method cannot rank the units.
+    """
+    possible = able(units)
+    if not methods:
+        usual = ("eap", "eap_ig", "gradient_margin", "probeless")
+        return [name for name in usual if name in possible][:2]
+    if "all" in methods:
+        return sorted(possible)
+    for method in methods:
+        reason = None if method == "none" else ABILITIES[method].cannot_rank(units)
+        if reason is not None:
+            raise UserError(
+                f"attribution method {method} {reason}; use one of "
+                f"{', '.join(possible)}"
+            )
+    return [method for method in methods if method != "none"]
+
+
+def chosen_settings(config: MaskConfig) -> dict[str, Any]:
+    """What the flags amount to, as `--help` shows it: no model is loaded yet.
+
+    Values that follow from the number of units are shares, or said to do so.
+    """
+    units = units_of(config)
+    is_small = "edges" in units and config.model_name in BUILTIN
+    sizes = (300, 1200) if is_small else (10**5, 10**6)
+    some, more = (vars(settings_of(config, n)) for n in sizes)
+    limit = retain_kl_of(config)
+    chosen = {
+        name: value if value == more[name] else _by_size(value, more[name], sizes)
+        for name, value in some.items()
+    }
+    return chosen | {
+        "retain_kl": limit if math.isfinite(limit) else "no limit",
+        "attribution": methods_of([], units),
+    }
+
+
+def _by_size(some: Any, more: Any, sizes: tuple[int, int]) -> str:
+    if isinstance(some, float) and math.isclose(some / sizes[0], more / sizes[1]):
+        return f"{some / sizes[0]:g}, a share of all units"
+    return "by the number of units"

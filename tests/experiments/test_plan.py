@@ -8,6 +8,8 @@ from typing import Any
 import pytest
 import torch
 
+from circuitcut.attribution.abilities import ABILITIES
+from circuitcut.attribution.registry import METHODS
 from circuitcut.experiments.defaults.of_mask import WITHOUT_BUDGET, settings_of
 from circuitcut.experiments.load import load
 from circuitcut.experiments.mask_config import MaskConfig
@@ -16,6 +18,7 @@ from circuitcut.experiments.settings import MaskSettings, saved_settings
 from circuitcut.masks.ablation import zero_values
 from circuitcut.masks.frozen_mask import FrozenMask
 from circuitcut.masks.gate_settings import SETTINGS
+from circuitcut.masks.registry import GATES
 from circuitcut.storage.errors import UserError
 from circuitcut.storage.run_directory import RunDirectory
 from circuitcut.tasks.registry import TASKS
@@ -43,6 +46,11 @@ def test_a_gate_changes_the_recipe_as_it_says():
         settings = settings_of(MaskConfig(task="locations", gate=name), 9216)
         for key, value in gate.recipe.items():
             assert getattr(settings, key) == value
+
+
+def test_every_gate_has_its_settings_and_every_method_its_ability():
+    assert {name: gate.settings_class for name, gate in GATES.items()} == SETTINGS
+    assert list(METHODS) == list(ABILITIES)
 
 
 def test_flags_come_before_the_gate_and_the_gate_before_the_task():

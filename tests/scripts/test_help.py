@@ -1,12 +1,18 @@
 """Help and wrong flags are answered at once: before torch is imported."""
 
+import re
 import subprocess
 import sys
+from importlib import import_module
 from pathlib import Path
 
 import pytest
 
+from circuitcut.experiments.defaults.of_mask import settings_of
 from circuitcut.scripts.command_line import VERBS
+from circuitcut.scripts.relearn import RelearnConfig
+from circuitcut.scripts.train_mask import TrainMaskConfig
+from circuitcut.training.config import parse_config
 
 ROOT = Path(__file__).resolve().parents[2]
 SLOW = ("torch", "sklearn", "scipy", "datasets", "accelerate", "transformers.models")
@@ -69,3 +75,61 @@ def test_a_wrong_value_is_refused_before_torch_is_imported(verb: str, flags: lis
     assert code == 2
     assert flags[0] in text or "must" in text
     assert loaded == []
+
+
+def shown(config: type, capsys: pytest.CaptureFixture[str], *flags: str) -> str:
+    """The help text in one line."""
+    with pytest.raises(SystemExit) as stopped:
+        parse_config(config, [*flags, "--help"])
+    assert stopped.value.code == 0
+    return " ".join(capsys.readouterr().out.split())
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_every_flag_stands_under_a_heading(verb: str, capsys):
+    module, name = VERBS[verb]
+    config = getattr(import_module(module), name)
+    with pytest.raises(SystemExit):
+        parse_config(config, ["--help"])
+    text = capsys.readouterr().out
+    headings = re.findall(r"^([a-z ]+):$", text, re.M)
+    assert headings[0] == "options"
+    assert headings[-1] == "run"
+    assert "flags" not in headings
+    by_heading = re.split(r"^[a-z ]+:$", text, flags=re.M)
+    assert re.findall(r"^  (--\w+)", by_heading[1], re.M) == ["--help"]
+    if verb == "train-mask":
+        wanted = ["data", "model", "what is cut", "training", "freezing", "baselines"]
+        assert headings[1:-1] == wanted
+
+
+def test_the_defaults_of_the_task_and_model_on_the_command_line_are_shown(capsys):
+    text = shown(TrainMaskConfig, capsys, "--task", "toxicity")
+    assert "optimiser steps (default by task and model: 500)" in text
+    assert "nats a token (default by task and model: no limit)" in text
+    assert "those of --task toxicity --model tiny-decoder." in text
+    text = shown(TrainMaskConfig, capsys)
+    assert "optimiser steps (default by task and model: 250)" in text
+    assert "those of --task locations --model tiny-encoder." in text
+    text = shown(RelearnConfig, capsys, "--task", "ioi", "--model", "smollm2")
+    assert "steps of every condition (default by task and model: 16)" in text
+
+
+def test_a_wrong_flag_beside_help_leaves_the_usual_defaults(capsys):
+    text = shown(TrainMaskConfig, capsys, "--task", "nowhere")
+    assert "those of --task locations --model tiny-encoder." in text
+
+
+def test_settings_that_follow_from_the_number_of_units_are_shares(capsys):
+    edges = ["--task", "ioi", "--units", "edges", "--direction", "isolate"]
+    text = shown(TrainMaskConfig, capsys, *edges)
+    assert "0.0125, a share of all units" in text
+    text = shown(TrainMaskConfig, capsys, *edges, "--model", "m", "--gate", "clamped")
+    assert "isolate) (default by task and model: by the number of units)" in text
+
+
+@pytest.mark.parametrize(("task", "model"), [("mnist", "mlp"), ("ioi", "tiny-decoder")])
+def test_the_settings_shown_are_those_of_a_run(task: str, model: str):
+    config = TrainMaskConfig(task=task, model=model)
+    settings = vars(settings_of(config, 10_000))
+    assert {name: config.chosen()[name] for name in settings} == settings
