@@ -10,6 +10,7 @@ from circuitcut.experiments.flags import TaskConfig, base_recipe, check_data_fla
 from circuitcut.models.builtin import BUILTIN, BuiltinSizes, build_builtin
 from circuitcut.models.loading import LoadedModel, load_model
 from circuitcut.storage.errors import UserError
+from circuitcut.storage.progress import Waiting
 from circuitcut.tasks.base import Corpus, Task
 from circuitcut.tasks.evaluation import References
 from circuitcut.tasks.registry import TASKS
@@ -40,9 +41,12 @@ def load(config: TaskConfig) -> Experiment:
     accelerator = make_accelerator(config)
     check_dtype(config, accelerator.device)
     check_head(config)
-    corpus = TASKS[config.task].read(config.task_options("first"))
-    loaded = _model(config, corpus)
-    task = task_of(config, corpus, loaded)
+    with Waiting(f"reading the data of {config.task}"):
+        corpus = TASKS[config.task].read(config.task_options("first"))
+    with Waiting(f"loading the model {config.model_name}"):
+        loaded = _model(config, corpus)
+    with Waiting("preparing the examples"):
+        task = task_of(config, corpus, loaded)
     return Experiment(config, task, corpus, loaded, accelerator)
 
 

@@ -17,6 +17,7 @@ from transformers.utils import logging as transformers_logging
 
 from circuitcut.storage.atomic import jsonable, read_json
 from circuitcut.storage.errors import UserError
+from circuitcut.storage.progress import Waiting
 
 T = TypeVar("T")
 PROGRAM = "circuitcut"
@@ -24,6 +25,8 @@ PROGRAM = "circuitcut"
 NONE = "none"
 """Means "no value" on the command line, for instance `--clip_norm none`."""
 
+_log = logging.getLogger(__name__)
+_imports = Waiting("loading torch and transformers")
 _KEYS_OF_THE_RUN = ("kind", "resume")
 """Keys of a config.json that describe the saved run and are not read as flags."""
 
@@ -89,8 +92,9 @@ def parse_first(module: str, config_class: type[Any], description: str | None) -
     if module != "__main__" and Path(sys.argv[0]).name != f"{PROGRAM} {verb}":
         return
     parse_config(config_class, description=description)
-    if _is_first():
-        sys.stderr.write("loading torch and transformers\n")
+    _quiet_libraries()
+    _log.info("loading torch and transformers")
+    _imports.start()
 
 
 def run_script(main: Callable[[T], Any], config_class: type[T]) -> None:
@@ -101,6 +105,7 @@ def run_script(main: Callable[[T], Any], config_class: type[T]) -> None:
             print one line on stderr. Any other exception keeps its traceback.
     """
     description = sys.modules[main.__module__].__doc__
+    _imports.stop()
     config = parse_config(config_class, description=description)
     _quiet_libraries()
     try:
