@@ -137,11 +137,12 @@ def shown(items: Iterable[T], label: str | None, *, unit: str = "batch") -> Iter
 class Waiting:
     """A context manager that says what is going on where no loop can count it.
 
-    The first line comes after three seconds, so that short steps say nothing.
+    The first line comes after `first` seconds (default 3): short steps say nothing.
     """
 
-    def __init__(self, label: str):
+    def __init__(self, label: str, first: float | None = None):
         self._label, self._over = label, threading.Event()
+        self._first = WAIT if first is None else first
 
     def start(self) -> None:
         """Begin to wait; `stop` ends it."""
@@ -152,7 +153,7 @@ class Waiting:
         self._over.set()
 
     def _watch(self) -> None:
-        began, pause = time.monotonic(), WAIT
+        began, pause = time.monotonic(), self._first
         while not self._over.wait(pause):
             seconds = time.monotonic() - began
             _log.info("%s, %s so far", self._label, _duration(seconds))

@@ -17,7 +17,7 @@ from transformers.utils import logging as transformers_logging
 
 from circuitcut.storage.atomic import jsonable, read_json
 from circuitcut.storage.errors import UserError
-from circuitcut.storage.progress import Waiting
+from circuitcut.storage.progress import FIRST, Waiting
 
 T = TypeVar("T")
 PROGRAM = "circuitcut"
@@ -26,7 +26,7 @@ NONE = "none"
 """Means "no value" on the command line, for instance `--clip_norm none`."""
 
 _log = logging.getLogger(__name__)
-_imports = Waiting("loading torch and transformers")
+_imports = Waiting("loading torch and transformers", first=FIRST)
 _KEYS_OF_THE_RUN = ("kind", "resume")
 """Keys of a config.json that describe the saved run and are not read as flags."""
 
