@@ -1,10 +1,12 @@
 """Time and memory of training gates on all edges, against a plain step of the model.
 
     python benchmarks/edge_step.py
+    python benchmarks/edge_step.py --shape smollm2 --sizes 4x32
     python benchmarks/edge_step.py --device cuda
 
 A plain step is a forward and a backward pass down to the input embeddings with frozen
-weights: sdpa, the shape of GPT-2 small, random weights. An edge step does the same with
+weights: sdpa, random weights, the shape of GPT-2 small or (`--shape smollm2`) that of
+SmolLM2-135M: 30 layers, grouped queries, a gated MLP. An edge step does the same with
 a gate on every edge and computes the gradients of all gates. `stored`: the inputs of
 all readers are stored for the backward pass. `recomputed`: they are recomputed in the
 backward pass. `micro-batches`: recomputed, and the batch is split into micro-batches of
@@ -15,7 +17,12 @@ rounds; ratios are medians of the ratio to the plain step in the same round. Mem
 the peak of torch's allocator during a step minus the memory allocated before the step.
 It includes the buffers of writers and gradients. The copy of the attention weights that
 a stack keeps between steps is printed separately. The floor is the ratio of the numbers
-of multiplications. About 15 minutes on two cores.
+of multiplications; that of a finished mask is the count of the plan that is chosen for
+it. About 15 minutes on two cores; SmolLM2's shape at 4x32 three minutes.
+
+`forward, all edges`: every other edge is closed. `12 cut`: all edges but 12 are kept.
+`988 kept`, `5,000 kept`: a circuit of that many edges. `--long_row 512` adds the memory
+of steps on the batch with one of its rows of that length, the others padded to it.
 
 `--encoder true` measures a BERT of MiniLM's shape (6 layers, 12 heads, d_model 384),
 which has norms on its residual stream: half a minute.
@@ -23,20 +30,31 @@ which has norms on its residual stream: half a minute.
 
 import math
 import statistics
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
-from transformers import BertConfig, BertModel, GPT2Config, GPT2LMHeadModel
+from transformers import (
+    BertConfig,
+    BertModel,
+    GPT2Config,
+    GPT2LMHeadModel,
+    LlamaConfig,
+    LlamaForCausalLM,
+)
 from transformers.utils import logging as transformers_logging
 
 from circuitcut.attribution.edge_integrated import input_moved
 from circuitcut.benchmarks.peak import check_device, device_name, peak_bytes, seconds
 from circuitcut.masks.edges.gating import (
     EdgeStack,
+    block_cost,
     edge_gated,
+    plan_of,
     record_writers,
     token_bytes,
 )
@@ -47,7 +65,30 @@ from circuitcut.training.config import run_script
 Step = Callable[[], None]
 MICRO_BATCH = 128
 """Tokens of a micro-batch."""
-VOCAB, D_MODEL, D_MLP = 50_257, 768, 3072
+
+
+def _gpt2(n_layers: int) -> GPT2LMHeadModel:
+    return GPT2LMHeadModel(GPT2Config(n_layer=n_layers))
+
+
+def _smollm2(n_layers: int) -> LlamaForCausalLM:
+    config = LlamaConfig(
+        vocab_size=49_152,
+        hidden_size=576,
+        intermediate_size=1536,
+        num_hidden_layers=n_layers,
+        num_attention_heads=9,
+        num_key_value_heads=3,
+        tie_word_embeddings=True,
+    )
+    return LlamaForCausalLM(config)
+
+
+SHAPES: dict[str, tuple[Callable[[int], Any], list[int]]] = {
+    "gpt2": (_gpt2, [12, 24]),
+    "smollm2": (_smollm2, [30]),
+}
+"""A model of a given depth, and the depths measured by default."""
 
 
 @dataclass(frozen=True)
@@ -58,11 +99,28 @@ class EdgeStepConfig:
         default_factory=lambda: ["4x32", "8x64", "4x256"],
         metadata={"help": "batch x tokens"},
     )
+    shape: Literal["gpt2", "smollm2"] = field(
+        default="gpt2", metadata={"help": "whose shape the model has"}
+    )
     layers: list[int] = field(
-        default_factory=lambda: [12, 24], metadata={"help": "depths of the model"}
+        default_factory=list,
+        metadata={"help": "depths of the model; default 12 24 (gpt2), 30 (smollm2)"},
+    )
+    steps: str = field(
+        default="", metadata={"help": "only steps with this in their name; all: ''"}
+    )
+    long_row: int = field(
+        default=0, metadata={"help": "tokens of one long row, for its memory; 0: none"}
     )
     rounds: int = field(default=5, metadata={"help": "interleaved rounds"})
     threads: int = field(default=2, metadata={"help": "torch threads"})
+    cpu_time: bool = field(
+        default=False,
+        metadata={
+            "help": "measure the processor's time and not the clock's: with "
+            "--threads 1 the other programs of a busy machine then count less"
+        },
+    )
     encoder: bool = field(
         default=False,
         metadata={"help": "measure a BERT of MiniLM's shape and not GPT-2, 8x64"},
@@ -82,9 +140,10 @@ def main(config: EdgeStepConfig) -> None:
         torch.manual_seed(config.seed)
         _table("BERT of MiniLM's shape, 8 x 64 tokens", *_encoder_steps(config), config)
         return
-    for n_layers in config.layers:
+    make, layers = SHAPES[config.shape]
+    for n_layers in config.layers or layers:
         torch.manual_seed(config.seed)
-        model = GPT2LMHeadModel(GPT2Config(n_layer=n_layers))
+        model = make(n_layers)
         model.eval().requires_grad_(False).to(config.device)
         for size in config.sizes:
             batch, length = (int(part) for part in size.split("x"))
@@ -94,25 +153,66 @@ def main(config: EdgeStepConfig) -> None:
     print(code_llama())
 
 
-def _measure(
-    model: GPT2LMHeadModel, batch: int, length: int, config: EdgeStepConfig
-) -> None:
-    ids = torch.randint(VOCAB, (batch, length)).to(config.device)
-    n_layers = model.config.n_layer
+def _measure(model: Any, batch: int, length: int, config: EdgeStepConfig) -> None:
+    vocab = model.config.vocab_size
+    ids = torch.randint(vocab, (batch, length)).to(config.device)
+    steps, stacks = _steps(model, ids)
     _table(
-        f"{n_layers} layers, {batch} x {length} tokens",
-        *_steps(model, ids),
+        f"{config.shape}, {model.config.num_hidden_layers} layers, "
+        f"{batch} x {length} tokens",
+        steps,
+        stacks,
         config,
-        partial(_floor, n_layers, length),
+        _Floors(stacks[0].model, stacks[-1].model, length),
     )
     estimates = [
-        ids.numel() * token_bytes(ResidualModel(model), stored=stored, n_classes=VOCAB)
+        ids.numel() * token_bytes(ResidualModel(model), stored=stored, n_classes=vocab)
         for stored in (True, False)
     ]
     print(
         f"estimated before a run: {estimates[0] / 1e6:.0f} MB with reads stored, "
         f"{estimates[1] / 1e6:.0f} MB with reads recomputed in the backward pass"
     )
+    if config.long_row:
+        _print_long_row(model, ids, config)
+
+
+def _print_long_row(model: Any, ids: Tensor, config: EdgeStepConfig) -> None:
+    """Peak memory with one row of many tokens, the others padded to its length."""
+    long = torch.randint(model.config.vocab_size, (len(ids), config.long_row))
+    mask = torch.zeros_like(long)
+    mask[:, : ids.shape[1]] = 1
+    mask[0] = 1
+    inputs = {"input_ids": long, "attention_mask": mask}
+    inputs = {name: values.to(config.device) for name, values in inputs.items()}
+    labels = inputs["input_ids"].masked_fill(inputs["attention_mask"] == 0, -100)
+
+    def loss(n_micro_batches: int = 1, trimmed: bool = False) -> Iterator[Tensor]:
+        everything = (*inputs.values(), labels)
+        for number in range(n_micro_batches):
+            part, mask, target = (
+                values.chunk(n_micro_batches)[number] for values in everything
+            )
+            n = int(mask.sum(1).max()) if trimmed else mask.shape[1]
+            yield model(
+                input_ids=part[:, :n], attention_mask=mask[:, :n], labels=target[:, :n]
+            ).loss
+
+    separate = ResidualModel(model)
+    print(
+        f"one row of {config.long_row} tokens, {len(ids) - 1} of {ids.shape[1]} tokens:"
+    )
+    for name, stores, n_parts, trimmed in (
+        ("edges, stored", True, 1, False),
+        ("edges, recomputed", False, 1, False),
+        ("a micro-batch a row", False, len(ids), False),
+        ("the same, not padded", False, len(ids), True),
+    ):
+        stack = EdgeStack(separate, store_reads=stores)
+        step = _gated_step(stack, partial(loss, n_parts, trimmed))
+        peak = peak_bytes(step, stack.forget_buffers, config.device)
+        print(f"{name:<24}{peak / 1e6:>8.0f} MB")
+        del step, stack
 
 
 def _table(
@@ -122,13 +222,19 @@ def _table(
     config: EdgeStepConfig,
     floor: Callable[[str], float] = lambda _: math.nan,
 ) -> None:
+    steps = {
+        name: step
+        for name, step in steps.items()
+        if name in ("plain", "plain forward") or config.steps in name
+    }
     times: dict[str, list[float]] = {name: [] for name in steps}
     for step in steps.values():
         step()
+    clock = time.process_time if config.cpu_time else time.perf_counter
     for turn in range(config.rounds):
         names = list(steps)[turn % len(steps) :] + list(steps)[: turn % len(steps)]
         for name in names:
-            times[name].append(seconds(steps[name], config.device))
+            times[name].append(seconds(steps[name], config.device, clock))
 
     def forget() -> None:
         for stack in stacks:
@@ -140,7 +246,7 @@ def _table(
     for name, step in steps.items():
         base = "plain forward" if "forward" in name else "plain"
         ratio = statistics.median(
-            time / plain for time, plain in zip(times[name], times[base], strict=True)
+            taken / plain for taken, plain in zip(times[name], times[base], strict=True)
         )
         print(
             f"{name:<24}{1e3 * statistics.median(times[name]):>8.0f}{ratio:>8.2f}"
@@ -155,16 +261,15 @@ def _table(
     print(f"folded attention weights: {folded / 1e6:.0f} MB per stack")
 
 
-def _steps(
-    model: GPT2LMHeadModel, ids: Tensor
-) -> tuple[dict[str, Step], list[EdgeStack]]:
+def _steps(model: Any, ids: Tensor) -> tuple[dict[str, Step], list[EdgeStack]]:
     def plain() -> None:
-        embedded = model.transformer.wte(ids).requires_grad_()
+        embedded = model.get_input_embeddings()(ids).requires_grad_()
         model(inputs_embeds=embedded, labels=ids).loss.backward()
 
     separate, merged = ResidualModel(model), ResidualModel(model, separate_qkv=False)
     stored = EdgeStack(separate, store_reads=True)
     recomputed = EdgeStack(separate, store_reads=False)
+    merged_stored = EdgeStack(merged, store_reads=True)
     merged_stack = EdgeStack(merged, store_reads=False)
     n_micro_batches = max(1, ids.numel() // MICRO_BATCH)
 
@@ -175,9 +280,8 @@ def _steps(
     def run() -> None:
         model(input_ids=ids)
 
-    graph = separate.graph
-    half = _every_other(graph)
-    merged_half = half[: merged.graph.n_edges]
+    masks = _masks(separate.graph)
+    merged_half = _every_other(merged.graph)
 
     steps: dict[str, Step] = {
         "plain": plain,
@@ -187,19 +291,30 @@ def _steps(
         "edges, micro-batches": _gated_step(
             recomputed, partial(losses, n_micro_batches)
         ),
+        "merged, stored": _gated_step(merged_stored, losses),
         "merged, recomputed": _gated_step(merged_stack, losses),
         "EAP": partial(_eap, recomputed, model, ids),
         "EAP-IG, 5 steps": partial(_eap_ig, recomputed, model, ids),
         "plain forward": torch.no_grad()(run),
-        "forward, all edges": _gated_forward(recomputed, half, run),
         "forward, merged": _gated_forward(merged_stack, merged_half, run),
-        "forward, 12 cut": _gated_forward(recomputed, _without_12(graph), run),
-        "forward, 988 kept": _gated_forward(recomputed, circuit(graph, 988), run),
     }
-    return steps, [stored, recomputed, merged_stack]
+    for name, keep in masks.items():
+        steps[name] = _gated_forward(recomputed, keep, run)
+    return steps, [stored, recomputed, merged_stored, merged_stack]
 
 
-def _eap(stack: EdgeStack, model: GPT2LMHeadModel, ids: Tensor) -> None:
+def _masks(graph: ResidualGraph) -> dict[str, Tensor]:
+    """Finished masks, by the name of their step; the same ones at every call."""
+    rng = torch.Generator().manual_seed(0)
+    return {
+        "forward, all edges": _every_other(graph),
+        "forward, 12 cut": _without_12(graph, rng),
+        "forward, 988 kept": circuit(graph, 988, rng),
+        "forward, 5,000 kept": circuit(graph, 5000, rng),
+    }
+
+
+def _eap(stack: EdgeStack, model: Any, ids: Tensor) -> None:
     """One EAP score of every edge; the paired inputs are `ids` in reverse order."""
     keep = torch.ones(stack.model.graph.n_edges).requires_grad_()
     ablated = record_writers(stack.model, {"input_ids": ids.flip(0)})
@@ -207,9 +322,7 @@ def _eap(stack: EdgeStack, model: GPT2LMHeadModel, ids: Tensor) -> None:
         torch.autograd.grad(model(input_ids=ids, labels=ids).loss, keep)
 
 
-def _eap_ig(
-    stack: EdgeStack, model: GPT2LMHeadModel, ids: Tensor, n_steps: int = 5
-) -> None:
+def _eap_ig(stack: EdgeStack, model: Any, ids: Tensor, n_steps: int = 5) -> None:
     """One EAP-IG score of every edge; paired inputs as in `_eap`."""
     ablated = record_writers(stack.model, {"input_ids": ids.flip(0)})
     differences = record_writers(stack.model, {"input_ids": ids}).sub_(ablated)
@@ -261,7 +374,9 @@ def _encoder_steps(
         "merged": _gated_step(merged, losses),
         "plain forward": torch.no_grad()(run),
         "forward, all edges": _gated_forward(separate, _every_other(graph), run),
-        "forward, 12 cut": _gated_forward(separate, _without_12(graph), run),
+        "forward, 12 cut": _gated_forward(
+            separate, _without_12(graph, torch.Generator().manual_seed(0)), run
+        ),
     }
     return steps, stacks
 
@@ -292,19 +407,19 @@ def _every_other(graph: ResidualGraph) -> Tensor:
     return torch.arange(graph.n_edges) % 2 == 0
 
 
-def _without_12(graph: ResidualGraph) -> Tensor:
+def _without_12(graph: ResidualGraph, rng: torch.Generator) -> Tensor:
     keep = torch.ones(graph.n_edges, dtype=torch.bool)
-    keep[torch.randperm(graph.n_edges)[:12]] = False
+    keep[torch.randperm(graph.n_edges, generator=rng)[:12]] = False
     return keep
 
 
-def circuit(graph: ResidualGraph, n_edges: int) -> Tensor:
+def circuit(graph: ResidualGraph, n_edges: int, rng: torch.Generator) -> Tensor:
     """A connected circuit: `n_edges` edges between some random heads and MLPs.
 
     Random edges alone would rarely form a path to the logits.
     """
     keep = torch.zeros(graph.n_edges, dtype=torch.bool)
-    order = torch.randperm(graph.n_writers - 1) + 1
+    order = torch.randperm(graph.n_writers - 1, generator=rng) + 1
     names, writers = list(graph.edges()), graph.writers()
     for n in range(1, graph.n_writers):
         nodes = {"input", *(writers[i] for i in order[:n].tolist())}
@@ -323,25 +438,54 @@ def _is_between(name: str, nodes: set[str]) -> bool:
     return writer in nodes and (reader == "logits" or reader in nodes)
 
 
-def _floor(n_layers: int, length: int, name: str) -> float:
-    """Multiplications of an edge step divided by those of a plain step, per token."""
-    graph = ResidualGraph(n_layers, 12, 12, separate_qkv="merged" not in name)
-    block = 4 * D_MODEL**2 + 2 * D_MODEL * D_MLP + length * D_MODEL
-    forward = n_layers * block + D_MODEL * VOCAB
-    reads = graph.n_edges * D_MODEL
-    if "plain" in name:
-        return 1.0
-    if "EAP" in name:
-        n_steps, n_runs = (5, 2) if "IG" in name else (1, 1)
-        # forward passes to record writers; then each step and the gates' gradients
-        return (n_runs * forward + n_steps * (2 * forward + reads)) / (2 * forward)
-    if "forward" in name:
-        has_all_reads = name not in ("forward, 12 cut", "forward, 988 kept")
-        return (forward + reads) / forward if has_all_reads else math.nan
-    # forward once; backward once for the writers and once for the gates; recomputed
-    # reads once more
-    n_passes = 3 if "stored" in name else 4
-    return (2 * forward + n_passes * reads) / (2 * forward)
+class _Floors:
+    """Multiplications a token of a step, divided by those of the plain step.
+
+    Args:
+        separate: The model with separate queries, keys and values.
+        merged: The same model with merged ones.
+        length: Tokens of a row, for attention's own products.
+    """
+
+    def __init__(self, separate: ResidualModel, merged: ResidualModel, length: int):
+        self.separate, self.merged = separate, merged
+        graph, config = separate.graph, separate.base.config
+        attention = graph.n_layers * graph.n_heads * separate.d_head * length
+        self.outside = attention + config.hidden_size * config.vocab_size
+        self.forward = block_cost(separate) + self.outside
+        self.masks = _masks(graph)
+
+    def __call__(self, name: str) -> float:
+        plain = self.forward if "forward" in name else 2 * self.forward
+        return self._cost(name) / plain
+
+    def _cost(self, name: str) -> float:
+        if "plain" in name:
+            return self.forward if "forward" in name else 2 * self.forward
+        if "forward" in name:
+            if name in self.masks:
+                plan = plan_of(self.separate, self.masks[name])
+                return plan.cost[plan.form] + self.outside
+            return self._gated_forward(self.merged) + self._reads(self.merged)
+        reads = self._reads(self.separate)
+        if "EAP" in name:
+            n_steps, n_runs = (5, 2) if "IG" in name else (1, 1)
+            # forward passes to record writers; then each step and the gates' gradients
+            return n_runs * self.forward + n_steps * (2 * self.forward + reads)
+        # forward once; backward once for the writers and once for the gates; recomputed
+        # reads once more
+        model = self.merged if "merged" in name else self.separate
+        n_passes = 3 if "stored" in name else 4
+        return 2 * self._gated_forward(model) + n_passes * self._reads(model)
+
+    def _reads(self, model: ResidualModel) -> float:
+        return model.graph.n_edges * model.d_model
+
+    def _gated_forward(self, model: ResidualModel) -> float:
+        """Without the reads; merged heads of a group each project keys and values."""
+        graph = model.graph
+        n_more = 0 if graph.separate_qkv else 2 * (graph.n_heads - graph.n_kv_heads)
+        return self.forward + graph.n_layers * n_more * model.d_head * model.d_model
 
 
 def code_llama(tokens: int = 2048) -> str:

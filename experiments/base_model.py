@@ -1,7 +1,8 @@
 """The model that will be cut, trained once; later runs take it from the cache.
 
 It lies in the user's cache folder (CIRCUITCUT_CACHE), named by a hash of data, model,
-recipe and versions.
+recipe and versions. Its base.json has the SHA-256 of every file beside it; a damaged
+model is trained again.
 """
 
 import json
@@ -25,7 +26,9 @@ from circuitcut.models.loading import load_model, save_model
 from circuitcut.models.weights_hash import weights_hash
 from circuitcut.storage.atomic import os_errors_as_user_errors, read_json, write_json
 from circuitcut.storage.cache import cache_folder, content_hash
+from circuitcut.storage.checksums import damaged_files, digests_of
 from circuitcut.storage.errors import UserError
+from circuitcut.storage.processes import by_first
 from circuitcut.storage.progress import Waiting
 from circuitcut.tasks.base import Batch, TaskOptions, to_device
 from circuitcut.tasks.defaults import BaseRecipe
@@ -36,6 +39,7 @@ from circuitcut.training.fit_arguments import Checkpoints, Watch
 from circuitcut.training.loop import FitSettings, StepLoss, fit
 from circuitcut.training.shares import own_share
 
+_RECORD = "base.json"
 CACHE_FORMAT = 2  # part of the hash: raise it when training changes
 logger = logging.getLogger(__name__)
 
@@ -92,7 +96,7 @@ def _trained(experiment: Experiment, without_concept: bool) -> Experiment:
     with Waiting("looking for the base model in the cache"):
         folder = _cached(experiment, recipe, without_concept)
     with _only_one(folder, experiment.accelerator):
-        if not (folder / "base.json").exists():
+        if not by_first(lambda: _is_usable(folder)):
             task = experiment.task
             draw = task.retain_batch if without_concept else task.finetune_batch
             _train(_Training(experiment, recipe, draw), folder)
@@ -110,8 +114,41 @@ def _trained(experiment: Experiment, without_concept: bool) -> Experiment:
         experiment,
         loaded=loaded,
         task=task_of(config, corpus, loaded),
-        base=read_json(folder / "base.json") | {"folder": str(folder)},
+        base=_record(folder) | {"folder": str(folder)},
     )
+
+
+def _record(folder: Path) -> dict[str, Any]:
+    """How the model in the cache was trained."""
+    record = read_json(folder / _RECORD)
+    return {key: value for key, value in record.items() if key != "files"}
+
+
+def _is_usable(folder: Path) -> bool:
+    """Whether the cache has this model undamaged; a damaged one is removed."""
+    if not folder.exists():
+        return False
+    if damage := _damage(folder):
+        logger.warning(
+            "the base model in %s is damaged (%s): it is trained again", folder, damage
+        )
+        with os_errors_as_user_errors(folder):
+            shutil.rmtree(folder)
+    return not damage
+
+
+def _damage(folder: Path) -> str | None:
+    """What is wrong with a cached model; None where nothing is."""
+    try:
+        record = read_json(folder / _RECORD)
+    except UserError as error:
+        return str(error)
+    if not isinstance(record, dict) or "recipe" not in record:
+        return f"{_RECORD} is not a record of its training"
+    if "files" not in record:  # before December 2026
+        logger.info("%s has no checksums: the base model is not checked", folder)
+        return None
+    return ", ".join(damaged_files(folder, record["files"])) or None
 
 
 def _cached(experiment: Experiment, recipe: BaseRecipe, without_concept: bool) -> Path:
@@ -233,7 +270,8 @@ def _save(training: _Training, folder: Path, seconds: float) -> None:
     loaded = experiment.loaded
     evaluation = evaluate(experiment.task, loaded.model, "heldout")
     scratch = folder.with_name(f"{folder.name}.tmp")
-    shutil.rmtree(scratch, ignore_errors=True)
+    for left in (scratch, *folder.parent.glob(f".{scratch.name}.*.tmp")):
+        shutil.rmtree(left, ignore_errors=True)  # of a process that was killed
     with os_errors_as_user_errors(scratch):
         scratch.mkdir(parents=True)
         save_model(loaded, scratch)
@@ -245,8 +283,9 @@ def _save(training: _Training, folder: Path, seconds: float) -> None:
         "seconds": round(seconds, 1),
         "heldout": evaluation.scores,
         "heldout_unseen": evaluation.unseen_scores,
+        "files": digests_of(scratch),
     }
-    write_json(scratch / "base.json", record)
+    write_json(scratch / _RECORD, record)
     with os_errors_as_user_errors(folder):
         scratch.rename(folder)
     for left in folder.parent.glob(f"{folder.name}.*unfinished"):

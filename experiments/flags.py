@@ -5,7 +5,8 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from types import NoneType
+from typing import Any, ClassVar, Literal, get_args, get_type_hints
 
 from circuitcut.data.hub import HUB_PREFIX
 from circuitcut.models.names import UNIT_KINDS
@@ -29,23 +30,27 @@ class TaskConfig:
             *("n_heldout", "n_prompts"),
         ),
         "model": (
-            *("model", "revision", "base", "base_steps", "base_lr", "base_seed"),
-            *("dtype", "mixed_precision"),
+            *("model", "revision", "base", "base_steps", "base_lr", "base_recipe"),
+            *("base_seed", "dtype", "mixed_precision"),
         ),
         "run": ("seed", "device", "eval_batch", "run_dir", "name", "resume"),
     }
 
-    task: str = flag("locations", f"what to cut: {', '.join(DEFAULTS)}")
+    task: str = flag(
+        "locations", f"what to cut: {', '.join(DEFAULTS)}", decides_defaults=True
+    )
     model: str | None = flag(
         None,
         "tiny-encoder, tiny-decoder, deep-decoder, mlp (built in), minilm and smollm2 "
         "(PyPI), a local folder, a GGUF file or a hub name",
+        decides_defaults=True,
     )
     revision: str | None = flag(None, "revision of a hub model")
     data: str | None = flag(
         None,
         "local file or folder, or hub:owner/name; default: built-in data (ioi also has "
         "builtin:several)",
+        decides_defaults=True,
     )
     data_format: str = flag("auto", "format of --data where it cannot be told")
     labels_file: Path | None = flag(None, "label file of a token/label pair")
@@ -81,9 +86,15 @@ class TaskConfig:
         "auto",
         "train the model on the task's base split first: auto does so for built-in "
         "models and for a new classification head",
+        decides_defaults=True,
     )
     base_steps: int | None = flag(None, "steps of that training")
     base_lr: float | None = flag(None, "its learning rate")
+    base_recipe: list[str] = flag(
+        [],
+        "further changes of its recipe, NAME=VALUE, such as batch_size=32 d_model=64 "
+        "(names in tasks/defaults.py)",
+    )
     base_seed: int = flag(0, "its seed")
     seed: int = flag(0, "seed of batches, gates and controls")
     device: str | None = flag(None, "cpu, cuda, ...; default: what accelerate finds")
@@ -116,6 +127,7 @@ class TaskConfig:
                 "--n_prompts must be at least 2, one toxic and one neutral prompt, got "
                 f"{self.n_prompts}"
             )
+        recipe_changes(self.base_recipe)  # checks them
         if self.base_steps is not None and self.base_steps < 1:
             raise UserError(f"--base_steps must be positive, got {self.base_steps}")
         if self.seed < 0 or self.base_seed < 0 or self.split_seed < 0:
@@ -167,6 +179,35 @@ class TaskConfig:
         )
 
 
+def recipe_changes(items: Sequence[str]) -> dict[str, Any]:
+    """Fields of a `BaseRecipe` from `NAME=VALUE`.
+
+    Raises:
+        UserError: When a name or a value is none of a recipe.
+    """
+    hints = get_type_hints(BaseRecipe)
+    changes = {}
+    for item in items:
+        name, _, text = item.partition("=")
+        if name not in hints:
+            raise UserError(
+                f"--base_recipe must be NAME=VALUE with a name among {', '.join(hints)}"
+                f", got {item!r}"
+            )
+        choices = get_args(hints[name]) or (hints[name],)
+        kinds = {int, float} & set(choices)
+        try:
+            value = text if not kinds else kinds.pop()(text)
+        except ValueError:
+            value = None
+        if text == "none" and NoneType in choices:
+            value = None
+        elif value is None or (isinstance(value, str) and value not in choices):
+            raise UserError(f"--base_recipe {name} has no value {text!r}")
+        changes[name] = value
+    return changes
+
+
 @dataclass(frozen=True)
 class UnitsConfig(TaskConfig):
     """Flags that name what is cut; shared by the scripts that choose it."""
@@ -178,12 +219,18 @@ class UnitsConfig(TaskConfig):
         )
     }
 
-    units: list[str] = flag([], f"what is cut: {' '.join(UNIT_KINDS)}")
+    units: list[str] = flag(
+        [], f"what is cut: {' '.join(UNIT_KINDS)}", decides_defaults=True
+    )
     layers: list[int] = flag(
-        [], "only these layers (0 is the first block; edges: their number, the logits)"
+        [],
+        "only these layers (0 is the first block; edges: their number, the logits)",
+        decides_defaults=True,
     )
     merged_qkv: bool = flag(
-        False, "edges: a head reads queries, keys and values through one edge a writer"
+        False,
+        "edges: a head reads queries, keys and values through one edge a writer",
+        decides_defaults=True,
     )
     attention_bias: Literal["always", "heads"] = flag(
         "always", "edges: the bias of attention's output is always on, or in the heads"
@@ -211,7 +258,9 @@ def base_recipe(config: TaskConfig) -> BaseRecipe:
     if config.data and of_model.base_on_own_data:
         recipe = of_model.base_on_own_data
     changes: dict[str, Any] = {}
-    if of_model.base is None and config.data is None:
+    recipe = replace(recipe, **recipe_changes(config.base_recipe))
+    given = {item.split("=")[0] for item in config.base_recipe}
+    if of_model.base is None and config.data is None and "n_steps" not in given:
         changes["n_steps"] = GENERATED_STEPS
     if config.base_steps is not None:
         changes["n_steps"] = config.base_steps

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
@@ -13,7 +13,7 @@ from circuitcut.experiments.gate_training import (
     cut_with,
     special_ids,
 )
-from circuitcut.experiments.load import Experiment
+from circuitcut.experiments.load import Experiment, settings_in
 from circuitcut.experiments.plan import Plan
 from circuitcut.experiments.settings import MaskSettings
 from circuitcut.masks.ablation import AblationValues
@@ -86,11 +86,12 @@ def provenance(experiment: Experiment, settings: MaskSettings) -> dict[str, Any]
         "task": experiment.config.task,
         "model": loaded.name,
         "revision": loaded.revision,
-        "config_hash": loaded.config_hash,
         "weights_hash": weights_hash(loaded.model),
         "gate": settings.gate,
         "direction": settings.direction,
         "seed": settings.seed,
+        "settings": settings_in(experiment, **asdict(settings)),
+        **experiment.origin,
     }
 
 

@@ -30,11 +30,11 @@ from circuitcut.masks.gating import gated
 from circuitcut.masks.mask_set import MaskSet
 from circuitcut.models.sites import Site
 from circuitcut.models.spared import spared_positions
-from circuitcut.storage.checkpoints import latest_step
 from circuitcut.storage.errors import UserError
 from circuitcut.storage.progress import shown
 from circuitcut.tasks.base import Batch, Outputs, has_concept, rows_of, to_device
 from circuitcut.training.fit_arguments import NO_CHECKPOINTS, Checkpoints
+from circuitcut.training.fit_state import saved_steps
 from circuitcut.training.objectives import (
     CONCEPT_OBJECTIVES,
     RETAIN_OBJECTIVES,
@@ -102,7 +102,7 @@ def _start(
     None where the scores start equal, or a checkpoint has them.
     """
     folder = checkpoints.folder if checkpoints.resume else None
-    if settings.start == "equal" or (folder is not None and latest_step(folder)):
+    if settings.start == "equal" or (folder is not None and saved_steps(folder)):
         return None
     _log.info("ranking the units by %s, to start from", settings.start)
     scores = METHODS[settings.start](

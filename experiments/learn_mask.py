@@ -26,9 +26,10 @@ from circuitcut.masks.gating import gated
 from circuitcut.masks.mask_set import MaskSet
 from circuitcut.masks.registry import GATES
 from circuitcut.models.sites import Site
-from circuitcut.models.weights_hash import weights_hash
+from circuitcut.models.weights_hash import weights_hash, weights_sha256
 from circuitcut.storage.errors import UserError
 from circuitcut.storage.modes import evaluating
+from circuitcut.storage.provenance import code_version
 from circuitcut.training.fit_arguments import NO_CHECKPOINTS, Checkpoints
 
 Loss = Callable[[nn.Module, int], tuple[Tensor, Tensor]]
@@ -159,6 +160,8 @@ def learn_mask(
     provenance = {
         "model": type(model).__name__,
         "weights_hash": weights_hash(model),
+        "weights_sha256": weights_sha256(model),
+        "code_version": code_version(),
         "gate": settings.gate,
         "direction": settings.direction,
         "seed": settings.seed,

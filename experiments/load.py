@@ -1,6 +1,8 @@
 """Data, task and untrained model of a run, the cheap checks first."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, Literal
 
 import torch
@@ -9,11 +11,14 @@ from accelerate import Accelerator
 from circuitcut.experiments.flags import TaskConfig, base_recipe, check_data_flags
 from circuitcut.models.builtin import BUILTIN, BuiltinSizes, build_builtin
 from circuitcut.models.loading import LoadedModel, load_model
+from circuitcut.models.weights_hash import weights_sha256
 from circuitcut.storage.errors import UserError
 from circuitcut.storage.progress import Waiting
+from circuitcut.storage.provenance import code_version
 from circuitcut.tasks.base import Corpus, Task
 from circuitcut.tasks.evaluation import References
 from circuitcut.tasks.registry import TASKS
+from circuitcut.training.config import NONE, config_dict
 
 
 @dataclass(frozen=True)
@@ -30,9 +35,44 @@ class Experiment:
     references: dict[str, References] = field(default_factory=dict)
     """Outputs of the uncut model by split."""
 
+    @cached_property
+    def origin(self) -> dict[str, Any]:
+        """Hashes of data and weights, and the version of the code."""
+        # a task that draws its own examples has no corpus
+        fingerprint = getattr(self.corpus, "fingerprint", lambda: None)
+        return {
+            "data_sha256": fingerprint(),
+            "config_hash": self.loaded.config_hash,
+            "weights_sha256": weights_sha256(self.loaded.model),
+            "code_version": code_version(),
+        }
 
-def load(config: TaskConfig) -> Experiment:
+
+OF_THE_PLACE = frozenset({"run_dir", "device", "eval_batch", "name", "resume"})
+"""Flags that decide no number; a run may continue with others."""
+
+
+def settings_in(experiment: Experiment, **further: Any) -> dict[str, Any]:
+    """The settings that decide the numbers, by name; no value is the word `none`.
+
+    Args:
+        further: Settings that are no flags of the script.
+    """
+    settings = further | config_dict(experiment.config)
+    return {
+        name: NONE if value is None else value
+        for name, value in settings.items()
+        if name not in OF_THE_PLACE
+    }
+
+
+def load(
+    config: TaskConfig, check_corpus: Callable[[Corpus], None] | None = None
+) -> Experiment:
     """Read the data, then load or build the model; nothing is trained.
+
+    Args:
+        check_corpus: Called once the data are read, to refuse them.
 
     Raises:
         UserError: When the data, the model or a flag is wrong.
@@ -43,6 +83,8 @@ def load(config: TaskConfig) -> Experiment:
     check_head(config)
     with Waiting(f"reading the data of {config.task}"):
         corpus = TASKS[config.task].read(config.task_options("first"))
+    if check_corpus is not None:
+        check_corpus(corpus)
     with Waiting(f"loading the model {config.model_name}"):
         loaded = _model(config, corpus)
     with Waiting("preparing the examples"):

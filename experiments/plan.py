@@ -29,9 +29,7 @@ from circuitcut.masks.registry import GATES
 from circuitcut.models.architectures import sites_of
 from circuitcut.models.residual.folded_model import ResidualModel
 from circuitcut.models.sites import Site
-from circuitcut.storage.atomic import write_json
 from circuitcut.storage.errors import UserError
-from circuitcut.storage.run_directory import RunDirectory
 from circuitcut.tasks.base import Task
 
 
@@ -72,10 +70,9 @@ class Plan:
         """Number of units at all sites."""
         return sum(site.n_units for site in self.sites)
 
-    def save(self, run: RunDirectory) -> None:
-        """Write the resolved settings into a run directory."""
-        if run.is_writer:
-            write_json(run.path / SETTINGS_FILE, asdict(self.settings))
+    def files(self) -> dict[str, Any]:
+        """The resolved settings, as a run directory keeps them, by file name."""
+        return {SETTINGS_FILE: asdict(self.settings)}
 
 
 def plan(

@@ -1,26 +1,47 @@
 """What earlier runs left: masks, rankings, and the flags and settings they had."""
 
+import logging
 from collections.abc import Mapping
 from dataclasses import fields, replace
 from pathlib import Path
-from typing import Any, TypeVar
+from types import NoneType
+from typing import Any, TypeVar, get_args, get_type_hints
 
 from torch import Tensor
 
 from circuitcut.experiments.defaults.of_mask import settings_of
 from circuitcut.experiments.flags import TaskConfig
-from circuitcut.experiments.freeze import Frozen
 from circuitcut.experiments.load import Experiment
 from circuitcut.experiments.mask_config import MaskConfig
 from circuitcut.experiments.plan import before_budgets
 from circuitcut.experiments.settings import MaskSettings, saved_settings
 from circuitcut.masks.frozen_mask import FrozenMask
-from circuitcut.masks.mask_files import check_model
-from circuitcut.storage.atomic import read_json, read_tensors, write_tensors
+from circuitcut.masks.mask_files import (
+    HEADER_FILE,
+    TENSOR_FILE,
+    check_model,
+    check_unchanged,
+)
+from circuitcut.storage.atomic import (
+    read_json,
+    read_object,
+    read_tensors,
+    write_json,
+    write_tensors,
+)
+from circuitcut.storage.checksums import check_digest, file_digest
 from circuitcut.storage.errors import UserError
-from circuitcut.storage.run_directory import RunDirectory, is_run
-from circuitcut.training.config import config_dict
+from circuitcut.storage.provenance import PROVENANCE, differences
+from circuitcut.storage.run_directory import (
+    RunDirectory,
+    has_lost_config,
+    is_run,
+    read_config,
+    run_holding,
+)
+from circuitcut.training.config import NONE, RESOLVED, saved_flags
 
+_log = logging.getLogger(__name__)
 RANKING_FILE = "ranking.safetensors"
 Config = TypeVar("Config", bound=TaskConfig)
 _OF_THIS_RUN = {"seed", "device", "run_dir", "mixed_precision"}
@@ -34,9 +55,14 @@ def mask_at(path: Path) -> FrozenMask:
         UserError: When there is none, telling by what lies there what to do, or when it
             is damaged.
     """
-    if (path / "mask.json").exists():
+    if (path / HEADER_FILE).exists():
+        check_unchanged(path)
         return FrozenMask.load(path)
-    kind = read_json(path / "config.json").get("kind") if is_run(path) else None
+    kind = None
+    if is_run(path):
+        run = RunDirectory.open(path)
+        run.check_has_mask()
+        kind = run.kind
     if kind == "train_mask":
         raise UserError(
             f"--mask {path} has not finished; continue it with python "
@@ -57,6 +83,8 @@ def check_fit(
 ) -> None:
     """Refuse a mask that is for another model than the experiment's.
 
+    That it was made on other data is logged: they may be asked for.
+
     Args:
         path: Where the mask lies, for the message.
 
@@ -71,21 +99,85 @@ def check_fit(
         config_hash=experiment.loaded.config_hash,
         allow_other_weights=allow_other_weights,
     )
+    made_on = mask.provenance.get("data_sha256")
+    if made_on not in (None, experiment.origin["data_sha256"]):
+        _log.warning(
+            "the mask in %s was made on other data than these: examples that it was "
+            "trained on may be among the held-out ones",
+            path,
+        )
 
 
 def with_flags_of_run(config: Config, path: Path) -> Config:
-    """`config` with the task flags of the run at `path` wherever no flag was given."""
-    file = path / "config.json"
-    if not file.exists():
-        return config
-    saved = read_json(file)
+    """`config` with the task flags of a mask wherever no flag was given.
+
+    They stand in the `config.json` of its run, else in the provenance of `mask.json`.
+
+    Args:
+        path: The run directory or folder of the mask.
+
+    Raises:
+        UserError: When `config.json` is missing or empty, is of another run than the
+            mask, or nothing tells the task of the mask.
+    """
+    saved = _flags_at(path)
     default = type(config)()
+    deciding = [f.name for f in fields(TaskConfig) if f.metadata["decides_defaults"]]
+    given = {f.name for f in fields(TaskConfig) if _is_given(config, default, f.name)}
+    flags = _typed(TaskConfig, saved)
+    if any(getattr(config, n) != flags.get(n) for n in given.intersection(deciding)):
+        flags = {n: v for n, v in flags.items() if n not in saved.get(RESOLVED, [])}
     taken = {
         name: value
-        for name, value in _typed(TaskConfig, saved).items()
-        if name not in _OF_THIS_RUN and getattr(config, name) == getattr(default, name)
+        for name, value in flags.items()
+        if name not in _OF_THIS_RUN and name not in given
     }
     return replace(config, **taken)
+
+
+def _is_given(config: TaskConfig, default: TaskConfig, name: str) -> bool:
+    return bool(getattr(config, name) != getattr(default, name))
+
+
+def _flags_at(path: Path) -> dict[str, Any]:
+    """The flags that a mask was made with.
+
+    Raises:
+        UserError: See `with_flags_of_run`.
+    """
+    if has_lost_config(path):
+        raise UserError(
+            f"{path} has no config.json, which names task, model and data of the run; "
+            "restore it"
+        )
+    made_with: dict[str, Any] = {}
+    if (path / HEADER_FILE).exists():
+        made_with = read_object(path / HEADER_FILE).get("provenance") or {}
+    run = path if (path / "config.json").exists() else run_holding(path)
+    if run is None:
+        return _flags_of_mask(path, made_with)
+    saved = read_config(run)
+    found = differences(saved.get(PROVENANCE) or {}, made_with)
+    task = made_with.get("task")
+    if not found and task is not None and "task" in saved and task != saved["task"]:
+        found = [f"task ({saved['task']} before, {task} now)"]
+    if found:
+        raise UserError(
+            f"{path / HEADER_FILE} is not the mask of {run / 'config.json'}: it was "
+            f"made with other {', '.join(found)}; restore both files"
+        )
+    return saved
+
+
+def _flags_of_mask(path: Path, made_with: Mapping[str, Any]) -> dict[str, Any]:
+    """The flags in the provenance of a mask that lies in no run directory."""
+    settings = made_with.get("settings")
+    if settings is None and "task" in made_with:
+        raise UserError(
+            f"{path} has no config.json, and its mask.json names the task "
+            f"{made_with['task']} without its model and data; name the run directory"
+        )
+    return dict(settings or {})
 
 
 def settings_of_run(path: Path, n_units: int) -> MaskSettings:
@@ -111,54 +203,117 @@ def ranking_of_run(folder: Path, mask: FrozenMask) -> dict[str, Tensor]:
     path = folder / RANKING_FILE
     if not path.exists():
         raise UserError(f"{folder} has no {RANKING_FILE}; --sizes needs one")
-    return checked_ranking(path, mask)
+    ranking, of_mask = checked_ranking(path, mask), _header_of(path).get("mask_sha256")
+    here = read_json(folder / HEADER_FILE).get("sha256")
+    if None not in (of_mask, here) and of_mask != here:
+        raise UserError(
+            f"{path} is the ranking of another mask than {folder / TENSOR_FILE}; "
+            "restore it"
+        )
+    return ranking
 
 
 def checked_ranking(path: Path, mask: FrozenMask) -> dict[str, Tensor]:
     """A ranking of the units of `mask`; the highest are kept longest.
 
     Raises:
-        UserError: When it is not there, or its sites are not the mask's.
+        UserError: When it is not there or damaged, or its sites are not the mask's.
     """
     ranking = read_tensors(path)
+    check_digest(path, _header_of(path).get("sha256"), path.with_suffix(".json"))
     sizes = {site.name: site.n_units for site in mask.sites}
     if {name: len(values) for name, values in ranking.items()} != sizes:
         raise UserError(f"{path} does not rank the units of this mask")
     return ranking
 
 
-def save_frozen(frozen: Frozen, folder: Path) -> None:
-    """Write a finished mask and the ranking that gives it into a run directory."""
-    frozen.mask.save(folder)
-    save_ranking(folder / RANKING_FILE, frozen.ranking)
+def save_frozen(
+    mask: FrozenMask, ranking: Mapping[str, Tensor] | None, folder: Path
+) -> None:
+    """Write a finished mask, and the ranking that gives it, into a run directory."""
+    mask.save(folder)
+    if ranking is not None:
+        digest = read_json(folder / HEADER_FILE)["sha256"]
+        save_ranking(folder / RANKING_FILE, ranking, mask_sha256=digest)
 
 
-def save_ranking(file: Path, ranking: Mapping[str, Tensor]) -> None:
-    """Write scores by site name, of which the highest are kept."""
+def save_ranking(
+    file: Path, ranking: Mapping[str, Tensor], *, mask_sha256: str | None = None
+) -> None:
+    """Write scores by site name, of which the highest are kept.
+
+    The JSON file of the same name gets the SHA-256 and the number of units of each
+    site, and the SHA-256 of the tensors of the mask that it gives, if there is one.
+    """
     write_tensors(file, ranking, {"polarity": "high keeps"})
+    header = {
+        "polarity": "high keeps",
+        "n_units": {name: len(values) for name, values in ranking.items()},
+        "sha256": file_digest(file),
+    }
+    if mask_sha256 is not None:
+        header["mask_sha256"] = mask_sha256
+    write_json(file.with_suffix(".json"), header)
 
 
-def new_run(config: TaskConfig, kind: str, name: Path | None = None) -> RunDirectory:
-    """A new run directory for these flags.
+def _header_of(file: Path) -> dict[str, Any]:
+    """The JSON file of a ranking; empty where an older version wrote none."""
+    header = file.with_suffix(".json")
+    return read_object(header) if header.exists() else {}
+
+
+def new_run(
+    experiment: Experiment,
+    given: TaskConfig,
+    kind: str,
+    *,
+    name: Path | None = None,
+    made_with: Mapping[str, Any],
+    files: Mapping[str, Any] | None = None,
+) -> RunDirectory:
+    """A new run directory, with its resolved flags and its provenance.
 
     Args:
+        experiment: Its config has the resolved flags.
+        given: The flags as they were given.
         name: Of the directory; None: generated.
+        made_with: See `provenance.provenance_of`.
+        files: Further JSON files that the run begins with.
     """
+    config = experiment.config
+    chosen = [
+        f.name
+        for f in fields(config)
+        if getattr(given, f.name) != getattr(config, f.name)
+    ]
     return RunDirectory.create(
         config.run_dir,
         kind=kind,
         task=config.task,
         model=config.model_name,
-        config=config_dict(config),
+        config=saved_flags(config) | {RESOLVED: chosen, PROVENANCE: made_with},
         name=name,
+        files=files,
     )
 
 
 def _typed(config_class: type, saved: Mapping[str, Any]) -> dict[str, Any]:
-    """The entries of a config.json that are fields of `config_class`, paths as such."""
-    paths = {f.name for f in fields(config_class) if "Path" in str(f.type)}
-    return {
-        name: Path(saved[name]) if name in paths and saved[name] else saved[name]
-        for name in (f.name for f in fields(config_class))
-        if name in saved
-    }
+    """The entries of a config.json that are fields of `config_class`, with its types.
+
+    The word `none` is no value, unless it is one of the choices.
+    """
+    hints = get_type_hints(config_class)
+    typed = {}
+    for name in (f.name for f in fields(config_class) if f.name in saved):
+        value, parts = saved[name], get_args(hints[name])
+        is_none = value == NONE and NoneType in parts and not _is_choice(NONE, parts)
+        if is_none or value is None:
+            value = None
+        elif hints[name] is Path or Path in parts:
+            value = Path(value)
+        typed[name] = value
+    return typed
+
+
+def _is_choice(word: str, parts: tuple[Any, ...]) -> bool:
+    return any(word in get_args(part) for part in parts)

@@ -45,13 +45,17 @@ class MaskSettings(GateSettings):
     """
 
     gate: str = flag(
-        "hard_concrete", f"gate: {', '.join(sorted(SETTINGS))}", has_own_default=False
+        "hard_concrete",
+        f"gate: {', '.join(sorted(SETTINGS))}",
+        has_own_default=False,
+        decides_defaults=True,
     )
     penalty: Penalty = flag(
         "budget",
         "what keeps a mask sparse: a budget of --k_min to --k_max units in every "
         "sample, a --price a unit, or a Lagrangian towards --target_ablated",
         has_own_default=False,
+        decides_defaults=True,
     )
     start: str = flag(
         "equal",
@@ -90,6 +94,7 @@ class MaskSettings(GateSettings):
         "kl to the uncut model; cross_entropy; none: nothing is retained, and retained "
         "examples are not run (break: the published objective *necessary*)",
         has_own_default=False,
+        decides_defaults=True,
     )
     retain_weight: float = flag(
         8.0, "weight of the retain objective", has_own_default=False
@@ -148,8 +153,9 @@ class MaskSettings(GateSettings):
         "of Adam: how much of the squared gradients' running mean stays in a step",
         has_own_default=False,
     )
-    lr_multipliers: float = 0.05
-    """Of the Lagrangian's multipliers."""
+    lr_multipliers: float = flag(
+        0.05, "learning rate of the Lagrangian's multipliers", has_own_default=False
+    )
     checkpoint_every: int = flag(50, "steps between checkpoints")
     seed: int = 0
 

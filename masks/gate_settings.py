@@ -24,6 +24,7 @@ class DirectionSettings:
         "break",
         "break: ablate few units to remove the concept; isolate: keep few units that "
         "alone are enough for the concept",
+        decides_defaults=True,
     )
     penalty: Penalty = "none"
     """What keeps the mask sparse; gates with a `budget` are drawn otherwise."""

@@ -1,13 +1,14 @@
 """Read and write the two files of a frozen mask, and check that it fits a model.
 
 `mask.safetensors` holds `keep/SITE` (bool) and `value/SITE` (the ablation values,
-unless they are zero); `mask.json` holds the sites and the origin of the mask. Format
-version 1.
+unless they are zero); `mask.json` holds the sites, the origin of the mask, and the
+SHA-256 of the tensor file and of its own entries. Format version 1.
 """
 
 import dataclasses
+import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, get_args
 
@@ -19,13 +20,23 @@ from circuitcut.masks.ablation import AblationKind
 from circuitcut.masks.edges.sites import graph_difference, modules_and_edges, n_seen
 from circuitcut.models.residual.graph import ResidualGraph
 from circuitcut.models.sites import Site
-from circuitcut.models.weights_hash import weights_hash
-from circuitcut.storage.atomic import read_json, read_tensors, write_json, write_tensors
+from circuitcut.models.weights_hash import weights_hash, weights_sha256
+from circuitcut.storage.atomic import (
+    jsonable,
+    read_json,
+    read_tensors,
+    write_json,
+    write_tensors,
+)
+from circuitcut.storage.cache import content_hash
+from circuitcut.storage.checksums import check_digest, file_digest
 from circuitcut.storage.errors import UserError
 
 FORMAT_VERSION = 1
 POLARITY = "true keeps, false ablates"
 TENSOR_FILE, HEADER_FILE = "mask.safetensors", "mask.json"
+_SINCE_DECEMBER_2026 = {"sha256", "header_sha256"}
+"""Entries that older masks lack."""
 
 
 @dataclass(frozen=True)
@@ -40,6 +51,10 @@ class MaskHeader:
     provenance: dict[str, Any]
     polarity: str = POLARITY
     format_version: int = FORMAT_VERSION
+    sha256: str | None = None
+    """Of `mask.safetensors`; None in masks before December 2026."""
+    header_sha256: str | None = None
+    """Of all other entries; None in masks before December 2026."""
 
     def site_tuple(self) -> tuple[Site, ...]:
         """The sites as objects."""
@@ -70,7 +85,16 @@ def write_mask_files(
         stored = _stored_values(header.site_tuple(), values)
         tensors |= {f"value/{name}": value for name, value in stored.items()}
     write_tensors(folder / TENSOR_FILE, tensors)
-    write_json(folder / HEADER_FILE, asdict(header))
+    header = replace(header, sha256=file_digest(folder / TENSOR_FILE))
+    entries = jsonable(asdict(header))
+    entries["header_sha256"] = _digest(entries)
+    write_json(folder / HEADER_FILE, entries)
+
+
+def _digest(entries: Mapping[str, Any]) -> str:
+    """SHA-256 hex digest of all entries of `mask.json` but `header_sha256`."""
+    others = {key: v for key, v in entries.items() if key != "header_sha256"}
+    return content_hash(json.dumps(others, sort_keys=True))
 
 
 def read_mask_files(
@@ -82,13 +106,14 @@ def read_mask_files(
         path: The folder, or one of its two files.
 
     Raises:
-        UserError: When a file is missing or damaged, or a tensor is missing, unknown or
-            of the wrong shape; the message names it.
+        UserError: When a file is missing, damaged or changed, or a tensor is missing,
+            unknown or of the wrong shape; the message names it.
     """
-    folder = path.parent if path.name in (TENSOR_FILE, HEADER_FILE) else path
+    folder = _folder(path)
     header = _header(folder / HEADER_FILE)
     tensors = read_tensors(folder / TENSOR_FILE)
     _check_tensors(folder / TENSOR_FILE, header, tensors)
+    check_digest(folder / TENSOR_FILE, header.sha256, folder / HEADER_FILE)
     sites = header.site_tuple()
     keep = {site.name: tensors[f"keep/{site.name}"] for site in sites}
     values = {
@@ -97,6 +122,30 @@ def read_mask_files(
         if f"value/{site.name}" in tensors
     }
     return header, keep, _values_of_all(sites, values)
+
+
+def check_unchanged(path: Path) -> None:
+    """Check that every entry of `mask.json` is the one that was written.
+
+    `FrozenMask.load` checks the sites and numbers, which have to fit the tensors.
+
+    Args:
+        path: The folder, or one of its two files.
+
+    Raises:
+        UserError: When an entry was changed.
+    """
+    file = _folder(path) / HEADER_FILE
+    entries = read_json(file)
+    if entries.get("header_sha256") not in (None, _digest(entries)):
+        raise UserError(
+            f"{file} was changed since it was written (its SHA-256 differs); restore "
+            "it, or make the mask again"
+        )
+
+
+def _folder(path: Path) -> Path:
+    return path.parent if path.name in (TENSOR_FILE, HEADER_FILE) else path
 
 
 def _stored_values(
@@ -141,7 +190,8 @@ def check_model(
 
     Args:
         sites: The mask's sites.
-        made_for: The mask's provenance: `config_hash`, `weights_hash`, `model`.
+        made_for: The mask's provenance: `config_hash`, `weights_sha256` or
+            `weights_hash`, `model`.
         path: Path of the mask, for the message.
         model: Its sites, their widths and its weights are checked.
         model_name: Name of the model, for the message.
@@ -164,12 +214,7 @@ def check_model(
         differences.append(
             f"config hash {made_for.get('config_hash')}, here {config_hash}"
         )
-    weights = made_for.get("weights_hash")
-    if (
-        weights is not None
-        and not allow_other_weights
-        and weights != weights_hash(model)
-    ):
+    if not allow_other_weights and not _has_weights(model, made_for):
         differences.append("other weights (allow_other_weights accepts them)")
     # A different name alone is no error: a folder can have been moved.
     if differences and model_name is not None and made_for.get("model") != model_name:
@@ -178,6 +223,17 @@ def check_model(
         raise UserError(
             f"the mask in {path} is for another model: {'; '.join(differences)}"
         )
+
+
+def _has_weights(model: nn.Module, made_for: Mapping[str, Any]) -> bool:
+    """Whether the weights are those of the provenance: all of them, or a sample.
+
+    A mask before December 2026 has the hash of a sample alone, one made by hand none.
+    """
+    whole, sample = made_for.get("weights_sha256"), made_for.get("weights_hash")
+    if whole is not None:
+        return bool(whole == weights_sha256(model))
+    return sample is None or bool(sample == weights_hash(model))
 
 
 def _site_difference(model: nn.Module, site: Site) -> str | None:
@@ -215,10 +271,10 @@ def _header(path: Path) -> MaskHeader:
             f"{path} has format version {fields['format_version']}, this program reads "
             f"version {FORMAT_VERSION}; use the program version that wrote the file"
         )
-    if set(fields) != expected:
+    if not expected - _SINCE_DECEMBER_2026 <= set(fields) <= expected:
         raise UserError(
             f"{path} must hold the entries {sorted(expected)}; missing "
-            f"{sorted(expected - set(fields))}, unknown "
+            f"{sorted(expected - _SINCE_DECEMBER_2026 - set(fields))}, unknown "
             f"{sorted(set(fields) - expected)}"
         )
     if fields["polarity"] != POLARITY:
@@ -234,17 +290,19 @@ def _header(path: Path) -> MaskHeader:
 def _check_tensors(path: Path, header: MaskHeader, tensors: dict[str, Tensor]) -> None:
     sites = header.site_tuple()
     needed = {f"keep/{site.name}" for site in sites}
+    allowed = set(needed)
     if header.ablation == "mean":
         modules, edges = modules_and_edges(sites)
         needed |= {f"value/{site.name}" for site in (*modules, *edges[-1:])}
-    allowed = needed | {f"value/{site.name}" for site in sites}
+        allowed = needed | {f"value/{site.name}" for site in sites}
     if missing := sorted(needed - set(tensors)):
         raise UserError(
             f"{path} lacks the tensors {missing} that {HEADER_FILE} requires"
         )
     if extra := sorted(set(tensors) - allowed):
         raise UserError(
-            f"{path} has the tensors {extra} that {HEADER_FILE} does not name"
+            f"{path} has the tensors {extra} that {HEADER_FILE} with ablation "
+            f"{header.ablation} does not name"
         )
     for site in sites:
         kept = tensors[f"keep/{site.name}"]
@@ -253,3 +311,10 @@ def _check_tensors(path: Path, header: MaskHeader, tensors: dict[str, Tensor]) -
                 f"{path}: keep/{site.name} must be {site.n_units} bools, got "
                 f"{kept.dtype} of shape {tuple(kept.shape)}"
             )
+    n_ablated = sum(int((~tensors[f"keep/{site.name}"]).sum()) for site in sites)
+    n_units = sum(site.n_units for site in sites)
+    if (header.n_ablated, header.n_units) != (n_ablated, n_units):
+        raise UserError(
+            f"{path} ablates {n_ablated} of {n_units} units, but {HEADER_FILE} says "
+            f"{header.n_ablated} of {header.n_units}; one of them is of another mask"
+        )

@@ -18,7 +18,6 @@ from filelock import FileLock
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from circuitcut.models.architectures import ARCHITECTURES
-from circuitcut.models.packaged import file_digest
 from circuitcut.models.quiet import quiet
 from circuitcut.storage.atomic import (
     os_errors_as_user_errors,
@@ -28,6 +27,7 @@ from circuitcut.storage.atomic import (
     write_json,
 )
 from circuitcut.storage.cache import cache_folder, content_hash
+from circuitcut.storage.checksums import damaged_files, digests_of, file_digest
 from circuitcut.storage.errors import UserError
 
 SUFFIX = ".gguf"
@@ -70,9 +70,9 @@ def converted(file: Path, digest: str | None = None) -> tuple[Path, str]:
 def _is_whole(folder: Path) -> bool:
     """Whether every converted file has the SHA-256 that was recorded for it."""
     try:
-        files = read_json(folder / _RECORD)["files"].items()
-        return all(file_digest(folder / name) == digest for name, digest in files)
-    except (UserError, KeyError, AttributeError, TypeError, OSError):
+        files = read_json(folder / _RECORD)["files"]
+        return bool(files) and not damaged_files(folder, files)
+    except (UserError, KeyError, TypeError):
         return False
 
 
@@ -134,11 +134,10 @@ def _convert(file: Path, digest: str, folder: Path) -> None:
         try:
             model.save_pretrained(temporary)
             tokenizer.save_pretrained(temporary)
-            names = sorted(path.name for path in temporary.iterdir())
             record = {
                 "gguf": file.name,
                 "gguf_sha256": digest,
-                "files": {name: file_digest(temporary / name) for name in names},
+                "files": digests_of(temporary),
             }
             write_json(temporary / _RECORD, record)
             for path in temporary.iterdir():

@@ -1,11 +1,11 @@
 """Pretrained models that come as packages from PyPI, found without importing them."""
 
-import hashlib
 import importlib.util
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from circuitcut.storage.checksums import file_digest
 from circuitcut.storage.errors import UserError
 
 
@@ -63,9 +63,3 @@ def packaged_file(name: str) -> tuple[Path, str]:
             f"{package.sha256_start}...; reinstall {package.requirement}"
         )
     return weights, digest
-
-
-def file_digest(path: Path) -> str:
-    """SHA-256 hex digest of a file."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

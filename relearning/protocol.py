@@ -168,7 +168,7 @@ def _finetune(
                 on_log=partial(on_log, condition) if on_log else None,
                 progress=progress,
             ),
-            checkpoints=Checkpoints(files.checkpoints, resume),
+            checkpoints=Checkpoints(files.checkpoints, resume, study.provenance),
             accelerator=accelerator,
             buffers={"n_seen": n_seen},
         )

@@ -9,7 +9,13 @@ from typing import Any
 from torch import Tensor
 
 from circuitcut.relearning.conditions import Condition
-from circuitcut.storage.atomic import read_json, read_tensors, write_json, write_tensors
+from circuitcut.storage.atomic import (
+    read_object,
+    read_tensors,
+    write_json,
+    write_tensors,
+)
+from circuitcut.storage.checksums import check_digest, file_digest
 from circuitcut.storage.errors import UserError
 
 _COUNT = "count."
@@ -53,6 +59,8 @@ class ConditionRun:
     at_end: dict[str, Any] = field(default_factory=dict)
     """What the caller's `at_end` returned for the relearned model."""
     finished: bool = False
+    digests: dict[int, str] = field(default_factory=dict)
+    """SHA-256 of the file of counts, by step."""
 
 
 @dataclass(frozen=True)
@@ -73,12 +81,18 @@ class ConditionFiles:
         """Folder of the training loop's checkpoints."""
         return self.folder / "checkpoints"
 
+    @property
+    def is_finished(self) -> bool:
+        """Whether the folder holds the whole condition."""
+        path = self.folder / "condition.json"
+        return path.exists() and bool(read_object(path).get("finished"))
+
     def load(self, condition: Condition, *, resume: bool) -> ConditionRun:
         """What the folder holds of this condition; an empty record if nothing.
 
         Raises:
-            UserError: When there is something and `resume` is not set, or when it was
-                made with other settings.
+            UserError: When there is something and `resume` is not set, or when it is
+                damaged or was made with other settings.
         """
         path = self.folder / "condition.json"
         run = ConditionRun(condition)
@@ -88,13 +102,18 @@ class ConditionFiles:
             raise UserError(
                 f"{self.folder} holds results; resume the run or start anew"
             )
-        saved = read_json(path)
+        saved = read_object(path)
         if saved["settings"] != self.settings:
             raise UserError(
                 f"{path} was made with other settings or another mask; resume with the "
                 "settings of the run, or start a new one"
             )
-        run.measurements = [self._measurement(row) for row in saved["rows"]]
+        digests = saved.get("counts_sha256", {})
+        run.digests = {int(step): digest for step, digest in digests.items()}
+        for row in saved["rows"]:
+            digest = run.digests.get(row["step"])
+            check_digest(self._counts(row["step"]), digest, path)
+            run.measurements.append(self._measurement(row))
         run.at_end, run.finished = saved["at_end"], saved["finished"]
         return run
 
@@ -104,6 +123,7 @@ class ConditionFiles:
         tensors |= {"clusters": measured.clusters, "unseen": measured.unseen}
         if self.writes:
             write_tensors(self._counts(measured.step), tensors)
+            run.digests[measured.step] = file_digest(self._counts(measured.step))
             self._write(run)
 
     def finish(self, run: ConditionRun) -> None:
@@ -118,6 +138,7 @@ class ConditionFiles:
             "condition": asdict(run.condition),
             "settings": self.settings,
             "rows": [measured.row() for measured in run.measurements],
+            "counts_sha256": run.digests,
             "at_end": run.at_end,
             "finished": run.finished,
         }

@@ -1,8 +1,8 @@
 """What one relearning study consists of: task, models, mask and settings."""
 
 import math
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from accelerate import Accelerator
@@ -67,6 +67,8 @@ class Study:
     """The base model of the condition of that name, which needs it."""
     accelerator: Accelerator | None = None
     """Device and processes of the training loop; made if None."""
+    provenance: Mapping[str, Any] = field(default_factory=dict)
+    """What the study is made with (`storage.provenance`), for its checkpoints."""
 
     def base_of(self, condition: Condition) -> LoadedModel:
         """The model that a condition starts from, before any cut.

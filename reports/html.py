@@ -19,6 +19,7 @@ from circuitcut.reports.tables import Row
 from circuitcut.reports.words import format_cell
 from circuitcut.storage.atomic import write_text
 from circuitcut.storage.errors import UserError
+from circuitcut.storage.run_directory import check_not_of_a_run
 
 CSS = """
 body { font: 16px/1.5 system-ui, sans-serif; max-width: 70rem; margin: 2rem auto;
@@ -78,6 +79,7 @@ def write_report(runs: Sequence[Path], out: Path) -> Path:
 
 def _check_replaceable(out: Path) -> None:
     """Refuse to write over a file, unless it is an earlier report."""
+    check_not_of_a_run(out, "--out")
     if not out.is_file():
         return
     with out.open("rb") as file:

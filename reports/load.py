@@ -5,7 +5,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from circuitcut.storage.atomic import read_object
+from circuitcut.storage.checksums import check_digest
 from circuitcut.storage.errors import UserError
+from circuitcut.storage.provenance import PROVENANCE, differences
 from circuitcut.storage.results_schema import (
     ENTRIES,
     SCHEMA_VERSION,
@@ -82,6 +85,7 @@ def load_run(path: Path) -> Run:
             f"{path}/results.json lacks {', '.join(missing)}; repeat the run with "
             f"--config {path}/config.json"
         )
+    _check_mask(path, results)
     return Run(
         path,
         kind,
@@ -90,3 +94,33 @@ def load_run(path: Path) -> Run:
         results,
         directory.metrics(),
     )
+
+
+def _check_mask(path: Path, results: Mapping[str, Any]) -> None:
+    """Refuse results that are those of another mask than the one beside them.
+
+    A report needs no mask: its files may have been removed.
+    """
+    header_file, tensor_file = path / "mask.json", path / "mask.safetensors"
+    if not header_file.exists():
+        return
+    header = read_object(header_file)
+    made_with = header.get("provenance") or {}
+    told = {
+        "n_ablated": header.get("n_ablated"),
+        "n_units": header.get("n_units"),
+        "task": made_with.get("task"),
+    }
+    found = [
+        f"{name} {results.get(name)} in results.json, {value} in mask.json"
+        for name, value in told.items()
+        if results.get(name) != value
+    ]
+    found = found or differences(results.get(PROVENANCE) or {}, made_with)
+    if found:
+        raise UserError(
+            f"{header_file} is not the mask of results.json: {', '.join(found)}; "
+            "restore both files"
+        )
+    if tensor_file.exists() and "sha256" in header:
+        check_digest(tensor_file, header["sha256"], header_file)

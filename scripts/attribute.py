@@ -80,6 +80,7 @@ from circuitcut.experiments.plan import (
     check_pairs,
     sites_for,
 )
+from circuitcut.experiments.runs.resolved import provenance_of, resolved
 from circuitcut.experiments.saved_runs import new_run, save_ranking
 from circuitcut.experiments.scores import attribution_ranking, cut_by, score
 from circuitcut.experiments.settings import MaskSettings
@@ -97,10 +98,18 @@ def main(config: AttributeConfig) -> Path:
     if not config.methods:
         methods.append("random")
     experiment = with_base_model(experiment)
-    run = new_run(config, "attribute")
+    usual: Any = "all" if "edges" in units_of(config) else "words"
+    flags: dict[str, Any] = {
+        "methods": methods,
+        "positions": config.positions or usual,
+        "n_batches": attribution_batches(config.n_batches, sites),
+    }
+    experiment = resolved(experiment, config, **flags)
+    made_with = provenance_of(experiment)
+    run = new_run(experiment, config, "attribute", made_with=made_with)
     if not run.is_writer:  # one of several processes is enough
         return run.path
-    whole = _whole(config, experiment, sites)
+    whole = _whole(config, experiment, sites, flags["positions"])
     rows = [
         row
         for method in methods
@@ -119,15 +128,17 @@ def main(config: AttributeConfig) -> Path:
 
 
 def _whole(
-    config: AttributeConfig, experiment: Experiment, sites: tuple[Site, ...]
+    config: AttributeConfig,
+    experiment: Experiment,
+    sites: tuple[Site, ...],
+    positions: Any,
 ) -> FrozenMask:
     """The mask that ablates nothing, with the ablation values of all cuts."""
-    usual: Any = "all" if "edges" in units_of(config) else "words"
     settings = MaskSettings(
         gate="none",
         ablation=config.ablation,
         mean_over=config.mean_over,
-        positions=config.positions or usual,
+        positions=positions,
         seed=config.seed,
     )
     return untrained(experiment, sites, settings, n_ablated=0)

@@ -28,7 +28,9 @@ class EvaluateConfig(TaskConfig):
 
     heading: ClassVar[str] = "what is measured"
 
-    mask: Path | None = flag(None, "run directory (or folder) that holds a mask")
+    mask: Path | None = flag(
+        None, "run directory (or folder) that holds a mask", decides_defaults=True
+    )
     split: str = flag("heldout", f"one of {', '.join(SPLITS)}")
     sizes: list[int] = flag([], "numbers of ablated units to score the ranking at")
     methods: list[str] = flag(
@@ -73,6 +75,7 @@ from circuitcut.experiments.circuits.published import published_overlap
 from circuitcut.experiments.describe import header, scores_by_name
 from circuitcut.experiments.load import Experiment
 from circuitcut.experiments.plan import attribution_batches
+from circuitcut.experiments.runs.resolved import provenance_of, resolved
 from circuitcut.experiments.saved_runs import (
     RANKING_FILE,
     check_fit,
@@ -91,14 +94,20 @@ from circuitcut.reports.verdict import effect_warning
 
 def main(config: EvaluateConfig) -> Path:
     """Evaluate, print the table, write results.json and the figure."""
-    mask = _mask(config)
+    given, mask = config, _mask(config)
     if config.mask is not None:
         config = with_flags_of_run(config, config.mask)
     RunDirectory.check(config.run_dir)
     experiment = prepare(config)
     if mask is not None and config.mask is not None:
         check_fit(mask, config.mask, experiment, config.allow_other_weights)
-    run = new_run(config, "evaluate")
+    flags = {}
+    if mask is not None:
+        n_batches = attribution_batches(config.attribution_batches, mask.sites)
+        flags["attribution_batches"] = n_batches
+    experiment = resolved(experiment, config, **flags)
+    made_with = provenance_of(experiment)
+    run = new_run(experiment, given, "evaluate", made_with=made_with)
     if not run.is_writer:  # one of several processes is enough
         return run.path
     results = _results(config, experiment, mask)

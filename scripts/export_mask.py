@@ -17,7 +17,7 @@ from circuitcut.experiments.flags import TaskConfig, command
 from circuitcut.masks.formats.programs import FORMATS
 from circuitcut.storage.errors import UserError
 from circuitcut.storage.flag_fields import flag
-from circuitcut.storage.run_directory import run_holding
+from circuitcut.storage.run_directory import check_not_of_a_run
 from circuitcut.training.config import parse_first, run_script
 
 DRAWINGS = ("dot", "graphml", "svg")
@@ -93,6 +93,7 @@ def main(config: ExportConfig) -> Path:
         raise UserError(f"{missing} is needed: the mask and the file to write")
     if config.out.exists():
         raise UserError(f"--out {config.out} exists; choose another name")
+    check_not_of_a_run(config.out, "--out")
     mask = mask_at(config.mask)
     graph, kept = edges_of(mask)
     ranking = _ranking(config, mask)
@@ -150,7 +151,7 @@ def _write_foreign(
     assert config.mask is not None
     assert config.out is not None
     path = config.mask
-    experiment = prepare(with_flags_of_run(config, run_holding(path) or path))
+    experiment = prepare(with_flags_of_run(config, path))
     check_fit(mask, path, experiment, config.allow_other_weights)
     write_edges(
         config.out,

@@ -38,7 +38,9 @@ class FaithfulnessConfig(UnitsConfig):
     headings: ClassVar[Headings] = {"what is cut": ("ablation",)}
 
     mask: list[Path] = flag(
-        [], "train_mask runs whose rankings are measured; they give the task's flags"
+        [],
+        "train_mask runs whose rankings are measured; they give the task's flags",
+        decides_defaults=True,
     )
     methods: list[str] = flag(
         [],
@@ -127,6 +129,7 @@ from circuitcut.experiments.plan import (
     check_pairs,
     sites_for,
 )
+from circuitcut.experiments.runs.resolved import provenance_of, resolved
 from circuitcut.experiments.saved_runs import (
     check_fit,
     mask_at,
@@ -147,6 +150,7 @@ from circuitcut.reports.tables import area_rows, faithfulness_rows, format_table
 def main(config: FaithfulnessConfig) -> Path:
     """Rank, keep the top of each ranking, measure; table, figure and results.json."""
     RunDirectory.check(config.run_dir)
+    given = config
     masks = [mask_at(path) for path in config.mask]
     if masks:
         config = _with_flags_of(config, masks)
@@ -161,7 +165,16 @@ def main(config: FaithfulnessConfig) -> Path:
     experiment = with_base_model(experiment)
     for path, mask in zip(config.mask, masks, strict=True):
         check_fit(mask, path, experiment)
-    run = new_run(config, "faithfulness")
+    chosen = methods if config.methods else [*methods, "random"]
+    flags: dict[str, Any] = {"methods": chosen or ["none"]}
+    flags["n_batches"] = attribution_batches(config.n_batches, sites)
+    if masks:  # units and ablation are theirs
+        flags["units"] = []
+    else:
+        flags["ablation"] = _ablation_kind(config, experiment)
+    experiment = resolved(experiment, config, **flags)
+    made_with = provenance_of(experiment)
+    run = new_run(experiment, given, "faithfulness", made_with=made_with)
     if not run.is_writer:  # one of several processes is enough
         return run.path
     results = _results(config, experiment, sites, methods, masks, counts)

@@ -74,7 +74,8 @@ from circuitcut.experiments.freeze import provenance
 from circuitcut.experiments.gate_training import ablation_values
 from circuitcut.experiments.load import Experiment, load
 from circuitcut.experiments.plan import check_pairs
-from circuitcut.experiments.saved_runs import RANKING_FILE, new_run, save_ranking
+from circuitcut.experiments.runs.resolved import provenance_of, resolved
+from circuitcut.experiments.saved_runs import new_run, save_frozen
 from circuitcut.experiments.settings import MaskSettings
 from circuitcut.masks.edges.sites import by_site, flat_gates
 from circuitcut.masks.formats.conventions import as_evaluated
@@ -96,13 +97,16 @@ def main(config: ImportConfig) -> Path:
     check_pairs(experiment.task, _ablation(config))
     edges = _read(config, experiment.loaded)
     experiment = with_base_model(experiment)
+    flags = {"ablation": _ablation(config), "order": _order(config)}
+    experiment = resolved(experiment, config, **flags)
     mask, ranking = _frozen(config, experiment, edges)
-    run = new_run(config, "import_mask", config.name)
+    made_with = provenance_of(experiment)
+    run = new_run(
+        experiment, config, "import_mask", name=config.name, made_with=made_with
+    )
     if not run.is_writer:  # one of several processes is enough
         return run.path
-    mask.save(run.path)
-    if ranking is not None:
-        save_ranking(run.path / RANKING_FILE, ranking)
+    save_frozen(mask, ranking, run.path)
     results = header("import_mask", experiment, mask=mask) | {
         "file": config.file,
         "format": config.format,
@@ -121,6 +125,12 @@ def _ablation(config: ImportConfig) -> AblationKind:
     convention = CONVENTIONS.get(config.format)
     usual: AblationKind = convention.ablation if convention else "zero"
     return config.ablation or usual
+
+
+def _order(config: ImportConfig) -> str:
+    """What was asked for, or what the program itself does."""
+    usual = "absolute" if config.format in ("mib", "auto_circuit") else "signed"
+    return config.order or usual
 
 
 def _read(config: ImportConfig, loaded: LoadedModel) -> EdgesOfFile:
@@ -164,8 +174,7 @@ def _frozen(
         return FrozenMask(keep, sites, ablated, **extra), None
     assert edges.scores is not None
     assert config.n_kept is not None
-    usual = "absolute" if config.format in ("mib", "auto_circuit") else "signed"
-    is_absolute = (config.order or usual) == "absolute"
+    is_absolute = _order(config) == "absolute"
     scores = edges.scores.abs() if is_absolute else edges.scores
     ranking = by_site(sites, scores)
     n_ablated = edges.graph.n_edges - config.n_kept

@@ -11,10 +11,11 @@ example of the concept, and never_learned, a model that was trained without them
 """
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 from circuitcut.experiments.flags import TaskConfig, command
 from circuitcut.models.names import BUILTIN
@@ -26,11 +27,12 @@ from circuitcut.relearning.conditions import (
 )
 from circuitcut.relearning.lora_rank import check_peft, lora_rank
 from circuitcut.storage.errors import UserError
-from circuitcut.storage.flag_fields import flag
+from circuitcut.storage.flag_fields import Headings, flag
 from circuitcut.storage.processes import by_first
 from circuitcut.storage.run_directory import RunDirectory
 from circuitcut.tasks.settings.registry import DEFAULTS
 from circuitcut.training.config import parse_first, run_script
+from circuitcut.training.schedules import Schedule
 
 USUAL: dict[str, Any] = {
     "limits": ["16", "all"],
@@ -48,9 +50,17 @@ class RelearnConfig(TaskConfig):
     """The protocol's settings; task, model and data are the mask run's."""
 
     heading: ClassVar[str] = "relearning"
+    headings: ClassVar[Headings] = {
+        "training": (
+            *("n_steps", "batch_size", "lr", "weight_decay", "optimiser", "schedule"),
+            *("warmup", "clip_norm", "trained"),
+        )
+    }
 
     mask: Path | None = flag(
-        None, "train_mask run; default: the newest finished one under --run_dir"
+        None,
+        "train_mask run; default: the newest finished one under --run_dir",
+        decides_defaults=True,
     )
     conditions: list[str] = flag(
         ["cut", "uncut", "random"],
@@ -71,11 +81,18 @@ class RelearnConfig(TaskConfig):
     batch_size: int | None = flag(None, "examples a step")
     lr: float | None = flag(None, "learning rate; of adapters ten times as high")
     weight_decay: float = flag(0.01, "decoupled weight decay")
+    optimiser: Literal["adam", "adamw", "sgd"] = flag("adamw", "optimiser")
+    schedule: Schedule = flag(
+        "constant", "of the learning rate; late: constant for 60 %, then down to 0"
+    )
+    warmup: int = flag(0, "steps over which the learning rate grows")
+    clip_norm: float | None = flag(1.0, "greatest norm of a gradient; none: no limit")
     trained: str = flag(
         "all",
         "what trains: all, head, mlp, attention, layers:0-2, a regex of names, or lora "
         "(adapters of rank 8; lora:16: of rank 16), which needs the package peft and "
         "the least memory",
+        decides_defaults=True,
     )
     n_evaluations: int | None = flag(None, "measured moments after step 0")
     probe: bool = flag(True, "linear probes on the hidden states right after the cut")
@@ -130,10 +147,17 @@ def usual_lr(trained: str, built_in: bool) -> float:
 
 parse_first(__name__, RelearnConfig, __doc__)
 
-from circuitcut.experiments.base_model import prepare
+from circuitcut.experiments.base_model import prepare, with_base_model
 from circuitcut.experiments.describe import header
-from circuitcut.experiments.load import Experiment, make_accelerator
+from circuitcut.experiments.load import Experiment, load, make_accelerator
 from circuitcut.experiments.micro_batches import check_relearning
+from circuitcut.experiments.runs.resolved import provenance_of, resolved
+from circuitcut.experiments.runs.resuming import (
+    begun,
+    check_flags,
+    check_inputs,
+    data_check,
+)
 from circuitcut.experiments.saved_runs import (
     check_fit,
     mask_at,
@@ -146,41 +170,59 @@ from circuitcut.masks.frozen_mask import FrozenMask
 from circuitcut.relearning.holding import check_holdable, cuts_edges
 from circuitcut.relearning.lora import adapted_modules
 from circuitcut.relearning.probe import probe_conditions
-from circuitcut.relearning.protocol import relearn
-from circuitcut.relearning.records import ConditionRun
+from circuitcut.relearning.protocol import mask_hash, relearn
+from circuitcut.relearning.records import ConditionFiles, ConditionRun
 from circuitcut.relearning.statistics import describe
 from circuitcut.relearning.study import Findings, RelearnSettings, Study
 from circuitcut.reports.tables import format_table, recovery_rows, relearning_rows
+from circuitcut.training.fit_state import saved_steps
 from circuitcut.training.tracking import Tracker
 
 
 def main(config: RelearnConfig) -> Path:
+    """Begin a run, or continue one that no other process works on."""
+    make_accelerator(config)  # connects the processes: one of them locks the run
+    if config.resume is None:
+        return _relearned(config, None)
+    with RunDirectory.continued(config.resume, "relearn") as resumed:
+        check_flags(config, resumed)
+        return _relearned(config, resumed)
+
+
+def _relearned(config: RelearnConfig, resumed: RunDirectory | None) -> Path:
     """Relearn under every condition, describe, and say where the concept went."""
-    run = _unfinished(config)
     mask_path, mask = _mask(config)
-    config = with_flags_of_run(replace(config, mask=mask_path), mask_path)
+    check_inputs(resumed, {"mask_sha256": mask_hash(mask)})
+    given = replace(config, mask=mask_path)
+    config = with_flags_of_run(given, mask_path)
     config = _with_own_defaults(config)
-    if run is None:
+    if resumed is None:
         RunDirectory.check(config.run_dir)
-    experiment = prepare(config)
+    experiment = with_base_model(load(config, data_check(resumed)))
     config = _fitted(config, mask, mask_path, experiment)
+    experiment = resolved(experiment, config, **_resolved_flags(config, experiment))
+    made_with = provenance_of(experiment, mask_sha256=mask_hash(mask))
+    begun(resumed, made_with)
     warning = warning_of_cut(mask_path, mask, experiment)
     if warning:
         logger.warning("%s Relearning it shows no recovery of the concept.", warning)
     never_learned = None
     if "never_learned" in config.conditions:
         never_learned = prepare(config, without_concept=True)
-    resumed = run is not None
-    run = run or new_run(config, "relearn")
-    study = _study(config, experiment, mask, never_learned)
+    run = resumed or new_run(experiment, given, "relearn", made_with=made_with)
+    study = _study(config, experiment, mask, never_learned, made_with)
     probes = _probes(config, study) if config.probe and run.is_writer else []
     whereabouts = Whereabouts(experiment, mask, mask_path, config.fresh_mask)
-    with Tracker(run) as tracker:
+    folder = run.path / "conditions"
+    lock = nullcontext() if resumed else run.locked()
+    with lock, Tracker(run) as tracker:
+        if resumed:
+            _cut_metrics(run, config.combined(), folder)
         runs = relearn(
             study,
             config.combined(),
-            run.path / "conditions",
-            resume=resumed,
+            folder,
+            resume=resumed is not None,
             findings=Findings(
                 at_end=whereabouts if config.redistribute else None,
                 on_log=lambda condition, step, numbers: tracker.scalars(
@@ -188,28 +230,42 @@ def main(config: RelearnConfig) -> Path:
                 ),
             ),
         )
-    if not run.is_writer:  # the first of several processes has the measurements
-        return run.path
-    results = header("relearn", experiment, mask=mask) | {
-        "mask": str(mask_path),
-        **describe(study.task, runs, seed=config.seed),
-        "never_learned": never_learned.base if never_learned else None,
-        "probe": probes,
-        "after": _after(runs),
-        "words_note": whereabouts.words_note,
-        "warning": warning,
-        "next": command("report", {"runs": [mask_path, run.path]}),
-    }
-    run.write_results(results)
+        if not run.is_writer:  # the first of several processes has the measurements
+            return run.path
+        results = header("relearn", experiment, mask=mask) | {
+            "mask": str(mask_path),
+            **describe(study.task, runs, seed=config.seed),
+            "never_learned": never_learned.base if never_learned else None,
+            "probe": probes,
+            "after": _after(runs),
+            "words_note": whereabouts.words_note,
+            "warning": warning,
+            "next": command("report", {"runs": [mask_path, run.path]}),
+        }
+        run.write_results(results)
     _show(results, run.path)
     return run.path
 
 
-def _unfinished(config: RelearnConfig) -> RunDirectory | None:
-    """The run to continue; None for a new one."""
-    if config.resume is None:
-        return None
-    return RunDirectory.open_unfinished(config.resume)
+def _resolved_flags(config: RelearnConfig, experiment: Experiment) -> dict[str, Any]:
+    """The flags that were left to default values, with these."""
+    settings = _settings(config, built_in=bool(experiment.base.get("from_scratch")))
+    names = ("n_steps", "batch_size", "n_evaluations", "lr")
+    return {
+        "limits": config.limits or USUAL["limits"],
+        **{name: getattr(settings, name) for name in names},
+    }
+
+
+def _cut_metrics(
+    run: RunDirectory, conditions: Sequence[Condition], folder: Path
+) -> None:
+    """Cut off what a killed process logged after the last checkpoint it wrote."""
+    for condition in conditions:
+        files = ConditionFiles(folder / condition.key, {})
+        if not files.is_finished:
+            first = saved_steps(files.checkpoints)
+            run.truncate_metrics(first, prefix=f"{condition.key}/")
 
 
 def _mask(config: RelearnConfig) -> tuple[Path, FrozenMask]:
@@ -238,6 +294,10 @@ def _settings(config: RelearnConfig, *, built_in: bool) -> RelearnSettings:
         **given,
         lr=usual_lr(config.trained, built_in) if config.lr is None else config.lr,
         weight_decay=config.weight_decay,
+        optimiser=config.optimiser,
+        schedule=config.schedule,
+        warmup=config.warmup,
+        clip_norm=config.clip_norm,
         trained=config.trained,
     )
 
@@ -263,6 +323,7 @@ def _study(
     experiment: Experiment,
     mask: FrozenMask,
     never_learned: Experiment | None,
+    made_with: Mapping[str, Any],
 ) -> Study:
     return Study(
         experiment.task,
@@ -271,6 +332,7 @@ def _study(
         _settings(config, built_in=bool(experiment.base.get("from_scratch"))),
         never_learned=never_learned.loaded if never_learned else None,
         accelerator=experiment.accelerator,
+        provenance=made_with,
     )
 
 

@@ -18,8 +18,14 @@ from typing import Any, ClassVar, Literal
 from circuitcut.experiments.flags import command
 from circuitcut.storage.errors import UserError
 from circuitcut.storage.flag_fields import Headings, flag
+from circuitcut.storage.provenance import PROVENANCE, code_version
 from circuitcut.storage.run_directory import DEFAULT_PARENT, RunDirectory
-from circuitcut.training.config import config_dict, parse_first, run_script
+from circuitcut.training.config import (
+    config_dict,
+    parse_first,
+    run_script,
+    saved_flags,
+)
 
 MOST_NAMED = 1000
 SHOWN = 8
@@ -80,7 +86,7 @@ def main(config: StabilityConfig) -> Path:
         kind="stability",
         task=task,
         model=model,
-        config=config_dict(config),
+        config=saved_flags(config) | {PROVENANCE: _provenance(config)},
     )
     if not run.is_writer:  # one of several processes is enough
         return run.path
@@ -113,6 +119,7 @@ def _results(
         "concept_metric": vars(known.concept_metric) if known else None,
         "retain_metric": vars(known.retain_metric) if known else None,
         "base": {},
+        "provenance": _provenance(config),
         "chosen": "kept" if overlap.kept else "ablated",
         "masks": [
             {
@@ -132,6 +139,10 @@ def _results(
         ],
         "shared": _shared(overlap),
     }
+
+
+def _provenance(config: StabilityConfig) -> dict[str, Any]:
+    return {"settings": config_dict(config), "code_version": code_version()}
 
 
 def _pair(pair: Pair) -> dict[str, Any]:

@@ -10,6 +10,7 @@ the numbers to expect.
 """
 
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -48,29 +49,43 @@ from circuitcut.experiments.gate_training import (
     special_ids,
     train_gates,
 )
-from circuitcut.experiments.load import load
+from circuitcut.experiments.load import Experiment, load, make_accelerator
 from circuitcut.experiments.mean_check import warn_of_poison
 from circuitcut.experiments.plan import Plan, plan
+from circuitcut.experiments.runs.resolved import hashes_of, provenance_of, with_plan
+from circuitcut.experiments.runs.resuming import begun, check_flags, data_check
 from circuitcut.experiments.saved_runs import new_run, save_frozen
 from circuitcut.experiments.watch import show_frozen, watched
 from circuitcut.masks.frozen_mask import FrozenMask
 from circuitcut.relearning.holding import check_holdable
 from circuitcut.reports.tables import format_table
-from circuitcut.storage.checkpoints import latest_step
 from circuitcut.training.fit_arguments import Checkpoints
+from circuitcut.training.fit_state import saved_steps
 from circuitcut.training.tracking import Tracker
 
 
 def main(config: TrainMaskConfig) -> Path:
+    """Begin a run, or continue one that no other process works on."""
+    make_accelerator(config)  # connects the processes: one of them locks the run
+    if config.resume is None:
+        RunDirectory.check(config.run_dir, config.name)
+        return _trained(config, None)
+    with RunDirectory.continued(config.resume, "train_mask") as resumed:
+        check_flags(config, resumed)
+        return _trained(config, resumed)
+
+
+def _trained(config: TrainMaskConfig, resumed: RunDirectory | None) -> Path:
     """Load, plan, train the gates, freeze, finish, describe."""
-    run = _unfinished(config)
-    experiment = load(config)
+    experiment = load(config, data_check(resumed))
     planned = plan(config, experiment, resumed=config.resume)
     experiment = with_base_model(experiment)
-    run = run or _new(config, planned)
-    resumed = config.resume is not None
-    start = latest_step(run.checkpoint_path) if resumed else None
-    with Tracker(run, resume_step=start) as tracker:
+    experiment = with_plan(experiment, config, planned)
+    made_with = provenance_of(experiment, **hashes_of(planned))
+    run = begun(resumed, made_with) or _new(experiment, config, planned, made_with)
+    start = saved_steps(run.checkpoint_path) if resumed else None
+    lock = nullcontext() if resumed else run.locked()
+    with lock, Tracker(run, resume_step=start) as tracker:
         ablated = ablation_values(experiment, planned.sites, planned.settings)
         spared = special_ids(experiment, planned.settings)
         warn_of_poison(experiment, planned.sites, ablated, spared)
@@ -80,35 +95,37 @@ def main(config: TrainMaskConfig) -> Path:
             ablated,
             planned.settings,
             superset=planned.superset,
-            checkpoints=Checkpoints(run.checkpoint_path, resume=resumed),
+            checkpoints=Checkpoints(run.checkpoint_path, bool(resumed), made_with),
             watch=watched(tracker, planned.settings),
         )
         if not run.is_writer:  # the first of several processes does the rest
             return run.path
         frozen = freeze(planned, experiment, masks, ablated)
         frozen = finish(planned, experiment, frozen)
-        save_frozen(frozen, run.path)
+        save_frozen(frozen.mask, frozen.ranking, run.path)
         show_frozen(tracker, planned.settings, frozen.mask)
         results = describe(planned, experiment, masks, frozen, ablated)
         results["next"] = _next(config, frozen.mask, run.path)
         tracker.hparams(config_dict(config), results["scores"]["cut"])
-    run.write_results(results)
+        run.write_results(results)
     _show(results, run.path)
     return run.path
 
 
-def _unfinished(config: TrainMaskConfig) -> RunDirectory | None:
-    """The run to continue; None for a new one, whose folder could be made."""
-    if config.resume is None:
-        RunDirectory.check(config.run_dir, config.name)
-        return None
-    return RunDirectory.open_unfinished(config.resume)
-
-
-def _new(config: TrainMaskConfig, planned: Plan) -> RunDirectory:
-    run = new_run(config, "train_mask", config.name)
-    planned.save(run)
-    return run
+def _new(
+    experiment: Experiment,
+    config: TrainMaskConfig,
+    planned: Plan,
+    made_with: Mapping[str, Any],
+) -> RunDirectory:
+    return new_run(
+        experiment,
+        config,
+        "train_mask",
+        name=config.name,
+        made_with=made_with,
+        files=planned.files(),
+    )
 
 
 def _next(config: TrainMaskConfig, mask: FrozenMask, path: Path) -> str:

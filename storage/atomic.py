@@ -27,6 +27,7 @@ _ADVICE = {
     errno.EPERM: "choose a folder that you may write to",
     errno.EROFS: "choose a folder that is not read-only",
     errno.EEXIST: "choose another name",
+    errno.ENOTEMPTY: "choose another name",
     errno.ENOTDIR: "one of its parents is a file: choose another folder",
     errno.EISDIR: "it is a folder: choose another name",
     errno.ENAMETOOLONG: "choose a shorter name",
@@ -99,20 +100,37 @@ def read_json(path: Path) -> Any:
         raise UserError(f"{path} is not UTF-8 text: {error.reason}") from error
 
 
+def read_object(path: Path) -> dict[str, Any]:
+    """The JSON object in a file; errors as in `read_json`, and for other content."""
+    value = read_json(path)
+    if not isinstance(value, dict):
+        raise UserError(f"{path} must hold a JSON object, got {type(value).__name__}")
+    return value
+
+
 def read_tensors(path: Path) -> dict[str, "Tensor"]:
     """The CPU tensors of a safetensors file.
 
     Raises:
-        UserError: When the file is missing, truncated or not a safetensors file.
+        UserError: When the file is missing, truncated or not a safetensors file, or a
+            bool in it is neither 0 nor 1.
     """
-    from safetensors.torch import load_file  # imports torch, which takes seconds
+    import torch  # takes seconds, and flags are read without it
+    from safetensors.torch import load_file
 
     try:
-        return load_file(path)
+        tensors = load_file(path)
     except OSError as error:
         raise _unreadable(path, error) from error
     except SafetensorError as error:
         raise _not_safetensors(path, error) from error
+    for name, value in tensors.items():
+        if value.dtype == torch.bool and (value.view(torch.uint8) > 1).any():
+            raise UserError(
+                f"{path} is damaged: a byte of the bools {name} is neither 0 nor 1; "
+                "restore it or make it again"
+            )
+    return tensors
 
 
 def read_metadata(path: Path) -> dict[str, str]:

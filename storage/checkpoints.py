@@ -1,16 +1,16 @@
 """Checkpoints: nested states as safetensors and JSON, one folder per step, no pickle.
 
 A checkpoint is written to a temporary folder, synced and renamed. It holds the SHA-256
-of its tensors. The checkpoint before it is kept: when the newest one is damaged, the
-run continues from the older one.
+of its tensors and of its other contents. The checkpoint before it is kept: when the
+newest one is damaged, the run continues from the older one.
 """
 
-import hashlib
 import json
 import logging
 import os
 import re
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -25,12 +25,17 @@ from circuitcut.storage.atomic import (
     write_tensors,
     write_text,
 )
+from circuitcut.storage.cache import content_hash
+from circuitcut.storage.checksums import check_digest, file_digest
 from circuitcut.storage.errors import UserError
 
 N_KEPT = 2
 _TENSORS, _STATE = "tensors.safetensors", "state.json"
 _TENSOR_KEY = "__tensor__"
-_KEYS = {"sha256", "step", "state"}
+_KEYS = {"sha256", "state_sha256", "step", "state"}
+_OLD_KEYS = _KEYS - {"state_sha256"}
+"""Of checkpoints before December 2026, which had a checksum of the tensors alone."""
+Check = Callable[[int, dict[str, Any]], None]
 _STEP_NAME = re.compile(r"step-(\d{8,})")
 _LEFTOVER = re.compile(r"\.step-\d{8,}\.[0-9a-f]{8}\.tmp")
 
@@ -50,14 +55,19 @@ def save_state(folder: Path, step: int, state: dict[str, Any]) -> Path:
         UserError: When the disk is full or the folder cannot be written. The older
             checkpoints are then unchanged.
     """
-    target = folder / f"step-{step:08d}"
+    target = folder / _name(step)
     temporary = temporary_name(target)
     tensors: dict[str, Tensor] = {}
     skeleton = _extract_tensors(state, "", tensors)
     try:
         write_tensors(temporary / _TENSORS, tensors)
-        content = {"sha256": _file_hash(temporary / _TENSORS), "step": step}
-        write_text(temporary / _STATE, json.dumps({**content, "state": skeleton}))
+        content = {
+            "sha256": file_digest(temporary / _TENSORS),
+            "state_sha256": _state_hash(step, skeleton),
+            "step": step,
+            "state": skeleton,
+        }
+        write_text(temporary / _STATE, json.dumps(content))
         with os_errors_as_user_errors(target):
             if target.exists():
                 shutil.rmtree(target)
@@ -69,10 +79,15 @@ def save_state(folder: Path, step: int, state: dict[str, Any]) -> Path:
     return target
 
 
-def load_latest(folder: Path) -> tuple[int, dict[str, Any]] | None:
+def load_latest(
+    folder: Path, check: Check | None = None
+) -> tuple[int, dict[str, Any]] | None:
     """Step and state of the newest complete checkpoint; None without checkpoints.
 
     A damaged checkpoint is skipped with a warning.
+
+    Args:
+        check: Called with step and state; a `UserError` means that they are damaged.
 
     Raises:
         UserError: When there are checkpoints and all of them are damaged.
@@ -80,7 +95,10 @@ def load_latest(folder: Path) -> tuple[int, dict[str, Any]] | None:
     damaged: list[str] = []
     for path in reversed(_checkpoints(folder)):
         try:
-            return _load(path)
+            step, state = _load(path)
+            if check is not None:
+                check(step, state)
+            return step, state
         except UserError as error:
             _log.warning(
                 "checkpoint %s is damaged (%s): trying the older one", path, error
@@ -94,20 +112,35 @@ def load_latest(folder: Path) -> tuple[int, dict[str, Any]] | None:
     return None
 
 
-def latest_step(folder: Path) -> int:
+def latest_step(folder: Path, check: Check | None = None) -> int:
     """Step of the newest complete checkpoint, 0 without one; see `load_latest`."""
-    latest = load_latest(folder)
+    latest = load_latest(folder, check)
     return 0 if latest is None else latest[0]
 
 
 def _load(path: Path) -> tuple[int, dict[str, Any]]:
     content = read_json(path / _STATE)
-    if not isinstance(content, dict) or content.keys() != _KEYS:
+    if not isinstance(content, dict) or content.keys() not in (_KEYS, _OLD_KEYS):
         raise UserError(f"{path / _STATE} is not the state file of a checkpoint")
+    step, skeleton = content["step"], content["state"]
+    digest = _state_hash(step, skeleton)
+    if "state_sha256" not in content:
+        _log.info("%s has no checksum of its own contents", path / _STATE)
+    if content.get("state_sha256", digest) != digest:
+        raise UserError(f"{path / _STATE} was changed: its SHA-256 differs")
+    if not isinstance(step, int) or path.name != _name(step):
+        raise UserError(f"{path / _STATE} names the step {step!r}, unlike its folder")
     tensors = read_tensors(path / _TENSORS)
-    if _file_hash(path / _TENSORS) != content["sha256"]:
-        raise UserError(f"the SHA-256 of {path / _TENSORS} differs from {_STATE}")
-    return content["step"], _insert_tensors(content["state"], tensors)
+    check_digest(path / _TENSORS, content["sha256"], path / _STATE)
+    return step, _insert_tensors(skeleton, tensors)
+
+
+def _name(step: int) -> str:
+    return f"step-{step:08d}"
+
+
+def _state_hash(step: int, skeleton: Any) -> str:
+    return content_hash(str(step), json.dumps(skeleton))
 
 
 def _extract_tensors(value: Any, key: str, tensors: dict[str, Tensor]) -> Any:
@@ -136,7 +169,10 @@ def _extract_tensors(value: Any, key: str, tensors: dict[str, Tensor]) -> Any:
 def _insert_tensors(value: Any, tensors: dict[str, Tensor]) -> Any:
     if isinstance(value, dict):
         if value.keys() == {_TENSOR_KEY}:
-            return tensors[value[_TENSOR_KEY]]
+            name = value[_TENSOR_KEY]
+            if name not in tensors:
+                raise UserError(f"{_TENSORS} lacks {name} of {_STATE}")
+            return tensors[name]
         return {name: _insert_tensors(item, tensors) for name, item in value.items()}
     if isinstance(value, list):
         return [_insert_tensors(item, tensors) for item in value]
@@ -155,8 +191,3 @@ def _remove_old(folder: Path) -> None:
     leftovers = [path for path in folder.iterdir() if _LEFTOVER.fullmatch(path.name)]
     for path in [*_checkpoints(folder)[:-N_KEPT], *leftovers]:
         shutil.rmtree(path, ignore_errors=True)
-
-
-def _file_hash(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -10,7 +10,13 @@ Headings = Mapping[str, tuple[str, ...]]
 Flags that no base class lists stand under the class's `heading`."""
 
 
-def flag(default: Any, help_text: str, *, has_own_default: bool = True) -> Any:
+def flag(
+    default: Any,
+    help_text: str,
+    *,
+    has_own_default: bool = True,
+    decides_defaults: bool = False,
+) -> Any:
     """A dataclass field with a help text.
 
     Args:
@@ -19,8 +25,14 @@ def flag(default: Any, help_text: str, *, has_own_default: bool = True) -> Any:
         has_own_default: True: the flag's default is `default`. False: the flag's
             default is None, and the value is chosen later, for instance by the task's
             default settings; see `flags_of`.
+        decides_defaults: Default values of other flags depend on this one. Where a
+            saved run is repeated with another value of it, they are chosen anew.
     """
-    metadata = {"help": help_text, "has_own_default": has_own_default}
+    metadata = {
+        "help": help_text,
+        "has_own_default": has_own_default,
+        "decides_defaults": decides_defaults,
+    }
     if isinstance(default, list):
         return field(default_factory=lambda: list(default), metadata=metadata)
     return field(default=default, metadata=metadata)
@@ -38,8 +50,11 @@ def flags_of(settings: type) -> Any:
         if "help" not in f.metadata:
             continue
         hint, text = hints[f.name], f.metadata["help"]
+        decides = f.metadata["decides_defaults"]
         if f.metadata["has_own_default"]:
-            declared.append((f.name, hint, flag(f.default, text)))
+            own = flag(f.default, text, decides_defaults=decides)
+            declared.append((f.name, hint, own))
         else:
-            declared.append((f.name, hint | None, flag(None, text)))
+            own = flag(None, text, decides_defaults=decides)
+            declared.append((f.name, hint | None, own))
     return make_dataclass(f"{settings.__name__}Flags", declared, frozen=True)

@@ -5,6 +5,7 @@ HEADER = frozenset(
     {
         *("schema_version", "kind", "task", "model", "units", "ablation"),
         *("n_ablated", "n_units", "concept_metric", "retain_metric", "base", "next"),
+        "provenance",
     }
 )
 """Entries of every kind of run."""
@@ -65,4 +66,4 @@ def needed_for_report(kind: str, version: int = SCHEMA_VERSION) -> frozenset[str
         return frozenset({"kind", "task", "model"}) | _OF_VERSION_1.get(
             kind, ENTRIES[kind]
         )
-    return entries_of(kind) - _ADDED.get(kind, frozenset())
+    return entries_of(kind) - _ADDED.get(kind, frozenset()) - {"provenance"}

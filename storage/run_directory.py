@@ -6,9 +6,9 @@ import os
 import platform
 import re
 import secrets
-import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -16,18 +16,26 @@ from typing import Any
 from circuitcut.storage.atomic import (
     jsonable,
     os_errors_as_user_errors,
-    read_json,
+    read_object,
     temporary_name,
     write_json,
     write_text,
 )
 from circuitcut.storage.errors import UserError
 from circuitcut.storage.processes import by_first, is_first, n_processes
+from circuitcut.storage.provenance import source_commit
+from circuitcut.storage.run_folder import (
+    build_folder,
+    folder_lock,
+    is_temporary,
+    remove_leftovers,
+)
 
 DEFAULT_PARENT = Path("runs")
 _PACKAGES = ("transformers", "accelerate", "numpy")
 _CONFIG, _ENVIRONMENT = "config.json", "environment.json"
 _METRICS, _RESULTS = "metrics.jsonl", "results.json"
+_WITH_MASK = {"train_mask", "import_mask"}
 
 
 class RunDirectory:
@@ -52,11 +60,12 @@ class RunDirectory:
         model: str,
         config: Mapping[str, Any],
         name: Path | None = None,
+        files: Mapping[str, Any] | None = None,
     ) -> "RunDirectory":
         """A new directory with its `config.json` and `environment.json`.
 
-        With several processes every process must call this; all get the folder made by
-        the first one.
+        It appears with all of them or not at all. With several processes every process
+        must call this; all get the folder made by the first one.
 
         Args:
             parent: Folder of run directories; None means `runs` in the working
@@ -65,15 +74,19 @@ class RunDirectory:
             task: Used in the generated name `<task>-<model>-<time>-<id>`.
             model: Used in the generated name; of a hub name or path the last part.
             config: Flags of the run; `kind` is put before them.
-            name: Use this folder (under `parent`, unless absolute) and generate none.
+            name: Use this folder inside `parent` and generate none.
+            files: Further JSON files that the run begins with, by name.
 
         Raises:
-            UserError: When the folder cannot be written, or `name` exists and is not
-                empty.
+            UserError: When the folder cannot be written, or `name` lies outside of
+                `parent` or in another run, or exists and is not empty.
         """
         parent = DEFAULT_PARENT if parent is None else parent
-        content = {"kind": kind, **config}
-        return cls(by_first(lambda: _make(parent, name, task, model, content)))
+        environment = {"seed": config.get("seed"), **_environment()}
+        content = {_CONFIG: {"kind": kind, **config}, _ENVIRONMENT: environment}
+        content |= files or {}
+        generated = Path(_generated_name(task, model))
+        return cls(by_first(lambda: _make(parent, name or generated, content)))
 
     @classmethod
     def check(cls, parent: Path | None, name: Path | None = None) -> None:
@@ -97,16 +110,65 @@ class RunDirectory:
         return cls(path)
 
     @classmethod
-    def open_unfinished(cls, path: Path) -> "RunDirectory":
-        """The run at `path`, to go on with it.
+    @contextmanager
+    def continued(cls, path: Path, kind: str) -> Iterator["RunDirectory"]:
+        """The unfinished run at `path`, locked while it goes on.
+
+        What a killed process left half-written is removed. Every process of the run
+        must call this.
 
         Raises:
-            UserError: When `path` is not a run directory, or the run is finished.
+            UserError: When `path` is not a run of this kind, is finished, or another
+                process works on it.
         """
         run = cls.open(path)
-        if run.is_finished:
-            raise UserError(f"{run.path} is finished; start a new run without --resume")
-        return run
+        if run.kind != kind:
+            raise UserError(
+                f"--resume {path} is a {run.kind} run; {kind} continues its own runs"
+            )
+        with run.locked():
+            by_first(run.check_unfinished)
+            by_first(lambda: remove_leftovers(run.path))
+            yield run
+
+    def check_unfinished(self) -> None:
+        """Refuse to go on with a finished run.
+
+        Raises:
+            UserError: When it is finished, or has lost its mask since.
+        """
+        self.check_has_mask()
+        if self.is_finished:
+            raise UserError(
+                f"{self.path} is finished; start a new run without --resume"
+            )
+
+    def check_has_mask(self) -> None:
+        """Refuse a finished run of masks whose mask is gone.
+
+        Raises:
+            UserError: Saying how to get it back.
+        """
+        is_gone = not (self.path / "mask.json").exists()
+        if self.is_finished and self.kind in _WITH_MASK and is_gone:
+            raise UserError(
+                f"{self.path} is finished, but its mask.json is gone; restore it, or "
+                f"repeat the run with python scripts/{self.kind}.py --config "
+                f"{self.path / _CONFIG}"
+            )
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Keep other processes away from this run while the block runs.
+
+        Every process of the run must call this; the first one holds the lock, which
+        ends with the process at the latest.
+
+        Raises:
+            UserError: When another process works on this run.
+        """
+        with folder_lock(self.path):
+            yield
 
     @classmethod
     def newest(cls, parent: Path, kind: str) -> "RunDirectory":
@@ -115,7 +177,11 @@ class RunDirectory:
         Raises:
             UserError: When there is none.
         """
-        runs = [cls(path.parent) for path in parent.glob(f"*/{_CONFIG}")]
+        runs = [
+            cls(path.parent)
+            for path in parent.glob(f"*/{_CONFIG}")
+            if not is_temporary(path.parent)
+        ]
         finished = [run for run in runs if run.is_finished and run._has_kind(kind)]
         if not finished:
             raise UserError(
@@ -131,18 +197,22 @@ class RunDirectory:
 
     @property
     def config(self) -> dict[str, Any]:
-        """`config.json`: `kind` and the flags of the run."""
-        return _read_object(self.path / _CONFIG)
+        """`config.json`: `kind`, the flags of the run and its provenance.
+
+        Raises:
+            UserError: When it names no kind: it is empty or damaged.
+        """
+        return read_config(self.path)
 
     @property
     def environment(self) -> dict[str, Any]:
         """`environment.json`: versions, commit, seed, device, threads and command."""
-        return _read_object(self.path / _ENVIRONMENT)
+        return read_object(self.path / _ENVIRONMENT)
 
     @property
     def results(self) -> dict[str, Any]:
         """`results.json`; raises UserError while the run is not finished."""
-        return _read_object(self.path / _RESULTS)
+        return read_object(self.path / _RESULTS)
 
     @property
     def is_finished(self) -> bool:
@@ -190,23 +260,27 @@ class RunDirectory:
                 entries.append(json.loads(line))
             except json.JSONDecodeError as error:
                 raise UserError(
-                    f"{path}, line {number} is not JSON: {error.msg}"
+                    f"{path}, line {number} is not JSON: {error.msg}; delete this line"
                 ) from error
         return entries
 
-    def truncate_metrics(self, step: int, **labels: Any) -> None:
+    def truncate_metrics(self, step: int, prefix: str = "") -> None:
         """Keep the entries before `step`, so that a resumed run logs each step once.
 
-        With `labels` only entries that have all these labels are removed; entries of
-        the run's other conditions stay.
+        A last line that was torn by a kill is cut off too.
+
+        Args:
+            step: First step that will be logged again.
+            prefix: Only entries with a number whose name begins with it are removed;
+                those of the run's other conditions stay.
         """
-        if not self.is_writer:
+        if not self.is_writer or not (self.path / _METRICS).exists():
             return
         kept = [
             entry
             for entry in self.metrics()
             if entry["step"] < step
-            or any(entry.get(key) != value for key, value in labels.items())
+            or not any(key.startswith(prefix) for key in entry if key != "step")
         ]
         lines = [json.dumps(entry) + "\n" for entry in kept]
         write_text(self.path / _METRICS, "".join(lines))
@@ -240,22 +314,54 @@ def is_run(path: Path) -> bool:
     return (path / _CONFIG).is_file() and (path / _ENVIRONMENT).is_file()
 
 
-def _make(
-    parent: Path, name: Path | None, task: str, model: str, config: Mapping[str, Any]
-) -> Path:
-    """Make the folder of a new run, with its config and environment."""
-    path = parent / (name or _generated_name(task, model))
+def read_config(path: Path) -> dict[str, Any]:
+    """The `config.json` of the run directory at `path`.
+
+    Raises:
+        UserError: When it is missing, or names no kind: it is empty or damaged.
+    """
+    file = path / _CONFIG
+    config = read_object(file)
+    if not config.get("kind"):
+        raise UserError(
+            f"{file} does not name the kind of its run: it is empty or damaged; "
+            "restore it"
+        )
+    return config
+
+
+def has_lost_config(path: Path) -> bool:
+    """Whether `path` has other files of a run, but no `config.json`."""
+    others = (_ENVIRONMENT, _RESULTS, _METRICS)
+    return not (path / _CONFIG).exists() and any((path / n).exists() for n in others)
+
+
+def check_not_of_a_run(file: Path, flag: str) -> None:
+    """Refuse to write another program's file under a name that a run gives its own.
+
+    Raises:
+        UserError: When `file` would be `results.json`, `mask.json`, ... of a run.
+    """
+    names = {_CONFIG, _ENVIRONMENT, _METRICS, _RESULTS, "settings.json", "mask.json"}
+    names |= {"mask.safetensors", "ranking.json", "ranking.safetensors"}
+    if file.name in names and (is_run(file.parent) or has_lost_config(file.parent)):
+        raise UserError(
+            f"{flag} must not have the name of a run's own file, got {file}; name "
+            "another file"
+        )
+
+
+def _make(parent: Path, name: Path, content: Mapping[str, Any]) -> Path:
+    """Make the folder of a new run, with JSON files by name."""
     _check_new(parent, name)
-    with os_errors_as_user_errors(path):
-        path.mkdir(parents=True, exist_ok=True)
-    write_json(path / _CONFIG, config)
-    write_json(path / _ENVIRONMENT, {"seed": config.get("seed"), **_environment()})
-    return path
+    build_folder(parent / name, content)
+    return parent / name
 
 
 def _check_new(parent: Path, name: Path | None) -> None:
-    """Refuse a folder that is not empty, and a parent that cannot be written to."""
+    """Refuse a folder that is not empty or not inside, and an unwritable parent."""
     if name is not None:
+        _check_inside(parent, name)
         path = parent / name
         with os_errors_as_user_errors(path):
             if path.exists() and any(path.iterdir()):
@@ -272,11 +378,19 @@ def _check_new(parent: Path, name: Path | None) -> None:
             probe.unlink(missing_ok=True)
 
 
-def _read_object(path: Path) -> dict[str, Any]:
-    value = read_json(path)
-    if not isinstance(value, dict):
-        raise UserError(f"{path} must hold a JSON object, got {type(value).__name__}")
-    return value
+def _check_inside(parent: Path, name: Path) -> None:
+    """Refuse a name that leads out of the parent folder, or into another run."""
+    root, path = parent.resolve(), (parent / name).resolve()
+    if root not in path.parents:
+        raise UserError(
+            f"--name must stay inside --run_dir {parent}, got {name}; name the parent "
+            "folder with --run_dir"
+        )
+    between = path.parents[: path.parents.index(root)]
+    if holder := next((folder for folder in between if is_run(folder)), None):
+        raise UserError(
+            f"--name {name} lies in the run {holder}; name a folder outside of it"
+        )
 
 
 def _generated_name(task: str, model: str) -> str:
@@ -296,7 +410,7 @@ def _environment() -> dict[str, Any]:
         "python": platform.python_version(),
         "torch": str(torch.__version__),  # with the build: 2.13.0+cu130
         **{name: _version(name) for name in _PACKAGES},
-        "commit": _commit(),
+        "commit": source_commit(),
         "device": "cpu" if device is None else str(device),
         "torch_threads": torch.get_num_threads(),
         "processes": n_processes(),
@@ -309,27 +423,4 @@ def _version(package: str) -> str | None:
     try:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:
-        return None
-
-
-def _commit() -> str | None:
-    """Commit of this source tree, with `+changes` if files differ from it.
-
-    None outside git.
-    """
-    root = Path(__file__).parent.parent
-
-    def git(*arguments: str) -> str:
-        command = ["git", "-C", str(root), *arguments]
-        result = subprocess.run(
-            command, capture_output=True, text=True, timeout=10, check=True
-        )
-        return result.stdout.strip()
-
-    try:
-        if Path(git("rev-parse", "--show-toplevel")).resolve() != root.resolve():
-            return None
-        changed = git("status", "--porcelain", "--untracked-files=no")
-        return git("rev-parse", "HEAD") + ("+changes" if changed else "")
-    except (OSError, subprocess.SubprocessError):
         return None

@@ -5,8 +5,8 @@ import logging
 import os
 import sys
 import warnings
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import MISSING, asdict, fields
 from pathlib import Path
 from types import NoneType
@@ -15,9 +15,10 @@ from typing import Any, NoReturn, TypeVar, get_args, get_type_hints
 from transformers.hf_argparser import HfArgumentParser
 from transformers.utils import logging as transformers_logging
 
-from circuitcut.storage.atomic import jsonable, read_json
+from circuitcut.storage.atomic import jsonable, read_object
 from circuitcut.storage.errors import UserError
 from circuitcut.storage.progress import FIRST, Waiting
+from circuitcut.storage.provenance import PROVENANCE
 
 T = TypeVar("T")
 PROGRAM = "circuitcut"
@@ -25,9 +26,11 @@ PROGRAM = "circuitcut"
 NONE = "none"
 """Means "no value" on the command line, for instance `--clip_norm none`."""
 
+RESOLVED = "resolved"
+"""In config.json: names of the flags whose value the program chose."""
 _log = logging.getLogger(__name__)
 _imports = Waiting("loading torch and transformers", first=FIRST)
-_KEYS_OF_THE_RUN = ("kind", "resume")
+_KEYS_OF_THE_RUN = ("kind", "name", "resume", RESOLVED, PROVENANCE)
 """Keys of a config.json that describe the saved run and are not read as flags."""
 
 _OURS = ("circuitcut", "__main__")
@@ -45,11 +48,14 @@ def parse_config(
     """The flags of `argv` (default: the command line) as a `config_class`.
 
     `--config FILE` (or a run directory) reads a saved config.json; the other flags
-    override it. `--help` shows the flags under their headings (`Headings`), with the
-    values that the method `chosen` of a config gives for those that are not given. If
-    `config_class` has a flag `--resume RUN`, that flag reads the
-    config.json of RUN in the same way. Lists may be empty. The word `none` gives an
-    optional value None, unless `none` is one of its choices.
+    override it. Default values that the saved run took are taken again, unless a flag
+    that decides them (`storage.flag_fields`) has another value now. If `config_class`
+    has a flag `--resume RUN`, that flag reads the config.json of RUN in the same way.
+    Lists may be empty. The word `none` gives an optional value None, unless `none` is
+    one of its choices.
+
+    `--help` shows the flags under their headings (`Headings`), with the values that the
+    method `chosen` of a config gives for those that are not given.
 
     Args:
         config_class: Dataclass whose fields are the flags.
@@ -64,8 +70,11 @@ def parse_config(
     try:
         saved = _saved_config(argv)
         flags = [] if saved is None else _flags_of(config_class, *saved)
-        if _HELP.intersection(argv):
-            parser.show_chosen([*flags, *argv])
+        words = [word for word in argv if word not in _HELP]
+        if saved is not None and flags and parser.decides_anew(flags, words):
+            flags = _flags_of(config_class, _as_given(saved[0]), saved[1])
+        if len(words) < len(argv):
+            parser.show_chosen([*flags, *words])
         parser.parse_args([*flags, *argv])  # refuses unknown flags by name
         parsed = parser.parse_args_into_dataclasses(
             [*flags, *argv], look_for_args_file=False
@@ -133,8 +142,31 @@ def leave_process_group() -> None:
 
 
 def config_dict(config: Any) -> dict[str, Any]:
-    """The fields of a config in JSON types, as `config.json` holds them."""
+    """The fields of a config in JSON types."""
     return jsonable(asdict(config))
+
+
+def saved_flags(config: Any) -> dict[str, Any]:
+    """The fields of a config as `config.json` holds them.
+
+    No value is the word `none`, as on the command line; where that word is one of the
+    choices of a flag, it is null.
+    """
+    hints = get_type_hints(type(config))
+    return {
+        name: NONE if value is None and not _has_choice_none(hints[name]) else value
+        for name, value in config_dict(config).items()
+    }
+
+
+def _has_choice_none(hint: Any) -> bool:
+    return any(NONE in get_args(part) for part in (hint, *get_args(hint)))
+
+
+def _as_given(saved: Mapping[str, Any]) -> dict[str, Any]:
+    """A saved config without the values that the program chose."""
+    chosen = saved.get(RESOLVED) or []
+    return {name: value for name, value in saved.items() if name not in chosen}
 
 
 _HELP = {"-h", "--help"}
@@ -173,6 +205,9 @@ class _Parser(HfArgumentParser):
         self._raises = False
         hints = get_type_hints(config_class)
         optional = [name for name in hints if NoneType in get_args(hints[name])]
+        self._deciding = [
+            f.name for f in fields(config_class) if f.metadata.get("decides_defaults")
+        ]
         self._optional = {f"--{name}" for name in optional}
         super().__init__(
             config_class,
@@ -188,7 +223,8 @@ class _Parser(HfArgumentParser):
         )
 
     def add_argument(self, *names: Any, **settings: Any) -> argparse.Action:
-        settings.pop("has_own_default", None)  # of storage.flag_fields
+        for key in ("has_own_default", "decides_defaults"):  # of storage.flag_fields
+            settings.pop(key, None)
         if settings.get("nargs") == "+":
             settings["nargs"] = "*"
         if settings.get("action") == "store_false":
@@ -217,7 +253,7 @@ class _Parser(HfArgumentParser):
 
         They are those of the flags in `argv` or, where these are wrong, of none.
         """
-        config = self._config_of([word for word in argv if word not in _HELP])
+        config = self._config_of(argv)
         chosen = config.chosen() if hasattr(config, "chosen") else {}
         for action in self._actions:
             value = chosen.get(action.dest)
@@ -227,15 +263,34 @@ class _Parser(HfArgumentParser):
         if chosen:
             self.epilog = f"Defaults by task and model are those of {config.shown_for}."
 
-    def _config_of(self, argv: list[str]) -> Any:
+    def decides_anew(self, flags: list[str], argv: list[str]) -> bool:
+        """Whether `argv` changes a flag that decides the defaults of others.
+
+        Args:
+            flags: Those of the saved run.
+        """
+        with suppress(ValueError), self._raising():  # wrong flags are reported later
+            saved, given = self.parse_args(flags), self.parse_args([*flags, *argv])
+            return any(getattr(saved, n) != getattr(given, n) for n in self._deciding)
+        return False
+
+    def _config_of(self, argv: Sequence[str]) -> Any:
         """The config of these flags or, where they are wrong, of no flags."""
-        self._raises = True
-        for flags in (argv, []):
-            with suppress(ValueError):
+        for flags in (list(argv), []):
+            with suppress(ValueError), self._raising():
                 return self.parse_args_into_dataclasses(
                     flags, return_remaining_strings=True, look_for_args_file=False
                 )[0]
         return None
+
+    @contextmanager
+    def _raising(self) -> Iterator[None]:
+        """Raise ValueError for wrong flags while the block runs."""
+        self._raises = True
+        try:
+            yield
+        finally:
+            self._raises = False
 
     def error(self, message: str) -> NoReturn:
         if self._raises:
@@ -292,9 +347,9 @@ def _saved_config(argv: list[str]) -> tuple[dict[str, Any], Path] | None:
     if path is None or str(path) == NONE:
         return None
     path = path / "config.json" if path.is_dir() else path
-    saved = read_json(path)
-    if not isinstance(saved, dict):
-        raise UserError(f"{path} must hold a JSON object, got {type(saved).__name__}")
+    saved = read_object(path)
+    if not saved:
+        raise UserError(f"{path} is empty: it must hold the flags of a run; restore it")
     return saved, path
 
 

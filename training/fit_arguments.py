@@ -2,8 +2,9 @@
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from torch import nn
 
@@ -56,6 +57,9 @@ class Checkpoints:
     `resume`."""
     resume: bool = False
     """Continue from the newest whole checkpoint, if there is one."""
+    provenance: Mapping[str, Any] = field(default_factory=dict)
+    """What the run is made with (`storage.provenance`): kept in every checkpoint, and
+    compared when it continues."""
 
 
 NO_WATCH = Watch()

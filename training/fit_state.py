@@ -10,12 +10,14 @@ from accelerate import Accelerator
 from accelerate.utils import broadcast
 from torch import Tensor, nn
 
+from circuitcut.storage.checkpoints import latest_step, load_latest
 from circuitcut.storage.errors import UserError
 from circuitcut.training.fit_arguments import Ascent
 from circuitcut.training.fit_settings import FitSettings
 from circuitcut.training.schedules import learning_rate_factor
 
 _MAY_CHANGE_ON_RESUME = ("n_steps", "checkpoint_every")
+_MOMENTS = {"exp_avg", "exp_avg_sq", "step"}
 
 
 class FitState:
@@ -109,6 +111,12 @@ class FitState:
             UserError: When it was written with other settings or for other tensors.
         """
         _check_settings(asdict(self._settings), tree["settings"], folder)
+        n_parameters = len(self._minimised) + len(self._maximised)
+        if not {int(key) for key in tree["optimiser"]} <= set(range(n_parameters)):
+            raise UserError(
+                f"the checkpoint in {folder} has moments of more than the "
+                f"{n_parameters} parameters; resume with the flags of the run"
+            )
         for kind, tensors in self._tensors.items():
             _check_shapes(kind, tensors, tree[kind], folder)
         with torch.no_grad():
@@ -118,6 +126,35 @@ class FitState:
         optimiser = self._optimiser.state_dict()
         optimiser["state"] = {int(i): entry for i, entry in tree["optimiser"].items()}
         self._optimiser.load_state_dict(optimiser)
+
+
+def load_fit(folder: Path) -> tuple[int, dict[str, Any]] | None:
+    """Steps done and contents of the newest whole checkpoint; None without one.
+
+    Raises:
+        UserError: When there are checkpoints and all of them are damaged.
+    """
+    return load_latest(folder, _check_tree)
+
+
+def saved_steps(folder: Path) -> int:
+    """Steps done in the newest whole checkpoint, 0 without one; see `load_fit`."""
+    return latest_step(folder, _check_tree)
+
+
+def _check_tree(step: int, tree: Mapping[str, Any]) -> None:
+    """Refuse a checkpoint without the moments that the optimiser has after a step."""
+    kinds = {"settings", "parameters", "maximised", "buffers", "optimiser"}
+    if not kinds <= tree.keys():
+        raise UserError(f"it lacks {', '.join(sorted(kinds - tree.keys()))}")
+    settings, entries = tree["settings"], tree["optimiser"]
+    has_moments = settings.get("optimiser") != "sgd" or settings.get("momentum")
+    if step and has_moments and not entries:
+        raise UserError(f"its optimiser has no moments after {step} steps")
+    if settings.get("optimiser") == "sgd":
+        return
+    if lacking := [key for key, entry in entries.items() if entry.keys() != _MOMENTS]:
+        raise UserError(f"its optimiser lacks the moments of parameter {lacking[0]}")
 
 
 def _make_optimiser(

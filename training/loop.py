@@ -15,9 +15,10 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from circuitcut.storage.checkpoints import latest_step, load_latest, save_state
+from circuitcut.storage.checkpoints import save_state
 from circuitcut.storage.errors import UserError
 from circuitcut.storage.progress import Progress
+from circuitcut.storage.provenance import PROVENANCE, differences
 from circuitcut.training.fit_arguments import (
     NO_CHECKPOINTS,
     NO_WATCH,
@@ -26,7 +27,7 @@ from circuitcut.training.fit_arguments import (
     Watch,
 )
 from circuitcut.training.fit_settings import FitSettings
-from circuitcut.training.fit_state import FitState
+from circuitcut.training.fit_state import FitState, load_fit, saved_steps
 from circuitcut.training.interruption import interruption, stop_request
 
 StepLoss = Callable[[int, torch.Generator], tuple[Tensor, dict[str, float]]]
@@ -67,7 +68,7 @@ def fit(
     """
     accelerator = accelerator or Accelerator()
     state = FitState(parameters, ascent, buffers or {}, settings, accelerator)
-    start, folder = _start(state, checkpoints), checkpoints.folder
+    start, folder = _start(state, checkpoints, settings.n_steps), checkpoints.folder
     is_main, n_steps = accelerator.is_main_process, settings.n_steps
     bar = Progress(watch.progress if is_main else None, start, n_steps)
     with _restored_random_state(accelerator), stop_request() as stop, bar:
@@ -85,7 +86,8 @@ def fit(
             done = step + 1
             due = settings.checkpoint_every and done % settings.checkpoint_every == 0
             if is_main and folder and (due or stopping or done == n_steps):
-                save_state(folder, done, state.tree())
+                origin = {PROVENANCE: dict(checkpoints.provenance)}
+                save_state(folder, done, state.tree() | origin)
             if stopping or (done == n_steps and stop.is_set()):
                 raise interruption(done, folder)
     accelerator.wait_for_everyone()
@@ -97,10 +99,10 @@ def mixed_seed(seed: int, step: int) -> int:
     return int.from_bytes(digest[:8], "big") >> 2
 
 
-def _start(state: FitState, checkpoints: Checkpoints) -> int:
+def _start(state: FitState, checkpoints: Checkpoints, n_steps: int) -> int:
     """Number of the steps already done, whose outcome is read from the checkpoint."""
     folder = checkpoints.folder
-    latest = None if folder is None else load_latest(folder)
+    latest = None if folder is None else load_fit(folder)
     if folder is None or latest is None:
         return 0
     if not checkpoints.resume:
@@ -109,7 +111,17 @@ def _start(state: FitState, checkpoints: Checkpoints) -> int:
             "empty folder"
         )
     step, tree = latest
+    if found := differences(tree.get(PROVENANCE, {}), checkpoints.provenance):
+        raise UserError(
+            f"the checkpoint in {folder} was made with other inputs: "
+            f"{', '.join(found)}; resume with what the run was begun with"
+        )
     state.restore_(tree, folder)
+    if step > n_steps:
+        raise UserError(
+            f"the checkpoint in {folder} is that of {step} steps, got n_steps "
+            f"{n_steps}; give at least as many"
+        )
     return step
 
 
@@ -129,7 +141,7 @@ def _check_finite(loss: float, norm: float, step: int, folder: Path | None) -> N
     if math.isfinite(loss) and math.isfinite(norm):
         return
     what = "gradient" if math.isfinite(loss) else "loss"
-    saved = latest_step(folder) if folder else 0
+    saved = saved_steps(folder) if folder else 0
     last = f"the last checkpoint is that of {saved} steps" if saved else "none is saved"
     raise UserError(
         f"the {what} is not finite at step {step} (loss {loss}, gradient norm {norm}); "

@@ -100,6 +100,8 @@ def settings_of(
     settings = replace(settings, **given)
     if edges and config.positions is None:  # as all published masks on edges
         settings = replace(settings, positions="all")
+    if settings.retain_objective == "none":
+        settings = replace(settings, retain_weight=0.0)  # it weighs nothing
     return settings
 
 

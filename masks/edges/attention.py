@@ -50,8 +50,12 @@ def _as_outputs(run: EdgeRun, projected: Tensor) -> list[Tensor]:
     groups = graph.n_kv_heads
     if not graph.separate_qkv:
         groups = graph.n_heads
-        # (head, token, 3 * d_head) -> (q heads, k heads, v heads; token; d_head)
         projected = projected.view(graph.n_heads, n_tokens, 3, d_head)
+        if model.parts.fused == "separate":
+            # (head, token, qkv, d_head) -> (qkv; batch, seq, head * d_head)
+            by_token = projected.permute(2, 1, 0, 3).reshape(3, *run.shape, -1)
+            return list(by_token.unbind())
+        # (head, token, 3 * d_head) -> (q heads, k heads, v heads; token; d_head)
         projected = projected.permute(2, 0, 1, 3).reshape(-1, n_tokens, d_head)
     if model.parts.fused == "by head":
         # (qkv, head, token, d_head) -> (batch, seq, head * qkv * d_head)

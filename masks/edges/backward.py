@@ -8,8 +8,9 @@ D0[t] is dL/dx0[t], and y[w, t] is what a gate multiplies: x[w, t], or the run's
 import torch
 from torch import Tensor
 
-from circuitcut.masks.edges.forward import KeptLayer, gates_of_reads
-from circuitcut.masks.edges.products import mix, products_into, through_reads
+from circuitcut.masks.edges.forward import KeptLayer, gates_of_reads, n_readers_of
+from circuitcut.masks.edges.products import products_into, through_reads
+from circuitcut.masks.edges.read_groups import ReadGroup, layers_of_group
 from circuitcut.masks.edges.reads import centred, tiles
 from circuitcut.masks.edges.run import EdgeRun
 from circuitcut.models.residual.edge_slices import (
@@ -50,31 +51,34 @@ class _WriterGradients:
         head_rows = self.rows[first : first + graph.n_heads]
         head_rows.flatten(1).addr_(head_gates, d_mlp_read)
 
+    def add_layer(self, d_reads: Tensor, tokens: slice) -> None:
+        """Nothing: `add_reads` adds them."""
+
     def add_reads(
         self,
-        layer: int,
-        read_gates: Tensor,
+        gates: Tensor,
         d_reads: Tensor,
+        writers: slice,
         tokens: slice,
         gated_rows: Tensor | None,
+        *,
+        is_first: bool,
     ) -> Tensor | None:
-        """D[w] += sum_r g[r, w] dL/dread[r] of the writers w before a layer.
+        """D[w] += sum_r g[r, w] dL/dread[r] of some writers w.
 
         Args:
-            read_gates: [1, g[r, w]], (reader, x0 and writer).
+            gates: g[r, w] of these writers, (reader, writer).
             d_reads: dL/dread of a tile of tokens, (reader, tile, d_model).
-            gated_rows: y of the tile, (writer, tile, d_model).
+            writers: Which ones.
+            tokens: The tile.
+            gated_rows: y of these writers and the tile, (writer, tile, d_model).
+            is_first: Nothing has been added to their rows yet.
 
         Returns:
             The tile's part of dL/dg, (reader, writer); None without `gated_rows`.
         """
-        graph = self.run.model.graph
-        rows = self.rows[: graph.n_before(layer), tokens]
-        # nothing has been added to these rows before the last layer's reads
-        is_first = layer + 1 == graph.n_layers
-        return through_reads(
-            d_reads, read_gates[:, 1:], gated_rows, rows, add=not is_first
-        )
+        rows = self.rows[writers, tokens]
+        return through_reads(d_reads, gates, gated_rows, rows, add=not is_first)
 
     def release(self) -> None:
         """Give the rows' buffer back, once nothing reads it any more."""
@@ -97,23 +101,28 @@ class _SharedGradient:
         del layer
         self.total.view(-1).add_(d_mlp_read)
 
-    def add_reads(
-        self,
-        layer: int,
-        read_gates: Tensor,
-        d_reads: Tensor,
-        tokens: slice,
-        gated_rows: Tensor | None,
-    ) -> Tensor | None:
-        """D += sum_r dL/dread[r] of the readers that D does not hold yet.
+    def add_layer(self, d_reads: Tensor, tokens: slice) -> None:
+        """D += sum_r dL/dread[r] of a layer's readers that D does not hold yet.
 
         It holds the logits' from the start, and the MLP's by `add_mlp_read`, which is
         not called where attention and MLP are parallel.
         """
-        del layer
         n_new = self.graph.n_attention_readers + self.graph.parallel
         self.total[tokens] += d_reads[:n_new].sum(0)
-        return through_reads(d_reads, read_gates[:, 1:], gated_rows, None)
+
+    def add_reads(
+        self,
+        gates: Tensor,
+        d_reads: Tensor,
+        writers: slice,
+        tokens: slice,
+        gated_rows: Tensor | None,
+        *,
+        is_first: bool,
+    ) -> Tensor | None:
+        """dL/dg alone: `add_layer` adds to D."""
+        del writers, tokens, is_first
+        return through_reads(d_reads, gates, gated_rows, None)
 
     def release(self) -> None:
         """No buffer to give back."""
@@ -154,6 +163,9 @@ class Backward:
         else:
             self.running = _WriterGradients(run, gates, by_token)
         self.grads = self.running.rows  # D[w, t]   (writer, token, d_model)
+        # of the layers that are passed: a tile each, and [1, g[r, w]] of each layer
+        self.groups: list[ReadGroup] = []
+        self.group_gates: list[Tensor] = []
         self.d_keep = torch.empty_like(gates) if of_gates else None
         if self.d_keep is not None:
             # of the last layer's writers w:
@@ -193,69 +205,150 @@ class Backward:
     ) -> None:
         """Through a layer's reads, tile by tile: to gates and to writers before it.
 
+        Writers before the layer's group get the gradients of all of its layers in one
+        product, once those of its first layer are there.
+
         Args:
             d_projected: dL/dp, (reader, token, width).
             d_mlp_read: dL/dread[mlp], (token, d_model).
         """
         run, graph = self.run, self.run.model.graph
-        first = graph.n_before(layer)  # W_l
-        read_gates = gates_of_reads(graph, layer, self.gates)
-        n_readers, is_last = graph.n_attention_readers, layer + 1 == graph.n_layers
-        folded = run.layers[layer]
-        d_gates = torch.zeros_like(read_gates[:, 1:])  # (reader, writer)
-        for place, tokens in enumerate(tiles(self.rows[0], len(read_gates))):
+        layers = layers_of_group(layer, graph.n_layers, n_readers_of(graph))
+        place = layer - layers.start
+        if layer + 1 == layers.stop:
+            self.group_gates = [
+                gates_of_reads(graph, number, self.gates) for number in layers
+            ]
+            self.groups = []
+        gates = self.group_gates
+        # W_a of the group's first layer, W_l of this one
+        before, new = graph.n_before(layers.start), graph.n_before(layer)
+        d_new_gates = torch.zeros_like(gates[place][:, 1 + before :])
+        d_gates = [torch.zeros_like(of_layer[:, 1 : 1 + before]) for of_layer in gates]
+        n_reads = sum(len(of_layer) for of_layer in gates)
+        for number, tokens in enumerate(tiles(self.rows[0], n_reads)):
+            if layer + 1 == layers.stop:
+                self.groups.append(self._begin(kept, layers, gates, number, tokens))
+            group = self.groups[number]
             # read[r, t], which becomes dL/dread[r, t] in place
-            reads = self._reads(kept, read_gates, place, tokens)
-            attention_reads, grad = reads[:n_readers], d_projected[:, tokens]
-            scale = None if kept.scale is None else kept.scale[:, tokens]
-            if run.trained is not None:
-                self._take_projections(layer, attention_reads, grad, scale)
-            projected = kept.projected.detach()[:, tokens]
-            _through_projection(folded, attention_reads, projected, grad, scale)
-            if self.of_always:
-                # D0[t] += sum_r dL/dread[r, t]
-                self.d_always.view_as(d_mlp_read)[tokens] += attention_reads.sum(0)
-            reads[n_readers].copy_(d_mlp_read[tokens])
-            if is_last:
-                reads[-1].copy_(self.d_logits_read.view_as(d_mlp_read)[tokens])
-            # D[w] += sum_r g[r, w] dL/dread[r], and
-            # dL/dg[r, w] += sum over the tile's t of <y[w, t], dL/dread[r, t]>
-            gated_rows = None
-            if self.d_keep is not None:
-                gated_rows = self.gated_rows[:first, tokens]
-            tile_d_gates = self.running.add_reads(
-                layer, read_gates, reads, tokens, gated_rows
-            )
-            if tile_d_gates is not None:
-                d_gates += tile_d_gates
-            run.buffers.give_back(reads)
-        if self.d_keep is not None:
-            attention_gates(graph, layer, self.d_keep).copy_(d_gates[:n_readers])
-            mlp_gates(graph, layer, self.d_keep)[:first] = d_gates[n_readers]
-            if is_last:
-                output_gates(graph, self.d_keep)[:first] = d_gates[-1]
+            self._recompute(kept, group, place)
+            self._through_reads(layer, kept, group.of(place), tokens, d_projected)
+            group.of(place)[graph.n_attention_readers].copy_(d_mlp_read[tokens])
+            if layer + 1 == graph.n_layers:
+                d_logits_read = self.d_logits_read.view_as(d_mlp_read)
+                group.of(place)[-1].copy_(d_logits_read[tokens])
+            self.running.add_layer(group.of(place), tokens)
+            if place > 0:
+                self._add_reads(
+                    gates[place][:, 1 + before :], group.of(place), slice(before, new),
+                    tokens, d_new_gates, is_first=layer + 1 == graph.n_layers,
+                )  # fmt: skip
+                continue
+            d_before = torch.zeros_like(group.gates_before[:, 1:])
+            self._add_reads(
+                group.gates_before[:, 1:], group.reads, slice(0, before), tokens,
+                d_before, is_first=layers.stop == graph.n_layers,
+            )  # fmt: skip
+            for total, part in zip(
+                d_gates, d_before.split([len(part) for part in gates]), strict=True
+            ):
+                total += part
+            run.buffers.give_back(group.reads)
+        if self.d_keep is None:
+            return
+        self._take_gates(layer, slice(before, new), d_new_gates)
+        if place == 0:
+            for number, d_of_layer in zip(layers, d_gates, strict=True):
+                self._take_gates(number, slice(0, before), d_of_layer)
 
-    def _reads(
-        self, kept: KeptLayer, read_gates: Tensor, place: int, tokens: slice
-    ) -> Tensor:
-        """A tile of a layer's reads, stored or recomputed: (reader, tile, d_model).
+    def _add_reads(
+        self,
+        gates: Tensor,
+        d_reads: Tensor,
+        writers: slice,
+        tokens: slice,
+        d_gates: Tensor,
+        *,
+        is_first: bool,
+    ) -> None:
+        """D[w] += sum_r g[r, w] dL/dread[r] of some writers, and
 
-        Only those of attention are filled in; the caller overwrites the others.
+        dL/dg[r, w] += sum over the tile's t of <y[w, t], dL/dread[r, t]> in `d_gates`.
         """
-        if kept.reads:
-            return kept.reads[place]
-        reads = self.run.tile(self.rows, len(read_gates), tokens)
-        n_readers = self.run.model.graph.n_attention_readers
-        attention_reads = reads[:n_readers]
-        if kept.shared_read is not None:
-            attention_reads.copy_(kept.shared_read[tokens])
-        elif kept.scale is not None or self.run.trained is not None:
-            # read = x0 + sum_w g x, with x0 as it was at this layer; without a norm and
-            # with frozen weights dL/dread does not depend on read
-            self.rows[0, tokens] = kept.always[tokens]
-            writer_rows = self.rows[: read_gates.shape[1], tokens]
-            mix(attention_reads, read_gates[:n_readers], writer_rows)
-        return reads
+        gated_rows = None
+        if self.d_keep is not None:
+            gated_rows = self.gated_rows[writers, tokens]
+        of_tile = self.running.add_reads(
+            gates, d_reads, writers, tokens, gated_rows, is_first=is_first
+        )
+        if of_tile is not None:
+            d_gates += of_tile
+
+    def _take_gates(self, layer: int, writers: slice, d_gates: Tensor) -> None:
+        """Put dL/dg of some writers and a layer's readers into the flat vector."""
+        graph, d_keep = self.run.model.graph, self.d_keep
+        assert d_keep is not None
+        n_readers = graph.n_attention_readers
+        attention_gates(graph, layer, d_keep)[:, writers] = d_gates[:n_readers]
+        mlp_gates(graph, layer, d_keep)[writers] = d_gates[n_readers]
+        if layer + 1 == graph.n_layers:
+            output_gates(graph, d_keep)[writers] = d_gates[-1]
+
+    def _through_reads(
+        self,
+        layer: int,
+        kept: KeptLayer,
+        reads: Tensor,
+        tokens: slice,
+        d_projected: Tensor,
+    ) -> None:
+        """Turn a tile of attention's reads into their gradient, in place."""
+        run = self.run
+        attention_reads = reads[: run.model.graph.n_attention_readers]
+        grad = d_projected[:, tokens]
+        scale = None if kept.scale is None else kept.scale[:, tokens]
+        if run.trained is not None:
+            self._take_projections(layer, attention_reads, grad, scale)
+        projected = kept.projected.detach()[:, tokens]
+        _through_projection(run.layers[layer], attention_reads, projected, grad, scale)
+        if self.of_always:
+            # D0[t] += sum_r dL/dread[r, t]
+            self.d_always.view_as(self.rows[0])[tokens] += attention_reads.sum(0)
+
+    def _begin(
+        self,
+        kept: KeptLayer,
+        layers: range,
+        gates: list[Tensor],
+        number: int,
+        tokens: slice,
+    ) -> ReadGroup:
+        """A tile of the reads of a group, stored, recomputed or still to be filled."""
+        if kept.groups:
+            return kept.groups[number]
+        if not self._needs_reads(kept) or kept.shared_read is not None:
+            return ReadGroup.empty(self.run, self.rows, gates, tokens)
+        # x0 as it was at the group's first layer
+        first = kept if len(layers) == 1 else self.run.kept[layers.start]
+        self.rows[0, tokens] = first.always[tokens]
+        return ReadGroup.begin(self.run, self.rows, gates, tokens)
+
+    def _recompute(self, kept: KeptLayer, group: ReadGroup, place: int) -> None:
+        """Complete a layer's reads where they are not stored.
+
+        Only those of attention are needed; the caller overwrites the others.
+        """
+        if kept.groups or not self._needs_reads(kept):
+            return
+        if kept.shared_read is None:
+            group.complete(place, self.rows, kept.always)
+        else:
+            n_readers = self.run.model.graph.n_attention_readers
+            group.of(place)[:n_readers].copy_(kept.shared_read[group.tokens])
+
+    def _needs_reads(self, kept: KeptLayer) -> bool:
+        """Without a norm and with frozen weights dL/dread does not depend on read."""
+        return kept.scale is not None or self.run.trained is not None
 
     def of_inputs(self, like: Tensor) -> tuple[Tensor, Tensor]:
         """Gradients of the stream and of a separate position embedding e.

@@ -4,18 +4,19 @@ Symbols and equations: docs/edge_engine.md, sections 2 to 4.
 """
 
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from circuitcut.masks.edges.attention import attend
 from circuitcut.masks.edges.products import products_into, squares_of
+from circuitcut.masks.edges.read_groups import GroupedReads, ReadGroup
 from circuitcut.masks.edges.reads import (
     centred,
     complete,
     project_into,
     scale_of,
-    tiles,
 )
 from circuitcut.masks.edges.run import EdgeRun, KeptBlock
 from circuitcut.models.residual.edge_slices import layer_gates, mlp_gates, output_gates
@@ -33,8 +34,8 @@ class KeptLayer(KeptBlock):
     (token, d_model), which it normalises."""
     always: Tensor
     """x0 as this layer's attention reads it: (token, d_model)."""
-    reads: list[Tensor]
-    """read[r, t], one (reader, token, d_model) a tile; empty where the backward pass
+    groups: list[ReadGroup]
+    """read[r, t] of the layer's group, one a tile; empty where the backward pass
     recomputes them."""
     shared_read: Tensor | None
     """The one read of all attention readers, (token, d_model), where all gates are
@@ -60,78 +61,79 @@ def run_forward(
     _write_inputs(run, rows, stream, position)
     # all gates open: read[r, t] = x0 + sum_w x[w], the same for every reader
     shared = rows[: 1 + graph.n_inputs].sum(0) if run.is_open else None
+    grouped = GroupedReads(
+        run,
+        rows,
+        graph.n_layers,
+        n_readers_of(graph),
+        partial(gates_of_reads, graph, gates=gates),
+        keep=needs_grad and run.store_reads,
+    )
     for layer in range(graph.n_layers):
         always = rows[0].clone()
         first = graph.n_before(layer)  # W_l
         if shared is None:
-            projected, scale, partial, reads = _read(
-                run, layer, gates, rows, needs_grad
-            )
+            projected, scale, partial_reads, groups = _read(run, layer, grouped, always)
         else:
-            projected, scale, partial = _read_shared(run, layer, shared)
-            reads = []
+            projected, scale, partial_reads = _read_shared(run, layer, shared)
+            groups = []
         attended = _attend(run, layer, projected, needs_grad)
         head_scale = _write_heads(run, layer, rows, attended.detach())
         if not graph.parallel:
             # read[mlp] += k0 + sum_n (g[mlp, n] x[n] + a[n]), n this layer's heads
             new_gates = mlp_gates(graph, layer, gates)[first:]
-            complete(partial[0], rows, always, first, new_gates)
-        mlp_read = partial[0].view_as(stream)
+            complete(partial_reads[0], rows, always, first, new_gates)
+        mlp_read = partial_reads[0].view_as(stream)
         mlp_written = _run_mlp(run, layer, mlp_read, needs_grad)
         _write_mlp(run, layer, rows, mlp_written.detach())
         if needs_grad:
             run.kept.append(
                 KeptLayer(
                     projected, attended, mlp_read, mlp_written, scale, head_scale,
-                    always, reads, shared,
+                    always, groups, shared,
                 )
             )  # fmt: skip
         if shared is not None:
             shared = shared.clone()
             complete(shared, rows, always, first, gates.new_ones(graph.n_heads + 1))
     # read[logits] over w < W_l of the last layer l, then over that layer's writers
-    read = partial[1]
+    read = partial_reads[1]
     complete(read, rows, always, first, output_gates(graph, gates)[first:])
     return rows, read
 
 
 def _read(
-    run: EdgeRun, layer: int, gates: Tensor, rows: Tensor, needs_grad: bool
-) -> tuple[Tensor, Tensor | None, list[Tensor], list[Tensor]]:
+    run: EdgeRun, layer: int, grouped: GroupedReads, always: Tensor
+) -> tuple[Tensor, Tensor | None, list[Tensor], list[ReadGroup]]:
     """The reads of a layer, tile by tile, over the writers before it.
 
     Returns:
         p, (reader, token, width); s, (reader, token, 1); the partial reads of the MLP
         and, in the last layer, of the logits, (token, d_model) each; and the reads
-        themselves, a tile each, where they are stored for the backward pass.
+        themselves, a group a tile, where they are stored for the backward pass.
     """
     model, folded = run.model, run.layers[layer]
-    # [1, g[r, w < W_l]]   (reader, x0 and writer); readers: attention, MLP, logits
-    read_gates = gates_of_reads(model.graph, layer, gates)
-    n_tokens, n_readers = rows.shape[1], model.graph.n_attention_readers
-    projected = rows.new_empty(n_readers, n_tokens, folded.read.shape[-1])
+    n_readers = model.graph.n_attention_readers
+    projected = always.new_empty(n_readers, len(always), folded.read.shape[-1])
     # separate tensors: autograd keeps the MLP's, the logits' is still added to
-    partial = [torch.empty_like(rows[0]) for _ in read_gates[n_readers:]]
+    is_last = layer + 1 == model.graph.n_layers
+    partial_reads = [torch.empty_like(always) for _ in range(2 if is_last else 1)]
     scales, stored = [], []
-    wide = torch.promote_types(rows.dtype, torch.float32)
-    for tokens in tiles(rows[0], len(read_gates)):
-        tile_length = tokens.stop - tokens.start
-        squares = rows.new_empty(len(read_gates), tile_length, dtype=wide)
+    for group, place in grouped.of(layer, always):
         # read[r, t] = x0[t] + sum_w g[r, w] x[w, t], and |read[r, t]|^2
-        reads = run.read(rows, read_gates, tokens, squares)
+        reads, tokens = group.of(place), group.tokens
         # s = (|read|^2 / d + eps)^(-1/2), p = s read A + b   (reader, tile, width)
-        attention_reads = reads[:n_readers]
-        scale = scale_of(model, layer, squares[:n_readers], rows.dtype)
-        project_into(projected[:, tokens], folded, attention_reads, scale)
-        for partial_read, tile in zip(partial, reads[n_readers:], strict=True):
+        squares = group.squares_of(place)[:n_readers]
+        scale = scale_of(model, layer, squares, always.dtype)
+        project_into(projected[:, tokens], folded, reads[:n_readers], scale)
+        for partial_read, tile in zip(partial_reads, reads[n_readers:], strict=True):
             partial_read[tokens] = tile
         if scale is not None:
             scales.append(scale)
-        if needs_grad and run.store_reads:
-            stored.append(reads)
-        else:
-            run.buffers.give_back(reads)
-    return projected, torch.cat(scales, 1) if scales else None, partial, stored
+        if grouped.keep:
+            stored.append(group)
+    scale = torch.cat(scales, 1) if scales else None
+    return projected, scale, partial_reads, stored
 
 
 def _read_shared(
@@ -152,8 +154,13 @@ def _read_shared(
     if scale is not None:
         projected.mul_(scale)
     is_last = layer + 1 == run.model.graph.n_layers
-    partial = [shared.clone() for _ in range(2 if is_last else 1)]
-    return projected.add_(folded.read_bias), scale, partial
+    partial_reads = [shared.clone() for _ in range(2 if is_last else 1)]
+    return projected.add_(folded.read_bias), scale, partial_reads
+
+
+def n_readers_of(graph: ResidualGraph) -> int:
+    """Readers of one product of reads: those of attention, and the MLP."""
+    return graph.n_attention_readers + 1
 
 
 def gates_of_reads(graph: ResidualGraph, layer: int, gates: Tensor) -> Tensor:

@@ -21,7 +21,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from circuitcut.masks.edges.memory import free_bytes, token_bytes
-from circuitcut.masks.edges.sparse import SparsePlan, plan_of
+from circuitcut.masks.edges.sparse import SparsePlan, block_cost, plan_of
 from circuitcut.masks.edges.stack import EdgeStack
 from circuitcut.masks.edges.stack_cache import residual_model, stack_of, writers_seen
 from circuitcut.masks.edges.writers import record_writers
@@ -35,8 +35,10 @@ from circuitcut.storage.modes import evaluating
 
 __all__ = [
     "EdgeStack",
+    "block_cost",
     "edge_gated",
     "free_bytes",
+    "plan_of",
     "record_writers",
     "residual_model",
     "stack_of",

@@ -8,6 +8,7 @@ docs/edge_engine.md, section 11, has the formula.
 import psutil
 import torch
 
+from circuitcut.masks.edges.read_groups import layers_of_group
 from circuitcut.models.residual.folded_model import ResidualModel
 
 OF_MLP = 4
@@ -22,17 +23,18 @@ def token_bytes(model: ResidualModel, *, stored: bool, n_classes: int = 0) -> in
 
     Args:
         model: The graph, and the precision of its weights.
-        stored: Whether all layers' reads are kept for the backward pass, or one layer's
-            at a time.
+        stored: Whether all layers' reads are kept for the backward pass, or those of
+            one group of layers at a time.
         n_classes: Logits a token (vocabulary or tags).
     """
     graph, d_model = model.graph, model.d_model
     weight = model.write(0)
     d_mlp = max(weight.numel() for weight in model.mlp_weights(0)) // d_model
     rows = 2 * (1 + graph.n_writers) * d_model  # x0 and x[w], D0 and D[w]
-    reads = (graph.n_attention_readers + 1) * d_model  # of attention and MLP
-    if stored:
-        reads *= graph.n_layers
+    n_readers = graph.n_attention_readers + 1  # attention and MLP
+    reads = n_readers * d_model
+    group = layers_of_group(0, graph.n_layers, n_readers)
+    reads *= graph.n_layers if stored else len(group)
     projected = graph.n_attention_readers * model.d_head  # p
     if not graph.separate_qkv:
         projected *= 3

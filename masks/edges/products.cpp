@@ -1,6 +1,7 @@
 // Products of a few gates with very long rows, for `masks/edges/products.py`.
 //
-//   mix_rows       read[r, t] = sum_w g[r, w] x[w, t], and |read[r, t]|^2
+//   mix_rows       read[r, t] = sum_w g[r, w] x[w, t], and |read[r, t]|^2; or that and
+//                  x0[t] added to what read[r, t] holds
 //   through_reads  dL/dg[r, w] = sum_t <x[w, t], dL/dread[r, t]>
 //                  D[w, t] (+)= sum_r g[r, w] dL/dread[r, t]
 //   item_products  rows[i] = factors[i] rows[i] + left[i] right[i], one product a row
@@ -30,7 +31,9 @@ constexpr int lanes = 4, tile_rows = 6, tile_dots = 3;
 #endif
 constexpr int chunk = 2 * lanes;  // columns of one tile
 constexpr int block = 256;        // columns whose rows stay in a core's cache
+constexpr int panel = 144;        // rows of a block that are multiplied at a time
 constexpr int line = 16;          // numbers in a cache line
+constexpr int panel_reads = 4 * tile_dots;  // whose blocks fit the first-level cache
 constexpr int copy_stride = block + line;  // rows of a copy begin in different sets
 
 typedef float vec __attribute__((vector_size(4 * lanes), aligned(4), may_alias));
@@ -76,26 +79,33 @@ inline void prefetch(const Next &next, int row) {
   for (int j = 0; j < next.columns; j += line) __builtin_prefetch(from + j, 0, 2);
 }
 
-// What a tile adds its products to: nothing, what is there, or that times a factor.
-enum Start { zero, as_is, scaled };
+// What a tile adds its products to: nothing, what is there, that times a factor, or that
+// and one row more.
+enum Start { zero, as_is, scaled, onto };
 
 // out[r][j] = start + sum over k of left[k][r] * right[k][j]     r < R, j < n
 // squares[r] += sum over j of out[r][j]^2, lane by lane, if `squared`.
+// `factor`: a number a row (`scaled`), or the row that is added, factor[j] (`onto`).
+// `next_out` are rows of `out` to prefetch.
 template <int R, Start start, bool squared>
 void tile(float *out, size out_stride, const float *right, size right_stride,
           const float *left, int n_inner, int n, const float *factor, vec *squares,
-          const Next &next) {
+          const Next &next, const Next &next_out) {
   const int n_chunks = n / chunk;
-  int fetched = 0;
+  int fetched = 0, fetched_out = 0;
   for (int c = 0; c < n_chunks; c++, out += chunk, right += chunk) {
     for (const int stop = (c + 1) * next.n / n_chunks; fetched < stop; fetched++)
       prefetch(next, fetched);
+    for (const int stop = (c + 1) * next_out.n / n_chunks; fetched_out < stop;
+         fetched_out++)
+      prefetch(next_out, fetched_out);
     vec total[R][2];  // R rows of one chunk of columns, in registers
     UNROLL for (int r = 0; r < R; r++) {
       UNROLL for (int v = 0; v < 2; v++) {
         if (start == zero) total[r][v] = vec{};
         else total[r][v] = load(out + r * out_stride + v * lanes);
         if (start == scaled) total[r][v] *= factor[r];
+        if (start == onto) total[r][v] += load(factor + c * chunk + v * lanes);
       }
     }
     const float *row = right, *weights = left;
@@ -118,6 +128,7 @@ void tile(float *out, size out_stride, const float *right, size right_stride,
     for (int r = 0; r < R; r++) {
       float *to = out + r * out_stride + j;
       float total = start == zero ? 0 : start == scaled ? factor[r] * *to : *to;
+      if (start == onto) total += factor[n_chunks * chunk + j];
       for (int k = 0; k < n_inner; k++)
         total += left[k * R + r] * right[k * right_stride + j];
       *to = total;
@@ -127,7 +138,8 @@ void tile(float *out, size out_stride, const float *right, size right_stride,
 }
 
 typedef void (*Tile)(float *, size, const float *, size, const float *, int, int,
-                     const float *, vec *, const Next &);
+                     const float *, vec *, const Next &, const Next &);
+constexpr Next nothing = {nullptr, 0, 0, 0};
 
 template <Start start, bool squared, int... R>
 Tile tile_of(int rows, std::integer_sequence<int, R...>) {
@@ -194,70 +206,13 @@ Dots dots_of(int rows, int columns) {
                  std::make_integer_sequence<int, tile_dots * tile_dots>());
 }
 
-}  // namespace
-
-extern "C" {
-
-// out[r][j] = sum over k of gates[r][k] * rows[k][j]     j < n_tokens * width
-// squares[r][t] = sum over the columns j of token t of out[r][j]^2, where given.
-// A thread takes a range of columns, whole tokens where there are squares.
-void mix_rows(float *out, size out_stride, const float *gates, size gate_row_stride,
-              size gate_inner_stride, const float *rows, size row_stride, int n_out,
-              int n_rows, size n_tokens, size width, float *squares, int n_threads) {
-  if (n_out == 0) return;
-  const int height = tile_height(n_out);
-  Scratch packed(size(n_out) * n_rows);
-  pack(packed.floats(), gates, gate_row_stride, gate_inner_stride, n_out, n_rows, height);
-  if (!squares) {  // all tokens in one row of columns
-    width *= n_tokens;
-    n_tokens = 1;
-  }
-  const size per_token = (width + block - 1) / block;  // blocks of columns
-  const size n_units = squares ? n_tokens : per_token;
-  const size per_unit = squares ? per_token : 1;
-#pragma omp parallel for schedule(static) num_threads(n_threads)
-  for (int thread = 0; thread < n_threads; thread++) {
-    Scratch sums(squares ? size(n_out) * lanes : 0);
-    const size stop = n_units * (thread + 1) / n_threads * per_unit;
-    for (size i = n_units * thread / n_threads * per_unit; i < stop; i++) {
-      const size token = i / per_token, within = i % per_token * block;
-      const int n = smaller(width - within, block);
-      const float *columns = rows + token * width + within;
-      float *to = out + token * width + within;
-      const int n_next = i + 1 < stop ? smaller(block, width) : 0;
-      if (squares && within == 0)
-        std::memset(sums.floats(), 0, sizeof(vec) * n_out);
-      for (int first = 0; first < n_out; first += height) {
-        const int n_tile = smaller(n_out - first, height);
-        // this tile prefetches its part of the rows' next block
-        const int from = static_cast<int>(size(n_rows) * first / n_out);
-        const int until = static_cast<int>(size(n_rows) * (first + n_tile) / n_out);
-        const Next next = {columns + n + from * row_stride, row_stride,
-                           n_next ? until - from : 0, n_next};
-        const Tile run =
-            squares ? tile_of<zero, true>(n_tile) : tile_of<zero, false>(n_tile);
-        run(to + first * out_stride, out_stride, columns, row_stride,
-            packed.floats() + size(first) * n_rows, n_rows, n, nullptr,
-            sums.vecs() + (squares ? first : 0), next);
-      }
-      if (squares && within + n == width)
-        for (int r = 0; r < n_out; r++)
-          squares[r * n_tokens + token] = sum(sums.vecs()[r]);
-    }
-  }
-}
-
-// From the gradient of reads to that of gates and of the rows that were read:
-// d_gates[r][k] = sum over j of d_reads[r][j] * rows[k][j]           unless d_gates is 0
-// d_rows[k][j] (+)= sum over r of gates[r][k] * d_reads[r][j]        unless d_rows is 0
-// A thread takes a range of columns j; its d_gates are added up at the end.
-void through_reads(float *d_gates, const float *rows, size row_stride, float *d_rows,
+// `through_reads` of some rows.
+void through_panel(float *d_gates, size d_gate_stride, const float *rows, size row_stride, float *d_rows,
                    size d_row_stride, const float *gates, size gate_row_stride,
                    size gate_inner_stride, int add, const float *d_reads,
                    size d_read_stride, int n_reads, int n_rows, size n_columns,
                    int n_threads) {
   const size n_gates = size(n_reads) * n_rows;
-  if (n_gates == 0) return;
   const int height = tile_height(n_rows);
   Scratch packed(d_rows ? n_gates : 0), parts(d_gates ? n_gates * n_threads * lanes : 0);
   if (d_rows)
@@ -280,18 +235,29 @@ void through_reads(float *d_gates, const float *rows, size row_stride, float *d_
         for (int r = 0; r < n_reads; r++)
           std::memcpy(copy.floats() + r * copy_stride,
                       d_reads + r * d_read_stride + start, n * sizeof(float));
-        for (int k = 0; d_gates && k < n_rows; k += tile_dots) {
-          // part[r][k] += <d_reads[r], rows[k]> of the block
-          const int n_writers = smaller(n_rows - k, tile_dots);
-          const float *columns = rows + k * row_stride + start;
-          const Next next = {columns + n, row_stride, n_next ? n_writers : 0, n_next};
-          int fetched = 0;
-          for (int r = 0; r < n_reads; r += tile_dots) {
-            if (fetched < next.n) prefetch(next, fetched++);
-            const int n_readers = smaller(n_reads - r, tile_dots);
-            dots_of(n_readers, n_writers)(part + size(r) * n_rows + k, n_rows,
-                                          copy.floats() + r * copy_stride, copy_stride,
-                                          columns, row_stride, n);
+        const Next next_reads = {d_reads + start + n, d_read_stride, n_reads, n_next};
+        // readers in panels, which stay in the first-level cache while all rows pass
+        for (int r0 = 0; d_gates && r0 < n_reads; r0 += panel_reads) {
+          const int r1 = r0 + smaller(n_reads - r0, panel_reads);
+          int fetched_reads = r0;
+          for (int k = 0; k < n_rows; k += tile_dots) {
+            // part[r][k] += <d_reads[r], rows[k]> of the block
+            const int n_writers = smaller(n_rows - k, tile_dots);
+            const float *columns = rows + k * row_stride + start;
+            const Next next = {columns + n, row_stride, n_next && r1 == n_reads ? n_writers : 0,
+                               n_next};
+            for (const int until = r0 + size(r1 - r0) * (k + n_writers) / n_rows;
+                 n_next && fetched_reads < until; fetched_reads++)
+              prefetch(next_reads, fetched_reads);
+            int fetched = 0;
+            for (int r = r0; r < r1; r += tile_dots) {
+              if (fetched < next.n) prefetch(next, fetched++);
+              const int n_readers = smaller(r1 - r, tile_dots);
+              dots_of(n_readers, n_writers)(part + size(r) * n_rows + k, n_rows,
+                                            copy.floats() + r * copy_stride, copy_stride,
+                                            columns, row_stride, n);
+            }
+            for (; fetched < next.n; fetched++) prefetch(next, fetched);
           }
         }
         for (int first = 0; d_rows && first < n_rows; first += height) {
@@ -302,7 +268,8 @@ void through_reads(float *d_gates, const float *rows, size row_stride, float *d_
           const Tile run =
               add ? tile_of<as_is, false>(n_tile) : tile_of<zero, false>(n_tile);
           run(to, d_row_stride, copy.floats(), copy_stride,
-              packed.floats() + size(first) * n_reads, n_reads, n, nullptr, nullptr, next);
+              packed.floats() + size(first) * n_reads, n_reads, n, nullptr, nullptr, next,
+              nothing);
         }
       }
     }
@@ -312,10 +279,101 @@ void through_reads(float *d_gates, const float *rows, size row_stride, float *d_
         vec total = parts.vecs()[i];
         for (int thread = 1; thread < n_threads; thread++)
           total += parts.vecs()[n_gates * thread + i];
-        d_gates[i] = sum(total);
+        d_gates[i / n_rows * d_gate_stride + i % n_rows] = sum(total);
       }
     }
   }
+}
+
+}  // namespace
+
+extern "C" {
+
+// out[r][j] = sum over k of gates[r][k] * rows[k][j]     j < n_tokens * width
+// With `always`: out[r][j] += always[j] + that sum.
+// squares[r][t] = sum over the columns j of token t of out[r][j]^2, where given.
+// A thread takes a range of columns, whole tokens where there are squares.
+void mix_rows(float *out, size out_stride, const float *gates, size gate_row_stride,
+              size gate_inner_stride, const float *rows, size row_stride, int n_out,
+              int n_rows, size n_tokens, size width, const float *always, float *squares,
+              int n_threads) {
+  if (n_out == 0) return;
+  const int height = tile_height(n_out);
+  const int n_panels = (n_rows + panel - 1) / panel;
+  const int height_inner = n_panels ? (n_rows + n_panels - 1) / n_panels : panel;
+  Scratch packed(size(n_out) * n_rows);
+  pack(packed.floats(), gates, gate_row_stride, gate_inner_stride, n_out, n_rows, height);
+  if (!squares) {  // all tokens in one row of columns
+    width *= n_tokens;
+    n_tokens = 1;
+  }
+  const size per_token = (width + block - 1) / block;  // blocks of columns
+  const size n_units = squares ? n_tokens : per_token;
+  const size per_unit = squares ? per_token : 1;
+#pragma omp parallel for schedule(static) num_threads(n_threads)
+  for (int thread = 0; thread < n_threads; thread++) {
+    Scratch sums(squares ? size(n_out) * lanes : 0);
+    const size stop = n_units * (thread + 1) / n_threads * per_unit;
+    for (size i = n_units * thread / n_threads * per_unit; i < stop; i++) {
+      const size token = i / per_token, within = i % per_token * block;
+      const int n = smaller(width - within, block);
+      const float *columns = rows + token * width + within;
+      float *to = out + token * width + within;
+      const int n_next = i + 1 < stop ? smaller(block, width) : 0;
+      if (squares && within == 0)
+        std::memset(sums.floats(), 0, sizeof(vec) * n_out);
+      // rows in panels: one panel and the gates of a tile fit the first-level cache
+      for (int inner = 0; inner < n_rows || inner == 0; inner += height_inner) {
+        const int n_inner = smaller(n_rows - inner, height_inner);
+        const bool is_last = inner + n_inner == n_rows;
+        const float *to_add = always && inner == 0 ? always + token * width + within : nullptr;
+        for (int first = 0; first < n_out; first += height) {
+          const int n_tile = smaller(n_out - first, height);
+          // this tile prefetches its part of the panel's next block
+          const int from = static_cast<int>(size(n_inner) * first / n_out);
+          const int until = static_cast<int>(size(n_inner) * (first + n_tile) / n_out);
+          const Next next = {columns + n + (inner + from) * row_stride, row_stride,
+                             n_next ? until - from : 0, n_next};
+          float *tile_out = to + first * out_stride;
+          const Next next_out = {tile_out + n, out_stride, to_add && n_next ? n_tile : 0,
+                                 n_next};
+          const bool squared = squares && is_last;
+          Tile run = squared ? tile_of<zero, true>(n_tile) : tile_of<zero, false>(n_tile);
+          if (to_add)
+            run = squared ? tile_of<onto, true>(n_tile) : tile_of<onto, false>(n_tile);
+          else if (inner > 0)
+            run = squared ? tile_of<as_is, true>(n_tile) : tile_of<as_is, false>(n_tile);
+          run(tile_out, out_stride, columns + inner * row_stride, row_stride,
+              packed.floats() + size(first) * n_rows + size(inner) * n_tile, n_inner, n,
+              to_add, sums.vecs() + (squares ? first : 0), next, next_out);
+        }
+      }
+      if (squares && within + n == width)
+        for (int r = 0; r < n_out; r++)
+          squares[r * n_tokens + token] = sum(sums.vecs()[r]);
+    }
+  }
+}
+
+// From the gradient of reads to that of gates and of the rows that were read:
+// d_gates[r][k] = sum over j of d_reads[r][j] * rows[k][j]           unless d_gates is 0
+// d_rows[k][j] (+)= sum over r of gates[r][k] * d_reads[r][j]        unless d_rows is 0
+// A thread takes a range of columns j; its d_gates are added up at the end.
+void through_reads(float *d_gates, const float *rows, size row_stride, float *d_rows,
+                   size d_row_stride, const float *gates, size gate_row_stride,
+                   size gate_inner_stride, int add, const float *d_reads,
+                   size d_read_stride, int n_reads, int n_rows, size n_columns,
+                   int n_threads) {
+  if (n_reads == 0 || n_rows == 0) return;
+  const int n_panels = (n_rows + panel - 1) / panel;
+  const int height = (n_rows + n_panels - 1) / n_panels;
+  for (int k = 0; k < n_rows; k += height)
+    through_panel(d_gates ? d_gates + k : nullptr, n_rows,
+                  rows ? rows + k * row_stride : nullptr, row_stride,
+                  d_rows ? d_rows + k * d_row_stride : nullptr, d_row_stride,
+                  gates + k * gate_inner_stride, gate_row_stride, gate_inner_stride, add,
+                  d_reads, d_read_stride, n_reads, smaller(n_rows - k, height),
+                  n_columns, n_threads);
 }
 
 // out[i][t][j] = factor[i][t] * out[i][t][j] + sum over k of left[i][t][k] * right[i][k][j]
@@ -345,7 +403,8 @@ void item_products(float *out, const size *out_strides, const float *left,
           factor ? tile_of<scaled, false>(n_tile) : tile_of<zero, false>(n_tile);
       run(to, out_strides[1], copy.floats(), right_copy_stride,
           packed.floats() + size(first) * n_inner, n_inner, width,
-          factor ? factor + size(item) * n_tokens + first : nullptr, nullptr, next);
+          factor ? factor + size(item) * n_tokens + first : nullptr, nullptr, next,
+          nothing);
     }
   }
 }

@@ -21,7 +21,7 @@ AT_ONCE = 8
 _SOURCE = Path(__file__).with_suffix(".cpp")
 _P, _I, _N = ctypes.c_void_p, ctypes.c_int, ctypes.c_ssize_t
 _SIGNATURES = {
-    "mix_rows": (_P, _N, _P, _N, _N, _P, _N, _I, _I, _N, _N, _P, _I),
+    "mix_rows": (_P, _N, _P, _N, _N, _P, _N, _I, _I, _N, _N, _P, _P, _I),
     "through_reads": (_P, _P, _N, _P, _N, _P, _N, _N, _I, _P, _N, _I, _I, _N, _I),
     "item_products": (_P, _P, _P, _P, _P, _P, _P, _I, _I, _I, _I, _I),
 }
@@ -32,26 +32,37 @@ def mix(
     gates: Float[Tensor, "reader writer"],
     rows: Float[Tensor, "writer token width"],
     squares: Float[Tensor, "reader token"] | None = None,
+    *,
+    always: Float[Tensor, "token width"] | None = None,
 ) -> None:
     """out[r, t] = sum_w gates[r, w] rows[w, t].
+
+    With `always`: out[r, t] += always[t] + sum_w gates[r, w] rows[w, t].
 
     Args:
         out: Filled in place.
         gates: Need not be contiguous.
         rows: x0 and x[w], or x[w] alone.
         squares: Gets |out[r, t]|^2.
+        always: Of what is added to `out`, the part that all readers read.
     """
-    compiled = _compiled(out, gates, rows)
-    if compiled is not None and _in_one_piece(out, rows):
+    present = [out, gates, rows] if always is None else [out, gates, rows, always]
+    compiled = _compiled(*present)
+    if compiled is not None and _in_one_piece(out, rows, *present[3:]):
         n_tokens, width = out.shape[1:]
         compiled.mix_rows(
             *_place(out), gates.data_ptr(), *gates.stride(), *_place(rows),
             *gates.shape, n_tokens, width,
+            None if always is None else always.data_ptr(),
             None if squares is None else squares.data_ptr(), torch.get_num_threads(),
         )  # fmt: skip
         return
     # of shapes (reader, writer) and (writer, token * width)
-    torch.mm(gates, rows.flatten(1), out=out.flatten(1))
+    if always is None:
+        torch.mm(gates, rows.flatten(1), out=out.flatten(1))
+    else:
+        out.flatten(1).addmm_(gates, rows.flatten(1))
+        out.add_(always)
     if squares is not None:
         squares.copy_(squares_of(out))
 
@@ -163,8 +174,9 @@ def _place(rows: Tensor | None) -> tuple[int | None, int]:
 
 
 def _in_one_piece(*rows: Tensor) -> bool:
-    """Whether every row lies in one piece of memory."""
-    return all(row.is_contiguous() for values in rows for row in values[:1])
+    """Whether every row lies in one piece of memory; a matrix is one row."""
+    by_row = [values if values.dim() == 3 else values[None] for values in rows]
+    return all(row.is_contiguous() for values in by_row for row in values[:1])
 
 
 def _compiled(*values: Tensor) -> ctypes.CDLL | None:

@@ -12,7 +12,7 @@ Both give what the whole stack gives. Symbols: docs/edge_engine.md, section 8.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
@@ -21,9 +21,9 @@ from torch import Tensor
 
 from circuitcut.masks.edges.attention import attend, attend_given
 from circuitcut.masks.edges.products import mix, products_into, squares_of
-from circuitcut.masks.edges.reads import centred, project_into, scale_of, tiles
+from circuitcut.masks.edges.read_groups import GroupedReads
+from circuitcut.masks.edges.reads import centred, complete, project_into, scale_of
 from circuitcut.masks.edges.run import EdgeRun
-from circuitcut.models.architectures import architecture_of
 from circuitcut.models.residual.edge_slices import (
     attention_gates,
     mlp_gates,
@@ -76,7 +76,7 @@ def plan_of(model: ResidualModel, keep: Bool[Tensor, "edge"]) -> SparsePlan:
 
 def _all_plan(model: ResidualModel) -> SparsePlan:
     """Every edge: the plain model, and E d for the reads."""
-    cost = _plain_cost(model) + model.graph.n_edges * model.d_model
+    cost = block_cost(model) + model.graph.n_edges * model.d_model
     return SparsePlan("all", {}, (), (), frozenset(), {"all": cost})
 
 
@@ -97,7 +97,7 @@ def _ablated_plan(model: ResidualModel, keep: Tensor) -> SparsePlan:
             mlps.add(layer)
     n_projected, n_written = sum(map(len, readers)), sum(map(len, heads))
     # sums of rows: d an edge; projections: d width a reader; rows of heads: d_head d
-    cost = _plain_cost(model) + int(is_ablated.sum()) * d_model
+    cost = block_cost(model) + int(is_ablated.sum()) * d_model
     cost += n_projected * d_model * _width(graph, model.d_head)
     cost += n_written * model.d_head * d_model
     return SparsePlan(
@@ -112,7 +112,7 @@ def _beside_plan(model: ResidualModel, keep: Tensor) -> SparsePlan:
     is_ablated = ~keep
     n_sources = len(writers_of(graph, is_ablated))
     # two norms a layer for every source, then reads, projections and rows of heads
-    cost = _plain_cost(model) + graph.n_layers * 2 * n_sources * d_model
+    cost = block_cost(model) + graph.n_layers * 2 * n_sources * d_model
     for layer in range(graph.n_layers):
         n_read = int(attention_gates(graph, layer, is_ablated).any(1).sum())
         cost += n_read * d_model * (n_sources + _width(graph, model.d_head))
@@ -155,8 +155,7 @@ def _kept_cost(
 ) -> int:
     """Multiplications a token of the stored rows, readers, heads and MLPs."""
     graph, d_model = model.graph, model.d_model
-    d_mlp = architecture_of(model.model).d_mlp(model.base.config)
-    cost = len(mlps) * 3 * d_model * d_mlp
+    cost = len(mlps) * _mlp_cost(model)
     for layer in range(graph.n_layers):
         # a reader: d a stored row before it, d width to project; a head: d_head d
         before = sum(writer < graph.n_before(layer) for writer in rows)
@@ -167,12 +166,16 @@ def _kept_cost(
     return cost
 
 
-def _plain_cost(model: ResidualModel) -> int:
-    """Multiplications a token of the blocks' weights; an MLP counts as a gated one."""
+def block_cost(model: ResidualModel) -> int:
+    """Multiplications a token of all blocks' weights, as the model itself runs them."""
     graph, d_model = model.graph, model.d_model
-    d_mlp = architecture_of(model.model).d_mlp(model.base.config)
     attention = (graph.n_heads * 2 + 2 * graph.n_kv_heads) * model.d_head * d_model
-    return graph.n_layers * (attention + 3 * d_model * d_mlp)
+    return graph.n_layers * (attention + _mlp_cost(model))
+
+
+def _mlp_cost(model: ResidualModel) -> int:
+    """Multiplications a token of one MLP's weights."""
+    return sum(w.numel() for w in model.mlp_weights(0) if w.dim() == 2)
 
 
 def _width(graph: ResidualGraph, d_head: int) -> int:
@@ -198,6 +201,7 @@ class SparseRun:
     def __init__(self, run: EdgeRun, plan: SparsePlan, keep: Tensor):
         self.run, self.plan, self.keep = run, plan, keep
         self.model, self.graph = run.model, run.model.graph
+        self._gates: dict[int, Tensor] = {}
 
     def __call__(self, stream: Tensor, position: Tensor | None) -> Tensor:
         """What the logits read, (batch, seq, d_model)."""
@@ -282,47 +286,84 @@ class SparseRun:
     def _run_kept(self) -> Tensor:
         """Form `kept`: the needed readers, heads and MLPs alone."""
         model, graph = self.model, self.graph
+        n_readers = [len(self._gates_of(layer)) for layer in range(graph.n_layers)]
+        grouped = GroupedReads(
+            self.run, self.rows, graph.n_layers, max(n_readers), self._gates_of
+        )
         for layer in range(graph.n_layers):
             first = graph.n_before(layer)
-            mlp_read = self._mlp_read(layer) if graph.parallel else None
-            if self.plan.readers[layer]:
-                attended = attend(self.run, layer, self._read(layer))
-                self._store_heads(layer, attended, None)
+            always = self.rows[0].clone()
+            mlp_read = None
+            if n_readers[layer]:
+                projected, mlp_read = self._read(layer, grouped, always)
+                if self.plan.readers[layer]:
+                    attended = attend(self.run, layer, projected)
+                    self._store_heads(layer, attended, None)
             bias = self.run.layers[layer].always_bias
             if bias is not None:
                 self.rows[0] += bias  # x0 += k0
             self._add_ablated(slice(first, first + graph.n_heads))
             writer = first + graph.n_heads
-            if layer in self.plan.mlps:
-                if mlp_read is None:
-                    mlp_read = self._mlp_read(layer)
+            if mlp_read is not None:
+                if not graph.parallel:
+                    self._complete_mlp_read(layer, mlp_read, always)
                 written = model.run_mlp(layer, mlp_read.view(self.shape))
                 written = written.reshape(mlp_read.shape)
                 self._store(writer, centred(model, written))
             self._add_ablated(slice(writer, writer + 1))
+        grouped.release()
         return self._read_one(output_gates(graph, self.keep))
 
-    def _read(self, layer: int) -> Tensor:
-        """p of all attention readers, (reader, token, width); 0 where not needed."""
+    def _gates_of(self, layer: int) -> Tensor:
+        """[1, g[r, stored w]] of the needed readers: attention's, and the MLP if it is.
+
+        (reader, x0 and stored writer before the layer)
+        """
+        if layer not in self._gates:
+            readers = list(self.plan.readers[layer])
+            gates = attention_gates(self.graph, layer, self.keep)
+            of_mlp = mlp_gates(self.graph, layer, self.keep)[None, : gates.shape[1]]
+            n_mlps = int(layer in self.plan.mlps)
+            gates = torch.cat([gates[readers], of_mlp[:n_mlps]])
+            stored = gates[:, self._stored(gates)].to(self.dtype)
+            self._gates[layer] = with_always(stored)
+        return self._gates[layer]
+
+    def _read(
+        self, layer: int, grouped: GroupedReads, always: Tensor
+    ) -> tuple[Tensor, Tensor | None]:
+        """p of all attention readers, and the MLP's read of the writers before.
+
+        p is (reader, token, width), 0 where not needed; the MLP's read, (token,
+        d_model), is None where it is not needed.
+        """
         readers = list(self.plan.readers[layer])
-        gates = attention_gates(self.graph, layer, self.keep)[readers]
-        # [1, g[r, stored w]]   (needed reader, x0 and stored writer)
-        read_gates = with_always(gates[:, self._stored(gates)].to(self.dtype))
         pieces = []
-        for tokens in tiles(self.rows[0], len(read_gates)):
-            reads = self.run.read(self.rows, read_gates, tokens)
-            pieces.append(self._projected(layer, readers, reads))
-            self.run.buffers.give_back(reads)
+        has_mlp = layer in self.plan.mlps
+        mlp_read = torch.empty_like(always) if has_mlp else None
+        for group, place in grouped.of(layer, always):
+            reads, squares = group.of(place), group.squares_of(place)
+            n_readers = len(readers)
+            pieces.append(
+                self._projected(layer, readers, reads[:n_readers], squares[:n_readers])
+            )
+            if mlp_read is not None:
+                mlp_read[group.tokens] = reads[-1]
         projected = torch.cat(pieces, 1)
         if len(readers) == self.graph.n_attention_readers:
-            return projected
+            return projected, mlp_read
         n_readers = self.graph.n_attention_readers
         all_projected = projected.new_zeros(n_readers, *projected.shape[1:])
         all_projected[readers] = projected
-        return all_projected
+        return all_projected, mlp_read
 
-    def _mlp_read(self, layer: int) -> Tensor:
-        return self._read_one(mlp_gates(self.graph, layer, self.keep))
+    def _complete_mlp_read(self, layer: int, mlp_read: Tensor, always: Tensor) -> None:
+        """Add k0 and this layer's stored heads to what the MLP reads, in place."""
+        first = self.graph.n_before(layer)
+        heads = list(self.plan.heads[layer])
+        new_gates = mlp_gates(self.graph, layer, self.keep)[first:][heads]
+        n_before = sum(writer < first for writer in self.plan.rows)
+        complete(mlp_read, self.rows, always, n_before, new_gates.to(self.dtype))
 
     def _read_one(self, kept: Bool[Tensor, "writer"]) -> Tensor:
         """x0 + sum over kept w of x[w], (token, d_model)."""
@@ -340,23 +381,29 @@ class SparseRun:
         mix(sums, gates, self.rows[1 : 1 + gates.shape[1]])
         return sums
 
-    def _projected(self, layer: int, readers: Sequence[int], reads: Tensor) -> Tensor:
+    def _projected(
+        self, layer: int, readers: Sequence[int], reads: Tensor, squares: Tensor
+    ) -> Tensor:
         """p = s read A + b of these readers: (reader, token, width)."""
         folded = self.run.layers[layer]
-        if len(readers) < len(folded.read):
-            read, bias = folded.read[readers], folded.read_bias[readers]
-            folded = replace(folded, read=read, read_bias=bias)
-        scale = scale_of(self.model, layer, squares_of(reads), reads.dtype)
+        scale = scale_of(self.model, layer, squares, reads.dtype)
         projected = reads.new_empty(*reads.shape[:2], folded.read.shape[-1])
-        project_into(projected, folded, reads, scale)
-        return projected
+        if len(readers) == len(folded.read):
+            project_into(projected, folded, reads, scale)
+            return projected
+        # one product a reader: a few weights are not worth a copy
+        for reader, read, product in zip(readers, reads, projected, strict=True):
+            torch.mm(read, folded.read[reader], out=product)
+        if scale is not None:
+            projected.mul_(scale)
+        return projected.add_(folded.read_bias[readers])
 
     def _replace(
         self, layer: int, readers: Sequence[int], reads: Tensor, outputs: list[Tensor]
     ) -> None:
         """Put p of these readers into the projections' outputs, (batch, seq, ...)."""
         width = self.model.d_head
-        projected = self._projected(layer, readers, reads)
+        projected = self._projected(layer, readers, reads, squares_of(reads))
         for reader, values in zip(readers, projected, strict=True):
             # merged readers: p = [q, k, v], three pieces of d_head
             for part, value in enumerate(values.split(width, -1)):
@@ -388,12 +435,14 @@ class SparseRun:
         folded, first = self.run.layers[layer], self.graph.n_before(layer)
         # x[n] = C (scale o[n] O[n] + k[n] - a[n])   (head, token, d_model)
         by_head = attended.reshape(-1, self.graph.n_heads, self.model.d_head)
-        by_head, weights = by_head.transpose(0, 1), folded.write
-        if len(heads) < len(weights):
-            by_head, weights = by_head[heads], weights[heads]
+        by_head = by_head.transpose(0, 1)
         place = 1 + self.plan.rows[first + heads[0]]
         head_rows = self.rows[place : place + len(heads)]
-        products_into(head_rows, by_head, weights)
+        if len(heads) == len(folded.write):
+            products_into(head_rows, by_head, folded.write)
+        else:
+            for head, row in zip(heads, head_rows, strict=True):
+                torch.mm(by_head[head], folded.write[head], out=row)
         if scale is not None:
             head_rows *= scale
         if folded.head_bias is not None:

@@ -15,6 +15,7 @@ from circuitcut.experiments.micro_batches import (
 )
 from circuitcut.masks.ablation import record_values
 from circuitcut.masks.edges import memory as edge_memory
+from circuitcut.masks.edges import read_groups
 from circuitcut.masks.edges.memory import token_bytes
 from circuitcut.masks.gating import gated
 from circuitcut.models.architectures import sites_of
@@ -121,7 +122,8 @@ def test_relearning_has_the_weights_gradients_and_moments_beside_it(
         check_relearning(model, sites, 20, 1)
 
 
-def test_memory_is_counted_with_depth_and_storing():
+def test_memory_is_counted_with_depth_and_storing(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(read_groups, "READERS", 1)  # layers are read one by one
     assert edge_memory.free_bytes(torch.device("cpu")) > 2**20
     gpt2 = ResidualModel(tiny_model("gpt2", "causal_lm"))
     again = token_bytes(gpt2, stored=False)

@@ -105,11 +105,15 @@ def test_a_resumed_run_has_the_settings_it_was_started_with(tmp_path: Path):
     config = MaskConfig(**MNIST)
     experiment = load(config)
     first = plan(config, experiment)
-    run = RunDirectory.create(
-        tmp_path, kind="train_mask", task="mnist", model="mlp", config={}
-    )
     earlier = replace(first.settings, lr=0.123)  # as if the default had been another
-    replace(first, settings=earlier).save(run)
+    run = RunDirectory.create(
+        tmp_path,
+        kind="train_mask",
+        task="mnist",
+        model="mlp",
+        config={},
+        files=replace(first, settings=earlier).files(),
+    )
     assert json.loads((run.path / "settings.json").read_text()) == asdict(earlier)
     assert plan(config, experiment, resumed=run.path).settings == earlier
     assert plan(config, experiment).settings == first.settings

@@ -1,6 +1,8 @@
 """Mask files: the same bytes again, and every mismatch is named."""
 
 import json
+import logging
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -8,8 +10,9 @@ import torch
 
 from circuitcut.masks.ablation import AblationValues, mean_values, zero_values
 from circuitcut.masks.frozen_mask import FrozenMask
+from circuitcut.masks.mask_files import check_unchanged
 from circuitcut.models.architectures import sites_of
-from circuitcut.models.weights_hash import weights_hash
+from circuitcut.models.weights_hash import weights_hash, weights_sha256
 from circuitcut.storage.atomic import read_tensors, write_tensors
 from circuitcut.storage.errors import UserError
 
@@ -173,3 +176,94 @@ def test_the_weights_hash_sees_values_shapes_and_names_and_nothing_else(make_mod
         model.classifier.bias[2] += 1e-6
     assert first != weights_hash(model)
     assert first != weights_hash(make_model("gpt2"))
+
+
+def _without_checksums(folder: Path) -> None:
+    """As a version of this program before December 2026 wrote the mask."""
+    entries = json.loads((folder / "mask.json").read_text())
+    for key in ("sha256", "header_sha256"):
+        del entries[key]
+    (folder / "mask.json").write_text(json.dumps(entries))
+
+
+def _flip(folder: Path) -> None:
+    """Keep three units that are ablated, and ablate three that are kept."""
+    tensors = read_tensors(folder / "mask.safetensors")
+    keep = tensors["keep/transformer.h.0.mlp.c_proj:neurons"]
+    kept, ablated = keep.nonzero().flatten(), (~keep).nonzero().flatten()
+    keep[kept[:3]], keep[ablated[:3]] = False, True
+    write_tensors(folder / "mask.safetensors", tensors)
+
+
+def _other_mask(folder: Path, mask: FrozenMask) -> None:
+    mask.random_like(5).save(folder / "other")
+    (folder / "other" / "mask.safetensors").replace(folder / "mask.safetensors")
+
+
+def test_a_flipped_unit_and_another_masks_tensors_are_refused(folder, mask):
+    whole = (folder / "mask.safetensors").read_bytes()
+    for damage in (_flip, lambda f: _other_mask(f, mask)):
+        damage(folder)
+        with pytest.raises(UserError, match=r"mask\.safetensors"):
+            FrozenMask.load(folder)
+        (folder / "mask.safetensors").write_bytes(whole)
+    assert FrozenMask.load(folder).overlap(mask) == 1.0
+
+
+@pytest.mark.parametrize("old", [False, True])
+@pytest.mark.parametrize(
+    ("entries", "told"),
+    [
+        ({"n_ablated": 5}, "ablates 9 of 136 units, but mask.json says 5 of 136"),
+        ({"n_units": 5}, "ablates 9 of 136 units, but mask.json says 9 of 5"),
+        ({"ablation": "zero"}, "has the tensors .* with ablation zero does not name"),
+        ({"ablation": "counterfactual"}, "with ablation counterfactual does not name"),
+    ],
+)
+def test_a_header_that_contradicts_the_tensors_is_refused(folder, entries, told, old):
+    if old:
+        _without_checksums(folder)
+    _edit(folder, **entries)
+    with pytest.raises(UserError, match=told):
+        FrozenMask.load(folder)
+
+
+@pytest.mark.parametrize("old", [False, True])
+def test_a_bool_that_is_neither_0_nor_1_is_refused(folder, old):
+    if old:
+        _without_checksums(folder)
+    path = folder / "mask.safetensors"
+    content = bytearray(path.read_bytes())
+    start = 8 + int.from_bytes(content[:8], "little")
+    header = json.loads(content[8:start].decode())
+    at = header["keep/transformer.h.0.mlp.c_proj:neurons"]["data_offsets"][0]
+    content[start + at + 1] = 2
+    path.write_bytes(content)
+    with pytest.raises(UserError, match="neither 0 nor 1"):
+        FrozenMask.load(folder)
+
+
+def test_a_changed_entry_of_the_header_is_refused(folder):
+    provenance = json.loads((folder / "mask.json").read_text())["provenance"]
+    _edit(folder, provenance=provenance | {"task": "mnist"})
+    with pytest.raises(UserError, match=r"mask\.json was changed since it was written"):
+        check_unchanged(folder)
+
+
+def test_a_mask_without_checksums_is_read_and_said_to_be_unchecked(
+    folder, mask, caplog: pytest.LogCaptureFixture
+):
+    _without_checksums(folder)
+    with caplog.at_level(logging.INFO):
+        assert FrozenMask.load(folder).overlap(mask) == 1.0
+    assert "mask.json has no checksum of mask.safetensors" in caplog.text
+
+
+def test_the_hash_of_all_weights_sees_every_value(model, mask, tmp_path):
+    provenance = {"weights_sha256": weights_sha256(model)}
+    replace(mask, provenance=provenance).save(tmp_path)
+    FrozenMask.load(tmp_path, model)
+    with torch.no_grad():  # no value of the sample
+        model.transformer.h[1].mlp.c_fc.weight[3, 5] += 1e-3
+    with pytest.raises(UserError, match="other weights"):
+        FrozenMask.load(tmp_path, model)

@@ -10,6 +10,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCau
 from circuitcut.models import packaged
 from circuitcut.models.gguf_files import converted
 from circuitcut.models.loading import load_model
+from circuitcut.storage.checksums import file_digest
 from circuitcut.storage.errors import UserError
 
 gguf = pytest.importorskip("gguf", reason="the package gguf is not installed")
@@ -128,7 +129,7 @@ def test_a_gguf_file_gives_the_model_that_it_was_made_of(tmp_path: Path, family:
     ids = torch.randint(3, SIZES["vocab_size"], (2, 7))
     assert torch.equal(loaded.model(ids).logits, model(ids).logits)
     assert loaded.tokenizer(" ab ab")["input_ids"] == [SIZES["vocab_size"] - 1] * 2
-    assert loaded.revision == f"sha256:{packaged.file_digest(file)}"
+    assert loaded.revision == f"sha256:{file_digest(file)}"
     assert not hasattr(loaded.model.config, "quantization_config")
     # alone in a folder it is found too
     assert load_model(str(tmp_path), head="causal_lm").revision == loaded.revision

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -143,6 +144,18 @@ def test_two_half_batches_train_the_mask_of_one_batch(one: Path, two: Path):
         assert torch.equal(masks[0][name], masks[1][name]), name
     rankings = [read_tensors(run.path / "ranking.safetensors") for run in runs]
     torch.testing.assert_close(rankings[0], rankings[1], rtol=1e-3, atol=1e-3)
+
+
+def test_two_processes_go_on_with_one_run(two: Path):
+    """The lock is that of the run: its processes do not refuse each other."""
+    whole = two / "train_mask" / "named"
+    run = shutil.copytree(whole, two / "resumed")
+    for name in ("results.json", "mask.json", "mask.safetensors"):
+        (run / name).unlink()
+    _launch(two, [("train_mask", "TrainMaskConfig", ["--resume", str(run)])])
+    for name in ("mask.safetensors", "metrics.jsonl"):
+        assert (run / name).read_bytes() == (whole / name).read_bytes(), name
+    assert read_json(run / "results.json")["scores"]["cut"]
 
 
 def test_relearning_on_two_processes_measures_what_one_measures(one: Path, two: Path):

@@ -26,6 +26,9 @@ DAMAGES = [
     "truncated state",
     "no tensors",
     "no json",
+    "another step",
+    "changed state",
+    "lost tensor",
 ]
 
 
@@ -53,6 +56,20 @@ def _damage(checkpoint: Path, how: str) -> None:
             tensors.unlink()
         case "no json":
             state.write_text("[1]")
+        case "another step":
+            _edit(state, step=1_000_000)
+        case "changed state":
+            _edit(state, state={"x": {}})
+        case "lost tensor":  # of a checkpoint before December 2026
+            _edit(state, state={"x": {"__tensor__": "/y"}})
+            _edit(state, state_sha256=None)
+
+
+def _edit(file: Path, **entries: Any) -> None:
+    """Change entries of a JSON file; None removes one."""
+    content = json.loads(file.read_text()) | entries
+    kept = {key: value for key, value in content.items() if value is not None}
+    file.write_text(json.dumps(kept))
 
 
 @settings(deadline=None, max_examples=20)
@@ -136,3 +153,24 @@ def test_nothing_but_safetensors_and_json_is_written(tmp_path: Path):
     assert {p.name for p in path.iterdir()} == {"state.json", "tensors.safetensors"}
     state = json.loads((path / "state.json").read_text())
     assert state["state"] == {"a": {"b": [{"__tensor__": "/a/b/0"}, 0.5]}}
+
+
+def test_a_checkpoint_without_checksum_of_its_state_is_read_and_said_so(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+):
+    path = save_state(tmp_path, 7, {"x": torch.ones(2)})
+    _edit(path / "state.json", state_sha256=None)
+    with caplog.at_level(logging.INFO):
+        assert latest_step(tmp_path) == 7
+    assert "has no checksum of its own contents" in caplog.text
+
+
+def test_what_the_caller_calls_damaged_is_passed_over(tmp_path: Path):
+    for step in (1, 2):
+        save_state(tmp_path, step, {"optimiser": {}})
+
+    def check(step: int, state: dict[str, Any]) -> None:
+        if step == 2:
+            raise UserError(f"{state} lacks moments")
+
+    assert load_latest(tmp_path, check) == (1, {"optimiser": {}})

@@ -1,9 +1,11 @@
 """Run directories: never overwritten, found again, and honest about NaN."""
 
 import json
+import os
 import platform
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -11,8 +13,13 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from circuitcut.storage import run_folder
 from circuitcut.storage.errors import UserError
-from circuitcut.storage.run_directory import RunDirectory, run_holding
+from circuitcut.storage.run_directory import (
+    RunDirectory,
+    check_not_of_a_run,
+    run_holding,
+)
 
 
 def _create(parent: Path, kind: str = "train_mask", **options) -> RunDirectory:
@@ -148,16 +155,16 @@ def test_logging_on_after_truncation_gives_each_step_once(
     assert [entry["step"] for entry in run.metrics()] == list(range(8))
 
 
-def test_truncation_by_label_leaves_other_conditions(tmp_path: Path):
+def test_truncation_by_prefix_leaves_other_conditions(tmp_path: Path):
     run = _create(tmp_path)
     for step in range(3):
-        for condition in ("cut", "uncut"):
-            run.log(step, condition=condition)
-    run.truncate_metrics(1, condition="cut")
-    steps = {"cut": [], "uncut": []}
+        for condition in ("cut", "cut-2"):
+            run.log(step, **{f"{condition}/loss": 1.0, f"{condition}/lr": 0.1})
+    run.truncate_metrics(1, prefix="cut/")
+    steps = {"cut/loss": [], "cut-2/loss": []}
     for entry in run.metrics():
-        steps[entry["condition"]].append(entry["step"])
-    assert steps == {"cut": [0], "uncut": [0, 1, 2]}
+        steps[next(key for key in entry if key.endswith("/loss"))].append(entry["step"])
+    assert steps == {"cut/loss": [0], "cut-2/loss": [0, 1, 2]}
 
 
 def test_a_line_torn_by_a_kill_is_left_out_and_cut_off(tmp_path: Path):
@@ -196,3 +203,118 @@ def test_every_json_file_of_a_run_is_strict_json(tmp_path: Path):
     for path in run.path.glob("*.json*"):
         for text in path.read_text().split("\n}\n{"):
             json.loads(text, parse_constant=refuse)
+
+
+@pytest.mark.parametrize("name", ["../x", "../../x", ".", "a/../..", "/tmp/x"])
+def test_a_name_stays_inside_the_parent(name: str, tmp_path: Path):
+    parent = tmp_path / "a" / "runs"
+    with pytest.raises(UserError, match=r"--name must stay inside --run_dir"):
+        _create(parent, name=Path(name))
+    with pytest.raises(UserError, match=r"--name must stay inside --run_dir"):
+        RunDirectory.check(parent, Path(name))
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_name_does_not_lead_into_another_run(tmp_path: Path):
+    run = _create(tmp_path, name=Path("mine"))
+    with pytest.raises(UserError, match=rf"lies in the run {run.path}"):
+        _create(tmp_path, name=Path("mine/inner"))
+    assert _create(tmp_path, name=Path("group/inner")).kind == "train_mask"
+
+
+def test_a_run_folder_appears_with_all_its_files_or_not_at_all(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    def killed(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    run = _create(tmp_path, name=Path("whole"), files={"settings.json": {"lr": 0.1}})
+    assert json.loads((run.path / "settings.json").read_text()) == {"lr": 0.1}
+    with monkeypatch.context() as patch:
+        patch.setattr(run_folder.os, "rename", killed)
+        patch.setattr(run_folder.shutil, "rmtree", lambda *_, **__: None)
+        with pytest.raises(KeyboardInterrupt):
+            _create(tmp_path, name=Path("half"))
+    assert not (tmp_path / "half").exists()
+    (left,) = [path for path in tmp_path.iterdir() if path.name.startswith(".")]
+    assert (left / "config.json").exists()
+    os.utime(left, (0, 0))
+    half = _create(tmp_path, name=Path("half"))
+    assert {path.name for path in tmp_path.iterdir()} == {"whole", "half"}
+    assert half.environment["seed"] == 3
+
+
+PROGRAM = """
+import sys
+from pathlib import Path
+from circuitcut.storage.errors import UserError
+from circuitcut.storage.run_directory import RunDirectory
+
+try:
+    with RunDirectory.continued(Path(sys.argv[1]), "train_mask"):
+        print("has it")
+except UserError as error:
+    print(error)
+"""
+
+
+def test_one_process_at_a_time_works_on_a_run(tmp_path: Path):
+    run = _create(tmp_path)
+
+    def other() -> str:
+        command = [sys.executable, "-c", PROGRAM, str(run.path)]
+        environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
+        done = subprocess.run(
+            command, env=environment, capture_output=True, text=True, check=True
+        )
+        return done.stdout
+
+    with run.locked():
+        assert "another process works on" in other()
+        with pytest.raises(UserError, match="another process works on"), run.locked():
+            pass
+    assert other() == "has it\n"
+    assert not (run.path / ".lock").exists()
+
+
+def test_what_goes_on_is_an_unfinished_run_of_the_kind(tmp_path: Path):
+    run = _create(tmp_path)
+    with (
+        pytest.raises(UserError, match="is a train_mask run; relearn continues"),
+        RunDirectory.continued(run.path, "relearn"),
+    ):
+        pass
+    (run.path / "checkpoints").mkdir()
+    (run.path / "checkpoints" / ".step-00000001.0123abcd.tmp").mkdir()
+    (run.path / ".results.json.0123abcd.tmp").write_text("{")
+    with RunDirectory.continued(run.path, "train_mask"):
+        pass
+    assert not [p for p in run.path.rglob(".*")]
+    run.write_results({})
+    for message, name in (
+        ("its mask.json is gone", None),
+        ("is finished", "mask.json"),
+    ):
+        if name:
+            (run.path / name).write_text("{}")
+        with (
+            pytest.raises(UserError, match=message),
+            RunDirectory.continued(run.path, "train_mask"),
+        ):
+            pass
+
+
+def test_an_empty_config_is_refused(tmp_path: Path):
+    run = _create(tmp_path)
+    (run.path / "config.json").write_text("{}")
+    with pytest.raises(UserError, match="does not name the kind of its run"):
+        _ = run.config
+
+
+@pytest.mark.parametrize("name", ["results.json", "mask.json", "config.json"])
+def test_other_files_do_not_take_the_names_of_a_run(name: str, tmp_path: Path):
+    run = _create(tmp_path)
+    with pytest.raises(UserError, match=r"--out must not have the name of a run's own"):
+        check_not_of_a_run(run.path / name, "--out")
+    check_not_of_a_run(run.path / "report.html", "--out")
+    check_not_of_a_run(tmp_path / name, "--out")

@@ -1,5 +1,6 @@
 """2N steps, and N steps, a stop, N more: the same bits."""
 
+import json
 import logging
 import os
 import signal
@@ -9,6 +10,7 @@ import textwrap
 import threading
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -18,6 +20,7 @@ from circuitcut.storage.checkpoints import latest_step, load_latest
 from circuitcut.storage.errors import UserError
 from circuitcut.storage.run_directory import RunDirectory
 from circuitcut.training.fit_arguments import Ascent, Checkpoints, Watch
+from circuitcut.training.fit_state import saved_steps
 from circuitcut.training.loop import FitSettings, fit
 
 N_STEPS = 12
@@ -70,6 +73,11 @@ class Problem:
     def fit(
         self, settings: FitSettings, folder: Path | None, *, resume: bool = False
     ) -> None:
+        self.fit_with(Checkpoints(folder, resume), settings)
+
+    def fit_with(
+        self, checkpoints: Checkpoints, settings: FitSettings = SETTINGS["adam"]
+    ) -> None:
         fit(
             {**dict(self.layer.named_parameters()), "gates": self.gates},
             self.step_loss,
@@ -80,7 +88,7 @@ class Problem:
                 self.after_step,
                 lambda step, numbers: self.logged.append((step, numbers["loss"])),
             ),
-            checkpoints=Checkpoints(folder, resume),
+            checkpoints=checkpoints,
         )
 
     def bits(self) -> list[Tensor]:
@@ -148,6 +156,47 @@ def test_a_damaged_checkpoint_costs_steps_and_not_bits(tmp_path: Path, caplog):
     assert "step-00000008 is damaged" in caplog.text
     assert second.logged[0][0] == 6
     assert _same(second, whole)
+
+
+def test_a_checkpoint_without_moments_is_passed_over(tmp_path: Path, caplog):
+    """One as older versions wrote it: nothing else tells that it was changed."""
+    settings = replace(SETTINGS["adam"], checkpoint_every=3)
+    whole, first, second = Problem(), Problem(), Problem()
+    whole.fit(settings, None)
+    first.stop_at = 7
+    with pytest.raises(KeyboardInterrupt):
+        first.fit(settings, tmp_path)
+    file = tmp_path / "step-00000008" / "state.json"
+    content = json.loads(file.read_text())
+    content["state"]["optimiser"] = {}
+    del content["state_sha256"]
+    file.write_text(json.dumps(content))
+    assert saved_steps(tmp_path) == 6
+    second.fit(settings, tmp_path, resume=True)
+    assert "has no moments after 8 steps" in caplog.text
+    assert _same(second, whole)
+
+
+def test_a_checkpoint_names_what_it_was_made_with(tmp_path: Path):
+    made_with = {"settings": {"base_seed": 0}, "data_sha256": "a" * 64}
+
+    def run(**changes: Any) -> None:
+        checkpoints = Checkpoints(tmp_path, True, made_with | changes)
+        Problem().fit_with(checkpoints)
+
+    run()
+    assert (load_latest(tmp_path) or (0, {}))[1]["provenance"] == made_with
+    run(code_version="2", weights_sha256="b" * 64)
+    with pytest.raises(UserError, match=r"base_seed \(0 before, 1 now\)"):
+        run(settings={"base_seed": 1})
+    with pytest.raises(UserError, match=r"the data \(SHA-256 aaaa"):
+        run(data_sha256="c" * 64)
+
+
+def test_a_checkpoint_beyond_the_last_step_is_refused(tmp_path: Path):
+    Problem().fit(SETTINGS["adam"], tmp_path)
+    with pytest.raises(UserError, match="is that of 12 steps, got n_steps 5"):
+        Problem().fit(replace(SETTINGS["adam"], n_steps=5), tmp_path, resume=True)
 
 
 def test_resuming_without_a_checkpoint_starts_and_after_the_end_does_nothing(
