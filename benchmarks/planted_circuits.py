@@ -40,6 +40,7 @@ from circuitcut.experiments.circuits.spare_edges import (
     can_remove_spare_edges,
     without_spare_edges,
 )
+from circuitcut.experiments.defaults.of_mask import adapted
 from circuitcut.experiments.flags import TaskConfig
 from circuitcut.experiments.freeze import Frozen, freeze
 from circuitcut.experiments.gate_optimisation import GateWatch
@@ -49,10 +50,10 @@ from circuitcut.experiments.gate_training import (
     train_gates,
 )
 from circuitcut.experiments.load import Experiment
-from circuitcut.experiments.plan import Plan, Size, adapted
+from circuitcut.experiments.plan import Plan, Size
 from circuitcut.experiments.settings import MaskSettings
 from circuitcut.masks.frozen_mask import FrozenMask
-from circuitcut.masks.gate import Direction
+from circuitcut.masks.gate_settings import Direction
 from circuitcut.masks.registry import GATES
 from circuitcut.models.architectures import sites_of
 from circuitcut.models.loaded import LoadedModel, config_hash_of

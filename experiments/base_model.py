@@ -19,8 +19,8 @@ import torch
 from accelerate import Accelerator
 from filelock import FileLock
 
-from circuitcut.experiments.flags import TaskConfig, command, task_flags
-from circuitcut.experiments.load import Experiment, base_recipe, dtype_of, load, task_of
+from circuitcut.experiments.flags import TaskConfig, base_recipe, command, task_flags
+from circuitcut.experiments.load import Experiment, dtype_of, load, task_of
 from circuitcut.models.builtin import BUILTIN
 from circuitcut.models.loading import load_model, save_model
 from circuitcut.models.weights_hash import weights_hash
@@ -30,6 +30,7 @@ from circuitcut.storage.cache import cache_folder, content_hash
 from circuitcut.storage.checksums import damaged_files, digests_of
 from circuitcut.storage.errors import UserError
 from circuitcut.storage.processes import by_first
+from circuitcut.storage.progress import Waiting
 from circuitcut.tasks.base import Batch, TaskOptions, to_device
 from circuitcut.tasks.defaults import BaseRecipe
 from circuitcut.tasks.evaluation import evaluate
@@ -123,20 +124,22 @@ def _trained(experiment: Experiment, without_concept: bool) -> Experiment:
     """Train the model where the cache has none, and load it from there."""
     config, corpus = experiment.config, experiment.corpus
     recipe = base_recipe(config)
-    folder = _cached(experiment, recipe, without_concept)
+    with Waiting("looking for the base model in the cache"):
+        folder = _cached(experiment, recipe, without_concept)
     with _only_one(folder, experiment.accelerator):
         if not by_first(lambda: _is_usable(folder)):
             task = experiment.task
             draw = task.retain_batch if without_concept else task.finetune_batch
             _train(_Training(experiment, recipe, draw), folder)
         experiment.accelerator.wait_for_everyone()
-    loaded = load_model(
-        str(folder),
-        head=TASKS[config.task].head,
-        labels=corpus.labels,
-        dtype=dtype_of(config),
-        seed=config.base_seed,
-    )
+    with Waiting("loading the base model"):
+        loaded = load_model(
+            str(folder),
+            head=TASKS[config.task].head,
+            labels=corpus.labels,
+            dtype=dtype_of(config),
+            seed=config.base_seed,
+        )
     loaded = replace(loaded, name=experiment.loaded.name)
     return replace(
         experiment,
@@ -205,7 +208,8 @@ def _only_one(folder: Path, accelerator: Accelerator) -> Iterator[None]:
         folder.parent.mkdir(parents=True, exist_ok=True)
     lock = FileLock(f"{folder}.lock")
     if accelerator.is_main_process:
-        lock.acquire()
+        with Waiting("waiting for another run that trains this base model"):
+            lock.acquire()
     accelerator.wait_for_everyone()
     try:
         yield

@@ -5,33 +5,46 @@ import shlex
 import shutil
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from types import NoneType
-from typing import Any, Literal, get_args, get_type_hints
+from typing import Any, ClassVar, Literal, get_args, get_type_hints
 
 from circuitcut.data.hub import HUB_PREFIX
-from circuitcut.models.sites import UNIT_KINDS
+from circuitcut.models.names import UNIT_KINDS
 from circuitcut.storage.errors import UserError
-from circuitcut.storage.flag_fields import flag
+from circuitcut.storage.flag_fields import Headings, flag
 from circuitcut.storage.run_directory import DEFAULT_PARENT
-from circuitcut.tasks.base import TEXT_OPTIONS, TaskOptions
-from circuitcut.tasks.defaults import BaseRecipe
-from circuitcut.tasks.registry import TASKS
+from circuitcut.tasks.defaults import FINETUNE, GENERATED_STEPS, BaseRecipe
+from circuitcut.tasks.settings.options import TEXT_OPTIONS, TaskOptions
+from circuitcut.tasks.settings.registry import DEFAULTS
 
 
 @dataclass(frozen=True)
 class TaskConfig:
     """Flags that name the task, its data and the model; shared by the scripts."""
 
+    headings: ClassVar[Headings] = {
+        "data": (
+            *("task", "data", "data_format", "labels_file", "retain_data", "concept"),
+            *("text_column", "label_column", "concept_values", "hub_config"),
+            *("hub_revision", "max_length", "prefix", "bos", "chat", "split_seed"),
+            *("n_heldout", "n_prompts"),
+        ),
+        "model": (
+            *("model", "revision", "base", "base_steps", "base_lr", "base_recipe"),
+            *("base_seed", "dtype", "mixed_precision"),
+        ),
+        "run": ("seed", "device", "eval_batch", "run_dir", "name", "resume"),
+    }
+
     task: str = flag(
-        "locations", f"what to cut: {', '.join(TASKS)}", decides_defaults=True
+        "locations", f"what to cut: {', '.join(DEFAULTS)}", decides_defaults=True
     )
     model: str | None = flag(
         None,
         "tiny-encoder, tiny-decoder, deep-decoder, mlp (built in), minilm and smollm2 "
-        "(PyPI), a local folder, a GGUF file or a hub name; default: the task's "
-        "built-in model",
+        "(PyPI), a local folder, a GGUF file or a hub name",
         decides_defaults=True,
     )
     revision: str | None = flag(None, "revision of a hub model")
@@ -77,8 +90,8 @@ class TaskConfig:
         "models and for a new classification head",
         decides_defaults=True,
     )
-    base_steps: int | None = flag(None, "steps of that training; default: a recipe")
-    base_lr: float | None = flag(None, "its learning rate; default: a recipe")
+    base_steps: int | None = flag(None, "steps of that training")
+    base_lr: float | None = flag(None, "its learning rate")
     base_recipe: list[str] = flag(
         [],
         "further changes of its recipe, NAME=VALUE, such as batch_size=32 d_model=64 "
@@ -93,8 +106,7 @@ class TaskConfig:
     mixed_precision: Literal["no", "bf16"] = flag("no", "arithmetic of the model")
     n_heldout: int | None = flag(
         None,
-        "score so many evenly spaced examples of the tune and held-out splits; "
-        "default: all, of large models some hundreds",
+        "score so many evenly spaced examples of the tune and held-out splits",
     )
     eval_batch: int = flag(64, "examples in one forward pass of an evaluation")
     n_prompts: int = flag(
@@ -103,8 +115,10 @@ class TaskConfig:
     run_dir: Path = flag(DEFAULT_PARENT, "parent folder of the run directories")
 
     def __post_init__(self) -> None:
-        if self.task not in TASKS:
-            raise UserError(f"--task must be one of {sorted(TASKS)}, got {self.task!r}")
+        if self.task not in DEFAULTS:
+            raise UserError(
+                f"--task must be one of {sorted(DEFAULTS)}, got {self.task!r}"
+            )
         if self.max_length < 4:
             raise UserError(f"--max_length must be at least 4, got {self.max_length}")
         for name in ("n_heldout", "eval_batch"):
@@ -121,10 +135,25 @@ class TaskConfig:
         if self.seed < 0 or self.base_seed < 0 or self.split_seed < 0:
             raise UserError("--seed, --base_seed and --split_seed must be >= 0")
 
+    def chosen(self) -> dict[str, Any]:
+        """Values by task and model of flags that are not given, for `--help`."""
+        recipe = base_recipe(self)
+        return {
+            "model": self.model_name,
+            "n_heldout": DEFAULTS[self.task].of(self.model_name).n_heldout or "all",
+            "base_steps": recipe.n_steps or "three epochs",
+            "base_lr": recipe.lr,
+        }
+
+    @property
+    def shown_for(self) -> str:
+        """The task and model of `chosen`."""
+        return f"--task {self.task} --model {self.model_name}"
+
     @property
     def model_name(self) -> str:
         """The model asked for, or the task's own."""
-        return self.model or TASKS[self.task].defaults.model
+        return self.model or DEFAULTS[self.task].model
 
     def task_options(
         self, label_piece: Literal["first", "last"], *, masked_lm: bool = False
@@ -185,6 +214,13 @@ def recipe_changes(items: Sequence[str]) -> dict[str, Any]:
 class UnitsConfig(TaskConfig):
     """Flags that name what is cut; shared by the scripts that choose it."""
 
+    headings: ClassVar[Headings] = {
+        "what is cut": (
+            *("units", "layers", "merged_qkv", "attention_bias", "position_node"),
+            "value_bias",
+        )
+    }
+
     units: list[str] = flag(
         [], f"what is cut: {' '.join(UNIT_KINDS)}", decides_defaults=True
     )
@@ -212,6 +248,36 @@ class UnitsConfig(TaskConfig):
         "the bias of attention's output, without or with the norm's bias in it",
     )
 
+    def chosen(self) -> dict[str, Any]:
+        """Values by task and model of flags that are not given, for `--help`."""
+        return super().chosen() | {"units": units_of(self)}
+
+
+def base_recipe(config: TaskConfig) -> BaseRecipe:
+    """The recipe of this task and model, with the flags' changes."""
+    of_model = DEFAULTS[config.task].of(config.model_name)
+    recipe = of_model.base or FINETUNE
+    if config.data and of_model.base_on_own_data:
+        recipe = of_model.base_on_own_data
+    changes: dict[str, Any] = {}
+    recipe = replace(recipe, **recipe_changes(config.base_recipe))
+    given = {item.split("=")[0] for item in config.base_recipe}
+    if of_model.base is None and config.data is None and "n_steps" not in given:
+        changes["n_steps"] = GENERATED_STEPS
+    if config.base_steps is not None:
+        changes["n_steps"] = config.base_steps
+        changes["warmup"] = min(recipe.warmup, config.base_steps - 1)
+    if config.base_lr is not None:
+        changes["lr"] = config.base_lr
+    changes["max_positions"] = max(recipe.max_positions, config.max_length)
+    return replace(recipe, **changes)
+
+
+def units_of(config: UnitsConfig) -> Sequence[str]:
+    """Kinds of unit asked for, or those of the task and model."""
+    defaults = DEFAULTS[config.task]
+    return list(config.units or defaults.of(config.model_name).units or defaults.units)
+
 
 _OF_DATA = (
     *("data_format", "labels_file", "text_column", "label_column"),
@@ -233,8 +299,8 @@ def check_data_flags(config: TaskConfig) -> None:
         if getattr(config, name) not in (defaults[name], [])
     ]
     for name in given:
-        readers = [key for key, task in TASKS.items() if name in task.own_options]
-        tasks = readers or list(TASKS)
+        readers = [key for key, task in DEFAULTS.items() if name in task.own_options]
+        tasks = readers or list(DEFAULTS)
         if config.task not in tasks:
             raise UserError(
                 f"--{name} belongs to --task {' or '.join(tasks)}, got --task "

@@ -20,8 +20,8 @@ from circuitcut.experiments.gate_optimisation import (
 )
 from circuitcut.experiments.settings import MaskSettings
 from circuitcut.masks.ablation import AblationValues, zero_values
-from circuitcut.masks.budget import in_units
 from circuitcut.masks.frozen_mask import FrozenMask
+from circuitcut.masks.gate_settings import in_units
 from circuitcut.masks.gating import gated
 from circuitcut.masks.mask_set import MaskSet
 from circuitcut.masks.registry import GATES

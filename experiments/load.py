@@ -1,25 +1,21 @@
 """Data, task and untrained model of a run, the cheap checks first."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Literal
 
 import torch
 from accelerate import Accelerator
 
-from circuitcut.experiments.flags import (
-    TaskConfig,
-    check_data_flags,
-    recipe_changes,
-)
+from circuitcut.experiments.flags import TaskConfig, base_recipe, check_data_flags
 from circuitcut.models.builtin import BUILTIN, BuiltinSizes, build_builtin
 from circuitcut.models.loading import LoadedModel, load_model
 from circuitcut.models.weights_hash import weights_sha256
 from circuitcut.storage.errors import UserError
+from circuitcut.storage.progress import Waiting
 from circuitcut.storage.provenance import code_version
 from circuitcut.tasks.base import Corpus, Task
-from circuitcut.tasks.defaults import FINETUNE, GENERATED_STEPS, BaseRecipe
 from circuitcut.tasks.evaluation import References
 from circuitcut.tasks.registry import TASKS
 from circuitcut.training.config import NONE, config_dict
@@ -85,11 +81,14 @@ def load(
     accelerator = make_accelerator(config)
     check_dtype(config, accelerator.device)
     check_head(config)
-    corpus = TASKS[config.task].read(config.task_options("first"))
+    with Waiting(f"reading the data of {config.task}"):
+        corpus = TASKS[config.task].read(config.task_options("first"))
     if check_corpus is not None:
         check_corpus(corpus)
-    loaded = _model(config, corpus)
-    task = task_of(config, corpus, loaded)
+    with Waiting(f"loading the model {config.model_name}"):
+        loaded = _model(config, corpus)
+    with Waiting("preparing the examples"):
+        task = task_of(config, corpus, loaded)
     return Experiment(config, task, corpus, loaded, accelerator)
 
 
@@ -179,26 +178,6 @@ def task_of(config: TaskConfig, corpus: Corpus, loaded: LoadedModel) -> Task:
     usual = task.defaults.of(config.model_name).n_heldout
     task.n_heldout = config.n_heldout or usual
     return task
-
-
-def base_recipe(config: TaskConfig) -> BaseRecipe:
-    """The recipe of this task and model, with the flags' changes."""
-    of_model = TASKS[config.task].defaults.of(config.model_name)
-    recipe = of_model.base or FINETUNE
-    if config.data and of_model.base_on_own_data:
-        recipe = of_model.base_on_own_data
-    changes: dict[str, Any] = {}
-    recipe = replace(recipe, **recipe_changes(config.base_recipe))
-    given = {item.split("=")[0] for item in config.base_recipe}
-    if of_model.base is None and config.data is None and "n_steps" not in given:
-        changes["n_steps"] = GENERATED_STEPS
-    if config.base_steps is not None:
-        changes["n_steps"] = config.base_steps
-        changes["warmup"] = min(recipe.warmup, config.base_steps - 1)
-    if config.base_lr is not None:
-        changes["lr"] = config.base_lr
-    changes["max_positions"] = max(recipe.max_positions, config.max_length)
-    return replace(recipe, **changes)
 
 
 def _model(config: TaskConfig, corpus: Corpus) -> LoadedModel:

@@ -4,15 +4,15 @@ import math
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
-from circuitcut.attribution.registry import METHODS
+from circuitcut.attribution.abilities import ABILITIES
 from circuitcut.experiments.flags import UnitsConfig
 from circuitcut.experiments.settings import MaskSettings
-from circuitcut.masks.registry import GATES
-from circuitcut.models.sites import UNIT_KINDS
+from circuitcut.masks.gate_settings import SETTINGS
+from circuitcut.models.names import UNIT_KINDS
 from circuitcut.storage.errors import UserError
-from circuitcut.storage.flag_fields import flag, flags_of
+from circuitcut.storage.flag_fields import Headings, flag, flags_of
 
 _SettingsFlags: Any = flags_of(MaskSettings)
 
@@ -24,6 +24,16 @@ class MaskConfig(UnitsConfig, _SettingsFlags):
     Raises:
         UserError: When a value is out of range, or two flags contradict each other.
     """
+
+    heading: ClassVar[str] = "training"
+    headings: ClassVar[Headings] = {
+        "what is cut": (
+            *("direction", "ablation", "mean_over", "mean_positions", "per_position"),
+            *("positions", "superset"),
+        ),
+        "freezing": ("n_ablated", "concept_target", "retain_cost", "retain_kl"),
+        "baselines": ("attribution", "attribution_batches", "n_random", "curve_sizes"),
+    }
 
     n_ablated: int | None = flag(
         None,
@@ -39,8 +49,7 @@ class MaskConfig(UnitsConfig, _SettingsFlags):
     )
     retain_kl: float | None = flag(
         None,
-        "likewise: most KL(uncut || cut) on the retained text, nats a token; default: "
-        "0.1 for pretrained models, no limit for built-in ones",
+        "likewise: most KL(uncut || cut) on the retained text, nats a token",
     )
     superset: Path | None = flag(
         None,
@@ -49,8 +58,7 @@ class MaskConfig(UnitsConfig, _SettingsFlags):
     )
     attribution: list[str] = flag(
         [],
-        f"baselines cut to the same size: {', '.join(sorted(METHODS))}, or none; "
-        "default: gradient_margin and probeless; for edges eap and eap_ig",
+        f"baselines cut to the same size: {', '.join(sorted(ABILITIES))}, or none",
     )
     attribution_batches: int | None = flag(
         None,
@@ -63,11 +71,11 @@ class MaskConfig(UnitsConfig, _SettingsFlags):
     def __post_init__(self) -> None:
         super().__post_init__()
         _check_choices("--units", self.units, UNIT_KINDS)
-        _check_choices("--gate", [self.gate] if self.gate else [], GATES)
+        _check_choices("--gate", [self.gate] if self.gate else [], SETTINGS)
         methods = [m for m in self.attribution if m != "none"]
-        _check_choices("--attribution", methods, METHODS)
+        _check_choices("--attribution", methods, ABILITIES)
         starts = [self.start] if self.start else []
-        _check_choices("--start", starts, ["equal", *METHODS])
+        _check_choices("--start", starts, ["equal", *ABILITIES])
         for key in (
             *("n_steps", "batch_size", "micro_batch", "n_ablated"),
             "attribution_batches",

@@ -2,14 +2,19 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
-from circuitcut.attribution.registry import METHODS, able
-from circuitcut.experiments.flags import UnitsConfig
+from circuitcut.experiments.defaults.of_mask import (
+    LARGE_GRAPH,
+    methods_of,
+    retain_kl_of,
+    settings_of,
+)
+from circuitcut.experiments.flags import UnitsConfig, units_of
 from circuitcut.experiments.load import Experiment
 from circuitcut.experiments.mask_config import MaskConfig
 from circuitcut.experiments.micro_batches import check_memory
@@ -18,55 +23,14 @@ from circuitcut.experiments.settings import (
     MaskSettings,
     saved_settings,
 )
-from circuitcut.masks.budget import as_units, in_units
 from circuitcut.masks.edges.sites import check_one_graph
 from circuitcut.masks.frozen_mask import FrozenMask
-from circuitcut.masks.gate import Direction, Penalty
 from circuitcut.masks.registry import GATES
 from circuitcut.models.architectures import sites_of
-from circuitcut.models.builtin import BUILTIN
 from circuitcut.models.residual.folded_model import ResidualModel
 from circuitcut.models.sites import Site
 from circuitcut.storage.errors import UserError
-from circuitcut.tasks.base import Task, can_have_pairs
-from circuitcut.tasks.registry import TASKS
-
-WITHOUT_BUDGET: dict[str, Any] = {"lr": 0.15}
-"""Of gates that a price or nothing keeps sparse."""
-ISOLATED_SHARES = {False: (0.0125, 0.25), True: (0.005, 0.05)}
-"""Smallest and largest k drawn in `isolate`, as shares of all edges; in large graphs
-(True) smaller circuits are of interest."""
-
-ISOLATED_EDGES: dict[str, Any] = {
-    "n_steps": 300,
-    # a norm undoes what a gate scales: only a gate near zero shows that it is needed
-    "power": 5.0,
-    "temperature_end": 0.05,
-    # the loss of an edge shows in a few steps and must not slow all later ones
-    "beta2": 0.98,
-}
-"""Planted circuits (benchmarks/planted_circuits.py) were missed without them."""
-PRETRAINED_KL = 0.1
-"""Cross-entropy alone hid a fall in fluency from perplexity 32 to 556 (SmolLM2)."""
-LARGE_GRAPH = 2000
-"""Edges of a graph above which scores start from EAP-IG: from equal ones nearly every
-edge of a sample is closed, the cut model knows nothing, and nothing is learned for many
-steps (docs/results/smollm2.md). In small graphs equal scores find planted circuits."""
-FROM_RANKING: dict[str, Any] = {
-    "start": "eap_ig",
-    # noise of scale 1 fills half of a sample with edges that the ranking closes
-    "noise_start": 0.3,
-    "noise_end": 0.1,
-    "power": 1.0,
-    # of fewer prompts the gradient of most edges is noise (docs/results/smollm2.md)
-    "batch_size": 32,
-}
-"""Of large graphs, where scores start from a ranking."""
-ISOLATED_PRICE = 0.01
-"""Nats an edge in small graphs; in large ones less in proportion, so that a price does
-not cap circuits. Gates with a price are trained towards JS, which is
-bounded: with KL, samples that ablate a part of the circuit have a very high loss, and
-edges are then kept only because they lower this loss."""
+from circuitcut.tasks.base import Task
 
 
 @dataclass(frozen=True)
@@ -169,19 +133,6 @@ def attribution_batches(given: int | None, sites: Sequence[Site]) -> int:
     return given or (8 if n_edges > LARGE_GRAPH else 32)
 
 
-def retain_kl_of(config: MaskConfig) -> float:
-    """The limit of KL on retained text: what was asked for, or that of the model."""
-    if config.retain_kl is not None:
-        return config.retain_kl
-    return math.inf if config.model_name in BUILTIN else PRETRAINED_KL
-
-
-def units_of(config: UnitsConfig) -> Sequence[str]:
-    """Kinds of unit asked for, or those of the task and model."""
-    defaults = TASKS[config.task].defaults
-    return list(config.units or defaults.of(config.model_name).units or defaults.units)
-
-
 def sites_for(config: UnitsConfig, model: nn.Module) -> tuple[Site, ...]:
     """The sites that the flags ask for.
 
@@ -200,112 +151,6 @@ def sites_for(config: UnitsConfig, model: nn.Module) -> tuple[Site, ...]:
     if any(site.kind == "edges" for site in sites):
         ResidualModel(model)  # refuses a model that lacks a module
     return sites
-
-
-def methods_of(methods: Sequence[str], units: Sequence[str]) -> list[str]:
-    """Attribution methods asked for; without any, the two usual ones of these units.
-
-    Raises:
-        UserError: When a method cannot rank the units.
-    """
-    possible = able(units)
-    if not methods:
-        usual = ("eap", "eap_ig", "gradient_margin", "probeless")
-        return [name for name in usual if name in possible][:2]
-    if "all" in methods:
-        return sorted(possible)
-    for method in methods:
-        reason = None if method == "none" else METHODS[method].cannot_rank(units)
-        if reason is not None:
-            raise UserError(
-                f"attribution method {method} {reason}; use one of "
-                f"{', '.join(possible)}"
-            )
-    return [method for method in methods if method != "none"]
-
-
-def settings_of(
-    config: MaskConfig, n_units: int, *, paired: bool | None = None
-) -> MaskSettings:
-    """The recipe of task and model, with the flags that were given.
-
-    Args:
-        paired: The data have counterfactual inputs; None: the task can have them.
-    """
-    if paired is None:
-        paired = can_have_pairs(TASKS[config.task])
-    defaults = TASKS[config.task].defaults
-    edges = "edges" in units_of(config)
-    of_model = defaults.of(config.model_name)
-    recipe = of_model.mask or defaults.mask
-    if edges:
-        recipe = of_model.mask_on_edges or defaults.mask_on_edges or recipe
-    settings = adapted(
-        MaskSettings(**recipe),
-        gate=config.gate,
-        penalty=config.penalty,
-        direction=config.direction,
-        edges=edges,
-        paired=paired,
-        n_units=n_units,
-    )
-    given = {
-        f.name: getattr(config, f.name)
-        for f in fields(MaskSettings)
-        if getattr(config, f.name, None) is not None
-    }
-    for name in {"k_min", "k_max"} & given.keys():
-        given[name] = as_units(given[name], n_units)
-    settings = replace(settings, **given)
-    if edges and config.positions is None:  # as all published masks on edges
-        settings = replace(settings, positions="all")
-    if settings.retain_objective == "none":
-        settings = replace(settings, retain_weight=0.0)  # it weighs nothing
-    return settings
-
-
-def adapted(
-    recipe: MaskSettings,
-    *,
-    gate: str | None,
-    penalty: Penalty | None = None,
-    direction: Direction,
-    edges: bool,
-    paired: bool,
-    n_units: int,
-) -> MaskSettings:
-    """A task's recipe, moved to another gate or direction, or to edges.
-
-    Args:
-        recipe: For a gate with a budget and `break`.
-        gate: None stays with the recipe's.
-        penalty: Likewise.
-        paired: The task has counterfactual inputs.
-        n_units: All units; the range of k is made to fit.
-    """
-    gate_class = GATES[gate or recipe.gate]
-    if gate is not None and gate != recipe.gate:
-        recipe = replace(recipe, gate=gate, **gate_class.recipe)
-    if penalty is not None:
-        recipe = replace(recipe, penalty=penalty)
-    has_budget = not gate_class.has_threshold(recipe)
-    if not has_budget:
-        recipe = replace(recipe, **WITHOUT_BUDGET)
-    recipe = replace(recipe, direction=direction)
-    if direction == "isolate":
-        recipe = replace(recipe, concept_objective="kl", retain_weight=0.0)
-    if edges and direction == "isolate":
-        is_large = n_units > LARGE_GRAPH
-        low, high = (share * n_units for share in ISOLATED_SHARES[is_large])
-        recipe = replace(recipe, **ISOLATED_EDGES, k_min=low, k_max=max(high, 16.0))
-        if has_budget and is_large:
-            recipe = replace(recipe, **FROM_RANKING)
-        if not has_budget:
-            price = ISOLATED_PRICE * min(1.0, LARGE_GRAPH / n_units)
-            recipe = replace(recipe, price=price, concept_objective="js")
-        if paired:
-            recipe = replace(recipe, ablation="counterfactual")
-    return in_units(recipe, n_units)
 
 
 def circuit_ablated(mask: FrozenMask) -> FrozenMask:

@@ -9,10 +9,11 @@ from typing import Any, TypeVar, get_args, get_type_hints
 
 from torch import Tensor
 
+from circuitcut.experiments.defaults.of_mask import settings_of
 from circuitcut.experiments.flags import TaskConfig
 from circuitcut.experiments.load import Experiment
 from circuitcut.experiments.mask_config import MaskConfig
-from circuitcut.experiments.plan import before_budgets, settings_of
+from circuitcut.experiments.plan import before_budgets
 from circuitcut.experiments.settings import MaskSettings, saved_settings
 from circuitcut.masks.frozen_mask import FrozenMask
 from circuitcut.masks.mask_files import (

@@ -4,11 +4,14 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Literal
 
-from circuitcut.masks.ablation import AblationKind
-from circuitcut.masks.gate import Penalty
-from circuitcut.masks.hard_concrete import TEMPERATURE
-from circuitcut.masks.penalties import PriceShape
-from circuitcut.masks.registry import GATES, GateSettings
+from circuitcut.masks.gate_settings import (
+    SETTINGS,
+    TEMPERATURE,
+    AblationKind,
+    GateSettings,
+    Penalty,
+    PriceShape,
+)
 from circuitcut.storage.atomic import read_json
 from circuitcut.storage.errors import UserError
 from circuitcut.storage.flag_fields import flag
@@ -43,7 +46,7 @@ class MaskSettings(GateSettings):
 
     gate: str = flag(
         "hard_concrete",
-        f"gate: {', '.join(sorted(GATES))}",
+        f"gate: {', '.join(sorted(SETTINGS))}",
         has_own_default=False,
         decides_defaults=True,
     )

@@ -4,18 +4,17 @@ from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from jaxtyping import Bool
 from torch import Tensor, nn
 
 from circuitcut.masks.edges.sites import modules_and_edges, n_seen
+from circuitcut.masks.gate_settings import AblationKind
 from circuitcut.models.sites import Site
 from circuitcut.storage.errors import UserError
 from circuitcut.storage.modes import evaluating
-
-AblationKind = Literal["zero", "mean", "counterfactual"]
 
 
 @dataclass(frozen=True)

@@ -7,35 +7,19 @@ of the rounded mask can differ a lot. docs/howto/published_recipes.md has the pu
 settings. Departure: a run never stops early at a small number of ablated units.
 """
 
-from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any, ClassVar
-
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from circuitcut.masks.gate import DirectionSettings, Gate
+from circuitcut.masks.gate import Gate
+from circuitcut.masks.gate_settings import ClampedSettings
 from circuitcut.storage.errors import UserError
-from circuitcut.storage.flag_fields import flag
-
-
-@dataclass(frozen=True)
-class ClampedSettings(DirectionSettings):
-    """Settings of clamped gates."""
-
-    round_every: int = flag(
-        0,
-        "clamped: steps from one rounding of the gates at 0.5 to the next; 0 rounds at "
-        "the end alone",
-        has_own_default=False,
-    )
 
 
 class ClampedGate(Gate):
     """The gate is the parameter; `project_` clamps it to [0, 1] after every step."""
 
-    recipe: ClassVar[Mapping[str, Any]] = {"penalty": "price"}
+    settings_class = ClampedSettings
     ranks_freely = False
 
     @classmethod

@@ -1,32 +1,13 @@
 """Base class of gates: samples in [0, 1], a closed-form count and a ranking."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from circuitcut.storage.flag_fields import flag
-
-Direction = Literal["break", "isolate"]
-Penalty = Literal["budget", "price", "lagrangian", "none"]
-
-
-@dataclass(frozen=True)
-class DirectionSettings:
-    """Setting of every gate; the other settings of a gate are in its file."""
-
-    direction: Direction = flag(
-        "break",
-        "break: ablate few units to remove the concept; isolate: keep few units that "
-        "alone are enough for the concept",
-        decides_defaults=True,
-    )
-    penalty: Penalty = "none"
-    """What keeps the mask sparse; gates with a `budget` are drawn otherwise."""
+from circuitcut.masks.gate_settings import DirectionSettings
 
 
 class Gate(nn.Module, ABC):
@@ -34,12 +15,11 @@ class Gate(nn.Module, ABC):
 
     Args:
         n_units: Number of gates.
-        settings: `masks.registry.GateSettings`; each gate reads only its own fields.
+        settings: `gate_settings.GateSettings`; each gate reads only its own fields.
     """
 
-    recipe: ClassVar[Mapping[str, Any]] = {}
-    """Default settings that differ for this gate, by name. The task's default settings
-    are for gates with a budget."""
+    settings_class: ClassVar[type[DirectionSettings]] = DirectionSettings
+    """Declares the gate's own settings."""
     ranks_freely: ClassVar[bool] = True
     """Whether scores may be any numbers, so that they can start from a ranking."""
     n_units: int
@@ -60,13 +40,8 @@ class Gate(nn.Module, ABC):
 
     @classmethod
     def has_threshold(cls, settings: Any) -> bool:
-        """True: units with a gate above 0.5 are kept.
-
-        False: the gates rank the units, and the number of ablated units is chosen by
-        the scores on the `tune` split.
-        """
-        del settings
-        return True
+        """Whether units with a gate above 0.5 are kept; see `DirectionSettings`."""
+        return cls.settings_class.has_threshold(settings)
 
     @abstractmethod
     def sample(self, rng: torch.Generator) -> Float[Tensor, "unit"]:

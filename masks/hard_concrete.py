@@ -34,52 +34,20 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from circuitcut.masks.budget import (
-    BudgetSettings,
     annealed,
     centred,
     check_positive,
+    drawn,
     solve_shift,
 )
 from circuitcut.masks.gate import Gate
+from circuitcut.masks.gate_settings import HardConcreteSettings
 from circuitcut.storage.errors import UserError
-from circuitcut.storage.flag_fields import flag
 
 STRETCH_LOW, STRETCH_HIGH = -0.1, 1.1  # gamma, zeta
-TEMPERATURE = 2 / 3  # beta
 _EPS = 1e-6  # u is clamped to [_EPS, 1 - _EPS]: its logit is infinite at 0 and 1
 _NODES = 24
 """Points of the quadrature over t of E[z] = integral of P(z > t)."""
-
-
-@dataclass(frozen=True)
-class HardConcreteSettings(BudgetSettings):
-    """Settings of hard-concrete gates."""
-
-    keep_prob: float = flag(
-        0.99,
-        "hard_concrete without a budget: initial P(gate > 0)",
-        has_own_default=False,
-    )
-    power: float = flag(
-        1.0,
-        "hard_concrete: exponent of the samples; above 1, more samples are near 0",
-        has_own_default=False,
-    )
-    stretch_temperature: float = flag(
-        TEMPERATURE,
-        "hard_concrete: temperature beta; the smaller, the fewer gates between 0 and 1",
-        has_own_default=False,
-    )
-    noise_start: float = flag(
-        1.0,
-        "hard_concrete with a budget: scale of the noise at the first step",
-        has_own_default=False,
-    )
-    noise_end: float = flag(
-        0.2,
-        "hard_concrete with a budget: its scale in the last fifth of the run",
-        has_own_default=False,
-    )
 
 
 class HardConcreteGate(Gate):
@@ -97,6 +65,8 @@ class HardConcreteGate(Gate):
         UserError: When a setting is outside its range.
     """
 
+    settings_class = HardConcreteSettings
+
     def __init__(self, n_units: int, settings: HardConcreteSettings):
         super().__init__(n_units, settings)
         self.settings = settings
@@ -109,11 +79,6 @@ class HardConcreteGate(Gate):
         if not self.has_budget:
             start = math.log(keep_prob / (1 - keep_prob)) + self.zero_logit
         self.log_alpha = nn.Parameter(torch.full((n_units,), start))
-
-    @classmethod
-    def has_threshold(cls, settings: HardConcreteSettings) -> bool:
-        """With a budget the gates are a ranking."""
-        return settings.penalty != "budget"
 
     @classmethod
     def check(cls, n_units: int, settings: HardConcreteSettings) -> None:
@@ -134,7 +99,7 @@ class HardConcreteGate(Gate):
         """One sample of the gates; `rng` is a CPU generator: equal on all devices."""
         k = None
         if self.has_budget:
-            k = self.settings.drawn(self.n_units, self.progress, rng)
+            k = drawn(self.settings, self.n_units, self.progress, rng)
         u = torch.rand(self.n_units, generator=rng).clamp(_EPS, 1 - _EPS)
         noise = u.logit().to(self.log_alpha)
         if k is not None:

@@ -5,17 +5,14 @@ gates at 0 or 1; the gradient of the expected count is not. In the direction `br
 penalty counts ablated units, in `isolate` kept units.
 """
 
-from typing import Literal
-
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from circuitcut.masks.gate import Direction
+from circuitcut.masks.gate_settings import Direction, PriceShape
 from circuitcut.masks.mask_set import MaskSet
 from circuitcut.storage.errors import UserError
 
-PriceShape = Literal["linear", "sqrt"]
 _ROOT_SHIFT = 0.01
 """Keeps the slope of the root finite at 0."""
 

@@ -1,19 +1,13 @@
-"""The kinds of gates by name, and the settings of all of them."""
+"""The kinds of gates by name."""
 
-from dataclasses import dataclass
-
-from circuitcut.masks.clamped import ClampedGate, ClampedSettings
+from circuitcut.masks.clamped import ClampedGate
 from circuitcut.masks.gate import Gate
-from circuitcut.masks.hard_concrete import HardConcreteGate, HardConcreteSettings
-from circuitcut.masks.soft_topk import SoftTopKGate, SoftTopKSettings
+from circuitcut.masks.gate_settings import GateSettings as GateSettings
+from circuitcut.masks.hard_concrete import HardConcreteGate
+from circuitcut.masks.soft_topk import SoftTopKGate
 
 GATES: dict[str, type[Gate]] = {
     "hard_concrete": HardConcreteGate,
     "topk": SoftTopKGate,
     "clamped": ClampedGate,
 }
-
-
-@dataclass(frozen=True)
-class GateSettings(SoftTopKSettings, HardConcreteSettings, ClampedSettings):
-    """Settings of all gates; each gate declares its settings in its own file."""

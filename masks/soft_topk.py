@@ -9,7 +9,6 @@ found for every 0 < k < n.
 """
 
 import math
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -18,14 +17,14 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from circuitcut.masks.budget import (
-    BudgetSettings,
     annealed,
     centred,
     check_positive,
+    drawn,
     solve_shift,
 )
 from circuitcut.masks.gate import Gate
-from circuitcut.storage.flag_fields import flag
+from circuitcut.masks.gate_settings import SoftTopKSettings
 
 _NO_GRADIENT = 1e-4
 
@@ -39,18 +38,6 @@ def soft_topk(
     w = z (1 - z), dL/ds_j = w_j / T (g_j - sum(g w) / sum(w)), which sums to zero.
     """
     return _SoftTopK.apply(scores, k, temperature)
-
-
-@dataclass(frozen=True)
-class SoftTopKSettings(BudgetSettings):
-    """Settings of soft top-k gates."""
-
-    temperature_start: float = flag(
-        1.0, "topk: temperature at the first step", has_own_default=False
-    )
-    temperature_end: float = flag(
-        0.25, "topk: temperature in the last fifth of the run", has_own_default=False
-    )
 
 
 class SoftTopKGate(Gate):
@@ -68,17 +55,14 @@ class SoftTopKGate(Gate):
             positive.
     """
 
+    settings_class = SoftTopKSettings
+
     def __init__(self, n_units: int, settings: SoftTopKSettings):
         super().__init__(n_units, settings)
         self.settings = settings
         self.temperature = settings.temperature_start
         self.progress = 0.0
         self.score = nn.Parameter(torch.zeros(n_units))
-
-    @classmethod
-    def has_threshold(cls, settings: SoftTopKSettings) -> bool:
-        """The gates are a ranking."""
-        return False
 
     @classmethod
     def check(cls, n_units: int, settings: SoftTopKSettings) -> None:
@@ -91,7 +75,7 @@ class SoftTopKGate(Gate):
 
     def sample(self, rng: torch.Generator) -> Float[Tensor, "unit"]:
         """The gates for one k, drawn log-uniformly from [k_min, k_max]."""
-        return self.at(self.settings.drawn(self.n_units, self.progress, rng))
+        return self.at(drawn(self.settings, self.n_units, self.progress, rng))
 
     def values(self) -> Float[Tensor, "unit"]:
         """The gates for k = sqrt(k_min * k_max)."""

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from circuitcut.models.mlp import MLP_TYPE
+from circuitcut.models.names import UNIT_KINDS, UnitKind
 from circuitcut.models.residual.block_modules import graph_of, last_norm_of
 from circuitcut.models.residual.graph import (
     AttentionBias,
@@ -26,7 +27,7 @@ from circuitcut.models.residual.graph import (
     ResidualGraph,
     ValueBias,
 )
-from circuitcut.models.sites import UNIT_KINDS, Site, UnitKind
+from circuitcut.models.sites import Site
 from circuitcut.storage.errors import UserError
 
 EMBEDDING_LAYER = -1

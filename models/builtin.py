@@ -22,16 +22,9 @@ from circuitcut.models.loaded import (
     special_ids_of,
 )
 from circuitcut.models.mlp import Mlp
+from circuitcut.models.names import BUILTIN, HEADS_OF_BUILTIN
 from circuitcut.models.tokenizer_training import train_tokenizer
 from circuitcut.storage.errors import UserError
-
-HEADS_OF_BUILTIN = {
-    "tiny-encoder": ("masked_lm", "token_classification"),
-    "tiny-decoder": ("causal_lm", "token_classification"),
-    "deep-decoder": ("causal_lm", "token_classification"),
-    "mlp": ("image_classification",),
-}
-BUILTIN = frozenset(HEADS_OF_BUILTIN)
 
 
 @dataclass(frozen=True)

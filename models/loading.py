@@ -32,9 +32,9 @@ from circuitcut.models.loaded import (
     special_ids_of,
 )
 from circuitcut.models.mlp import MLP_TYPE, Mlp
+from circuitcut.models.names import MODULE_KINDS
 from circuitcut.models.quiet import quiet
 from circuitcut.models.saving import TOKEN_HEAD_FILE, save_model
-from circuitcut.models.sites import MODULE_KINDS
 from circuitcut.models.source import (
     WEIGHTS_FILE,
     Source,

@@ -5,7 +5,8 @@ import re
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-from circuitcut.models.sites import MODULE_KINDS, Site, UnitKind
+from circuitcut.models.names import MODULE_KINDS, UnitKind
+from circuitcut.models.sites import Site
 from circuitcut.storage.errors import UserError
 
 

@@ -2,16 +2,11 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 from torch import Tensor
 
+from circuitcut.models.names import UnitKind
 from circuitcut.models.residual.graph import ResidualGraph
-
-UnitKind = Literal["neurons", "heads", "hidden", "weights", "edges"]
-MODULE_KINDS: tuple[UnitKind, ...] = ("neurons", "heads", "hidden", "weights")
-"""Kinds whose gates act in the site's module; edges act between modules."""
-UNIT_KINDS: tuple[UnitKind, ...] = (*MODULE_KINDS, "edges")
 
 
 @dataclass(frozen=True)

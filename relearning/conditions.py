@@ -1,45 +1,31 @@
-"""What is relearned from what: the conditions, and which parameters train."""
+"""What is relearned from what: the conditions."""
 
-import re
-from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
-from torch import nn
-
-from circuitcut.masks.frozen_mask import FrozenMask
-from circuitcut.relearning.lora import lora_rank
 from circuitcut.storage.errors import UserError
 
 HOLDINGS = ("lasting", "one_shot")
 
 
-def _cut(mask: FrozenMask, seed: int) -> FrozenMask:
-    del seed
-    return mask
-
-
-def _random(mask: FrozenMask, seed: int) -> FrozenMask:
-    return mask.random_like(seed)
-
-
-def _uncut(mask: FrozenMask, seed: int) -> None:
-    del mask, seed
-
-
-CONDITIONS: dict[str, Callable[[FrozenMask, int], FrozenMask | None]] = {
-    "cut": _cut,
-    "uncut": _uncut,
-    "random": _random,
-    "retain_only": _cut,
-    "never_learned": _uncut,
-}
-"""Name -> the mask that a condition starts from; None leaves the model uncut.
-
-`retain_only` is the cut model fine-tuned on examples without the concept;
+CONDITIONS = ("cut", "uncut", "random", "retain_only", "never_learned")
+"""`retain_only` is the cut model fine-tuned on examples without the concept;
 `never_learned` is a base model that was trained without the concept's examples.
 """
 WHOLE = ("uncut", "never_learned")
 """Conditions without a cut, and so without a holding."""
+
+
+@runtime_checkable
+class Mask(Protocol):
+    """A `FrozenMask`; flags are checked before torch is imported, hence without it."""
+
+    def random_like(self, seed: int) -> Any:
+        """A random mask of the same counts."""
+        ...
+
+
+M = TypeVar("M", bound=Mask)
 
 
 @dataclass(frozen=True)
@@ -47,7 +33,7 @@ class Condition:
     """One fine-tuning run of the protocol."""
 
     name: str
-    """Key of `CONDITIONS`."""
+    """One of `CONDITIONS`."""
     holding: str | None
     """`lasting`: the mask stays on. `one_shot`: written once. None without a cut."""
     seed: int
@@ -97,9 +83,11 @@ class Condition:
         parts = (self.name, self.holding, limit, f"seed{self.seed}")
         return "-".join(part for part in parts if part)
 
-    def mask(self, mask: FrozenMask) -> FrozenMask | None:
-        """The mask this condition starts from."""
-        return CONDITIONS[self.name](mask, self.seed)
+    def mask(self, mask: M) -> M | None:
+        """The mask this condition starts from; None leaves the model uncut."""
+        if self.name in WHOLE:
+            return None
+        return mask.random_like(self.seed) if self.name == "random" else mask
 
 
 def conditions(
@@ -136,82 +124,3 @@ def conditions(
         for holding in holdings
     ]
     return list(dict.fromkeys(combined))
-
-
-PARTS: dict[str, str] = {
-    "all": r"",
-    "mlp": r"(^|\.)(mlp|ffn|intermediate)\.|\.layer\.\d+\.output\.dense\.|^blocks\.",
-    "attention": r"(^|\.)(attn|attention|self_attn)\.",
-}
-"""Names for `trained` -> the regular expression a parameter's name must match."""
-
-_LAYER = re.compile(r"\.(\d+)\.")
-_LAYERS = re.compile(r"layers:(\d+)(?:-(\d+))?")
-
-
-def trained_parameters(model: nn.Module, trained: str) -> dict[str, nn.Parameter]:
-    """The parameters that relearning trains, by name.
-
-    Args:
-        model: The model to fine-tune.
-        trained: `head`, a key of `PARTS`, `layers:2` or `layers:2-4` (blocks counted
-            from 0, both ends included), or a regular expression that is searched in
-            names. `head` is what lies outside `base_model_prefix`, or outside `blocks`
-            where the model has no such attribute. Integer parameters are left out.
-            `lora` and `lora:RANK` are the adapters that `lora.add_adapters_` added.
-
-    Raises:
-        UserError: When nothing matches, the expression is not valid, or the head cannot
-            be distinguished from the rest.
-    """
-    trainable = {
-        name: parameter
-        for name, parameter in model.named_parameters()
-        if parameter.is_floating_point() or parameter.is_complex()
-    }
-    if not trainable:
-        raise UserError(f"{type(model).__name__} has no parameter that can be trained")
-    body = getattr(model, "base_model_prefix", "blocks")
-    chosen = _matcher(rf"^(?!{body}\.)" if trained == "head" else trained)
-    parameters = {
-        name: parameter for name, parameter in trainable.items() if chosen(name)
-    }
-    if trained == "head" and len(parameters) == len(trainable):
-        raise UserError(
-            f"argument trained must not be head for {type(model).__name__}, which has "
-            f"no parameter below {body!r}; give a regular expression"
-        )
-    if not parameters and lora_rank(trained) is not None:
-        raise UserError(
-            f"argument trained is {trained!r}, and {type(model).__name__} has no "
-            "adapters; call relearning.lora.add_adapters_ first"
-        )
-    if not parameters:
-        names = list(trainable)
-        raise UserError(
-            f"argument trained must match a parameter, {trained!r} matches none of "
-            f"{len(names)} ({names[0]} ... {names[-1]}); give head, "
-            f"{', '.join(PARTS)}, layers:FIRST-LAST or a regular expression"
-        )
-    return parameters
-
-
-def _matcher(trained: str) -> Callable[[str], bool]:
-    if lora_rank(trained) is not None:
-        return lambda name: ".lora_A." in name or ".lora_B." in name
-    layers = _LAYERS.fullmatch(trained)
-    if layers:
-        first, last = int(layers[1]), int(layers[2] or layers[1])
-
-        def in_layers(name: str) -> bool:
-            number = _LAYER.search(name)
-            return number is not None and first <= int(number[1]) <= last
-
-        return in_layers
-    try:
-        pattern = re.compile(PARTS.get(trained, trained))
-    except re.error as error:
-        raise UserError(
-            f"argument trained must be a regular expression, got {trained!r}: {error}"
-        ) from error
-    return lambda name: pattern.search(name) is not None

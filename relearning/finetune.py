@@ -13,8 +13,8 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from circuitcut.masks.frozen_mask import FrozenMask
-from circuitcut.relearning.conditions import trained_parameters
 from circuitcut.relearning.holding import Frozen, check_holdable, held
+from circuitcut.relearning.trained import trained_parameters
 from circuitcut.storage.errors import UserError
 from circuitcut.training.fit_arguments import (
     NO_CHECKPOINTS,
@@ -56,7 +56,7 @@ def finetune_(
             be random. On several processes each reads its own share of a batch.
         settings: Steps, learning rate, optimiser and schedule.
         mask: The cut to hold; None trains the model as it is.
-        trained: Which parameters train: see `conditions.trained_parameters`. `all`
+        trained: Which parameters train: see `trained.trained_parameters`. `all`
             suits every module.
         watch: Callbacks and the progress bar. `after_step` comes after the weights
             behind ablated units were restored.
@@ -148,7 +148,7 @@ def held_model(
 
     Args:
         mask: None holds nothing.
-        trained: See `conditions.trained_parameters`.
+        trained: See `trained.trained_parameters`.
     """
     with (
         _restored_modes(model),

@@ -10,7 +10,6 @@ Departure: the columns of A that read an ablated unit are 0 and stay 0
 
 import re
 import warnings
-from importlib.util import find_spec
 from typing import Any
 
 import torch
@@ -20,39 +19,10 @@ from transformers.pytorch_utils import Conv1D
 
 from circuitcut.masks.frozen_mask import FrozenMask
 from circuitcut.models.sites import Site
+from circuitcut.relearning.lora_rank import check_peft
 from circuitcut.storage.errors import UserError
 
-DEFAULT_RANK = 8
-_LORA = re.compile(r"lora(?::(\d+))?")
 _IN_A_BLOCK = re.compile(r"\.\d+\.")
-
-
-def lora_rank(trained: str) -> int | None:
-    """The rank that `trained` asks for: 8 for `lora`, 16 for `lora:16`; else None.
-
-    Raises:
-        UserError: When the rank is 0.
-    """
-    match = _LORA.fullmatch(trained)
-    if match is None:
-        return None
-    rank = int(match[1] or DEFAULT_RANK)
-    if rank < 1:
-        raise UserError(f"the rank of {trained!r} must be at least 1; lora has rank 8")
-    return rank
-
-
-def check_peft() -> None:
-    """Check that peft is installed, without the seconds that its import takes.
-
-    Raises:
-        UserError: Saying how to install it.
-    """
-    if find_spec("peft") is None:
-        raise UserError(
-            "trained lora needs the package peft: pip install 'circuitcut[lora]', or "
-            "pip install peft"
-        )
 
 
 def adapted_modules(model: nn.Module, mask: FrozenMask) -> list[str]:

@@ -19,18 +19,18 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from circuitcut.masks.frozen_mask import FrozenMask
-from circuitcut.relearning.conditions import Condition, trained_parameters
+from circuitcut.relearning.conditions import Condition
 from circuitcut.relearning.finetune import Loss, held_model
 from circuitcut.relearning.holding import check_holdable
 from circuitcut.relearning.lora import (
     adapted_modules,
     add_adapters_,
-    check_peft,
-    lora_rank,
 )
+from circuitcut.relearning.lora_rank import check_peft, lora_rank
 from circuitcut.relearning.records import ConditionFiles, ConditionRun, Measurement
 from circuitcut.relearning.redistribution import weight_distance
 from circuitcut.relearning.study import NO_FINDINGS, Findings, RelearnSettings, Study
+from circuitcut.relearning.trained import trained_parameters
 from circuitcut.storage.cache import content_hash
 from circuitcut.storage.errors import UserError
 from circuitcut.tasks.base import Batch, Task, to_device
@@ -199,7 +199,7 @@ def base_copy(base: nn.Module, trained: str, *, is_written: bool) -> nn.Module:
     """A copy of `base` with its own trained parameters, and its own modules.
 
     Args:
-        trained: See `conditions.trained_parameters`. The other parameters are shared.
+        trained: See `trained.trained_parameters`. The other parameters are shared.
         is_written: A cut will be written into the weights: all parameters are copied.
     """
     if is_written:

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from circuitcut.relearning.records import ConditionRun, Measurement
 from circuitcut.relearning.recovery import RecoveryCurve, recovery_curve
+from circuitcut.storage.progress import shown
 from circuitcut.tasks.base import Task
 
 LEVEL = 0.95
@@ -72,7 +73,10 @@ def describe(
         key = (condition.name, condition.holding, condition.limit)
         groups.setdefault(key, []).append(run)
     weights = _document_weights(runs[0].measurements[0].clusters, n_resamples, seed)
-    curves = {key: _curves(task, group, weights) for key, group in groups.items()}
+    curves = {
+        key: _curves(task, group, weights)
+        for key, group in shown(groups.items(), "intervals", unit="condition")
+    }
     return {
         "rows": [row for run in runs for row in _rows(run)],
         "summary": [
@@ -82,7 +86,7 @@ def describe(
         ],
         "recovery": [
             _recovery(task, key, curve, uncut, curves[uncut], minimum, seed)
-            for key, curve in curves.items()
+            for key, curve in shown(curves.items(), "recovery", unit="condition")
             if key[0] != "uncut"
             for uncut in [_compared_with(key[2], curves)]
             if uncut in curves

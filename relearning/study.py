@@ -11,7 +11,7 @@ from torch import nn
 from circuitcut.masks.frozen_mask import FrozenMask
 from circuitcut.models.loaded import LoadedModel
 from circuitcut.relearning.conditions import Condition
-from circuitcut.relearning.lora import lora_rank
+from circuitcut.relearning.lora_rank import lora_rank
 from circuitcut.storage.errors import UserError
 from circuitcut.tasks.base import Task
 
@@ -29,7 +29,7 @@ class RelearnSettings:
     warmup: int = 0
     clip_norm: float | None = 1.0
     trained: str = "all"
-    """Which parameters train: see `conditions.trained_parameters`. `lora` adds adapters
+    """Which parameters train: see `trained.trained_parameters`. `lora` adds adapters
     of rank 8 and trains them alone, `lora:16` such of rank 16."""
     n_evaluations: int = 8
     """Measured moments after step 0, spread geometrically."""

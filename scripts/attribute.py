@@ -8,43 +8,29 @@ Every method gives a FrozenMask by exactly-k at every size, measured on held-out
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
-from circuitcut.attribution.registry import METHODS
-from circuitcut.experiments.base_model import with_base_model
-from circuitcut.experiments.describe import header
-from circuitcut.experiments.flags import UnitsConfig, command
-from circuitcut.experiments.freeze import untrained
-from circuitcut.experiments.load import Experiment, load
-from circuitcut.experiments.plan import (
-    attribution_batches,
-    check_pairs,
-    methods_of,
-    sites_for,
-    units_of,
-)
-from circuitcut.experiments.runs.resolved import provenance_of, resolved
-from circuitcut.experiments.saved_runs import new_run, save_ranking
-from circuitcut.experiments.scores import attribution_ranking, cut_by, score
-from circuitcut.experiments.settings import MaskSettings
-from circuitcut.masks.frozen_mask import FrozenMask
-from circuitcut.models.sites import Site
-from circuitcut.reports.tables import format_table
-from circuitcut.reports.words import method_name, score_name
+from circuitcut.attribution.abilities import ABILITIES
+from circuitcut.experiments.defaults.of_mask import methods_of
+from circuitcut.experiments.flags import UnitsConfig, command, units_of
 from circuitcut.storage.errors import UserError
-from circuitcut.storage.flag_fields import flag
+from circuitcut.storage.flag_fields import Headings, flag
 from circuitcut.storage.run_directory import RunDirectory
-from circuitcut.training.config import run_script
+from circuitcut.training.config import parse_first, run_script
 
 
 @dataclass(frozen=True)
 class AttributeConfig(UnitsConfig):
     """Which rankings, over which units, cut at which sizes."""
 
+    heading: ClassVar[str] = "baselines"
+    headings: ClassVar[Headings] = {
+        "what is cut": ("sizes", "ablation", "mean_over", "positions")
+    }
+
     methods: list[str] = flag(
         [],
-        f"rankings: {', '.join(sorted(METHODS))}, or all; default: random and "
-        "gradient_margin, probeless; for edges eap, eap_ig",
+        f"rankings: {', '.join(sorted(ABILITIES))}, or all",
     )
     sizes: list[int] = flag([8, 16, 32, 64], "numbers of units to ablate")
     ablation: Literal["zero", "mean", "counterfactual"] = flag(
@@ -56,7 +42,7 @@ class AttributeConfig(UnitsConfig):
     positions: Literal["words", "all"] | None = flag(
         None,
         "cut at every position, or not at special tokens and a causal model's first "
-        "position; default: words, edges all",
+        "position",
     )
     n_batches: int | None = flag(
         None,
@@ -66,13 +52,42 @@ class AttributeConfig(UnitsConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        wrong = [m for m in self.methods if m not in METHODS and m != "all"]
+        wrong = [m for m in self.methods if m not in ABILITIES and m != "all"]
         if wrong:
-            raise UserError(f"--methods must be among {sorted(METHODS)}, got {wrong}")
+            raise UserError(f"--methods must be among {sorted(ABILITIES)}, got {wrong}")
         if not self.sizes or min(self.sizes) < 1:
             raise UserError(f"--sizes must be positive, got {self.sizes}")
         if self.n_batches is not None and self.n_batches < 1:
             raise UserError(f"--n_batches must be positive, got {self.n_batches}")
+
+    def chosen(self) -> dict[str, Any]:
+        """Values by task and model of flags that are not given, for `--help`."""
+        units = units_of(self)
+        return super().chosen() | {
+            "methods": [*methods_of([], units), "random"],
+            "positions": "all" if "edges" in units else "words",
+        }
+
+
+parse_first(__name__, AttributeConfig, __doc__)
+
+from circuitcut.experiments.base_model import with_base_model
+from circuitcut.experiments.describe import header
+from circuitcut.experiments.freeze import untrained
+from circuitcut.experiments.load import Experiment, load
+from circuitcut.experiments.plan import (
+    attribution_batches,
+    check_pairs,
+    sites_for,
+)
+from circuitcut.experiments.runs.resolved import provenance_of, resolved
+from circuitcut.experiments.saved_runs import new_run, save_ranking
+from circuitcut.experiments.scores import attribution_ranking, cut_by, score
+from circuitcut.experiments.settings import MaskSettings
+from circuitcut.masks.frozen_mask import FrozenMask
+from circuitcut.models.sites import Site
+from circuitcut.reports.tables import format_table
+from circuitcut.reports.words import method_name, score_name
 
 
 def main(config: AttributeConfig) -> Path:

@@ -10,43 +10,23 @@ draws concept and retain scores against the number of ablated units, by the rank
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
-from circuitcut.attribution.registry import METHODS
-from circuitcut.experiments.base_model import prepare
-from circuitcut.experiments.circuits.edges_of_mask import circuit_of
-from circuitcut.experiments.circuits.heads_of_mask import heads_of
-from circuitcut.experiments.circuits.published import published_overlap
-from circuitcut.experiments.describe import header, scores_by_name
+from circuitcut.attribution.abilities import ABILITIES
+from circuitcut.experiments.defaults.of_mask import methods_of
 from circuitcut.experiments.flags import TaskConfig, command
-from circuitcut.experiments.load import Experiment
-from circuitcut.experiments.plan import attribution_batches, methods_of
-from circuitcut.experiments.runs.resolved import provenance_of, resolved
-from circuitcut.experiments.saved_runs import (
-    RANKING_FILE,
-    check_fit,
-    mask_at,
-    new_run,
-    ranking_of_run,
-    with_flags_of_run,
-)
-from circuitcut.experiments.scores import attribution_scores, score
-from circuitcut.masks.frozen_mask import FrozenMask
-from circuitcut.reports.figures import draw_all
-from circuitcut.reports.load import load_run
-from circuitcut.reports.tables import format_table
-from circuitcut.reports.verdict import effect_warning
-from circuitcut.reports.words import method_name, metric_name, score_name
 from circuitcut.storage.errors import UserError
 from circuitcut.storage.flag_fields import flag
 from circuitcut.storage.run_directory import RunDirectory
-from circuitcut.tasks.base import SPLITS
-from circuitcut.training.config import run_script
+from circuitcut.tasks.settings.options import SPLITS
+from circuitcut.training.config import parse_first, run_script
 
 
 @dataclass(frozen=True)
 class EvaluateConfig(TaskConfig):
     """What is measured, and on what."""
+
+    heading: ClassVar[str] = "what is measured"
 
     mask: Path | None = flag(
         None, "run directory (or folder) that holds a mask", decides_defaults=True
@@ -81,9 +61,36 @@ class EvaluateConfig(TaskConfig):
             )
         if any(size < 0 for size in self.sizes):
             raise UserError(f"--sizes must be >= 0, got {self.sizes}")
-        wrong = [method for method in self.methods if method not in METHODS]
+        wrong = [method for method in self.methods if method not in ABILITIES]
         if wrong:
-            raise UserError(f"--methods must be among {sorted(METHODS)}, got {wrong}")
+            raise UserError(f"--methods must be among {sorted(ABILITIES)}, got {wrong}")
+
+
+parse_first(__name__, EvaluateConfig, __doc__)
+
+from circuitcut.experiments.base_model import prepare
+from circuitcut.experiments.circuits.edges_of_mask import circuit_of
+from circuitcut.experiments.circuits.heads_of_mask import heads_of
+from circuitcut.experiments.circuits.published import published_overlap
+from circuitcut.experiments.describe import header, scores_by_name
+from circuitcut.experiments.load import Experiment
+from circuitcut.experiments.plan import attribution_batches
+from circuitcut.experiments.runs.resolved import provenance_of, resolved
+from circuitcut.experiments.saved_runs import (
+    RANKING_FILE,
+    check_fit,
+    mask_at,
+    new_run,
+    ranking_of_run,
+    with_flags_of_run,
+)
+from circuitcut.experiments.scores import attribution_scores, score
+from circuitcut.masks.frozen_mask import FrozenMask
+from circuitcut.reports.figures import draw_all
+from circuitcut.reports.load import load_run
+from circuitcut.reports.tables import format_table
+from circuitcut.reports.verdict import effect_warning
+from circuitcut.reports.words import method_name, metric_name, score_name
 
 
 def main(config: EvaluateConfig) -> Path:

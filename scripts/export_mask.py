@@ -11,36 +11,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import compress
 from pathlib import Path
-from typing import Literal
+from typing import ClassVar, Literal
 
-from jaxtyping import Bool, Float
-from torch import Tensor
-
-from circuitcut.experiments.base_model import prepare
-from circuitcut.experiments.circuits.edges_of_mask import (
-    circuit_of,
-    edges_of,
-    scores_of,
-)
 from circuitcut.experiments.flags import TaskConfig, command
-from circuitcut.experiments.saved_runs import (
-    RANKING_FILE,
-    check_fit,
-    checked_ranking,
-    mask_at,
-    with_flags_of_run,
-)
-from circuitcut.masks.formats.drawings import dot, graphml
-from circuitcut.masks.formats.edge_files import FORMATS, write_edges, write_named_edges
-from circuitcut.masks.frozen_mask import FrozenMask
-from circuitcut.models.residual.graph import ResidualGraph
-from circuitcut.models.spared import FIRST_POSITION
-from circuitcut.reports.circuits.picture import circuit_svg
-from circuitcut.storage.atomic import write_text
+from circuitcut.masks.formats.programs import FORMATS
 from circuitcut.storage.errors import UserError
 from circuitcut.storage.flag_fields import flag
 from circuitcut.storage.run_directory import check_not_of_a_run
-from circuitcut.training.config import run_script
+from circuitcut.training.config import parse_first, run_script
 
 DRAWINGS = ("dot", "graphml", "svg")
 KNOWN = (*FORMATS, *DRAWINGS)
@@ -49,6 +27,8 @@ KNOWN = (*FORMATS, *DRAWINGS)
 @dataclass(frozen=True)
 class ExportConfig(TaskConfig):
     """Which mask, in which format, where."""
+
+    heading: ClassVar[str] = "mask and file"
 
     mask: Path | None = flag(None, "run directory (or folder) that holds a mask")
     format: str = flag("mib", f"one of {', '.join(KNOWN)}")
@@ -77,6 +57,33 @@ class ExportConfig(TaskConfig):
             raise UserError(f"--format must be one of {KNOWN}, got {self.format!r}")
         if self.circuit == "ablated" and self.format == "svg":
             raise UserError("--format svg draws the fewer edges; leave --circuit out")
+
+
+parse_first(__name__, ExportConfig, __doc__)
+
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from circuitcut.experiments.base_model import prepare
+from circuitcut.experiments.circuits.edges_of_mask import (
+    circuit_of,
+    edges_of,
+    scores_of,
+)
+from circuitcut.experiments.saved_runs import (
+    RANKING_FILE,
+    check_fit,
+    checked_ranking,
+    mask_at,
+    with_flags_of_run,
+)
+from circuitcut.masks.formats.drawings import dot, graphml
+from circuitcut.masks.formats.edge_files import write_edges, write_named_edges
+from circuitcut.masks.frozen_mask import FrozenMask
+from circuitcut.models.residual.graph import ResidualGraph
+from circuitcut.models.spared import FIRST_POSITION
+from circuitcut.reports.circuits.picture import circuit_svg
+from circuitcut.storage.atomic import write_text
 
 
 def main(config: ExportConfig) -> Path:

@@ -16,56 +16,26 @@ sizes.
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
-from torch import Tensor
-
+from circuitcut.attribution.abilities import ABILITIES
 from circuitcut.attribution.faithfulness import FRACTIONS
-from circuitcut.attribution.registry import METHODS
-from circuitcut.experiments.base_model import with_base_model
-from circuitcut.experiments.circuits.faithfulness import (
-    Complements,
-    Rankers,
-    measured,
-    nothing_kept,
-    rankings,
-)
-from circuitcut.experiments.flags import TaskConfig, UnitsConfig, command
-from circuitcut.experiments.freeze import untrained
-from circuitcut.experiments.load import Experiment, load
-from circuitcut.experiments.plan import (
-    attribution_batches,
-    check_pairs,
-    methods_of,
-    sites_for,
-    units_of,
-)
-from circuitcut.experiments.runs.resolved import provenance_of, resolved
-from circuitcut.experiments.saved_runs import (
-    check_fit,
-    mask_at,
-    new_run,
-    ranking_of_run,
-    with_flags_of_run,
-)
-from circuitcut.experiments.settings import MaskSettings
-from circuitcut.masks.edges.sites import graph_at, modules_and_edges
-from circuitcut.masks.formats.edge_matrices import copies_per_edge
-from circuitcut.masks.frozen_mask import FrozenMask
-from circuitcut.models.sites import Site
-from circuitcut.reports.figures import draw_all
-from circuitcut.reports.load import load_run
-from circuitcut.reports.tables import area_rows, faithfulness_rows, format_table
+from circuitcut.experiments.defaults.of_mask import methods_of
+from circuitcut.experiments.flags import TaskConfig, UnitsConfig, command, units_of
 from circuitcut.storage.errors import UserError
-from circuitcut.storage.flag_fields import flag
+from circuitcut.storage.flag_fields import Headings, flag
 from circuitcut.storage.run_directory import RunDirectory
-from circuitcut.tasks.base import SPLITS
-from circuitcut.training.config import run_script
+from circuitcut.tasks.settings.options import SPLITS
+from circuitcut.tasks.settings.registry import DEFAULTS
+from circuitcut.training.config import parse_first, run_script
 
 
 @dataclass(frozen=True)
 class FaithfulnessConfig(UnitsConfig):
     """Which rankings, and how much of each is kept."""
+
+    heading: ClassVar[str] = "circuits"
+    headings: ClassVar[Headings] = {"what is cut": ("ablation",)}
 
     mask: list[Path] = flag(
         [],
@@ -74,8 +44,7 @@ class FaithfulnessConfig(UnitsConfig):
     )
     methods: list[str] = flag(
         [],
-        f"attribution rankings: {', '.join(sorted(METHODS))}, all, or none; default: "
-        "random and gradient_margin, probeless; for edges eap, eap_ig",
+        f"attribution rankings: {', '.join(sorted(ABILITIES))}, all, or none",
     )
     ablation: Literal["zero", "mean", "counterfactual"] | None = flag(
         None,
@@ -88,7 +57,7 @@ class FaithfulnessConfig(UnitsConfig):
         "what the shares count: our units, or edges as MIB does, with separate q, k "
         "and v of every query head",
     )
-    complements: Complements = flag(
+    complements: Literal["all", "learned", "none"] = flag(
         "learned", "rankings of which the model without the circuit is measured too"
     )
     split: str = flag("heldout", f"one of {', '.join(SPLITS)}")
@@ -114,9 +83,9 @@ class FaithfulnessConfig(UnitsConfig):
             raise UserError(
                 f"--split must be one of {list(SPLITS)}, got {self.split!r}"
             )
-        wrong = [m for m in self.methods if m not in (*METHODS, "all", "none")]
+        wrong = [m for m in self.methods if m not in (*ABILITIES, "all", "none")]
         if wrong:
-            raise UserError(f"--methods must be among {sorted(METHODS)}, got {wrong}")
+            raise UserError(f"--methods must be among {sorted(ABILITIES)}, got {wrong}")
         if (self.n_batches is not None and self.n_batches < 1) or self.n_random < 0:
             raise UserError(
                 "--n_batches must be positive and --n_random not negative, got "
@@ -130,6 +99,52 @@ class FaithfulnessConfig(UnitsConfig):
             raise UserError(
                 f"{' and '.join(names)}: beside --mask they are its own; leave them out"
             )
+
+    def chosen(self) -> dict[str, Any]:
+        """Values by task and model of flags that are not given, for `--help`."""
+        units = self.units or ["edges"]
+        has_pairs = DEFAULTS[self.task].has_pairs
+        return super().chosen() | {
+            "units": units,
+            "methods": [*methods_of([], units), "random"],
+            "ablation": "counterfactual" if has_pairs else "mean",
+        }
+
+
+parse_first(__name__, FaithfulnessConfig, __doc__)
+
+from torch import Tensor
+
+from circuitcut.experiments.base_model import with_base_model
+from circuitcut.experiments.circuits.faithfulness import (
+    Rankers,
+    measured,
+    nothing_kept,
+    rankings,
+)
+from circuitcut.experiments.freeze import untrained
+from circuitcut.experiments.load import Experiment, load
+from circuitcut.experiments.plan import (
+    attribution_batches,
+    check_pairs,
+    sites_for,
+)
+from circuitcut.experiments.runs.resolved import provenance_of, resolved
+from circuitcut.experiments.saved_runs import (
+    check_fit,
+    mask_at,
+    new_run,
+    ranking_of_run,
+    with_flags_of_run,
+)
+from circuitcut.experiments.settings import MaskSettings
+from circuitcut.masks.edges.sites import graph_at, modules_and_edges
+from circuitcut.masks.formats.edge_matrices import copies_per_edge
+from circuitcut.masks.frozen_mask import FrozenMask
+from circuitcut.models.sites import Site
+from circuitcut.reports.figures import draw_all
+from circuitcut.reports.load import load_run
+from circuitcut.reports.tables import area_rows, faithfulness_rows, format_table
 
 
 def main(config: FaithfulnessConfig) -> Path:

@@ -11,43 +11,23 @@ to load the model and measure means.
 
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
-from torch import Tensor
-
-from circuitcut.experiments.base_model import with_base_model
-from circuitcut.experiments.circuits.edges_of_mask import circuit_of
-from circuitcut.experiments.describe import header, per_site
 from circuitcut.experiments.flags import TaskConfig, command, run_dir_flag
-from circuitcut.experiments.freeze import provenance
-from circuitcut.experiments.gate_training import ablation_values
-from circuitcut.experiments.load import Experiment, load
-from circuitcut.experiments.plan import check_pairs
-from circuitcut.experiments.runs.resolved import provenance_of, resolved
-from circuitcut.experiments.saved_runs import new_run, save_frozen
-from circuitcut.experiments.settings import MaskSettings
-from circuitcut.masks.ablation import AblationKind
-from circuitcut.masks.edges.sites import by_site, flat_gates
-from circuitcut.masks.formats.conventions import CONVENTIONS, as_evaluated
-from circuitcut.masks.formats.edge_files import (
-    FORMATS,
-    EdgesOfFile,
-    Embeddings,
-    read_edges,
-)
-from circuitcut.masks.frozen_mask import FrozenMask
-from circuitcut.masks.gate import Direction
-from circuitcut.models.architectures import edge_sites
-from circuitcut.models.loading import LoadedModel
+from circuitcut.masks.formats.programs import CONVENTIONS, FORMATS, Embeddings
+from circuitcut.masks.gate_settings import AblationKind, Direction
 from circuitcut.storage.errors import UserError
-from circuitcut.storage.flag_fields import flag
+from circuitcut.storage.flag_fields import Headings, flag
 from circuitcut.storage.run_directory import RunDirectory
-from circuitcut.training.config import run_script
+from circuitcut.training.config import parse_first, run_script
 
 
 @dataclass(frozen=True)
 class ImportConfig(TaskConfig):
     """Which file, and for which task and model."""
+
+    heading: ClassVar[str] = "file"
+    headings: ClassVar[Headings] = {"what is cut": ("ablation", "mean_over")}
 
     file: Path | None = flag(None, "the file of the other program's mask")
     format: str = flag("mib", f"one of {', '.join(FORMATS)}")
@@ -81,6 +61,31 @@ class ImportConfig(TaskConfig):
             raise UserError(f"--format must be one of {FORMATS}, got {self.format!r}")
         if self.n_kept is not None and self.n_kept < 0:
             raise UserError(f"--n_kept must be >= 0, got {self.n_kept}")
+
+
+parse_first(__name__, ImportConfig, __doc__)
+
+from torch import Tensor
+
+from circuitcut.experiments.base_model import with_base_model
+from circuitcut.experiments.circuits.edges_of_mask import circuit_of
+from circuitcut.experiments.describe import header, per_site
+from circuitcut.experiments.freeze import provenance
+from circuitcut.experiments.gate_training import ablation_values
+from circuitcut.experiments.load import Experiment, load
+from circuitcut.experiments.plan import check_pairs
+from circuitcut.experiments.runs.resolved import provenance_of, resolved
+from circuitcut.experiments.saved_runs import new_run, save_frozen
+from circuitcut.experiments.settings import MaskSettings
+from circuitcut.masks.edges.sites import by_site, flat_gates
+from circuitcut.masks.formats.conventions import as_evaluated
+from circuitcut.masks.formats.edge_files import (
+    EdgesOfFile,
+    read_edges,
+)
+from circuitcut.masks.frozen_mask import FrozenMask
+from circuitcut.models.architectures import edge_sites
+from circuitcut.models.loading import LoadedModel
 
 
 def main(config: ImportConfig) -> Path:

@@ -16,69 +16,47 @@ from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, ClassVar, Literal
 
-from circuitcut.experiments.base_model import prepare, with_base_model
-from circuitcut.experiments.describe import header
 from circuitcut.experiments.flags import TaskConfig, command
-from circuitcut.experiments.load import Experiment, load, make_accelerator
-from circuitcut.experiments.micro_batches import check_relearning
-from circuitcut.experiments.runs.resolved import provenance_of, resolved
-from circuitcut.experiments.runs.resuming import (
-    begun,
-    check_flags,
-    check_inputs,
-    data_check,
-)
-from circuitcut.experiments.saved_runs import (
-    check_fit,
-    mask_at,
-    new_run,
-    with_flags_of_run,
-)
-from circuitcut.experiments.scores import warning_of_cut
-from circuitcut.experiments.whereabouts import Whereabouts
-from circuitcut.masks.frozen_mask import FrozenMask
+from circuitcut.models.names import BUILTIN
 from circuitcut.relearning.conditions import (
     CONDITIONS,
     HOLDINGS,
     Condition,
     conditions,
 )
-from circuitcut.relearning.holding import check_holdable, cuts_edges
-from circuitcut.relearning.lora import adapted_modules, check_peft, lora_rank
-from circuitcut.relearning.probe import probe_conditions
-from circuitcut.relearning.protocol import mask_hash, relearn
-from circuitcut.relearning.records import ConditionFiles, ConditionRun
-from circuitcut.relearning.statistics import describe
-from circuitcut.relearning.study import Findings, RelearnSettings, Study
-from circuitcut.reports.tables import (
-    AREA,
-    RECOVERY_NOTE,
-    format_table,
-    recovery_rows,
-    relearning_rows,
-)
-from circuitcut.reports.words import metric_name
+from circuitcut.relearning.lora_rank import check_peft, lora_rank
 from circuitcut.storage.errors import UserError
-from circuitcut.storage.flag_fields import flag
+from circuitcut.storage.flag_fields import Headings, flag
 from circuitcut.storage.processes import by_first
 from circuitcut.storage.run_directory import RunDirectory
-from circuitcut.tasks.registry import TASKS
-from circuitcut.training.config import run_script
-from circuitcut.training.fit_state import saved_steps
+from circuitcut.tasks.settings.registry import DEFAULTS
+from circuitcut.training.config import parse_first, run_script
 from circuitcut.training.schedules import Schedule
-from circuitcut.training.tracking import Tracker
 
-DEFAULT_LIMITS = ["16", "all"]
+USUAL: dict[str, Any] = {
+    "limits": ["16", "all"],
+    "n_steps": 40,
+    "batch_size": 16,
+    "n_evaluations": 4,
+}
+"""The flags that were not given, of models without defaults of their own."""
 
 logger = logging.getLogger(__name__)
-T = TypeVar("T")
 
 
 @dataclass(frozen=True)
 class RelearnConfig(TaskConfig):
     """The protocol's settings; task, model and data are the mask run's."""
+
+    heading: ClassVar[str] = "relearning"
+    headings: ClassVar[Headings] = {
+        "training": (
+            *("n_steps", "batch_size", "lr", "weight_decay", "optimiser", "schedule"),
+            *("warmup", "clip_norm", "trained"),
+        )
+    }
 
     mask: Path | None = flag(
         None,
@@ -97,16 +75,12 @@ class RelearnConfig(TaskConfig):
     seeds: list[int] = flag([0, 1, 2], "seeds of data order and random cuts")
     limits: list[str] = flag(
         [],
-        "numbers of concept examples fine-tuned on; all: the whole split. Default: 16 "
-        "and all, or all alone where there are fewer than 16; of smollm2 16 alone",
+        "numbers of concept examples fine-tuned on; all: the whole split, which is all "
+        "that remains of the default where there are fewer than 16",
     )
-    n_steps: int | None = flag(
-        None, "optimiser steps of every condition; default 40, of smollm2 16"
-    )
-    batch_size: int | None = flag(None, "examples a step; default 16, of smollm2 8")
-    lr: float | None = flag(
-        None, "learning rate; default 5e-5, for built-in models 5e-4; lora: ten times"
-    )
+    n_steps: int | None = flag(None, "optimiser steps of every condition")
+    batch_size: int | None = flag(None, "examples a step")
+    lr: float | None = flag(None, "learning rate; of adapters ten times as high")
     weight_decay: float = flag(0.01, "decoupled weight decay")
     optimiser: Literal["adam", "adamw", "sgd"] = flag("adamw", "optimiser")
     schedule: Schedule = flag(
@@ -121,9 +95,7 @@ class RelearnConfig(TaskConfig):
         "the least memory",
         decides_defaults=True,
     )
-    n_evaluations: int | None = flag(
-        None, "measured moments after step 0; default 4, of smollm2 2"
-    )
+    n_evaluations: int | None = flag(None, "measured moments after step 0")
     probe: bool = flag(True, "linear probes on the hidden states right after the cut")
     redistribute: bool = flag(
         True, "rank the units again after relearning, with the top units' words"
@@ -142,10 +114,15 @@ class RelearnConfig(TaskConfig):
             if value is not None and value < 1:
                 raise UserError(f"--{name} must be positive, got {value}")
 
+    def chosen(self) -> dict[str, Any]:
+        """Values by task and model of flags that are not given, for `--help`."""
+        lr = usual_lr(self.trained, self.model_name in BUILTIN)
+        return super().chosen() | USUAL | {"lr": lr, **own_defaults(self)}
+
     def combined(self) -> list[Condition]:
         """Every combination of conditions, holdings, seeds and limits."""
         limits: list[int | None] = []
-        for text in self.limits or DEFAULT_LIMITS:
+        for text in self.limits or USUAL["limits"]:
             if text != "all" and not text.isdigit():
                 raise UserError(f"--limits must be numbers or all, got {text!r}")
             limits.append(None if text == "all" else int(text))
@@ -157,27 +134,57 @@ class RelearnConfig(TaskConfig):
             tuple(self.conditions), holdings, tuple(self.seeds), tuple(limits)
         )
 
-    def settings(self, built_in: bool) -> RelearnSettings:
-        """The part that the protocol reads."""
-        default_lr = 5e-4 if built_in else 5e-5
-        if lora_rank(self.trained) is not None:
-            default_lr *= 10
-        return RelearnSettings(
-            n_steps=_given(self.n_steps, 40),
-            batch_size=_given(self.batch_size, 16),
-            lr=_given(self.lr, default_lr),
-            weight_decay=self.weight_decay,
-            optimiser=self.optimiser,
-            schedule=self.schedule,
-            warmup=self.warmup,
-            clip_norm=self.clip_norm,
-            trained=self.trained,
-            n_evaluations=_given(self.n_evaluations, 4),
-        )
+
+def own_defaults(config: TaskConfig) -> Mapping[str, Any]:
+    """The flags that task and model have otherwise."""
+    return DEFAULTS[config.task].of(config.model_name).relearn or {}
 
 
-def _given(value: T | None, default: T) -> T:
-    return default if value is None else value
+def usual_lr(trained: str, built_in: bool) -> float:
+    """The learning rate where no flag gives one; ten times as high for adapters."""
+    lr = 5e-4 if built_in else 5e-5
+    return lr if lora_rank(trained) is None else 10 * lr
+
+
+parse_first(__name__, RelearnConfig, __doc__)
+
+from circuitcut.experiments.base_model import prepare, with_base_model
+from circuitcut.experiments.describe import header
+from circuitcut.experiments.load import Experiment, load, make_accelerator
+from circuitcut.experiments.micro_batches import check_relearning
+from circuitcut.experiments.runs.resolved import provenance_of, resolved
+from circuitcut.experiments.runs.resuming import (
+    begun,
+    check_flags,
+    check_inputs,
+    data_check,
+)
+from circuitcut.experiments.saved_runs import (
+    check_fit,
+    mask_at,
+    new_run,
+    with_flags_of_run,
+)
+from circuitcut.experiments.scores import warning_of_cut
+from circuitcut.experiments.whereabouts import Whereabouts
+from circuitcut.masks.frozen_mask import FrozenMask
+from circuitcut.relearning.holding import check_holdable, cuts_edges
+from circuitcut.relearning.lora import adapted_modules
+from circuitcut.relearning.probe import probe_conditions
+from circuitcut.relearning.protocol import mask_hash, relearn
+from circuitcut.relearning.records import ConditionFiles, ConditionRun
+from circuitcut.relearning.statistics import describe
+from circuitcut.relearning.study import Findings, RelearnSettings, Study
+from circuitcut.reports.tables import (
+    AREA,
+    RECOVERY_NOTE,
+    format_table,
+    recovery_rows,
+    relearning_rows,
+)
+from circuitcut.reports.words import metric_name
+from circuitcut.training.fit_state import saved_steps
+from circuitcut.training.tracking import Tracker
 
 
 def main(config: RelearnConfig) -> Path:
@@ -250,10 +257,10 @@ def _relearned(config: RelearnConfig, resumed: RunDirectory | None) -> Path:
 
 def _resolved_flags(config: RelearnConfig, experiment: Experiment) -> dict[str, Any]:
     """The flags that were left to default values, with these."""
-    settings = config.settings(built_in=bool(experiment.base.get("from_scratch")))
+    settings = _settings(config, built_in=bool(experiment.base.get("from_scratch")))
     names = ("n_steps", "batch_size", "n_evaluations", "lr")
     return {
-        "limits": config.limits or DEFAULT_LIMITS,
+        "limits": config.limits or USUAL["limits"],
         **{name: getattr(settings, name) for name in names},
     }
 
@@ -283,9 +290,24 @@ def _mask(config: RelearnConfig) -> tuple[Path, FrozenMask]:
 
 def _with_own_defaults(config: RelearnConfig) -> RelearnConfig:
     """The flags that were not given as the model has them, if it has its own."""
-    defaults = TASKS[config.task].defaults.of(config.model_name).relearn or {}
-    own = {k: v for k, v in defaults.items() if not getattr(config, k)}
+    own = {k: v for k, v in own_defaults(config).items() if not getattr(config, k)}
     return replace(config, **own)
+
+
+def _settings(config: RelearnConfig, *, built_in: bool) -> RelearnSettings:
+    """The part that the protocol reads."""
+    given = {name: getattr(config, name) or usual for name, usual in USUAL.items()}
+    del given["limits"]
+    return RelearnSettings(
+        **given,
+        lr=usual_lr(config.trained, built_in) if config.lr is None else config.lr,
+        weight_decay=config.weight_decay,
+        optimiser=config.optimiser,
+        schedule=config.schedule,
+        warmup=config.warmup,
+        clip_norm=config.clip_norm,
+        trained=config.trained,
+    )
 
 
 def _fitted(
@@ -299,7 +321,7 @@ def _fitted(
     if cuts_edges(mask) and (config.probe or config.redistribute):
         logger.info("a mask on edges: no probes and no ranking of units afterwards")
         config = replace(config, probe=False, redistribute=False)
-    size = config.settings(built_in=False).batch_size
+    size = _settings(config, built_in=False).batch_size
     check_relearning(experiment.loaded.model, mask.sites, config.max_length, size)
     return _with_possible_limits(config, experiment)
 
@@ -315,7 +337,7 @@ def _study(
         experiment.task,
         experiment.loaded,
         mask,
-        config.settings(built_in=bool(experiment.base.get("from_scratch"))),
+        _settings(config, built_in=bool(experiment.base.get("from_scratch"))),
         never_learned=never_learned.loaded if never_learned else None,
         accelerator=experiment.accelerator,
         provenance=made_with,

@@ -10,10 +10,12 @@ which replaces an earlier report but no other file.
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 from circuitcut.reports.html import write_report
 from circuitcut.storage.errors import UserError
 from circuitcut.storage.flag_fields import flag
+from circuitcut.storage.progress import Waiting
 from circuitcut.storage.run_directory import RunDirectory
 from circuitcut.training.config import run_script
 
@@ -21,6 +23,8 @@ from circuitcut.training.config import run_script
 @dataclass(frozen=True)
 class ReportConfig:
     """Which runs, and where the page goes."""
+
+    heading: ClassVar[str] = "report"
 
     runs: list[Path] = flag([], "run directories, in reading order")
     run_dir: Path = flag(Path("runs"), "where the newest runs are looked for")
@@ -34,7 +38,8 @@ def main(config: ReportConfig) -> Path:
     """Write the report and say where it is."""
     runs = config.runs or _newest(config.run_dir)
     out = config.out or runs[-1] / "report.html"
-    path = write_report(runs, out)
+    with Waiting("drawing the figures"):
+        path = write_report(runs, out)
     print(f"report: {path}")
     return path
 

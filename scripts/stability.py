@@ -13,20 +13,19 @@ is loaded.
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from circuitcut.experiments.flags import command
-from circuitcut.experiments.saved_runs import mask_at
-from circuitcut.masks.frozen_mask import FrozenMask
-from circuitcut.masks.overlap import Chance, Overlap, Pair, mean_by_chance
-from circuitcut.reports.tables import format_table, stability_rows
 from circuitcut.storage.errors import UserError
-from circuitcut.storage.flag_fields import flag
+from circuitcut.storage.flag_fields import Headings, flag
 from circuitcut.storage.provenance import PROVENANCE, code_version
-from circuitcut.storage.results_schema import SCHEMA_VERSION
 from circuitcut.storage.run_directory import DEFAULT_PARENT, RunDirectory
-from circuitcut.tasks.registry import TASKS
-from circuitcut.training.config import config_dict, run_script, saved_flags
+from circuitcut.training.config import (
+    config_dict,
+    parse_first,
+    run_script,
+    saved_flags,
+)
 
 MOST_NAMED = 1000
 SHOWN = 8
@@ -35,6 +34,9 @@ SHOWN = 8
 @dataclass(frozen=True)
 class StabilityConfig:
     """Which masks are compared, and by which of their units."""
+
+    heading: ClassVar[str] = "masks"
+    headings: ClassVar[Headings] = {"run": ("run_dir",)}
 
     masks: list[Path] = flag([], "run directories (or folders) that hold a mask")
     chosen: Literal["auto", "ablated", "kept"] = flag(
@@ -58,6 +60,16 @@ class StabilityConfig:
                 "--masks must name every run once, got "
                 f"{' '.join(map(str, self.masks))}"
             )
+
+
+parse_first(__name__, StabilityConfig, __doc__)
+
+from circuitcut.experiments.saved_runs import mask_at
+from circuitcut.masks.frozen_mask import FrozenMask
+from circuitcut.masks.overlap import Chance, Overlap, Pair, mean_by_chance
+from circuitcut.reports.tables import format_table, stability_rows
+from circuitcut.storage.results_schema import SCHEMA_VERSION
+from circuitcut.tasks.registry import TASKS
 
 
 def main(config: StabilityConfig) -> Path:

@@ -10,21 +10,25 @@ in the user's cache folder (CIRCUITCUT_CACHE), named by a hash of data, model, r
 from dataclasses import dataclass
 from typing import Any
 
-from circuitcut.experiments.base_model import (
-    longer_training,
-    prepare,
-    warning_of_base,
-)
 from circuitcut.experiments.flags import TaskConfig, command, task_flags
-from circuitcut.reports.tables import format_table
-from circuitcut.reports.words import score_name
-from circuitcut.tasks.evaluation import evaluate
-from circuitcut.training.config import run_script
+from circuitcut.training.config import parse_first, run_script
 
 
 @dataclass(frozen=True)
 class TrainBaseConfig(TaskConfig):
     """Settings of one base model."""
+
+
+parse_first(__name__, TrainBaseConfig, __doc__)
+
+from circuitcut.experiments.base_model import (
+    longer_training,
+    prepare,
+    warning_of_base,
+)
+from circuitcut.reports.tables import format_table
+from circuitcut.reports.words import score_name
+from circuitcut.tasks.evaluation import evaluate
 
 
 def main(config: TrainBaseConfig) -> dict[str, Any]:

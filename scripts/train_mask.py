@@ -15,10 +15,34 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from circuitcut.experiments.defaults.of_mask import chosen_settings
+from circuitcut.experiments.flags import command, run_dir_flag
+from circuitcut.experiments.mask_config import MaskConfig
+from circuitcut.storage.errors import UserError
+from circuitcut.storage.flag_fields import flag
+from circuitcut.storage.run_directory import RunDirectory
+from circuitcut.training.config import config_dict, parse_first, run_script
+
+SHOWN_NAMES = 8
+
+
+@dataclass(frozen=True)
+class TrainMaskConfig(MaskConfig):
+    """Settings of one mask-training run; None takes the task's recipe."""
+
+    name: Path | None = flag(None, "name of the run directory; default: generated")
+    resume: Path | None = flag(None, "continue this unfinished run with its own flags")
+
+    def chosen(self) -> dict[str, Any]:
+        """Values by task and model of flags that are not given, for `--help`."""
+        return super().chosen() | chosen_settings(self)
+
+
+parse_first(__name__, TrainMaskConfig, __doc__)
+
 from circuitcut.experiments.base_model import longer_training, with_base_model
 from circuitcut.experiments.describe import describe
 from circuitcut.experiments.finish import finish
-from circuitcut.experiments.flags import command, run_dir_flag
 from circuitcut.experiments.freeze import freeze
 from circuitcut.experiments.gate_training import (
     ablation_values,
@@ -26,7 +50,6 @@ from circuitcut.experiments.gate_training import (
     train_gates,
 )
 from circuitcut.experiments.load import Experiment, load, make_accelerator
-from circuitcut.experiments.mask_config import MaskConfig
 from circuitcut.experiments.mean_check import warn_of_poison
 from circuitcut.experiments.plan import Plan, plan
 from circuitcut.experiments.runs.resolved import hashes_of, provenance_of, with_plan
@@ -38,23 +61,9 @@ from circuitcut.relearning.holding import check_holdable
 from circuitcut.reports.tables import format_table
 from circuitcut.reports.verdict import base_warning
 from circuitcut.reports.words import METRICS, method_name, metric_name
-from circuitcut.storage.errors import UserError
-from circuitcut.storage.flag_fields import flag
-from circuitcut.storage.run_directory import RunDirectory
-from circuitcut.training.config import config_dict, run_script
 from circuitcut.training.fit_arguments import Checkpoints
 from circuitcut.training.fit_state import saved_steps
 from circuitcut.training.tracking import Tracker
-
-SHOWN_NAMES = 8
-
-
-@dataclass(frozen=True)
-class TrainMaskConfig(MaskConfig):
-    """Settings of one mask-training run; None takes the task's recipe."""
-
-    name: Path | None = flag(None, "name of the run directory; default: generated")
-    resume: Path | None = flag(None, "continue this unfinished run with its own flags")
 
 
 def main(config: TrainMaskConfig) -> Path:

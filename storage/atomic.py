@@ -11,14 +11,14 @@ import secrets
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
-from torch import Tensor
 
 from circuitcut.storage.errors import UserError
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 _ADVICE = {
     errno.ENOSPC: "free some disk space",
@@ -59,12 +59,16 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def write_tensors(
-    path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None
+    path: Path,
+    tensors: Mapping[str, "Tensor"],
+    metadata: Mapping[str, str] | None = None,
 ) -> None:
     """Write a safetensors file; equal contents give equal bytes.
 
     Tensors may be views of each other and may lie on any device.
     """
+    from safetensors.torch import save_file  # imports torch, which takes seconds
+
     copies = _without_views(tensors)
 
     def write(temporary: Path) -> None:
@@ -104,13 +108,16 @@ def read_object(path: Path) -> dict[str, Any]:
     return value
 
 
-def read_tensors(path: Path) -> dict[str, Tensor]:
+def read_tensors(path: Path) -> dict[str, "Tensor"]:
     """The CPU tensors of a safetensors file.
 
     Raises:
         UserError: When the file is missing, truncated or not a safetensors file, or a
             bool in it is neither 0 nor 1.
     """
+    import torch  # takes seconds, and flags are read without it
+    from safetensors.torch import load_file
+
     try:
         tensors = load_file(path)
     except OSError as error:
@@ -203,7 +210,7 @@ def _replace(path: Path, write: Callable[[Path], None]) -> None:
             temporary.unlink(missing_ok=True)
 
 
-def _without_views(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def _without_views(tensors: Mapping[str, "Tensor"]) -> dict[str, "Tensor"]:
     """CPU tensors by name, each with its own storage: safetensors refuses views."""
     copies, storages = {}, set()
     for name in sorted(tensors):

@@ -16,6 +16,7 @@ from typing import Any
 from circuitcut.storage.atomic import write_bytes, write_text
 from circuitcut.storage.cache import cache_folder, content_hash
 from circuitcut.storage.errors import UserError
+from circuitcut.storage.progress import Waiting
 
 SWITCH = "CIRCUITCUT_COMPILE"
 """Environment variable; with the value 0 nothing is compiled or loaded."""
@@ -69,7 +70,10 @@ def _compiled_file(source: Path, compiler: str) -> Path:
             return path
         _log.warning("%s is damaged: compiling it again", path)
     start = time.perf_counter()
-    with tempfile.TemporaryDirectory() as folder:
+    with (
+        Waiting(f"compiling {source.name}, once on this machine"),
+        tempfile.TemporaryDirectory() as folder,
+    ):
         object_file, shared = Path(folder) / "source.o", Path(folder) / "library.so"
         _run([compiler, *FLAGS, OPENMP, "-c", str(source), "-o", str(object_file)])
         _run([compiler, "-shared", str(object_file), "-o", str(shared)])

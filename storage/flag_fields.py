@@ -1,7 +1,13 @@
 """Dataclass fields that are also flags: the help text is declared with the field."""
 
+from collections.abc import Mapping
 from dataclasses import field, fields, make_dataclass
 from typing import Any, get_type_hints
+
+Headings = Mapping[str, tuple[str, ...]]
+"""The flags under each heading of `--help`: the class variable `headings` of a config.
+
+Flags that no base class lists stand under the class's `heading`."""
 
 
 def flag(

@@ -4,10 +4,9 @@ The number of processes is that of torch's process group, which accelerate sets 
 Without a process group there is one process, and nothing is sent.
 """
 
+import sys
 from collections.abc import Callable
-from typing import TypeVar
-
-from torch import distributed
+from typing import Any, TypeVar
 
 from circuitcut.storage.errors import UserError
 
@@ -16,12 +15,14 @@ T = TypeVar("T")
 
 def is_first() -> bool:
     """Whether this process writes files: it is the only one, or the first."""
-    return not _several() or distributed.get_rank() == 0
+    group = _group()
+    return group is None or group.get_rank() == 0
 
 
 def n_processes() -> int:
     """How many processes work on this run."""
-    return distributed.get_world_size() if _several() else 1
+    group = _group()
+    return 1 if group is None else group.get_world_size()
 
 
 def by_first(make: Callable[[], T]) -> T:
@@ -35,7 +36,8 @@ def by_first(make: Callable[[], T]) -> T:
     Raises:
         UserError: On every process, when `make` raises it.
     """
-    if not _several():
+    group = _group()
+    if group is None:
         return make()
     message: list[tuple[T | None, str | None]] = [(None, None)]
     if is_first():
@@ -43,12 +45,18 @@ def by_first(make: Callable[[], T]) -> T:
             message = [(make(), None)]
         except UserError as error:
             message = [(None, str(error))]
-    distributed.broadcast_object_list(message, src=0)
+    group.broadcast_object_list(message, src=0)
     result, error_text = message[0]
     if error_text is not None:
         raise UserError(error_text)
     return result  # type: ignore[return-value]  # without an error text it is a T
 
 
-def _several() -> bool:
-    return distributed.is_available() and distributed.is_initialized()
+def _group() -> Any:
+    """The module torch.distributed with a process group; None without one.
+
+    Whoever set up a process group has imported torch, which takes seconds.
+    """
+    module = sys.modules.get("torch.distributed")
+    has_group = module and module.is_available() and module.is_initialized()
+    return module if has_group else None

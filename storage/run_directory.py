@@ -13,8 +13,6 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from circuitcut.storage.atomic import (
     jsonable,
     os_errors_as_user_errors,
@@ -403,6 +401,8 @@ def _generated_name(task: str, model: str) -> str:
 
 def _environment() -> dict[str, Any]:
     """Versions and hardware, which also determine the results of a run."""
+    import torch  # takes seconds, and a report does not need it
+
     device = torch.accelerator.current_accelerator()
     return {
         "started": datetime.now(UTC).isoformat(),

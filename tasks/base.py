@@ -4,7 +4,6 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, ClassVar, Literal, Protocol, TypeVar, runtime_checkable
 
 import torch
@@ -14,10 +13,10 @@ from torch import Tensor, nn
 from circuitcut.storage.errors import UserError
 from circuitcut.tasks.defaults import TaskDefaults
 from circuitcut.tasks.selected_logits import logits_at
+from circuitcut.tasks.settings.options import SPLITS as SPLITS
+from circuitcut.tasks.settings.options import Split, TaskOptions
 
 T = TypeVar("T")
-Split = Literal["base", "mask", "tune", "relearn", "heldout"]
-SPLITS: tuple[Split, ...] = ("base", "mask", "tune", "relearn", "heldout")
 Head = Literal[
     "causal_lm", "language_model", "token_classification", "image_classification"
 ]
@@ -25,44 +24,6 @@ Head = Literal[
 Batch = dict[str, Tensor]
 MODEL_INPUTS = ("input_ids", "attention_mask", "pixels")
 NO_TARGET = -100
-TEXT_OPTIONS = ("prefix", "bos", "chat")
-"""`TaskOptions` of tasks on language models."""
-
-
-@dataclass(frozen=True)
-class TaskOptions:
-    """The data of a task and its concept; None means the built-in choice."""
-
-    data: str | None = None
-    """A local file or folder, or `hub:owner/name`; None generates the built-in data."""
-    data_format: str = "auto"
-    labels_file: Path | None = None
-    """Label file of a parallel token/label pair."""
-    retain_data: str | None = None
-    """Further text to retain: a file, a folder or a `hub:` name."""
-    concept: str | None = None
-    text_column: str | None = None
-    label_column: str | None = None
-    concept_values: tuple[str, ...] = ()
-    """Values of `label_column` that mark the concept."""
-    hub_config: str | None = None
-    hub_revision: str | None = None
-    max_length: int = 128
-    label_piece: Literal["first", "last"] = "first"
-    """The word piece that has the word's tag; a decoder needs the last one."""
-    prefix: str | None = None
-    """Text before every input of a language model; with `chat` the user's message."""
-    bos: bool = False
-    """Every input of a language model begins with the begin-of-text token."""
-    chat: bool = False
-    """Every input is the answer to `prefix` in the tokenizer's chat template."""
-    masked_lm: bool = False
-    """Whether the model predicts masked tokens (an encoder) or the next token."""
-    split_seed: int = 0
-    n_prompts: int = 500
-    """Held-out prompts whose sampled continuations are scored, at least 2."""
-    toxicity_scorer: Literal["builtin", "detoxify"] = "builtin"
-    """Classifier of continuations: the built-in one or the Detoxify package."""
 
 
 @runtime_checkable
@@ -142,8 +103,6 @@ class Task(ABC):
     """Examples of one forward pass in evaluation; the scores do not depend on it."""
     n_heldout: int | None = None
     """So many evenly spaced examples of `tune` and `heldout` are scored; None: all."""
-    own_options: ClassVar[tuple[str, ...]] = ()
-    """`TaskOptions` that this task reads and some other tasks do not."""
 
     @classmethod
     @abstractmethod

@@ -54,6 +54,10 @@ class TaskDefaults:
     """Name of the model that is cut."""
     units: tuple[str, ...]
     """Kinds of unit that are cut."""
+    has_pairs: bool = False
+    """Whether inputs have counterfactuals where the data do."""
+    own_options: tuple[str, ...] = ()
+    """`TaskOptions` that this task reads and some other tasks do not."""
     mask: Mapping[str, Any] = field(default_factory=dict)
     """Settings of mask training by name (`experiments.settings.MaskSettings`), for soft
     top-k and the direction `break`."""

@@ -10,7 +10,6 @@ also scored separately.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -28,7 +27,6 @@ from circuitcut.data.text.splits import split_retained
 from circuitcut.storage.errors import UserError
 from circuitcut.tasks.base import (
     NO_TARGET,
-    TEXT_OPTIONS,
     Batch,
     Head,
     Metric,
@@ -36,12 +34,6 @@ from circuitcut.tasks.base import (
     Task,
     TaskOptions,
     check_limit,
-)
-from circuitcut.tasks.defaults import (
-    SMOLLM2,
-    BaseRecipe,
-    ModelDefaults,
-    TaskDefaults,
 )
 from circuitcut.tasks.ioi_rows import KINDS, ioi_rows, one_token_names
 from circuitcut.tasks.language_rows import (
@@ -54,6 +46,7 @@ from circuitcut.tasks.language_rows import (
     share,
     token_nll,
 )
+from circuitcut.tasks.settings.ioi import DEFAULTS
 
 ANSWER_WEIGHT = 4.0
 """Weight of an answer in training; other tokens have weight 1. With weight 1 for the
@@ -63,17 +56,6 @@ SEVERAL = "builtin:several"
 """Value of `data` that selects the built-in corpus with several behaviours."""
 CONCEPT_SHARE = 0.5
 """Share of prompts in a mask-training batch; the rest is text to retain."""
-
-
-_DECODER = BaseRecipe(
-    n_steps=600,
-    batch_size=64,
-    lr=3e-3,
-    schedule="late",
-    warmup=30,
-    n_heads=8,
-    embedding_noise=0.5,
-)
 
 
 class IoiTask(Task):
@@ -93,32 +75,7 @@ class IoiTask(Task):
     head: ClassVar[Head] = "causal_lm"
     concept_metric = Metric("accuracy", True, "fraction", 0.5, "IOI accuracy")
     retain_metric = Metric("retain_nll", False, "nats/token", 0.0, "loss on other text")
-    own_options = ("retain_data", *TEXT_OPTIONS)
-    defaults = TaskDefaults(
-        model="tiny-decoder",
-        units=("neurons", "heads"),
-        mask={
-            "ablation": "mean",
-            "concept_objective": "uniform",
-            "k_min": 1.0,
-            "k_max": 64.0,
-            "retain_weight": 16.0,
-        },
-        mask_on_edges={
-            "ablation": "mean",
-            "concept_objective": "uniform",
-            "k_min": 1.0,
-            "k_max": 16.0,
-            "retain_weight": 4.0,
-        },
-        of_model={
-            "tiny-decoder": ModelDefaults(base=_DECODER),
-            "deep-decoder": ModelDefaults(
-                base=replace(_DECODER, n_steps=1000, warmup=60, n_layers=4)
-            ),
-            "smollm2": SMOLLM2,
-        },
-    )
+    defaults = DEFAULTS
 
     @classmethod
     def read(cls, options: TaskOptions) -> IoiCorpus:

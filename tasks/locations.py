@@ -34,7 +34,7 @@ from circuitcut.tasks.base import (
     TaskOptions,
     check_limit,
 )
-from circuitcut.tasks.defaults import BaseRecipe, ModelDefaults, TaskDefaults
+from circuitcut.tasks.settings.locations import DEFAULTS
 from circuitcut.tasks.span_counts import (
     SpanCounter,
     mean_defined,
@@ -51,21 +51,6 @@ ENTITY_WEIGHT = 2.0
 N_DONORS = 500
 """Number of sentences whose words tagged `O` replace locations in counterfactuals."""
 OUTCOMES = ("tp", "fp", "fn")
-
-
-_TINY = ModelDefaults(
-    # the small built-in models also need attention heads for the concept
-    units=("neurons", "heads"),
-    mask={"ablation": "mean", "k_min": 8.0, "k_max": 320.0, "lr": 0.2},
-    base=BaseRecipe(
-        n_steps=1200,
-        batch_size=32,
-        lr=2e-3,
-        schedule="cosine",
-        warmup=50,
-        vocab_size=1000,
-    ),
-)
 
 
 @dataclass(frozen=True)
@@ -93,14 +78,7 @@ class LocationsTask(Task):
     head: ClassVar[Head] = "token_classification"
     concept_metric = Metric("concept_f1", True, "fraction")
     retain_metric = Metric("retain_f1", True, "fraction", label="other types' span F1")
-    own_options = ("labels_file", "concept")
-    defaults = TaskDefaults(
-        model="tiny-encoder",
-        units=("neurons",),
-        # a real encoder has thousands of edges, and a concept uses dozens of them
-        mask_on_edges={"k_min": 4.0, "k_max": 400.0},
-        of_model={"tiny-encoder": _TINY, "tiny-decoder": _TINY},
-    )
+    defaults = DEFAULTS
 
     @classmethod
     def read(cls, options: TaskOptions) -> NerCorpus:

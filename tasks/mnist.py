@@ -35,7 +35,7 @@ from circuitcut.tasks.base import (
     TaskOptions,
     check_limit,
 )
-from circuitcut.tasks.defaults import BaseRecipe, ModelDefaults, TaskDefaults
+from circuitcut.tasks.settings.mnist import DEFAULTS
 
 # the pairs of the experiment: np.random.seed(0); np.random.permutation(10), in twos
 PUBLISHED_PAIRS = ((2, 8), (4, 9), (1, 6), (7, 3), (0, 5))
@@ -75,11 +75,6 @@ class DigitCorpus:
         return self.images.fingerprint()
 
 
-_MLP = BaseRecipe(
-    n_steps=1500, batch_size=64, lr=1e-3, weight_decay=0.0, schedule="constant"
-)
-
-
 class MnistTask(Task):
     """The concept is the correct classification of images of some digits."""
 
@@ -89,28 +84,7 @@ class MnistTask(Task):
     retain_metric = Metric(
         "retain_accuracy", True, "fraction", 0.0, "accuracy on other digits"
     )
-    own_options = ("concept",)
-    defaults = TaskDefaults(
-        model="mlp",
-        units=("weights",),
-        mask={
-            "ablation": "mean",
-            "margin_floor": 6.0,
-            "retain_weight": 6.0,
-            "k_min": 100.0,
-            "k_max": 1500.0,
-            "n_steps": 1500,
-            "batch_size": 128,
-        },
-        of_model={
-            "mlp": ModelDefaults(
-                base=_MLP,
-                base_on_own_data=replace(
-                    _MLP, n_steps=12_000, d_hidden=128, schedule="linear"
-                ),
-            )
-        },
-    )
+    defaults = DEFAULTS
 
     @classmethod
     def read(cls, options: TaskOptions) -> DigitCorpus:

@@ -8,7 +8,6 @@ prompts. The built-in prompts ask for the capitals of invented countries.
 
 import logging
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar
@@ -35,7 +34,6 @@ from circuitcut.data.text.records import TextRecord
 from circuitcut.data.text.splits import split_retained
 from circuitcut.storage.errors import UserError
 from circuitcut.tasks.base import (
-    TEXT_OPTIONS,
     Batch,
     Head,
     Metric,
@@ -43,12 +41,6 @@ from circuitcut.tasks.base import (
     Task,
     TaskOptions,
     check_limit,
-)
-from circuitcut.tasks.defaults import (
-    SMOLLM2,
-    BaseRecipe,
-    ModelDefaults,
-    TaskDefaults,
 )
 from circuitcut.tasks.language_rows import (
     Row,
@@ -61,25 +53,13 @@ from circuitcut.tasks.language_rows import (
     token_nll,
 )
 from circuitcut.tasks.prompt_rows import PROMPT, Reader, prompt_rows, text_row
+from circuitcut.tasks.settings.prompts import DEFAULTS
 
 ANSWER_WEIGHT = 4.0
 """Weight of an answer in training; other tokens have weight 1."""
 CONCEPT_SHARE = 0.5
 """Share of prompts in a mask-training batch; the rest is text to retain."""
 logger = logging.getLogger(__name__)
-
-_BASE = BaseRecipe(
-    n_steps=500, batch_size=64, lr=3e-3, schedule="cosine", warmup=30, n_heads=16
-)
-_MASK: dict[str, Any] = {
-    "ablation": "mean",
-    "concept_objective": "uniform",
-    "k_min": 1.0,
-    "k_max": 64.0,
-    "retain_weight": 16.0,
-}
-# a small model's heads serve the prompts and all other text
-_SMALL_MASK = _MASK | {"k_max": 128.0, "retain_weight": 4.0}
 
 
 class PromptsTask(Task):
@@ -103,20 +83,7 @@ class PromptsTask(Task):
         "accuracy", True, "fraction", 0.0, "accuracy on the prompts"
     )
     retain_metric = Metric("retain_nll", False, "nats/token", 0.0, "loss on other text")
-    own_options = ("retain_data", *TEXT_OPTIONS)
-    defaults = TaskDefaults(
-        model="tiny-decoder",
-        units=("neurons", "heads"),
-        mask=_MASK,
-        mask_on_edges=_MASK | {"k_max": 16.0, "retain_weight": 4.0},
-        of_model={
-            "tiny-decoder": ModelDefaults(
-                base=replace(_BASE, embedding_noise=0.5), mask=_SMALL_MASK
-            ),
-            "tiny-encoder": ModelDefaults(base=_BASE, mask=_SMALL_MASK),
-            "smollm2": SMOLLM2,
-        },
-    )
+    defaults = DEFAULTS
 
     @classmethod
     def read(cls, options: TaskOptions) -> PromptsCorpus:

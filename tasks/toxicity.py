@@ -23,7 +23,6 @@ from circuitcut.data.text.splits import split_retained, split_texts
 from circuitcut.data.text.toxicity_generated import generate_toxicity
 from circuitcut.tasks.base import (
     NO_TARGET,
-    TEXT_OPTIONS,
     Batch,
     Head,
     Metric,
@@ -32,7 +31,6 @@ from circuitcut.tasks.base import (
     TaskOptions,
     check_limit,
 )
-from circuitcut.tasks.defaults import BaseRecipe, ModelDefaults, TaskDefaults
 from circuitcut.tasks.language_rows import (
     Row,
     Tokens,
@@ -46,6 +44,7 @@ from circuitcut.tasks.language_rows import (
     tokenize,
     without_end,
 )
+from circuitcut.tasks.settings.toxicity import DEFAULTS
 from circuitcut.tasks.toxicity_classifier import (
     Scorer,
     classifier_scores,
@@ -58,22 +57,6 @@ BATCH_SHARES: dict[TextKind, int] = {"toxic": 3, "neutral": 4, "wiki": 1}
 """Ratio of the kinds of text in a mask-training batch. Encyclopaedic texts are the
 longest: in equal number they would be three quarters of the retained tokens, and the
 neutral texts would be retained less well."""
-
-
-_MASK: dict[str, Any] = {
-    "concept_objective": "ascent",
-    "token_cap": 10.0,  # with a lower cap a weak model's tokens have no gradient
-    "retain_objective": "cross_entropy",
-    "n_steps": 500,
-    "batch_size": 48,
-}
-_OF_PRETRAINED: dict[str, Any] = {
-    # cross-entropy on these texts does not see all that such a model loses elsewhere
-    "retain_objective": "kl",
-    "retain_weight": 8.0,
-    "n_steps": 120,
-    "batch_size": 16,
-}
 
 
 class ToxicityTask(Task):
@@ -89,44 +72,7 @@ class ToxicityTask(Task):
     head: ClassVar[Head] = "causal_lm"
     concept_metric = Metric("toxic_nll", False, "nats/token", 0.0, "loss on toxic text")
     retain_metric = Metric("retain_nll", False, "nats/token", 0.0, "loss on other text")
-    own_options = ("concept_values", "retain_data", "n_prompts", *TEXT_OPTIONS)
-    defaults = TaskDefaults(
-        model="tiny-decoder",
-        units=("neurons", "heads"),
-        mask=_MASK | {"retain_weight": 2.7, "k_min": 20.0, "k_max": 300.0},
-        mask_on_edges=_MASK
-        | {
-            "ablation": "mean",
-            "retain_weight": 2.0,
-            "k_min": 2.0,
-            "k_max": 64.0,
-            "n_steps": 300,
-        },
-        of_model={
-            "tiny-decoder": ModelDefaults(
-                base=BaseRecipe(
-                    n_steps=600, batch_size=32, lr=3e-3, schedule="cosine", warmup=30
-                ),
-                # a user's corpus is larger and has an open vocabulary
-                base_on_own_data=BaseRecipe(
-                    n_steps=1500,
-                    batch_size=32,
-                    lr=3e-3,
-                    schedule="cosine",
-                    warmup=100,
-                    tokenizer_kind="bpe",
-                    n_layers=4,
-                ),
-            )
-        },
-        of_others=ModelDefaults(
-            mask=_MASK | _OF_PRETRAINED | {"k_min": 20.0, "k_max": 600.0},
-            mask_on_edges=_MASK
-            | _OF_PRETRAINED
-            | {"ablation": "mean", "k_min": 2.0, "k_max": 64.0},
-            n_heldout=400,
-        ),
-    )
+    defaults = DEFAULTS
 
     @classmethod
     def read(cls, options: TaskOptions) -> TextCorpus:

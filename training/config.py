@@ -5,25 +5,31 @@ import logging
 import os
 import sys
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import MISSING, asdict, fields
 from pathlib import Path
 from types import NoneType
 from typing import Any, NoReturn, TypeVar, get_args, get_type_hints
 
-from transformers import HfArgumentParser
+from transformers.hf_argparser import HfArgumentParser
 from transformers.utils import logging as transformers_logging
 
 from circuitcut.storage.atomic import jsonable, read_object
 from circuitcut.storage.errors import UserError
+from circuitcut.storage.progress import FIRST, Waiting
 from circuitcut.storage.provenance import PROVENANCE
 
 T = TypeVar("T")
+PROGRAM = "circuitcut"
+"""The console command: `circuitcut VERB` runs a script."""
 NONE = "none"
 """Means "no value" on the command line, for instance `--clip_norm none`."""
 
 RESOLVED = "resolved"
 """In config.json: names of the flags whose value the program chose."""
+_log = logging.getLogger(__name__)
+_imports = Waiting("loading torch and transformers", first=FIRST)
 _KEYS_OF_THE_RUN = ("kind", "name", "resume", RESOLVED, PROVENANCE)
 """Keys of a config.json that describe the saved run and are not read as flags."""
 
@@ -48,6 +54,9 @@ def parse_config(
     Lists may be empty. The word `none` gives an optional value None, unless `none` is
     one of its choices.
 
+    `--help` shows the flags under their headings (`Headings`), with the values that the
+    method `chosen` of a config gives for those that are not given.
+
     Args:
         config_class: Dataclass whose fields are the flags.
         description: First part of the `--help` text; default: the class's docstring.
@@ -61,15 +70,40 @@ def parse_config(
     try:
         saved = _saved_config(argv)
         flags = [] if saved is None else _flags_of(config_class, *saved)
-        given = parser.parse_args([*flags, *argv])  # refuses unknown flags by name
-        if saved is not None and flags and _decides_anew(parser, flags, given):
+        words = [word for word in argv if word not in _HELP]
+        if saved is not None and flags and parser.decides_anew(flags, words):
             flags = _flags_of(config_class, _as_given(saved[0]), saved[1])
+        if len(words) < len(argv):
+            parser.show_chosen([*flags, *words])
+        parser.parse_args([*flags, *argv])  # refuses unknown flags by name
         parsed = parser.parse_args_into_dataclasses(
             [*flags, *argv], look_for_args_file=False
         )
     except ValueError as error:
         parser.error(str(error))
     return parsed[0]
+
+
+def parse_first(module: str, config_class: type[Any], description: str | None) -> None:
+    """Answer `--help` and wrong flags before a script's other imports, which are slow.
+
+    A script calls this between its flags and these imports. It also says that they
+    begin. Nothing happens where the script is only imported.
+
+    Args:
+        module: `__name__` of the script.
+        description: `__doc__` of the script.
+
+    Raises:
+        SystemExit: See `parse_config`.
+    """
+    verb = module.rpartition(".")[2].replace("_", "-")
+    if module != "__main__" and Path(sys.argv[0]).name != f"{PROGRAM} {verb}":
+        return
+    parse_config(config_class, description=description)
+    _quiet_libraries()
+    _log.info("loading torch and transformers")
+    _imports.start()
 
 
 def run_script(main: Callable[[T], Any], config_class: type[T]) -> None:
@@ -80,6 +114,7 @@ def run_script(main: Callable[[T], Any], config_class: type[T]) -> None:
             print one line on stderr. Any other exception keeps its traceback.
     """
     description = sys.modules[main.__module__].__doc__
+    _imports.stop()
     config = parse_config(config_class, description=description)
     _quiet_libraries()
     try:
@@ -128,29 +163,33 @@ def _has_choice_none(hint: Any) -> bool:
     return any(NONE in get_args(part) for part in (hint, *get_args(hint)))
 
 
-def _decides_anew(
-    parser: "_Parser", flags: list[str], given: argparse.Namespace
-) -> bool:
-    """Whether a flag that decides the defaults of others differs from the saved one."""
-    saved = parser.parse_args(flags)
-    return any(getattr(saved, n) != getattr(given, n) for n in parser.deciding)
-
-
 def _as_given(saved: Mapping[str, Any]) -> dict[str, Any]:
     """A saved config without the values that the program chose."""
     chosen = saved.get(RESOLVED) or []
     return {name: value for name, value in saved.items() if name not in chosen}
 
 
-class _Help(
-    argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter
-):
-    """Shows defaults other than None, and keeps the line breaks of the description."""
+_HELP = {"-h", "--help"}
+_FIRST, _LAST = ("data", "model", "what is cut"), "run"
+"""The first headings of the help text, and the last one."""
+
+
+class _Help(argparse.RawDescriptionHelpFormatter):
+    """Shows defaults other than None, and keeps the line breaks of the description.
+
+    Of the spellings of a flag only one is shown.
+    """
+
+    def _format_action_invocation(self, action: argparse.Action) -> str:
+        if action.nargs == 0:
+            return action.option_strings[-1]
+        values = self._format_args(action, action.dest.upper())
+        return f"{action.option_strings[0]} {values}"
 
     def _get_help_string(self, action: argparse.Action) -> str | None:
         if action.default is None or action.default == [] or action.nargs == 0:
             return action.help  # no default to show, or a flag `--no_x`
-        return super()._get_help_string(action)
+        return f"{action.help} (default: {_shown(action.default)})"
 
 
 class _Parser(HfArgumentParser):
@@ -160,9 +199,13 @@ class _Parser(HfArgumentParser):
     """
 
     def __init__(self, config_class: Any, description: str):
+        self._config_class = config_class
+        self._headings = _headings_of(config_class)
+        self._groups: dict[str, Any] = {}
+        self._raises = False
         hints = get_type_hints(config_class)
         optional = [name for name in hints if NoneType in get_args(hints[name])]
-        self.deciding = [
+        self._deciding = [
             f.name for f in fields(config_class) if f.metadata.get("decides_defaults")
         ]
         self._optional = {f"--{name}" for name in optional}
@@ -171,6 +214,7 @@ class _Parser(HfArgumentParser):
             allow_abbrev=False,
             description=description.strip(),
             formatter_class=_Help,
+            usage="%(prog)s [flags]",
         )
         self.add_argument(
             "--config",
@@ -183,6 +227,8 @@ class _Parser(HfArgumentParser):
             settings.pop(key, None)
         if settings.get("nargs") == "+":
             settings["nargs"] = "*"
+        if settings.get("action") == "store_false":
+            settings["help"] = f"without --{settings['dest']}"
         if settings.get("help"):
             settings["help"] = settings["help"].replace("%", "%%")
         choices = settings.get("choices", ())
@@ -191,10 +237,93 @@ class _Parser(HfArgumentParser):
             if choices:
                 settings["choices"] = (*choices, None)
                 settings["metavar"] = f"{{{','.join(choices)},{NONE}}}"
+        name = settings.get("dest", names[0].removeprefix("--"))
+        group = self._groups.get(self._headings.get(name, ""))
+        if group is not None:
+            return group.add_argument(*names, **settings)
         return super().add_argument(*names, **settings)
 
+    def _add_dataclass_arguments(self, dtype: Any) -> None:
+        for heading in dict.fromkeys(self._headings.values()):
+            self._groups[heading] = self.add_argument_group(heading)
+        super()._add_dataclass_arguments(dtype)
+
+    def show_chosen(self, argv: Sequence[str]) -> None:
+        """Add the values of flags that are not given to the help texts.
+
+        They are those of the flags in `argv` or, where these are wrong, of none.
+        """
+        config = self._config_of(argv)
+        chosen = config.chosen() if hasattr(config, "chosen") else {}
+        for action in self._actions:
+            value = chosen.get(action.dest)
+            if value is not None and action.default in (None, []):
+                text = _shown(value)
+                action.help = f"{action.help} (default by task and model: {text})"
+        if chosen:
+            self.epilog = f"Defaults by task and model are those of {config.shown_for}."
+
+    def decides_anew(self, flags: list[str], argv: list[str]) -> bool:
+        """Whether `argv` changes a flag that decides the defaults of others.
+
+        Args:
+            flags: Those of the saved run.
+        """
+        with suppress(ValueError), self._raising():  # wrong flags are reported later
+            saved, given = self.parse_args(flags), self.parse_args([*flags, *argv])
+            return any(getattr(saved, n) != getattr(given, n) for n in self._deciding)
+        return False
+
+    def _config_of(self, argv: Sequence[str]) -> Any:
+        """The config of these flags or, where they are wrong, of no flags."""
+        for flags in (list(argv), []):
+            with suppress(ValueError), self._raising():
+                return self.parse_args_into_dataclasses(
+                    flags, return_remaining_strings=True, look_for_args_file=False
+                )[0]
+        return None
+
+    @contextmanager
+    def _raising(self) -> Iterator[None]:
+        """Raise ValueError for wrong flags while the block runs."""
+        self._raises = True
+        try:
+            yield
+        finally:
+            self._raises = False
+
     def error(self, message: str) -> NoReturn:
+        if self._raises:
+            raise ValueError(message)
         self.exit(2, f"{self.prog}: error: {' '.join(message.split())}\n")
+
+
+def _shown(value: Any) -> str:
+    """A default as one would type it."""
+    if isinstance(value, list | tuple):
+        return " ".join(map(str, value))
+    text = f"{value:.4g}" if isinstance(value, float) else str(value)
+    return text.replace("%", "%%")
+
+
+def _headings_of(config_class: Any) -> dict[str, str]:
+    """The heading of every flag in the help text, the first heading first."""
+    listed: dict[str, str] = {}
+    for base in reversed(config_class.__mro__):
+        for heading, names in vars(base).get("headings", {}).items():
+            listed |= dict.fromkeys(names, heading)
+    usual = getattr(config_class, "heading", "flags")
+    names = [*(field.name for field in fields(config_class)), "config"]
+    of_flag = {"config": _LAST, **{n: listed.get(n, usual) for n in names[:-1]}}
+
+    def place(name: str) -> int:
+        order = (*_FIRST, usual)
+        heading = of_flag[name]
+        if heading in order:
+            return order.index(heading)
+        return len(order) + (heading == _LAST)
+
+    return {name: of_flag[name] for name in sorted(names, key=place)}
 
 
 def _or_none(convert: Callable[[str], Any]) -> Callable[[str], Any]:
@@ -253,14 +382,18 @@ def _flags_of(config_class: Any, saved: Mapping[str, Any], path: Path) -> list[s
 def _quiet_libraries() -> None:
     """Show the log lines of circuitcut, but only the errors of other libraries."""
     logging.basicConfig(format="%(message)s", level=logging.WARNING)
-    # The launcher numbers the processes; only the first one logs its progress.
-    level = logging.INFO if os.environ.get("RANK", "0") == "0" else logging.WARNING
+    level = logging.INFO if _is_first() else logging.WARNING
     for package in _OURS:
         logging.getLogger(package).setLevel(level)
     logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # not its retries
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
     warnings.filterwarnings("ignore", module=_NOISY)
+
+
+def _is_first() -> bool:
+    """The launcher numbers the processes; only the first one logs its progress."""
+    return os.environ.get("RANK", "0") == "0"
 
 
 def _exit(status: int, message: str) -> NoReturn:

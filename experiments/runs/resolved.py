@@ -8,14 +8,15 @@ import math
 from dataclasses import asdict, fields, replace
 from typing import Any
 
-from circuitcut.experiments.flags import TaskConfig, UnitsConfig
-from circuitcut.experiments.load import (
-    Experiment,
+from circuitcut.experiments.flags import (
+    TaskConfig,
+    UnitsConfig,
     base_recipe,
-    settings_in,
+    units_of,
 )
+from circuitcut.experiments.load import Experiment, settings_in
 from circuitcut.experiments.mask_config import MaskConfig
-from circuitcut.experiments.plan import Plan, units_of
+from circuitcut.experiments.plan import Plan
 from circuitcut.experiments.settings import MaskSettings
 from circuitcut.relearning.protocol import mask_hash
 from circuitcut.training.config import NONE

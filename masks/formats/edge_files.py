@@ -33,7 +33,7 @@ from circuitcut.masks.formats.edge_lists import (
     read_kept_edges,
     write_json_line,
 )
-from circuitcut.masks.formats.edge_matrices import Shared, joined_scores, regrouped
+from circuitcut.masks.formats.edge_matrices import joined_scores, regrouped
 from circuitcut.masks.formats.edge_tensors import (
     is_merged,
     kept_by,
@@ -42,14 +42,11 @@ from circuitcut.masks.formats.edge_tensors import (
     values_in,
     with_inputs,
 )
+from circuitcut.masks.formats.programs import Embeddings, Shared
 from circuitcut.models.residual.block_modules import graph_of
 from circuitcut.models.residual.graph import Position, ResidualGraph
 from circuitcut.storage.atomic import read_json
 from circuitcut.storage.errors import UserError
-
-FORMATS = (*CONVENTIONS, "edges")
-"""Formats that hold a complete mask and can therefore be read."""
-Embeddings = Literal["auto", "nodes", "always"]
 
 
 @dataclass(frozen=True)

@@ -14,12 +14,12 @@ import torch
 from jaxtyping import Float, Int, Shaped
 from torch import Tensor
 
+from circuitcut.masks.formats.programs import Shared
 from circuitcut.models.residual.graph import ResidualGraph
 from circuitcut.storage.errors import UserError
 
 Reads = Literal["q", "k", "v", "qkv", "mlp", "logits"]
 Key = tuple[int, Reads]
-Shared = Literal["refuse", "keep", "ablate"]
 """Rule for the value of one edge that stands for several edges, if these differ."""
 
 

@@ -17,7 +17,8 @@ from circuitcut.attribution.subject import Subject
 from circuitcut.masks.ablation import zero_values
 from circuitcut.masks.gating import gated
 from circuitcut.models.architectures import sites_of
-from circuitcut.models.sites import MODULE_KINDS, Site
+from circuitcut.models.names import MODULE_KINDS
+from circuitcut.models.sites import Site
 from circuitcut.storage.errors import UserError
 from tests.attribution.toy import (
     N_TOKENS,

@@ -10,7 +10,7 @@ from circuitcut.attribution.gate_gradients import concept_margin, gate_gradients
 from circuitcut.attribution.integrated import integrated_gradients_margin, midpoints
 from circuitcut.attribution.subject import Scores, Subject
 from circuitcut.models.architectures import sites_of
-from circuitcut.models.sites import MODULE_KINDS
+from circuitcut.models.names import MODULE_KINDS
 from circuitcut.models.spared import FIRST_POSITION
 from tests.attribution.toy import (
     SEQ,

@@ -9,9 +9,10 @@ import torch
 from torch import nn
 
 from circuitcut.experiments import freeze as freezing
+from circuitcut.experiments.defaults.of_mask import PRETRAINED_KL, retain_kl_of
 from circuitcut.experiments.freeze import freeze
 from circuitcut.experiments.mask_config import MaskConfig
-from circuitcut.experiments.plan import PRETRAINED_KL, Plan, Size, retain_kl_of
+from circuitcut.experiments.plan import Plan, Size
 from circuitcut.experiments.settings import MaskSettings
 from circuitcut.masks.ablation import zero_values
 from circuitcut.masks.mask_set import MaskSet

@@ -8,17 +8,16 @@ from typing import Any
 import pytest
 import torch
 
+from circuitcut.attribution.abilities import ABILITIES
+from circuitcut.attribution.registry import METHODS
+from circuitcut.experiments.defaults.of_mask import WITHOUT_BUDGET, settings_of
 from circuitcut.experiments.load import load
 from circuitcut.experiments.mask_config import MaskConfig
-from circuitcut.experiments.plan import (
-    WITHOUT_BUDGET,
-    Plan,
-    plan,
-    settings_of,
-)
+from circuitcut.experiments.plan import Plan, plan
 from circuitcut.experiments.settings import MaskSettings, saved_settings
 from circuitcut.masks.ablation import zero_values
 from circuitcut.masks.frozen_mask import FrozenMask
+from circuitcut.masks.gate_settings import SETTINGS
 from circuitcut.masks.registry import GATES
 from circuitcut.storage.errors import UserError
 from circuitcut.storage.run_directory import RunDirectory
@@ -43,10 +42,15 @@ def test_a_task_s_recipe_is_plain_data_that_settings_take():
 
 
 def test_a_gate_changes_the_recipe_as_it_says():
-    for name, gate in GATES.items():
+    for name, gate in SETTINGS.items():
         settings = settings_of(MaskConfig(task="locations", gate=name), 9216)
         for key, value in gate.recipe.items():
             assert getattr(settings, key) == value
+
+
+def test_every_gate_has_its_settings_and_every_method_its_ability():
+    assert {name: gate.settings_class for name, gate in GATES.items()} == SETTINGS
+    assert list(METHODS) == list(ABILITIES)
 
 
 def test_flags_come_before_the_gate_and_the_gate_before_the_task():

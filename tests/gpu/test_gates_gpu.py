@@ -14,7 +14,8 @@ from circuitcut.masks.gating import gated
 from circuitcut.masks.mask_set import MaskSet
 from circuitcut.masks.registry import GATES, GateSettings
 from circuitcut.models.architectures import sites_of
-from circuitcut.models.sites import MODULE_KINDS, Site
+from circuitcut.models.names import MODULE_KINDS
+from circuitcut.models.sites import Site
 from circuitcut.models.spared import FIRST_POSITION
 from circuitcut.tasks.toxicity_sampling import sample_continuations
 from circuitcut.training.fit_arguments import Checkpoints, Watch

@@ -7,7 +7,8 @@ from torch import nn
 from circuitcut.masks.ablation import mean_values, record_values, zero_values
 from circuitcut.models.architectures import sites_of
 from circuitcut.models.mlp import Mlp
-from circuitcut.models.sites import MODULE_KINDS, Site
+from circuitcut.models.names import MODULE_KINDS
+from circuitcut.models.sites import Site
 from circuitcut.storage.errors import UserError
 
 FAMILIES = ["gpt2", "llama", "bert"]

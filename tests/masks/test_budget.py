@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from circuitcut.masks.budget import BudgetSettings, in_units
+from circuitcut.masks.gate_settings import BudgetSettings, in_units
 from circuitcut.masks.hard_concrete import HardConcreteGate, _Curve
 from circuitcut.masks.registry import GateSettings
 

@@ -16,7 +16,8 @@ from circuitcut.masks.mask_set import MaskSet
 from circuitcut.masks.registry import GateSettings
 from circuitcut.models.architectures import sites_of
 from circuitcut.models.mlp import Mlp
-from circuitcut.models.sites import MODULE_KINDS, Site
+from circuitcut.models.names import MODULE_KINDS
+from circuitcut.models.sites import Site
 from circuitcut.storage.errors import UserError
 
 FAMILIES = ["gpt2", "llama", "gpt_neox", "gemma2", "qwen3", "bert", "distilbert", "mlp"]

@@ -18,7 +18,8 @@ from circuitcut.models.architectures import (
     sites_of,
 )
 from circuitcut.models.mlp import MLP_TYPE, Mlp
-from circuitcut.models.sites import MODULE_KINDS, Site
+from circuitcut.models.names import MODULE_KINDS
+from circuitcut.models.sites import Site
 from circuitcut.storage.errors import UserError
 from tests.models.tiny import (
     D_MLP,

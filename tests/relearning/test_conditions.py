@@ -14,8 +14,8 @@ from circuitcut.relearning.conditions import (
     CONDITIONS,
     Condition,
     conditions,
-    trained_parameters,
 )
+from circuitcut.relearning.trained import trained_parameters
 from circuitcut.storage.errors import UserError
 
 
@@ -75,7 +75,7 @@ def test_wrong_conditions_are_refused(given: dict, message: str):
 
 def test_empty_lists_are_refused():
     with pytest.raises(UserError, match="seeds must not be empty"):
-        conditions(tuple(CONDITIONS), ("lasting",), (), (None,))
+        conditions(CONDITIONS, ("lasting",), (), (None,))
 
 
 def _bert() -> BertForTokenClassification:

@@ -16,7 +16,7 @@ from circuitcut.masks.ablation import mean_values, zero_values
 from circuitcut.masks.frozen_mask import FrozenMask
 from circuitcut.models.architectures import sites_of
 from circuitcut.models.loading import LoadedModel
-from circuitcut.relearning.conditions import Condition, trained_parameters
+from circuitcut.relearning.conditions import Condition
 from circuitcut.relearning.finetune import held_model
 from circuitcut.relearning.lora import (
     adapted_modules,
@@ -24,11 +24,12 @@ from circuitcut.relearning.lora import (
     add_adapters_,
     factor,
     has_adapter,
-    lora_rank,
 )
+from circuitcut.relearning.lora_rank import lora_rank
 from circuitcut.relearning.protocol import base_copy, relearn, run_condition
 from circuitcut.relearning.redistribution import weight_distance
 from circuitcut.relearning.study import Findings, RelearnSettings, Study
+from circuitcut.relearning.trained import trained_parameters
 from circuitcut.storage.atomic import read_tensors
 from circuitcut.storage.errors import UserError
 from circuitcut.tasks.base import Task

@@ -12,9 +12,17 @@ from torch import Tensor, nn
 
 from circuitcut.models.tokenizer_training import train_tokenizer
 from circuitcut.storage.errors import UserError
-from circuitcut.tasks.base import NO_TARGET, Batch, Corpus, Task, TaskOptions
+from circuitcut.tasks.base import (
+    NO_TARGET,
+    Batch,
+    Corpus,
+    Task,
+    TaskOptions,
+    can_have_pairs,
+)
 from circuitcut.tasks.evaluation import evaluate
 from circuitcut.tasks.registry import TASKS
+from circuitcut.tasks.settings.registry import DEFAULTS
 
 CUT_SPLITS = ("mask", "tune", "relearn", "heldout")
 PER_EXAMPLE = ("cluster", "unseen")
@@ -285,3 +293,9 @@ def test_counterfactual_inputs_keep_the_shape_and_leave_special_tokens(name: str
 def test_the_same_options_read_the_same_data(name: str):
     again = TASKS[name.removesuffix(MASKED)].read(OPTIONS)
     assert again.fingerprint() == subject(name).corpus.fingerprint()
+
+
+def test_the_defaults_known_before_torch_are_those_of_the_tasks():
+    assert {name: task.defaults for name, task in TASKS.items()} == DEFAULTS
+    for name, task in TASKS.items():
+        assert DEFAULTS[name].has_pairs == can_have_pairs(task), name

@@ -172,7 +172,7 @@ def test_help_explains_each_flag_with_its_default(capsys):
     text = capsys.readouterr().out
     assert "Man page.\n\n    python x.py\n" in text
     assert "steps, 100 % of them (default: 3)" in " ".join(text.split())
-    assert "largest norm (default: 1.0)" in text
+    assert "largest norm (default: 1)" in text
 
 
 def test_a_config_is_plain_json():

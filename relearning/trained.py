@@ -1,0 +1,87 @@
+"""Which parameters relearning trains, by the flag `trained`."""
+
+import re
+from collections.abc import Callable
+
+from torch import nn
+
+from circuitcut.relearning.lora_rank import lora_rank
+from circuitcut.storage.errors import UserError
+
+PARTS: dict[str, str] = {
+    "all": r"",
+    "mlp": r"(^|\.)(mlp|ffn|intermediate)\.|\.layer\.\d+\.output\.dense\.|^blocks\.",
+    "attention": r"(^|\.)(attn|attention|self_attn)\.",
+}
+"""Names for `trained` -> the regular expression a parameter's name must match."""
+
+_LAYER = re.compile(r"\.(\d+)\.")
+_LAYERS = re.compile(r"layers:(\d+)(?:-(\d+))?")
+
+
+def trained_parameters(model: nn.Module, trained: str) -> dict[str, nn.Parameter]:
+    """The parameters that relearning trains, by name.
+
+    Args:
+        model: The model to fine-tune.
+        trained: `head`, a key of `PARTS`, `layers:2` or `layers:2-4` (blocks counted
+            from 0, both ends included), or a regular expression that is searched in
+            names. `head` is what lies outside `base_model_prefix`, or outside `blocks`
+            where the model has no such attribute. Integer parameters are left out.
+            `lora` and `lora:RANK` are the adapters that `lora.add_adapters_` added.
+
+    Raises:
+        UserError: When nothing matches, the expression is not valid, or the head cannot
+            be distinguished from the rest.
+    """
+    trainable = {
+        name: parameter
+        for name, parameter in model.named_parameters()
+        if parameter.is_floating_point() or parameter.is_complex()
+    }
+    if not trainable:
+        raise UserError(f"{type(model).__name__} has no parameter that can be trained")
+    body = getattr(model, "base_model_prefix", "blocks")
+    chosen = _matcher(rf"^(?!{body}\.)" if trained == "head" else trained)
+    parameters = {
+        name: parameter for name, parameter in trainable.items() if chosen(name)
+    }
+    if trained == "head" and len(parameters) == len(trainable):
+        raise UserError(
+            f"argument trained must not be head for {type(model).__name__}, which has "
+            f"no parameter below {body!r}; give a regular expression"
+        )
+    if not parameters and lora_rank(trained) is not None:
+        raise UserError(
+            f"argument trained is {trained!r}, and {type(model).__name__} has no "
+            "adapters; call relearning.lora.add_adapters_ first"
+        )
+    if not parameters:
+        names = list(trainable)
+        raise UserError(
+            f"argument trained must match a parameter, {trained!r} matches none of "
+            f"{len(names)} ({names[0]} ... {names[-1]}); give head, "
+            f"{', '.join(PARTS)}, layers:FIRST-LAST or a regular expression"
+        )
+    return parameters
+
+
+def _matcher(trained: str) -> Callable[[str], bool]:
+    if lora_rank(trained) is not None:
+        return lambda name: ".lora_A." in name or ".lora_B." in name
+    layers = _LAYERS.fullmatch(trained)
+    if layers:
+        first, last = int(layers[1]), int(layers[2] or layers[1])
+
+        def in_layers(name: str) -> bool:
+            number = _LAYER.search(name)
+            return number is not None and first <= int(number[1]) <= last
+
+        return in_layers
+    try:
+        pattern = re.compile(PARTS.get(trained, trained))
+    except re.error as error:
+        raise UserError(
+            f"argument trained must be a regular expression, got {trained!r}: {error}"
+        ) from error
+    return lambda name: pattern.search(name) is not None

@@ -1,0 +1,135 @@
+"""Help and wrong flags are answered at once: before torch is imported."""
+
+import re
+import subprocess
+import sys
+from importlib import import_module
+from pathlib import Path
+
+import pytest
+
+from circuitcut.experiments.defaults.of_mask import settings_of
+from circuitcut.scripts.command_line import VERBS
+from circuitcut.scripts.relearn import RelearnConfig
+from circuitcut.scripts.train_mask import TrainMaskConfig
+from circuitcut.training.config import parse_config
+
+ROOT = Path(__file__).resolve().parents[2]
+SLOW = ("torch", "sklearn", "scipy", "datasets", "accelerate", "transformers.models")
+"""What takes seconds to import."""
+PROGRAM = """
+import atexit, resource, runpy, sys
+
+def report():
+    loaded = [name for name in {slow!r} if name in sys.modules]
+    used = resource.getrusage(resource.RUSAGE_SELF)
+    print(used.ru_utime + used.ru_stime, *loaded, file=sys.stderr)
+
+atexit.register(report)
+sys.argv = [{script!r}, *{flags!r}]
+runpy.run_path({script!r}, run_name="__main__")
+"""
+
+
+def answer(verb: str, *flags: str) -> tuple[int, str, float, list[str]]:
+    """Exit code, output, CPU seconds, and the slow modules that were imported."""
+    script = str(ROOT / "scripts" / f"{verb.replace('-', '_')}.py")
+    program = PROGRAM.format(slow=SLOW, script=script, flags=flags)
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, cwd=ROOT
+    )
+    *lines, last = done.stderr.splitlines()
+    seconds, *loaded = last.split()
+    return done.returncode, "\n".join([done.stdout, *lines]), float(seconds), loaded
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_help_is_given_before_torch_is_imported(verb: str):
+    code, text, seconds, loaded = answer(verb, "--help")
+    assert code == 0, text
+    assert "usage" in text
+    assert loaded == []
+    assert seconds < 4
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_a_wrong_flag_is_refused_before_torch_is_imported(verb: str):
+    code, text, seconds, loaded = answer(verb, "--no_such_flag", "1")
+    assert code == 2
+    assert "no_such_flag" in text
+    assert len(text.strip().splitlines()) == 1
+    assert loaded == []
+    assert seconds < 4
+
+
+@pytest.mark.parametrize(
+    ("verb", "flags"),
+    [
+        ("train-mask", ["--lr", "nan"]),
+        ("relearn", ["--conditions", "cut", "burnt"]),
+        ("export-mask", ["--format", "doc"]),
+    ],
+)
+def test_a_wrong_value_is_refused_before_torch_is_imported(verb: str, flags: list[str]):
+    code, text, _, loaded = answer(verb, *flags)
+    assert code == 2
+    assert flags[0] in text or "must" in text
+    assert loaded == []
+
+
+def shown(config: type, capsys: pytest.CaptureFixture[str], *flags: str) -> str:
+    """The help text in one line."""
+    with pytest.raises(SystemExit) as stopped:
+        parse_config(config, [*flags, "--help"])
+    assert stopped.value.code == 0
+    return " ".join(capsys.readouterr().out.split())
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_every_flag_stands_under_a_heading(verb: str, capsys):
+    module, name = VERBS[verb]
+    config = getattr(import_module(module), name)
+    with pytest.raises(SystemExit):
+        parse_config(config, ["--help"])
+    text = capsys.readouterr().out
+    headings = re.findall(r"^([a-z ]+):$", text, re.M)
+    assert headings[0] == "options"
+    assert headings[-1] == "run"
+    assert "flags" not in headings
+    by_heading = re.split(r"^[a-z ]+:$", text, flags=re.M)
+    assert re.findall(r"^  (--\w+)", by_heading[1], re.M) == ["--help"]
+    if verb == "train-mask":
+        wanted = ["data", "model", "what is cut", "training", "freezing", "baselines"]
+        assert headings[1:-1] == wanted
+
+
+def test_the_defaults_of_the_task_and_model_on_the_command_line_are_shown(capsys):
+    text = shown(TrainMaskConfig, capsys, "--task", "toxicity")
+    assert "optimiser steps (default by task and model: 500)" in text
+    assert "nats a token (default by task and model: no limit)" in text
+    assert "those of --task toxicity --model tiny-decoder." in text
+    text = shown(TrainMaskConfig, capsys)
+    assert "optimiser steps (default by task and model: 250)" in text
+    assert "those of --task locations --model tiny-encoder." in text
+    text = shown(RelearnConfig, capsys, "--task", "ioi", "--model", "smollm2")
+    assert "steps of every condition (default by task and model: 16)" in text
+
+
+def test_a_wrong_flag_beside_help_leaves_the_usual_defaults(capsys):
+    text = shown(TrainMaskConfig, capsys, "--task", "nowhere")
+    assert "those of --task locations --model tiny-encoder." in text
+
+
+def test_settings_that_follow_from_the_number_of_units_are_shares(capsys):
+    edges = ["--task", "ioi", "--units", "edges", "--direction", "isolate"]
+    text = shown(TrainMaskConfig, capsys, *edges)
+    assert "0.0125, a share of all units" in text
+    text = shown(TrainMaskConfig, capsys, *edges, "--model", "m", "--gate", "clamped")
+    assert "isolate) (default by task and model: by the number of units)" in text
+
+
+@pytest.mark.parametrize(("task", "model"), [("mnist", "mlp"), ("ioi", "tiny-decoder")])
+def test_the_settings_shown_are_those_of_a_run(task: str, model: str):
+    config = TrainMaskConfig(task=task, model=model)
+    settings = vars(settings_of(config, 10_000))
+    assert {name: config.chosen()[name] for name in settings} == settings
