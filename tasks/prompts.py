@@ -8,6 +8,7 @@ prompts. The built-in prompts ask for the capitals of invented countries.
 
 import logging
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar
