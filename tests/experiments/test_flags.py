@@ -5,8 +5,13 @@ from pathlib import Path
 
 import pytest
 
-from circuitcut.experiments.flags import TaskConfig, command, run_dir_flag, task_flags
-from circuitcut.experiments.load import base_recipe
+from circuitcut.experiments.flags import (
+    TaskConfig,
+    base_recipe,
+    command,
+    run_dir_flag,
+    task_flags,
+)
 from circuitcut.scripts.train_base import TrainBaseConfig
 from circuitcut.scripts.train_mask import TrainMaskConfig
 from circuitcut.training.config import parse_config

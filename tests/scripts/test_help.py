@@ -1,5 +1,6 @@
 """Help and wrong flags are answered at once: before torch is imported."""
 
+import json
 import re
 import subprocess
 import sys
@@ -118,6 +119,49 @@ def test_the_defaults_of_the_task_and_model_on_the_command_line_are_shown(capsys
 def test_a_wrong_flag_beside_help_leaves_the_usual_defaults(capsys):
     text = shown(TrainMaskConfig, capsys, "--task", "nowhere")
     assert "those of --task locations --model tiny-encoder." in text
+
+
+def test_the_defaults_are_those_of_a_saved_run_with_the_flags_beside_it(
+    capsys, tmp_path: Path
+):
+    saved = {"kind": "train_mask", "task": "toxicity", "lr": 0.3, "n_steps": 9}
+    file = tmp_path / "config.json"
+    file.write_text(json.dumps(saved | {"resolved": ["lr", "n_steps"]}))
+    text = shown(TrainMaskConfig, capsys, "--config", str(file))
+    assert "those of --task toxicity" in text
+    assert "optimiser steps (default by task and model: 9)" in text
+    text = shown(TrainMaskConfig, capsys, "--config", str(file), "--task", "locations")
+    assert "optimiser steps (default by task and model: 250)" in text
+
+
+def test_a_wrong_value_beside_help_is_one_line(capsys):
+    with pytest.raises(SystemExit) as stopped:
+        parse_config(TrainMaskConfig, ["--n_steps", "few", "--help"])
+    assert stopped.value.code == 2
+    assert len(capsys.readouterr().err.strip().splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("verb", "flag", "heading"),
+    [
+        ("train-mask", "retain_kl", "freezing"),
+        ("train-mask", "base_recipe", "model"),
+        ("train-mask", "lr_multipliers", "training"),
+        ("relearn", "base_recipe", "model"),
+        ("relearn", "optimiser", "training"),
+        ("relearn", "clip_norm", "training"),
+    ],
+)
+def test_a_flag_stands_under_its_own_heading(
+    verb: str, flag: str, heading: str, capsys
+):
+    module, name = VERBS[verb]
+    with pytest.raises(SystemExit):
+        parse_config(getattr(import_module(module), name), ["--help"])
+    text = capsys.readouterr().out
+    before = re.findall(r"^([a-z ]+):$|^  --(\w+)", text, re.M)
+    place = before.index(("", flag))
+    assert [h for h, _ in before[:place] if h][-1] == heading
 
 
 def test_settings_that_follow_from_the_number_of_units_are_shares(capsys):

@@ -16,6 +16,7 @@ from circuitcut.storage.atomic import read_json, write_json
 from circuitcut.storage.errors import UserError
 from circuitcut.storage.run_directory import RunDirectory
 from circuitcut.tasks.mnist import MnistTask
+from circuitcut.tasks.settings.registry import DEFAULTS
 from circuitcut.training.config import parse_config
 from circuitcut.training.tracking import Tracker
 from tests.scripts.conftest import FAST
@@ -155,7 +156,7 @@ def test_a_config_repeats_its_run_after_the_defaults_have_changed(
     finished: Path, monkeypatch: pytest.MonkeyPatch
 ):
     first = finished
-    defaults = MnistTask.defaults
+    defaults = DEFAULTS["mnist"]
     recipe = defaults.of("mlp").base
     assert recipe is not None
     other = replace(
@@ -164,6 +165,7 @@ def test_a_config_repeats_its_run_after_the_defaults_have_changed(
         mask={"ablation": "zero", "k_max": 20.0, "batch_size": 9},
         of_model={"mlp": replace(defaults.of("mlp"), base=replace(recipe, d_hidden=7))},
     )
+    monkeypatch.setitem(DEFAULTS, "mnist", other)
     monkeypatch.setattr(MnistTask, "defaults", other)
     again = trained(["--config", str(first / "config.json")])
     for name in ("mask.safetensors", "ranking.safetensors", "settings.json"):
