@@ -28,7 +28,6 @@ from circuitcut.masks.formats.conventions import (
     translated,
 )
 from circuitcut.masks.formats.edge_files import (
-    FORMATS,
     read_edges,
     write_edges,
     write_named_edges,
@@ -36,6 +35,7 @@ from circuitcut.masks.formats.edge_files import (
 from circuitcut.masks.formats.edge_lists import graph_json, live_nodes, read_graph_json
 from circuitcut.masks.formats.edge_matrices import regrouped
 from circuitcut.masks.formats.edge_tensors import LAYOUTS, kept_by, tensors_of
+from circuitcut.masks.formats.programs import FORMATS
 from circuitcut.masks.frozen_mask import FrozenMask
 from circuitcut.models.architectures import edge_sites, sites_of
 from circuitcut.models.residual.graph import ResidualGraph
