@@ -25,7 +25,7 @@ class Mask(Protocol):
         ...
 
 
-M = TypeVar("M", bound=Mask)
+T = TypeVar("T", bound=Mask)
 
 
 @dataclass(frozen=True)
@@ -83,7 +83,7 @@ class Condition:
         parts = (self.name, self.holding, limit, f"seed{self.seed}")
         return "-".join(part for part in parts if part)
 
-    def mask(self, mask: M) -> M | None:
+    def mask(self, mask: T) -> T | None:
         """The mask this condition starts from; None leaves the model uncut."""
         if self.name in WHOLE:
             return None
