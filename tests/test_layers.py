@@ -89,9 +89,10 @@ def test_the_edge_engine_is_entered_by_its_doors_alone():
 
 
 def test_a_room_holds_about_sixteen_files():
+    """At most 18 here, and one that a user adds to a checkout."""
     for folder in {path.parent for path in FILES}:
         files = [path for path in folder.glob("*.py") if path.name != "__init__.py"]
-        assert len(files) <= 18, f"{folder} holds {len(files)} files"
+        assert len(files) <= 19, f"{folder} holds {len(files)} files"
 
 
 def test_nothing_imports_the_tests():

@@ -104,7 +104,8 @@ def test_a_mask_is_learned_beside_folders_of_the_same_names(
     flags = ["train-mask", "--task", "mnist", "--base_steps", "200", "--n_steps", "20"]
     flags += ["--n_ablated", "100", "--n_random", "1", "--attribution", "none"]
     trained = run([python.parent / "circuitcut", *flags], work)
-    assert "next: circuitcut relearn --mask" in trained.stdout
+    command = f"next: {python.parent / 'circuitcut'} relearn --mask"
+    assert command in trained.stdout
     assert len(list((work / "runs").glob("*/mask.safetensors"))) == 1
 
 

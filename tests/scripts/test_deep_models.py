@@ -125,7 +125,7 @@ def test_cut_heads_are_named_mapped_and_a_cut_in_vain_is_warned_of(
     flags = ["--mask", str(run), *few, *where]
     with caplog.at_level(logging.WARNING):
         again = relearn.main(parse_config(relearn.RelearnConfig, flags))
-    assert f"{warning} Relearning it shows no recovery of the concept." in caplog.text
+    assert f"{warning} Its relearning shows no recovery." in caplog.text
     assert results(again)["warning"] == warning
     assert f"Warning: {warning}" in reported(again)
     measured = evaluate.main(

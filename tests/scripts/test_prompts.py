@@ -76,7 +76,7 @@ def test_a_file_of_prompts_is_cut_relearnt_measured_and_reported(
     measured = results(evaluate.main(parse_config(evaluate.EvaluateConfig, flags)))
     assert measured["scores"]["cut"]["accuracy"] == pytest.approx(cut)
     page = report.main(parse_config(report.ReportConfig, where[:2])).read_text()
-    assert "accuracy on the concept" in page
+    assert "accuracy on the prompts" in page
 
 
 @pytest.mark.slow
