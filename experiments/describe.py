@@ -8,7 +8,7 @@ from circuitcut.experiments.circuits.heads_of_mask import heads_of
 from circuitcut.experiments.circuits.published import published_overlap
 from circuitcut.experiments.freeze import Frozen
 from circuitcut.experiments.gate_training import special_ids
-from circuitcut.experiments.load import Experiment, settings_in
+from circuitcut.experiments.load import Experiment, provenance_of
 from circuitcut.experiments.plan import Plan
 from circuitcut.experiments.scores import (
     Scored,
@@ -58,7 +58,7 @@ def header(
         "concept_metric": vars(task.concept_metric),
         "retain_metric": vars(task.retain_metric),
         "base": experiment.base,
-        "provenance": {"settings": settings_in(experiment), **experiment.origin},
+        "provenance": provenance_of(experiment),
     }
 
 

@@ -13,7 +13,7 @@ from circuitcut.experiments.gate_training import (
     cut_with,
     special_ids,
 )
-from circuitcut.experiments.load import Experiment, settings_in
+from circuitcut.experiments.load import Experiment, provenance_of
 from circuitcut.experiments.plan import Plan
 from circuitcut.experiments.settings import MaskSettings
 from circuitcut.masks.ablation import AblationValues
@@ -90,8 +90,7 @@ def provenance(experiment: Experiment, settings: MaskSettings) -> dict[str, Any]
         "gate": settings.gate,
         "direction": settings.direction,
         "seed": settings.seed,
-        "settings": settings_in(experiment, **asdict(settings)),
-        **experiment.origin,
+        **provenance_of(experiment, asdict(settings)),
     }
 
 
@@ -112,7 +111,9 @@ def _chosen_k(
     breaking = plan.settings.direction == "break"
     only_concept = concept.higher_is_better or not breaking
     uncut = evaluate(task, model, "tune", only_concept=only_concept).scores
-    references = experiment.references.setdefault("tune", References())
+    reference: bool | References = False
+    if not only_concept:
+        reference = experiment.references.setdefault("tune", References())
     low, high = math.log(plan.settings.k_min), math.log(plan.settings.k_max)
     grid = sorted({round(math.exp(low + i * (high - low) / 11)) for i in range(12)})
     sizes = grid if breaking else [n_units - k for k in grid]
@@ -124,7 +125,7 @@ def _chosen_k(
             model,
             "tune",
             cut=cut,
-            reference=references if not only_concept else False,
+            reference=reference,
             only_concept=only_concept,
         ).scores
 

@@ -1,6 +1,6 @@
 """Data, task and untrained model of a run, the cheap checks first."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Literal
@@ -11,7 +11,6 @@ from accelerate import Accelerator
 from circuitcut.experiments.flags import TaskConfig, base_recipe, check_data_flags
 from circuitcut.models.builtin import BUILTIN, BuiltinSizes, build_builtin
 from circuitcut.models.loading import LoadedModel, load_model
-from circuitcut.models.weights_hash import weights_sha256
 from circuitcut.storage.errors import UserError
 from circuitcut.storage.progress import Waiting
 from circuitcut.storage.provenance import code_version
@@ -43,7 +42,7 @@ class Experiment:
         return {
             "data_sha256": fingerprint(),
             "config_hash": self.loaded.config_hash,
-            "weights_sha256": weights_sha256(self.loaded.model),
+            "weights_sha256": self.loaded.weights_sha256,
             "code_version": code_version(),
         }
 
@@ -52,18 +51,27 @@ OF_THE_PLACE = frozenset({"run_dir", "device", "eval_batch", "name", "resume"})
 """Flags that decide no number; a run may continue with others."""
 
 
-def settings_in(experiment: Experiment, **further: Any) -> dict[str, Any]:
-    """The settings that decide the numbers, by name; no value is the word `none`.
-
-    Args:
-        further: Settings that are no flags of the script.
-    """
-    settings = further | config_dict(experiment.config)
+def deciding(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings that decide the numbers, by name; no value is the word `none`."""
     return {
         name: NONE if value is None else value
         for name, value in settings.items()
         if name not in OF_THE_PLACE
     }
+
+
+def provenance_of(
+    experiment: Experiment, further: Mapping[str, Any] | None = None, /, **hashes: str
+) -> dict[str, Any]:
+    """What a run is made with, as its JSON files and checkpoints keep it.
+
+    Args:
+        experiment: Its config has the resolved flags.
+        further: Settings that are no flags of the script.
+        hashes: Of further inputs, for instance `mask_sha256`.
+    """
+    settings = dict(further or {}) | config_dict(experiment.config)
+    return {"settings": deciding(settings), **experiment.origin, **hashes}
 
 
 def load(

@@ -7,7 +7,7 @@ its micro-batches' losses, each by its share of the weight: they change nothing 
 rounding. Each goes forward and back before the next; the gates' gradients add up.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -123,17 +123,19 @@ def check_relearning(
         )
 
 
-def micro_batches(batch: Batch, n_rows: int) -> list[tuple[Batch, Shares]]:
-    """Pieces of at most `n_rows` examples of like length, with shares of the weight."""
+def micro_batches(
+    batch: Batch, chosen: Sequence[Tensor]
+) -> Iterator[tuple[Batch, Shares]]:
+    """Pieces of a batch, with their shares of the weight.
+
+    Args:
+        chosen: The examples of each piece, by index.
+    """
     total = _weights(batch)
-    pieces = []
-    for group in by_length(batch):
-        for chosen in group.nonzero().flatten().split(n_rows):
-            rows = rows_of(batch, chosen)
-            weights = _weights(rows)
-            of_total = {k: weights[k] / total[k] if total[k] else 0.0 for k in weights}
-            pieces.append((rows, of_total))
-    return pieces
+    for rows_chosen in chosen:
+        rows = rows_of(batch, rows_chosen)
+        weights = _weights(rows)
+        yield rows, {k: weights[k] / total[k] if total[k] else 0.0 for k in weights}
 
 
 def _weights(batch: Batch) -> dict[str, float]:
@@ -151,12 +153,13 @@ def loss_in_micro_batches(
     Memory is that of one micro-batch: the loss that comes back depends on the gates
     through the gradient already at hand, loss = total + sum_g (g - g.detach()) dL/dg.
     """
-    pieces = micro_batches(batch, n_rows)
-    if len(pieces) == 1:
+    groups = [group.nonzero().flatten() for group in by_length(batch)]
+    chosen = [piece for group in groups for piece in group.split(n_rows)]
+    if len(chosen) == 1:
         return loss_of(gates, batch, {"concept": 1.0, "retain": 1.0})
     leaves = {name: gate.detach().requires_grad_() for name, gate in gates.items()}
     total, logs = 0.0, dict[str, float]()
-    for rows, shares in pieces:
+    for rows, shares in micro_batches(batch, chosen):
         loss, numbers = loss_of(leaves, rows, shares)
         loss.backward()
         total += float(loss.detach())

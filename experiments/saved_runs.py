@@ -39,7 +39,13 @@ from circuitcut.storage.run_directory import (
     read_config,
     run_holding,
 )
-from circuitcut.training.config import NONE, RESOLVED, saved_flags
+from circuitcut.training.config import (
+    NONE,
+    RESOLVED,
+    as_given,
+    has_choice_none,
+    saved_flags,
+)
 
 _log = logging.getLogger(__name__)
 RANKING_FILE = "ranking.safetensors"
@@ -126,7 +132,7 @@ def with_flags_of_run(config: Config, path: Path) -> Config:
     given = {f.name for f in fields(TaskConfig) if _is_given(config, default, f.name)}
     flags = _typed(TaskConfig, saved)
     if any(getattr(config, n) != flags.get(n) for n in given.intersection(deciding)):
-        flags = {n: v for n, v in flags.items() if n not in saved.get(RESOLVED, [])}
+        flags = _typed(TaskConfig, as_given(saved))
     taken = {
         name: value
         for name, value in flags.items()
@@ -277,7 +283,7 @@ def new_run(
         experiment: Its config has the resolved flags.
         given: The flags as they were given.
         name: Of the directory; None: generated.
-        made_with: See `provenance.provenance_of`.
+        made_with: See `load.provenance_of`.
         files: Further JSON files that the run begins with.
     """
     config = experiment.config
@@ -305,15 +311,12 @@ def _typed(config_class: type, saved: Mapping[str, Any]) -> dict[str, Any]:
     hints = get_type_hints(config_class)
     typed = {}
     for name in (f.name for f in fields(config_class) if f.name in saved):
-        value, parts = saved[name], get_args(hints[name])
-        is_none = value == NONE and NoneType in parts and not _is_choice(NONE, parts)
+        value, hint = saved[name], hints[name]
+        parts = get_args(hint)
+        is_none = value == NONE and NoneType in parts and not has_choice_none(hint)
         if is_none or value is None:
             value = None
-        elif hints[name] is Path or Path in parts:
+        elif hint is Path or Path in parts:
             value = Path(value)
         typed[name] = value
     return typed
-
-
-def _is_choice(word: str, parts: tuple[Any, ...]) -> bool:
-    return any(word in get_args(part) for part in parts)

@@ -5,11 +5,13 @@ import hashlib
 import json
 import re
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 from torch import nn
 
 from circuitcut.models.spared import FIRST_POSITION
+from circuitcut.models.weights_hash import weights_sha256
 
 # Entries that change neither sites nor results in evaluation mode: names, paths,
 # versions, classes, dtype, dropout and settings of generation.
@@ -39,6 +41,11 @@ class LoadedModel:
     is_decoder: bool
     special_ids: tuple[int, ...]
     """Positions that are never gated, by token id; see `special_ids_of`."""
+
+    @cached_property
+    def weights_sha256(self) -> str:
+        """Of all weights, as they are when it is first asked for."""
+        return weights_sha256(self.model)
 
 
 def config_hash_of(config: Any) -> str:

@@ -74,13 +74,13 @@ parse_first(__name__, AttributeConfig, __doc__)
 from circuitcut.experiments.base_model import with_base_model
 from circuitcut.experiments.describe import header
 from circuitcut.experiments.freeze import untrained
-from circuitcut.experiments.load import Experiment, load
+from circuitcut.experiments.load import Experiment, load, provenance_of
 from circuitcut.experiments.plan import (
     attribution_batches,
     check_pairs,
     sites_for,
 )
-from circuitcut.experiments.runs.resolved import provenance_of, resolved
+from circuitcut.experiments.runs.resolved import resolved
 from circuitcut.experiments.saved_runs import new_run, save_ranking
 from circuitcut.experiments.scores import attribution_ranking, cut_by, score
 from circuitcut.experiments.settings import MaskSettings
@@ -114,7 +114,9 @@ def main(config: AttributeConfig) -> Path:
     rows = [
         row
         for method in methods
-        for row in _cuts(config, experiment, whole, method, run.path)
+        for row in _cuts(
+            config, experiment, whole, method, run.path, flags["n_batches"]
+        )
     ]
     results = header("attribute", experiment, sites, ablation=config.ablation) | {
         "scores": {"uncut": score(experiment, None).scores},
@@ -151,10 +153,10 @@ def _cuts(
     whole: FrozenMask,
     method: str,
     folder: Path,
+    n_batches: int,
 ) -> list[dict[str, Any]]:
     """Cuts of every size by one ranking: saved, and measured as rows."""
     named = replace(whole, provenance={**whole.provenance, "gate": method})
-    n_batches = attribution_batches(config.n_batches, whole.sites)
     ranking = attribution_ranking(
         experiment, named, method, seed=config.seed, n_batches=n_batches
     )

@@ -73,9 +73,9 @@ from circuitcut.experiments.circuits.edges_of_mask import circuit_of
 from circuitcut.experiments.circuits.heads_of_mask import heads_of
 from circuitcut.experiments.circuits.published import published_overlap
 from circuitcut.experiments.describe import header, scores_by_name
-from circuitcut.experiments.load import Experiment
+from circuitcut.experiments.load import Experiment, provenance_of
 from circuitcut.experiments.plan import attribution_batches
-from circuitcut.experiments.runs.resolved import provenance_of, resolved
+from circuitcut.experiments.runs.resolved import resolved
 from circuitcut.experiments.saved_runs import (
     RANKING_FILE,
     check_fit,

@@ -123,13 +123,13 @@ from circuitcut.experiments.circuits.faithfulness import (
     rankings,
 )
 from circuitcut.experiments.freeze import untrained
-from circuitcut.experiments.load import Experiment, load
+from circuitcut.experiments.load import Experiment, load, provenance_of
 from circuitcut.experiments.plan import (
     attribution_batches,
     check_pairs,
     sites_for,
 )
-from circuitcut.experiments.runs.resolved import provenance_of, resolved
+from circuitcut.experiments.runs.resolved import resolved
 from circuitcut.experiments.saved_runs import (
     check_fit,
     mask_at,
@@ -165,9 +165,10 @@ def main(config: FaithfulnessConfig) -> Path:
     experiment = with_base_model(experiment)
     for path, mask in zip(config.mask, masks, strict=True):
         check_fit(mask, path, experiment)
-    chosen = methods if config.methods else [*methods, "random"]
-    flags: dict[str, Any] = {"methods": chosen or ["none"]}
-    flags["n_batches"] = attribution_batches(config.n_batches, sites)
+    if not config.methods:
+        methods.append("random")
+    n_batches = attribution_batches(config.n_batches, sites)
+    flags: dict[str, Any] = {"methods": methods or ["none"], "n_batches": n_batches}
     if masks:  # units and ablation are theirs
         flags["units"] = []
     else:
@@ -177,7 +178,8 @@ def main(config: FaithfulnessConfig) -> Path:
     run = new_run(experiment, given, "faithfulness", made_with=made_with)
     if not run.is_writer:  # one of several processes is enough
         return run.path
-    results = _results(config, experiment, sites, methods, masks, counts)
+    rankers = Rankers(methods, config.n_random, n_batches, config.seed)
+    results = _results(config, experiment, sites, rankers, masks, counts)
     results["next"] = command("report", {"runs": run.path})
     run.write_results(results)
     for rows in (faithfulness_rows(results), area_rows(results)):
@@ -192,15 +194,11 @@ def _results(
     config: FaithfulnessConfig,
     experiment: Experiment,
     sites: tuple[Site, ...],
-    methods: list[str],
+    rankers: Rankers,
     masks: Sequence[FrozenMask],
     counts: Tensor | None,
 ) -> dict[str, Any]:
     empty = nothing_kept(masks[0]) if masks else _empty(config, experiment, sites)
-    if not config.methods:
-        methods = [*methods, "random"]
-    n_batches = attribution_batches(config.n_batches, sites)
-    rankers = Rankers(methods, config.n_random, n_batches, config.seed)
     learned = dict(zip(config.mask, masks, strict=True))
     ranked = rankings(experiment, empty, rankers, learned)
     split: Any = config.split

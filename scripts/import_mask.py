@@ -72,9 +72,9 @@ from circuitcut.experiments.circuits.edges_of_mask import circuit_of
 from circuitcut.experiments.describe import header, per_site
 from circuitcut.experiments.freeze import provenance
 from circuitcut.experiments.gate_training import ablation_values
-from circuitcut.experiments.load import Experiment, load
+from circuitcut.experiments.load import Experiment, load, provenance_of
 from circuitcut.experiments.plan import check_pairs
-from circuitcut.experiments.runs.resolved import provenance_of, resolved
+from circuitcut.experiments.runs.resolved import resolved
 from circuitcut.experiments.saved_runs import new_run, save_frozen
 from circuitcut.experiments.settings import MaskSettings
 from circuitcut.masks.edges.sites import by_site, flat_gates

@@ -117,12 +117,12 @@ class RelearnConfig(TaskConfig):
     def chosen(self) -> dict[str, Any]:
         """Values by task and model of flags that are not given, for `--help`."""
         lr = usual_lr(self.trained, self.model_name in BUILTIN)
-        return super().chosen() | USUAL | {"lr": lr, **own_defaults(self)}
+        return super().chosen() | {"lr": lr, **usual_flags(self)}
 
     def combined(self) -> list[Condition]:
         """Every combination of conditions, holdings, seeds and limits."""
         limits: list[int | None] = []
-        for text in self.limits or USUAL["limits"]:
+        for text in self.limits or usual_flags(self)["limits"]:
             if text != "all" and not text.isdigit():
                 raise UserError(f"--limits must be numbers or all, got {text!r}")
             limits.append(None if text == "all" else int(text))
@@ -135,9 +135,9 @@ class RelearnConfig(TaskConfig):
         )
 
 
-def own_defaults(config: TaskConfig) -> Mapping[str, Any]:
-    """The flags that task and model have otherwise."""
-    return DEFAULTS[config.task].of(config.model_name).relearn or {}
+def usual_flags(config: TaskConfig) -> dict[str, Any]:
+    """The flags that were not given, for this task and model."""
+    return USUAL | dict(DEFAULTS[config.task].of(config.model_name).relearn or {})
 
 
 def usual_lr(trained: str, built_in: bool) -> float:
@@ -150,9 +150,14 @@ parse_first(__name__, RelearnConfig, __doc__)
 
 from circuitcut.experiments.base_model import prepare, with_base_model
 from circuitcut.experiments.describe import header
-from circuitcut.experiments.load import Experiment, load, make_accelerator
+from circuitcut.experiments.load import (
+    Experiment,
+    load,
+    make_accelerator,
+    provenance_of,
+)
 from circuitcut.experiments.micro_batches import check_relearning
-from circuitcut.experiments.runs.resolved import provenance_of, resolved
+from circuitcut.experiments.runs.resolved import resolved
 from circuitcut.experiments.runs.resuming import (
     begun,
     check_flags,
@@ -200,16 +205,17 @@ def main(config: RelearnConfig) -> Path:
 def _relearned(config: RelearnConfig, resumed: RunDirectory | None) -> Path:
     """Relearn under every condition, describe, and say where the concept went."""
     mask_path, mask = _mask(config)
-    check_inputs(resumed, {"mask_sha256": mask_hash(mask)})
+    mask_sha256 = mask_hash(mask)
+    check_inputs(resumed, {"mask_sha256": mask_sha256})
     given = replace(config, mask=mask_path)
     config = with_flags_of_run(given, mask_path)
-    config = _with_own_defaults(config)
     if resumed is None:
         RunDirectory.check(config.run_dir)
     experiment = with_base_model(load(config, data_check(resumed)))
     config = _fitted(config, mask, mask_path, experiment)
-    experiment = resolved(experiment, config, **_resolved_flags(config, experiment))
-    made_with = provenance_of(experiment, mask_sha256=mask_hash(mask))
+    settings = _settings(config, built_in=bool(experiment.base.get("from_scratch")))
+    experiment = resolved(experiment, config, **_resolved_flags(config, settings))
+    made_with = provenance_of(experiment, mask_sha256=mask_sha256)
     begun(resumed, made_with)
     warning = warning_of_cut(mask_path, mask, experiment)
     if warning:
@@ -218,7 +224,7 @@ def _relearned(config: RelearnConfig, resumed: RunDirectory | None) -> Path:
     if "never_learned" in config.conditions:
         never_learned = prepare(config, without_concept=True)
     run = resumed or new_run(experiment, given, "relearn", made_with=made_with)
-    study = _study(config, experiment, mask, never_learned, made_with)
+    study = _study(settings, experiment, mask, never_learned, made_with)
     probes = _probes(config, study) if config.probe and run.is_writer else []
     whereabouts = Whereabouts(experiment, mask, mask_path, config.fresh_mask)
     folder = run.path / "conditions"
@@ -255,12 +261,11 @@ def _relearned(config: RelearnConfig, resumed: RunDirectory | None) -> Path:
     return run.path
 
 
-def _resolved_flags(config: RelearnConfig, experiment: Experiment) -> dict[str, Any]:
+def _resolved_flags(config: RelearnConfig, settings: RelearnSettings) -> dict[str, Any]:
     """The flags that were left to default values, with these."""
-    settings = _settings(config, built_in=bool(experiment.base.get("from_scratch")))
     names = ("n_steps", "batch_size", "n_evaluations", "lr")
     return {
-        "limits": config.limits or USUAL["limits"],
+        "limits": config.limits or usual_flags(config)["limits"],
         **{name: getattr(settings, name) for name in names},
     }
 
@@ -277,8 +282,10 @@ def _cut_metrics(
 
 
 def _mask(config: RelearnConfig) -> tuple[Path, FrozenMask]:
-    """The mask asked for, or that of the newest finished run."""
-    make_accelerator(config)  # connects the processes, which must take the same run
+    """The mask asked for, or that of the newest finished run.
+
+    The processes are connected by then: all must take the same run.
+    """
     path = config.mask or by_first(
         lambda: RunDirectory.newest(config.run_dir, "train_mask").path
     )
@@ -288,15 +295,10 @@ def _mask(config: RelearnConfig) -> tuple[Path, FrozenMask]:
     return path, mask
 
 
-def _with_own_defaults(config: RelearnConfig) -> RelearnConfig:
-    """The flags that were not given as the model has them, if it has its own."""
-    own = {k: v for k, v in own_defaults(config).items() if not getattr(config, k)}
-    return replace(config, **own)
-
-
 def _settings(config: RelearnConfig, *, built_in: bool) -> RelearnSettings:
     """The part that the protocol reads."""
-    given = {name: getattr(config, name) or usual for name, usual in USUAL.items()}
+    usual = usual_flags(config)
+    given = {name: getattr(config, name) or usual[name] for name in usual}
     del given["limits"]
     return RelearnSettings(
         **given,
@@ -327,7 +329,7 @@ def _fitted(
 
 
 def _study(
-    config: RelearnConfig,
+    settings: RelearnSettings,
     experiment: Experiment,
     mask: FrozenMask,
     never_learned: Experiment | None,
@@ -337,7 +339,7 @@ def _study(
         experiment.task,
         experiment.loaded,
         mask,
-        _settings(config, built_in=bool(experiment.base.get("from_scratch"))),
+        settings,
         never_learned=never_learned.loaded if never_learned else None,
         accelerator=experiment.accelerator,
         provenance=made_with,

@@ -49,10 +49,15 @@ from circuitcut.experiments.gate_training import (
     special_ids,
     train_gates,
 )
-from circuitcut.experiments.load import Experiment, load, make_accelerator
+from circuitcut.experiments.load import (
+    Experiment,
+    load,
+    make_accelerator,
+    provenance_of,
+)
 from circuitcut.experiments.mean_check import warn_of_poison
 from circuitcut.experiments.plan import Plan, plan
-from circuitcut.experiments.runs.resolved import hashes_of, provenance_of, with_plan
+from circuitcut.experiments.runs.resolved import hashes_of, with_plan
 from circuitcut.experiments.runs.resuming import begun, check_flags, data_check
 from circuitcut.experiments.saved_runs import new_run, save_frozen
 from circuitcut.experiments.watch import show_frozen, watched

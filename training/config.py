@@ -72,7 +72,7 @@ def parse_config(
         flags = [] if saved is None else _flags_of(config_class, *saved)
         words = [word for word in argv if word not in _HELP]
         if saved is not None and flags and parser.decides_anew(flags, words):
-            flags = _flags_of(config_class, _as_given(saved[0]), saved[1])
+            flags = _flags_of(config_class, as_given(saved[0]), saved[1])
         if len(words) < len(argv):
             parser.show_chosen([*flags, *words])
         parser.parse_args([*flags, *argv])  # refuses unknown flags by name
@@ -154,16 +154,17 @@ def saved_flags(config: Any) -> dict[str, Any]:
     """
     hints = get_type_hints(type(config))
     return {
-        name: NONE if value is None and not _has_choice_none(hints[name]) else value
+        name: NONE if value is None and not has_choice_none(hints[name]) else value
         for name, value in config_dict(config).items()
     }
 
 
-def _has_choice_none(hint: Any) -> bool:
+def has_choice_none(hint: Any) -> bool:
+    """Whether the word `none` is one of the choices of a flag with this type."""
     return any(NONE in get_args(part) for part in (hint, *get_args(hint)))
 
 
-def _as_given(saved: Mapping[str, Any]) -> dict[str, Any]:
+def as_given(saved: Mapping[str, Any]) -> dict[str, Any]:
     """A saved config without the values that the program chose."""
     chosen = saved.get(RESOLVED) or []
     return {name: value for name, value in saved.items() if name not in chosen}

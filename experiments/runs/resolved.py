@@ -14,7 +14,7 @@ from circuitcut.experiments.flags import (
     base_recipe,
     units_of,
 )
-from circuitcut.experiments.load import Experiment, settings_in
+from circuitcut.experiments.load import Experiment
 from circuitcut.experiments.mask_config import MaskConfig
 from circuitcut.experiments.plan import Plan
 from circuitcut.experiments.settings import MaskSettings
@@ -62,16 +62,6 @@ def with_plan(experiment: Experiment, config: MaskConfig, planned: Plan) -> Expe
     if math.isfinite(planned.size.retain_kl):
         values["retain_kl"] = planned.size.retain_kl
     return resolved(experiment, config, **values)
-
-
-def provenance_of(experiment: Experiment, **hashes: str) -> dict[str, Any]:
-    """What a run is made with, as config.json, results.json and checkpoints keep it.
-
-    Args:
-        experiment: As `resolved` gives it.
-        hashes: Of further inputs, for instance `mask_sha256`.
-    """
-    return {"settings": settings_in(experiment), **experiment.origin, **hashes}
 
 
 def hashes_of(planned: Plan) -> dict[str, str]:

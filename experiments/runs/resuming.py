@@ -5,12 +5,12 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from circuitcut.experiments.flags import TaskConfig
-from circuitcut.experiments.load import OF_THE_PLACE
+from circuitcut.experiments.load import deciding
 from circuitcut.storage.errors import UserError
 from circuitcut.storage.provenance import PROVENANCE, differences, setting_differences
 from circuitcut.storage.run_directory import RunDirectory
 from circuitcut.tasks.base import Corpus
-from circuitcut.training.config import NONE, config_dict
+from circuitcut.training.config import config_dict
 
 _log = logging.getLogger(__name__)
 
@@ -21,14 +21,7 @@ def check_flags(config: TaskConfig, run: RunDirectory) -> None:
     Raises:
         UserError: Naming every flag that differs.
     """
-    saved, now = (
-        {
-            name: NONE if value is None else value
-            for name, value in flags.items()
-            if name not in OF_THE_PLACE
-        }
-        for flags in (run.config, config_dict(config))
-    )
+    saved, now = deciding(run.config), deciding(config_dict(config))
     if found := setting_differences(saved, now):
         raise UserError(
             f"--resume {run.path} continues the run with its own flags, got others: "

@@ -178,9 +178,11 @@ def test_without_limits_a_small_split_is_used_whole():
 
     few: Any = SimpleNamespace(task=Few())
     config = relearn.RelearnConfig(seeds=[0])
-    assert {c.limit for c in relearn._with_possible_limits(config, few).combined()} == {
-        None
-    }
+    of_model = relearn.RelearnConfig(seeds=[0], task="ioi", model="smollm2")
+    assert {c.limit for c in of_model.combined()} == {16}  # its own default
+    for unlimited in (config, of_model):
+        possible = relearn._with_possible_limits(unlimited, few)
+        assert {c.limit for c in possible.combined()} == {None}
     with pytest.raises(UserError, match="limit must lie"):
         relearn._with_possible_limits(replace(config, limits=["16"]), few)
 

@@ -141,13 +141,18 @@ def test_a_crash_continues_from_the_last_checkpoint_to_the_same_bits(
     assert second.logged == whole.logged[7 // every * every :]
 
 
+def _stop_after_8_steps(settings: FitSettings, folder: Path) -> None:
+    stopped = Problem()
+    stopped.stop_at = 7
+    with pytest.raises(KeyboardInterrupt):
+        stopped.fit(settings, folder)
+
+
 def test_a_damaged_checkpoint_costs_steps_and_not_bits(tmp_path: Path, caplog):
     settings = replace(SETTINGS["sgd"], checkpoint_every=3)
-    whole, first, second = Problem(), Problem(), Problem()
+    whole, second = Problem(), Problem()
     whole.fit(settings, None)
-    first.stop_at = 7
-    with pytest.raises(KeyboardInterrupt):
-        first.fit(settings, tmp_path)
+    _stop_after_8_steps(settings, tmp_path)
     assert latest_step(tmp_path) == 8
     damaged = tmp_path / "step-00000008" / "tensors.safetensors"
     damaged.write_bytes(damaged.read_bytes()[:-7])
@@ -161,11 +166,9 @@ def test_a_damaged_checkpoint_costs_steps_and_not_bits(tmp_path: Path, caplog):
 def test_a_checkpoint_without_moments_is_passed_over(tmp_path: Path, caplog):
     """One as older versions wrote it: nothing else tells that it was changed."""
     settings = replace(SETTINGS["adam"], checkpoint_every=3)
-    whole, first, second = Problem(), Problem(), Problem()
+    whole, second = Problem(), Problem()
     whole.fit(settings, None)
-    first.stop_at = 7
-    with pytest.raises(KeyboardInterrupt):
-        first.fit(settings, tmp_path)
+    _stop_after_8_steps(settings, tmp_path)
     file = tmp_path / "step-00000008" / "state.json"
     content = json.loads(file.read_text())
     content["state"]["optimiser"] = {}
