@@ -21,6 +21,8 @@ Head = Literal[
     "causal_lm", "language_model", "token_classification", "image_classification"
 ]
 """`language_model` is causal for a decoder and masked for an encoder."""
+LANGUAGE_HEADS: tuple[Head, ...] = ("causal_lm", "language_model")
+"""Heads with a class for every token of the vocabulary."""
 Batch = dict[str, Tensor]
 MODEL_INPUTS = ("input_ids", "attention_mask", "pixels")
 NO_TARGET = -100

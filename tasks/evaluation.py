@@ -14,6 +14,7 @@ from circuitcut.storage.errors import UserError
 from circuitcut.storage.modes import evaluating
 from circuitcut.storage.progress import Progress
 from circuitcut.tasks.base import (
+    LANGUAGE_HEADS,
     Batch,
     Outputs,
     Predictions,
@@ -31,6 +32,8 @@ BEHAVIOURS = ("concept", "retain")
 OF_CONCEPT = "of_concept_"
 _RESAMPLES_AT_ONCE = 64
 _POSITIONS_AT_ONCE = 128
+_LOGITS_AT_ONCE = 2**26
+"""Logits of one pass: 256 MiB in float32, and as much again for their logarithms."""
 """Of KL: several tensors of their logits are in memory."""
 
 
@@ -161,7 +164,11 @@ def evaluate_cuts(
     batches = _limited(
         task.evaluation_batches(split, size=size or task.eval_batch), limit
     )
-    known, places = _by_length(_with_concept(batches) if only_concept else batches)
+    config = getattr(model, "config", None)
+    known, places = _passes(
+        _with_concept(batches) if only_concept else batches,
+        getattr(config, "vocab_size", 0) if task.head in LANGUAGE_HEADS else 0,
+    )
     if not known:
         raise UserError(f"split {split!r} of task {task.name!r} has no examples")
     counts: list[dict[str, list[Tensor]]] = [{} for _ in range(n_cuts)]
@@ -218,13 +225,23 @@ def _evaluation(
     )
 
 
-def _by_length(batches: Iterable[Batch]) -> tuple[list[Batch], list[Tensor]]:
-    """The batches in groups of like length, and the place of each example in order."""
+def _passes(
+    batches: Iterable[Batch], n_classes: int
+) -> tuple[list[Batch], list[Tensor]]:
+    """The batches in groups of like length whose logits are not too many.
+
+    Returns:
+        The groups, and the place of each group's examples in the order of the split.
+    """
     groups, places, n_before = [], [], 0
     for batch in batches:
-        for rows in by_length(batch):
-            groups.append(rows_of(batch, rows))
-            places.append(n_before + rows.nonzero().flatten())
+        counted = batch["concept"] | batch["retain"]
+        for like in by_length(batch):
+            n_logits = int(counted[like].sum()) * n_classes
+            n_parts = -(-n_logits // _LOGITS_AT_ONCE) or 1
+            for rows in like.nonzero().flatten().chunk(n_parts):
+                groups.append(rows_of(batch, rows))
+                places.append(n_before + rows)
         n_before += len(batch["cluster"])
     return groups, places
 
