@@ -21,6 +21,7 @@ from circuitcut.storage.atomic import (
     write_json,
     write_text,
 )
+from circuitcut.storage.command_lines import command
 from circuitcut.storage.errors import UserError
 from circuitcut.storage.processes import by_first, is_first, n_processes
 from circuitcut.storage.provenance import source_commit
@@ -151,10 +152,10 @@ class RunDirectory:
         """
         is_gone = not (self.path / "mask.json").exists()
         if self.is_finished and self.kind in _WITH_MASK and is_gone:
+            again = command(self.kind, {"config": self.path / _CONFIG})
             raise UserError(
                 f"{self.path} is finished, but its mask.json is gone; restore it, or "
-                f"repeat the run with python scripts/{self.kind}.py --config "
-                f"{self.path / _CONFIG}"
+                f"repeat the run with {again}"
             )
 
     @contextmanager
