@@ -27,7 +27,6 @@ from circuitcut.masks.edges.sites import check_one_graph
 from circuitcut.masks.frozen_mask import FrozenMask
 from circuitcut.masks.registry import GATES
 from circuitcut.models.architectures import sites_of
-from circuitcut.models.residual.folded_model import ResidualModel
 from circuitcut.models.sites import Site
 from circuitcut.storage.errors import UserError
 from circuitcut.tasks.base import Task
@@ -139,7 +138,7 @@ def sites_for(config: UnitsConfig, model: nn.Module) -> tuple[Site, ...]:
     Raises:
         UserError: When the model cannot be cut there.
     """
-    sites = sites_of(
+    return sites_of(
         model,
         units_of(config),
         config.layers or None,
@@ -148,9 +147,6 @@ def sites_for(config: UnitsConfig, model: nn.Module) -> tuple[Site, ...]:
         position_node=config.position_node,
         value_bias=config.value_bias,
     )
-    if any(site.kind == "edges" for site in sites):
-        ResidualModel(model)  # refuses a model that lacks a module
-    return sites
 
 
 def circuit_ablated(mask: FrozenMask) -> FrozenMask:
