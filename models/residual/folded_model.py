@@ -22,7 +22,6 @@ from circuitcut.models.residual.block_modules import (
     parts_of,
 )
 from circuitcut.models.residual.graph import AttentionBias, Position, ValueBias
-from circuitcut.storage.errors import UserError
 
 
 @dataclass(frozen=True)
