@@ -17,7 +17,6 @@ from circuitcut.storage.atomic import (
     jsonable,
     os_errors_as_user_errors,
     read_object,
-    temporary_name,
     write_json,
     write_text,
 )
@@ -27,6 +26,7 @@ from circuitcut.storage.processes import by_first, is_first, n_processes
 from circuitcut.storage.provenance import source_commit
 from circuitcut.storage.run_folder import (
     build_folder,
+    check_writable,
     folder_lock,
     is_temporary,
     remove_leftovers,
@@ -370,13 +370,7 @@ def _check_new(parent: Path, name: Path | None) -> None:
                     f"run folder {path} exists and is not empty; choose another name, "
                     "or continue it with --resume"
                 )
-    probe = temporary_name(parent / "probe")
-    with os_errors_as_user_errors(parent):
-        parent.mkdir(parents=True, exist_ok=True)
-        try:
-            probe.write_bytes(bytes(4096))
-        finally:
-            probe.unlink(missing_ok=True)
+    check_writable(parent)
 
 
 def _check_inside(parent: Path, name: Path) -> None:
