@@ -19,7 +19,7 @@ import torch
 from accelerate import Accelerator
 from filelock import FileLock
 
-from circuitcut.experiments.flags import TaskConfig, base_recipe, command, task_flags
+from circuitcut.experiments.flags import TaskConfig, base_recipe, task_flags
 from circuitcut.experiments.load import Experiment, dtype_of, load, task_of
 from circuitcut.models.builtin import BUILTIN
 from circuitcut.models.loading import load_model, save_model
@@ -28,6 +28,7 @@ from circuitcut.reports.verdict import base_warning
 from circuitcut.storage.atomic import os_errors_as_user_errors, read_json, write_json
 from circuitcut.storage.cache import cache_folder, content_hash
 from circuitcut.storage.checksums import damaged_files, digests_of
+from circuitcut.storage.command_lines import command
 from circuitcut.storage.errors import UserError
 from circuitcut.storage.processes import by_first
 from circuitcut.storage.progress import Waiting

@@ -1,5 +1,6 @@
 """Data, task and untrained model of a run, the cheap checks first."""
 
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -12,6 +13,7 @@ from circuitcut.experiments.flags import TaskConfig, base_recipe, check_data_fla
 from circuitcut.models.builtin import BUILTIN, BuiltinSizes, build_builtin
 from circuitcut.models.loading import LoadedModel, load_model
 from circuitcut.storage.errors import UserError
+from circuitcut.storage.processes import n_processes
 from circuitcut.storage.progress import Waiting
 from circuitcut.storage.provenance import code_version
 from circuitcut.tasks.base import Corpus, Task
@@ -104,8 +106,21 @@ def make_accelerator(config: TaskConfig) -> Accelerator:
     """The device and precision of this run.
 
     Raises:
-        UserError: When the device asked for does not exist.
+        UserError: When the device asked for does not exist, or the processes that were
+            started together would each train alone.
     """
+    accelerator = _accelerator(config)
+    n_started = max(int(os.environ.get("WORLD_SIZE") or 1), n_processes())
+    if accelerator.num_processes != n_started:
+        raise UserError(
+            f"{n_started} processes were started, but accelerate connects "
+            f"{accelerator.num_processes}: each would train alone on the same batches; "
+            "on a machine without a GPU set ACCELERATE_USE_CPU=1, or start one process"
+        )
+    return accelerator
+
+
+def _accelerator(config: TaskConfig) -> Accelerator:
     device = config.device
     if device is None:
         return Accelerator(mixed_precision=config.mixed_precision)

@@ -30,6 +30,7 @@ from circuitcut.storage.atomic import (
     write_tensors,
 )
 from circuitcut.storage.checksums import check_digest, file_digest
+from circuitcut.storage.command_lines import command
 from circuitcut.storage.errors import UserError
 from circuitcut.storage.provenance import PROVENANCE, differences
 from circuitcut.storage.run_directory import (
@@ -70,10 +71,8 @@ def mask_at(path: Path) -> FrozenMask:
         run.check_has_mask()
         kind = run.kind
     if kind == "train_mask":
-        raise UserError(
-            f"--mask {path} has not finished; continue it with python "
-            f"scripts/train_mask.py --resume {path}"
-        )
+        continued = command("train_mask", {"resume": path})
+        raise UserError(f"--mask {path} has not finished; continue it with {continued}")
     there = f"{kind} run" if kind else "folder" if path.is_dir() else "missing folder"
     raise UserError(
         f"--mask must be a train_mask run or another folder with mask.json, got {there}"

@@ -155,8 +155,6 @@ def _finetune(
             run.measurements.append(measured)
             files.add(run, measured)
 
-    # Base models are loaded with gradients off, so the gradients of frozen entries are
-    # not zeroed here and count in `clip_norm`; `finetune_` switches them on first.
     with held_model(model, held_mask, settings.trained) as tuned:
         measure(0)
         on_log, at_end = findings.on_log, findings.at_end

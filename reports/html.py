@@ -18,6 +18,7 @@ from circuitcut.reports.sections import TABLES, Table, terms
 from circuitcut.reports.tables import Row
 from circuitcut.reports.words import format_cell
 from circuitcut.storage.atomic import write_text
+from circuitcut.storage.command_lines import command
 from circuitcut.storage.errors import UserError
 from circuitcut.storage.run_directory import check_not_of_a_run
 
@@ -219,8 +220,7 @@ def _circuit(circuit: Mapping[str, Any]) -> str:
 
 def _about(run: Run) -> str:
     """Commands to repeat and continue, and the environment of the run."""
-    config = shlex.quote(str(run.path / "config.json"))
-    commands = [f"python scripts/{run.kind}.py --config {config}"]
+    commands = [command(run.kind, {"config": run.path / "config.json"})]
     following = run.results.get("next") or ""
     is_report = bool(
         REPORT_COMMAND.search(following)

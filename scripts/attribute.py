@@ -12,7 +12,8 @@ from typing import Any, ClassVar, Literal
 
 from circuitcut.attribution.abilities import ABILITIES
 from circuitcut.experiments.defaults.of_mask import methods_of
-from circuitcut.experiments.flags import UnitsConfig, command, units_of
+from circuitcut.experiments.flags import UnitsConfig, units_of
+from circuitcut.storage.command_lines import command
 from circuitcut.storage.errors import UserError
 from circuitcut.storage.flag_fields import Headings, flag
 from circuitcut.storage.run_directory import RunDirectory

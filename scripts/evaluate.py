@@ -8,13 +8,14 @@ draws concept and retain scores against the number of ablated units, by the rank
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
 from circuitcut.attribution.abilities import ABILITIES
 from circuitcut.experiments.defaults.of_mask import methods_of
-from circuitcut.experiments.flags import TaskConfig, command
+from circuitcut.experiments.flags import TaskConfig
+from circuitcut.storage.command_lines import command
 from circuitcut.storage.errors import UserError
 from circuitcut.storage.flag_fields import flag
 from circuitcut.storage.run_directory import RunDirectory
@@ -102,11 +103,9 @@ def main(config: EvaluateConfig) -> Path:
     experiment = prepare(config)
     if mask is not None and config.mask is not None:
         check_fit(mask, config.mask, experiment, config.allow_other_weights)
-    flags = {}
-    if mask is not None:
         n_batches = attribution_batches(config.attribution_batches, mask.sites)
-        flags["attribution_batches"] = n_batches
-    experiment = resolved(experiment, config, **flags)
+        config = replace(config, attribution_batches=n_batches)
+    experiment = resolved(experiment, config)
     made_with = provenance_of(experiment)
     run = new_run(experiment, given, "evaluate", made_with=made_with)
     if not run.is_writer:  # one of several processes is enough
@@ -151,6 +150,7 @@ def _results(
         )
     curve: list[dict[str, Any]] = []
     if mask is not None and config.mask and (config.sizes or config.methods):
+        assert config.attribution_batches is not None  # `main` has resolved it
         _, curve = attribution_scores(
             experiment,
             mask,
@@ -159,7 +159,7 @@ def _results(
             seed=config.seed,
             rankings={"mask": ranking_of_run(config.mask, mask)},
             split=split,
-            n_batches=attribution_batches(config.attribution_batches, mask.sites),
+            n_batches=config.attribution_batches,
         )
     results = (
         header("evaluate", experiment, mask=mask)

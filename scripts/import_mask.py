@@ -13,9 +13,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
-from circuitcut.experiments.flags import TaskConfig, command, run_dir_flag
+from circuitcut.experiments.flags import TaskConfig, run_dir_flag
 from circuitcut.masks.formats.programs import CONVENTIONS, FORMATS, Embeddings
 from circuitcut.masks.gate_settings import AblationKind, Direction
+from circuitcut.storage.command_lines import command
 from circuitcut.storage.errors import UserError
 from circuitcut.storage.flag_fields import Headings, flag
 from circuitcut.storage.run_directory import RunDirectory

@@ -18,7 +18,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
-from circuitcut.experiments.flags import TaskConfig, command
+from circuitcut.experiments.flags import TaskConfig
 from circuitcut.models.names import BUILTIN
 from circuitcut.relearning.conditions import (
     CONDITIONS,
@@ -27,6 +27,7 @@ from circuitcut.relearning.conditions import (
     conditions,
 )
 from circuitcut.relearning.lora_rank import check_peft, lora_rank
+from circuitcut.storage.command_lines import command
 from circuitcut.storage.errors import UserError
 from circuitcut.storage.flag_fields import Headings, flag
 from circuitcut.storage.processes import by_first

@@ -70,6 +70,7 @@ def code_version() -> str:
     return f"{version}+source.{_source_hash()[:12]}"
 
 
+@cache
 def source_commit() -> str | None:
     """Commit of this source tree, with `+changes` if files differ from it.
 

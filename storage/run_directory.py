@@ -17,15 +17,16 @@ from circuitcut.storage.atomic import (
     jsonable,
     os_errors_as_user_errors,
     read_object,
-    temporary_name,
     write_json,
     write_text,
 )
+from circuitcut.storage.command_lines import command
 from circuitcut.storage.errors import UserError
 from circuitcut.storage.processes import by_first, is_first, n_processes
 from circuitcut.storage.provenance import source_commit
 from circuitcut.storage.run_folder import (
     build_folder,
+    check_writable,
     folder_lock,
     is_temporary,
     remove_leftovers,
@@ -151,10 +152,10 @@ class RunDirectory:
         """
         is_gone = not (self.path / "mask.json").exists()
         if self.is_finished and self.kind in _WITH_MASK and is_gone:
+            again = command(self.kind, {"config": self.path / _CONFIG})
             raise UserError(
                 f"{self.path} is finished, but its mask.json is gone; restore it, or "
-                f"repeat the run with python scripts/{self.kind}.py --config "
-                f"{self.path / _CONFIG}"
+                f"repeat the run with {again}"
             )
 
     @contextmanager
@@ -369,13 +370,7 @@ def _check_new(parent: Path, name: Path | None) -> None:
                     f"run folder {path} exists and is not empty; choose another name, "
                     "or continue it with --resume"
                 )
-    probe = temporary_name(parent / "probe")
-    with os_errors_as_user_errors(parent):
-        parent.mkdir(parents=True, exist_ok=True)
-        try:
-            probe.write_bytes(bytes(4096))
-        finally:
-            probe.unlink(missing_ok=True)
+    check_writable(parent)
 
 
 def _check_inside(parent: Path, name: Path) -> None:

@@ -13,7 +13,7 @@ from circuitcut.attribution.registry import METHODS
 from circuitcut.experiments.defaults.of_mask import WITHOUT_BUDGET, settings_of
 from circuitcut.experiments.load import load
 from circuitcut.experiments.mask_config import MaskConfig
-from circuitcut.experiments.plan import Plan, plan
+from circuitcut.experiments.plan import Plan, plan, read_superset
 from circuitcut.experiments.settings import MaskSettings, saved_settings
 from circuitcut.masks.ablation import zero_values
 from circuitcut.masks.frozen_mask import FrozenMask
@@ -28,7 +28,7 @@ MNIST = {"task": "mnist", "device": "cpu"}
 
 def planned(**flags: Any) -> Plan:
     config = MaskConfig(**MNIST, **flags)
-    return plan(config, load(config))
+    return plan(config, load(config), superset=read_superset(config))
 
 
 def test_a_task_s_recipe_is_plain_data_that_settings_take():

@@ -2,9 +2,11 @@
 
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from circuitcut.experiments import load
 from circuitcut.scripts import evaluate, faithfulness, relearn, report, train_mask
 from circuitcut.scripts.attribute import AttributeConfig
 from circuitcut.training.config import run_script
@@ -74,6 +76,27 @@ def test_wrong_flags_of_train_mask_are_refused(
     message = refused(train_mask, MASK, [*fast, *flags], monkeypatch, capsys)
     assert said in message
     assert not list((tmp_path / "runs").glob("*/mask.safetensors"))
+
+
+@pytest.mark.parametrize(
+    ("script", "config", "flag"),
+    [(train_mask, MASK, "--superset"), (evaluate, evaluate.EvaluateConfig, "--mask")],
+)
+def test_a_mask_is_read_before_the_model(
+    script: Any,
+    config: Any,
+    flag: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+):
+    def model_of(*_: Any) -> Any:
+        raise AssertionError("the model is loaded first")
+
+    monkeypatch.setattr(load, "_model", model_of)
+    (tmp_path / "mask.json").write_text("{}")
+    message = refused(script, config, [flag, str(tmp_path)], monkeypatch, capsys)
+    assert "mask.json" in message
 
 
 def test_a_malformed_line_is_named_with_its_number(
