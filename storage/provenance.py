@@ -10,7 +10,7 @@ import subprocess
 from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 from circuitcut.storage.atomic import jsonable
 from circuitcut.storage.cache import content_hash
@@ -26,6 +26,18 @@ _NAMES = {
     "superset_sha256": "the mask of --superset",
 }
 """Hashes that are compared, and what a message calls them."""
+
+
+class Provenance(TypedDict, total=False):
+    """Types of its entries in a file."""
+
+    settings: dict[str, Any] | None
+    data_sha256: str | None
+    weights_sha256: str | None
+    config_hash: str | None
+    mask_sha256: str | None
+    superset_sha256: str | None
+    code_version: str | None
 
 
 def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
