@@ -16,12 +16,7 @@ from circuitcut.experiments.mask_config import MaskConfig
 from circuitcut.experiments.plan import before_budgets
 from circuitcut.experiments.settings import MaskSettings, saved_settings
 from circuitcut.masks.frozen_mask import FrozenMask
-from circuitcut.masks.mask_files import (
-    HEADER_FILE,
-    TENSOR_FILE,
-    check_model,
-    check_unchanged,
-)
+from circuitcut.masks.mask_files import HEADER_FILE, TENSOR_FILE, check_model
 from circuitcut.storage.atomic import (
     read_json,
     read_object,
@@ -62,7 +57,6 @@ def mask_at(path: Path) -> FrozenMask:
             is damaged.
     """
     if (path / HEADER_FILE).exists():
-        check_unchanged(path)
         return FrozenMask.load(path)
     kind = None
     if is_run(path):

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from circuitcut.storage.checkpoints import latest_step, load_latest
 from circuitcut.storage.errors import UserError
+from circuitcut.storage.typed_fields import check_type
 from circuitcut.training.fit_arguments import Ascent
 from circuitcut.training.fit_settings import FitSettings
 from circuitcut.training.schedules import learning_rate_factor
@@ -147,6 +148,10 @@ def _check_tree(step: int, tree: Mapping[str, Any]) -> None:
     kinds = {"settings", "parameters", "maximised", "buffers", "optimiser"}
     if not kinds <= tree.keys():
         raise UserError(f"it lacks {', '.join(sorted(kinds - tree.keys()))}")
+    check_type(tree["settings"], dict[str, Any], "its settings")
+    check_type(tree["optimiser"], dict[str, Any], "its optimiser")
+    for kind in sorted(kinds - {"settings"}):
+        _check_tensors(kind, tree[kind])
     settings, entries = tree["settings"], tree["optimiser"]
     has_moments = settings.get("optimiser") != "sgd" or settings.get("momentum")
     if step and has_moments and not entries:
@@ -155,6 +160,17 @@ def _check_tree(step: int, tree: Mapping[str, Any]) -> None:
         return
     if lacking := [key for key, entry in entries.items() if entry.keys() != _MOMENTS]:
         raise UserError(f"its optimiser lacks the moments of parameter {lacking[0]}")
+
+
+def _check_tensors(kind: str, tree: Any) -> None:
+    """Refuse anything but tensors by name; of the optimiser, by parameter and name."""
+    groups = tree.values() if kind == "optimiser" else [tree]
+    for group in groups:
+        is_named = isinstance(group, Mapping)
+        if not is_named or not all(isinstance(t, Tensor) for t in group.values()):
+            raise UserError(f"its {kind} are not tensors by name")
+    if kind == "optimiser" and not all(key.isdecimal() for key in tree):
+        raise UserError("its optimiser does not number the parameters")
 
 
 def _make_optimiser(

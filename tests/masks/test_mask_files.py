@@ -10,7 +10,6 @@ import torch
 
 from circuitcut.masks.ablation import AblationValues, mean_values, zero_values
 from circuitcut.masks.frozen_mask import FrozenMask
-from circuitcut.masks.mask_files import check_unchanged
 from circuitcut.models.architectures import sites_of
 from circuitcut.models.weights_hash import weights_hash, weights_sha256
 from circuitcut.storage.atomic import read_tensors, write_tensors
@@ -247,7 +246,7 @@ def test_a_changed_entry_of_the_header_is_refused(folder):
     provenance = json.loads((folder / "mask.json").read_text())["provenance"]
     _edit(folder, provenance=provenance | {"task": "mnist"})
     with pytest.raises(UserError, match=r"mask\.json was changed since it was written"):
-        check_unchanged(folder)
+        FrozenMask.load(folder)
 
 
 def test_a_mask_without_checksums_is_read_and_said_to_be_unchecked(
