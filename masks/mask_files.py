@@ -48,6 +48,7 @@ from circuitcut.storage.typed_fields import (
     Count,
     Digest,
     Positive,
+    check_entries,
     check_type,
     shown,
 )
@@ -112,6 +113,21 @@ def write_mask_files(
     entries = jsonable(asdict(header))
     entries["header_sha256"] = _digest(entries)
     write_json(folder / HEADER_FILE, entries)
+
+
+def read_header(folder: Path) -> dict[str, Any]:
+    """The checked entries of the `mask.json` in a folder, its tensors unread.
+
+    `provenance` is there, and `sha256`, which is None in masks before December 2026.
+
+    Raises:
+        UserError: As in `read_mask_files`.
+    """
+    path = folder / HEADER_FILE
+    entries = read_json(path)
+    header = _header(path, entries)
+    _check_unchanged(path, entries)
+    return vars(header)
 
 
 def _check_unchanged(path: Path, entries: Mapping[str, Any]) -> None:
@@ -340,9 +356,7 @@ def _header(path: Path, fields: Any) -> MaskHeader:
         raise UserError(
             f"{path} has the unknown ablation kind {shown(fields['ablation'])}"
         )
-    for name, hint in _TYPES.items():
-        if name in fields:
-            check_type({name: fields[name]}, dict[str, hint], str(path), closed=True)
+    check_entries(fields, _TYPES, str(path), closed=True)
     check_type(fields["provenance"], _Origin, f"{path}: provenance")
     header = MaskHeader(**fields)
     _check_sites(path, header.site_tuple())

@@ -11,7 +11,7 @@ import sys
 from contextlib import redirect_stderr
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import torch
 from filelock import FileLock
@@ -21,7 +21,7 @@ from circuitcut.models.architectures import ARCHITECTURES
 from circuitcut.models.quiet import quiet
 from circuitcut.storage.atomic import (
     os_errors_as_user_errors,
-    read_json,
+    read_object,
     sync,
     temporary_name,
     write_json,
@@ -29,6 +29,8 @@ from circuitcut.storage.atomic import (
 from circuitcut.storage.cache import cache_folder, content_hash
 from circuitcut.storage.checksums import damaged_files, digests_of, file_digest
 from circuitcut.storage.errors import UserError
+from circuitcut.storage.reading import check_regular
+from circuitcut.storage.typed_fields import Digest, check_type
 
 SUFFIX = ".gguf"
 _RECORD = "converted.json"
@@ -51,6 +53,7 @@ def converted(file: Path, digest: str | None = None) -> tuple[Path, str]:
         UserError: When the package `gguf` is missing, the file is corrupt, its family
             or its quantization is not supported, or the cache cannot be written.
     """
+    check_regular(file)
     digest = digest or file_digest(file)
     tag = content_hash(digest, _FORMAT, version("transformers"))[:16]
     folder = cache_folder() / "gguf" / f"{file.stem}-{tag}"
@@ -67,13 +70,18 @@ def converted(file: Path, digest: str | None = None) -> tuple[Path, str]:
     return folder, digest
 
 
+class _Record(TypedDict):
+    files: dict[str, Digest]
+
+
 def _is_whole(folder: Path) -> bool:
     """Whether every converted file has the SHA-256 that was recorded for it."""
     try:
-        files = read_json(folder / _RECORD)["files"]
-        return bool(files) and not damaged_files(folder, files)
-    except (UserError, KeyError, TypeError):
+        record = read_object(folder / _RECORD)
+        check_type(record, _Record, str(folder / _RECORD))
+    except UserError:
         return False
+    return bool(record["files"]) and not damaged_files(folder, record["files"])
 
 
 def _check(file: Path) -> None:

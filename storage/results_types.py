@@ -14,7 +14,7 @@ from circuitcut.storage.typed_fields import (
     Count,
     Matching,
     Positive,
-    check_type,
+    check_entries,
 )
 
 Score = float | None
@@ -465,14 +465,9 @@ def check_results(results: dict[str, Any], path: Path) -> None:
     kind = results.get("kind")
     if not isinstance(kind, str) or kind not in ENTRIES:
         return
-    hints = _OF_ALL | _OF_KIND.get(kind, {})
-    for name, value in results.items():
-        if name in hints:
-            check_type({name: value}, dict[str, hints[name]], str(path))
+    check_entries(results, _OF_ALL | _OF_KIND.get(kind, {}), str(path))
     for name in ("scores", "unseen", "intervals"):
-        inner = Intervals if name == "intervals" else Scores
-        for model, value in (results.get(name) or {}).items():
-            if model not in ("random", "attribution"):
-                check_type(
-                    {name: {model: value}}, dict[str, dict[str, inner]], str(path)
-                )
+        models = results.get(name) or {}
+        one = Intervals if name == "intervals" else Scores
+        hints = {m: one for m in models if m not in ("random", "attribution")}
+        check_entries(models, hints, f"{path}: {name}")

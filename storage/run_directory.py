@@ -33,7 +33,7 @@ from circuitcut.storage.run_folder import (
     remove_leftovers,
 )
 from circuitcut.storage.strict_json import JsonProblem, parse_json
-from circuitcut.storage.typed_fields import Count, check_type
+from circuitcut.storage.typed_fields import Count, check_entries, check_type
 
 DEFAULT_PARENT = Path("runs")
 _PACKAGES = ("transformers", "accelerate", "numpy")
@@ -323,7 +323,7 @@ def _metrics_entry(path: Path, number: int, line: str) -> dict[str, Any]:
     except JsonProblem as error:
         raise UserError(f"{where} is not JSON: {error}; delete this line") from error
     check_type(entry, dict[str, float | None], where)
-    check_type({"step": entry.get("step")}, dict[str, Count], where)
+    check_entries({"step": None} | entry, {"step": Count}, where)
     return dict(entry)
 
 

@@ -12,6 +12,7 @@ MOST_DEPTH = 100
 """Objects and lists inside each other."""
 MOST_DIGITS = 300
 """Of a whole number; a longer one has no floating-point value."""
+_TOO_DEEP = f"lists and objects are nested more than {MOST_DEPTH} deep"
 _HALF_A_PAIR = re.compile(r"\\u[dD][89a-fA-F]")
 
 
@@ -60,9 +61,6 @@ def parse_json(text: str) -> Any:
                 f"a text holds \\u{half:04x}, which is half of a character"
             ) from error
     return value
-
-
-_TOO_DEEP = f"lists and objects are nested more than {MOST_DEPTH} deep"
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -65,9 +65,22 @@ def check_type(value: Any, hint: Any, where: str, *, closed: bool = False) -> No
     """
     problem = _problem(value, hint, "", closed)
     if problem is not None:
-        entry, expected, found = problem
-        at = f"entry {entry} " if entry else ""
-        raise UserError(f"{where}: {at}must be {expected}, got {shown(found)}")
+        raise _wrong(problem, where)
+
+
+def check_entries(
+    entries: Mapping[str, Any],
+    hints: Mapping[str, Any],
+    where: str,
+    *,
+    closed: bool = False,
+) -> None:
+    """`check_type` of the entries that there are, by name; others are not looked at."""
+    for name, hint in hints.items():
+        if name in entries:
+            problem = _problem(entries[name], hint, name, closed)
+            if problem is not None:
+                raise _wrong(problem, where)
 
 
 def shown(value: Any, most: int = 60) -> str:
@@ -84,6 +97,12 @@ def shown(value: Any, most: int = 60) -> str:
 
 _Problem = tuple[str, str, Any]
 """Entry, what it must be, what was found."""
+
+
+def _wrong(problem: _Problem, where: str) -> UserError:
+    entry, expected, found = problem
+    at = f"entry {entry} " if entry else ""
+    return UserError(f"{where}: {at}must be {expected}, got {shown(found)}")
 
 
 def _problem(value: Any, hint: Any, entry: str, closed: bool) -> _Problem | None:

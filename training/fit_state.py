@@ -120,6 +120,9 @@ class FitState:
             )
         for kind, tensors in self._tensors.items():
             _check_shapes(kind, tensors, tree[kind], folder)
+        parameters = [*self._minimised, *self._maximised]
+        for key, entry in tree["optimiser"].items():
+            _check_moments(key, entry, parameters[int(key)], folder)
         with torch.no_grad():
             for kind, tensors in self._tensors.items():
                 for name, tensor in tensors.items():
@@ -230,6 +233,19 @@ def _check_shapes(
                 f"the checkpoint in {folder} has {kind} {name!r} of shape "
                 f"{tuple(stored.shape)} ({stored.dtype}), got {tuple(tensor.shape)} "
                 f"({tensor.dtype}); resume with the flags of the run"
+            )
+
+
+def _check_moments(
+    key: str, entry: Mapping[str, Tensor], parameter: Tensor, folder: Path
+) -> None:
+    for name, moment in entry.items():
+        shape = torch.Size() if name == "step" else parameter.shape
+        if moment.shape != shape or not moment.is_floating_point():
+            raise UserError(
+                f"the checkpoint in {folder} has the moment {name} of parameter {key} "
+                f"with shape {tuple(moment.shape)} ({moment.dtype}), expected "
+                f"{tuple(shape)}; resume with the flags of the run"
             )
 
 

@@ -1,6 +1,5 @@
 """Toxic and neutral texts from user files: labelled tables, and plain retain text."""
 
-import json
 import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -12,13 +11,14 @@ from circuitcut.data.tables import (
     TableRow,
     read_hub_table,
     read_table,
-    read_text,
     suffix_of,
     table_format,
 )
 from circuitcut.data.text.cleaning import clean, clean_with_spans
 from circuitcut.data.text.records import TextRecord
 from circuitcut.storage.errors import UserError
+from circuitcut.storage.reading import lines_of, read_text
+from circuitcut.storage.strict_json import JsonProblem, parse_json
 
 _TEXT_NAMES = "text tweet comment_text comment content sentence post body message"
 TEXT_COLUMNS = (*_TEXT_NAMES.split(), "test_case")
@@ -38,7 +38,6 @@ _NEUTRAL_NAMES = frozenset(
     ]
 )
 _TEXT_SUFFIXES = (".txt", ".text", ".tokens", ".raw", "")
-_HEADING = re.compile(r"^\s*(= )+.*( =)+\s*$")
 _TITLE = re.compile(r"^\s*= [^=]")
 CHUNK_WORDS = 80
 TOXIC_FROM = 0.5
@@ -90,8 +89,8 @@ def _files_of(path: Path) -> list[Path]:
 def _plain_rows(path: Path) -> Iterable[TableRow]:
     """Lines in pieces of at most 80 words; a WikiText heading starts a document."""
     document = ""
-    for number, line in enumerate(read_text(path).splitlines(), start=1):
-        if _HEADING.match(line):
+    for number, line in enumerate(lines_of(read_text(path)), start=1):
+        if _is_heading(line):
             if _TITLE.match(line):
                 document = f"{path.name} {number}"
             continue
@@ -100,6 +99,12 @@ def _plain_rows(path: Path) -> Iterable[TableRow]:
             text = " ".join(words[first : first + CHUNK_WORDS])
             values = {"text": text, "document": document or f"{path.name} {number}"}
             yield TableRow(f"{path}, line {number}", values)
+
+
+def _is_heading(line: str) -> bool:
+    """Whether a line has the form `= Title =` or `= = Section = =`."""
+    line = line.strip()
+    return len(line) > 3 and line.startswith("= ") and line.endswith(" =")
 
 
 def labelled_texts(
@@ -123,6 +128,8 @@ def labelled_texts(
         UserError: When a column or label is missing or its value is not understood. The
             message never contains a text.
     """
+    if not rows:
+        raise UserError("--data must hold at least one text, got none")
     text_column = _column(rows, text_column, TEXT_COLUMNS, "text_column")
     has_spans = SPANS_COLUMN in rows[0].values and label_column is None
     known = [name for name in LABEL_COLUMNS if name in rows[0].values]
@@ -151,13 +158,18 @@ def read_retained(data: str, text_column: str | None) -> list[TextRecord]:
     Raises:
         UserError: When it cannot be read or has no column of text.
     """
-    return retained_texts(read_rows(data, "auto", None, None), text_column)
+    texts = retained_texts(read_rows(data, "auto", None, None), text_column)
+    if not texts:
+        raise UserError(f"--retain_data must hold text, got none in {data}")
+    return texts
 
 
 def retained_texts(
     rows: Sequence[TableRow], text_column: str | None
 ) -> list[TextRecord]:
     """All texts of the rows as further text to retain."""
+    if not rows:
+        return []
     if text_column is not None and text_column not in rows[0].values:
         text_column = None
     column = _column(rows, text_column, TEXT_COLUMNS, "text_column")
@@ -191,11 +203,11 @@ def _record(
 def _offsets(row: TableRow, n_characters: int) -> list[int]:
     value = row.values[SPANS_COLUMN]
     try:
-        offsets = json.loads(value) if isinstance(value, str) else value
-    except json.JSONDecodeError:
+        offsets = parse_json(value) if isinstance(value, str) else value
+    except JsonProblem:
         offsets = None
-    if not isinstance(offsets, Sequence) or not all(
-        isinstance(offset, int) and 0 <= offset < n_characters for offset in offsets
+    if not isinstance(offsets, list) or not all(
+        type(offset) is int and 0 <= offset < n_characters for offset in offsets
     ):
         raise UserError(
             f"{row.where}: column 'spans' must hold a list of character offsets into "

@@ -100,7 +100,7 @@ def test_a_malformed_file_is_told_by_name(
 
 
 def test_missing_truncated_and_empty_places_are_told(tmp_path: Path):
-    with pytest.raises(UserError, match="does not exist"):
+    with pytest.raises(UserError, match="No such file"):
         read(tmp_path / "none.csv")
     with pytest.raises(UserError, match="got none"):
         read(tmp_path)

@@ -125,7 +125,7 @@ def test_missing_paths_wrong_formats_and_other_encodings_are_refused(tmp_path):
         read(tmp_path)
     path = tmp_path / "latin.conll"
     path.write_bytes("A O\n\nKöln B-LOC\n".encode("latin-1"))
-    with pytest.raises(UserError, match=r"latin\.conll:3: not UTF-8"):
+    with pytest.raises(UserError, match=r"latin\.conll, line 3: text must be UTF-8"):
         read(path)
     with pytest.raises(UserError, match="data_format must be"):
         read_tagged(path, None, "xml")
