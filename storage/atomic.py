@@ -8,7 +8,7 @@ import json
 import math
 import os
 import secrets
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -131,10 +131,29 @@ def read_tensors(path: Path) -> dict[str, "Tensor"]:
     return tensors
 
 
-def read_shapes(path: Path) -> dict[str, tuple[int, ...]]:
-    """Shapes by name in a safetensors file's header; errors as in `read_tensors`."""
+def read_shapes(
+    path: Path, *, dtypes_of_weights: Collection[str]
+) -> dict[str, tuple[int, ...]]:
+    """Shapes by name in a safetensors file's header.
+
+    Args:
+        dtypes_of_weights: The data types that a tensor named `....weight` may have, by
+            their names in safetensors (`F32`).
+
+    Raises:
+        UserError: As in `read_tensors`, or when a weight has another data type.
+    """
     with _safetensors_errors(path), safe_open(path, framework="pt") as file:
-        return {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
+        slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
+        dtypes = {name: piece.get_dtype() for name, piece in slices.items()}
+        shapes = {name: tuple(piece.get_shape()) for name, piece in slices.items()}
+    for name, dtype in dtypes.items():
+        if name.endswith(".weight") and dtype not in dtypes_of_weights:
+            raise UserError(
+                f"{path} must hold weights in {', '.join(sorted(dtypes_of_weights))}, "
+                f"got {dtype} at {name}"
+            )
+    return shapes
 
 
 def read_metadata(path: Path) -> dict[str, str]:

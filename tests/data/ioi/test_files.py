@@ -105,7 +105,7 @@ def test_missing_truncated_and_empty_places_are_told(tmp_path: Path):
     with pytest.raises(UserError, match="got none"):
         read(tmp_path)
     (tmp_path / "a.csv.gz").write_bytes(b"\x1f\x8b\x08")
-    with pytest.raises(UserError, match="cannot be read"):
+    with pytest.raises(UserError, match="truncated or not gzip"):
         read(tmp_path / "a.csv.gz")
     (tmp_path / "b.csv").write_bytes(b"prompt\n\xff")
     with pytest.raises(UserError, match=r"b\.csv, line 2: text must be UTF-8"):

@@ -133,7 +133,7 @@ def test_missing_paths_wrong_formats_and_other_encodings_are_refused(tmp_path):
         read_tagged(path, None, "parallel")
     truncated = tmp_path / "cut.conll.gz"
     truncated.write_bytes(gzip.compress(b"A O\n" * 100)[:20])
-    with pytest.raises(UserError, match="cannot read"):
+    with pytest.raises(UserError, match="truncated or not gzip"):
         read(truncated)
 
 
