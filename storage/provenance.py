@@ -17,6 +17,8 @@ from circuitcut.storage.cache import content_hash
 
 PROVENANCE = "provenance"
 """Its key in config.json, mask.json, results.json and in the state of a checkpoint."""
+_MOST_SHOWN = 200
+"""Characters of a value in a message."""
 _ROOT = Path(__file__).parent.parent
 _NAMES = {
     "data_sha256": "the data",
@@ -118,5 +120,7 @@ def _name(file: Path) -> str:
 
 def _shown(value: Any) -> str:
     if isinstance(value, list):
-        return " ".join(map(str, value)) or "nothing"
-    return "none" if value is None else str(value)
+        text = " ".join(map(str, value)) or "nothing"
+    else:
+        text = "none" if value is None else str(value)
+    return text if len(text) <= _MOST_SHOWN else f"{text[: _MOST_SHOWN - 3]}..."

@@ -462,8 +462,9 @@ def check_results(results: dict[str, Any], path: Path) -> None:
     Raises:
         UserError: Naming the file, the entry, what it must be, and what was found.
     """
-    kind = results.get("kind")
-    if not isinstance(kind, str) or kind not in ENTRIES:
+    check_entries(results, {"kind": str}, str(path))
+    kind = results.get("kind", "")
+    if kind not in ENTRIES:
         return
     check_entries(results, _OF_ALL | _OF_KIND.get(kind, {}), str(path))
     for name in ("scores", "unseen", "intervals"):

@@ -1,7 +1,7 @@
 """Values read from JSON, checked against type hints: which entry is of a wrong type."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cache
 from types import NoneType, UnionType
@@ -93,6 +93,13 @@ def shown(value: Any, most: int = 60) -> str:
     is_name = value is None or isinstance(value, bool)
     text = names[value] if is_name else ascii(value)
     return text if len(text) <= most else f"{text[: most - 3]}..."
+
+
+def shown_names(names: Iterable[Any], most: int = 12) -> str:
+    """Names in a file, such as those of columns, for a message: the first ones."""
+    known = list(names)
+    more = f" and {len(known) - most} more" if len(known) > most else ""
+    return ", ".join(shown(str(name), 40)[1:-1] for name in known[:most]) + more
 
 
 _Problem = tuple[str, str, Any]

@@ -10,7 +10,7 @@ from circuitcut.data.ioi.records import IoiCorpus, IoiRecord
 from circuitcut.data.ioi.words import NAMES
 from circuitcut.data.tables import TableRow
 from circuitcut.storage.errors import UserError
-from circuitcut.storage.typed_fields import shown
+from circuitcut.storage.typed_fields import shown, shown_names
 
 HELD_OUT_NAME_SHARE = 0.2
 SPLIT_SHARES = {"mask": 0.5, "tune": 0.15, "relearn": 0.25, "heldout": 0.1}
@@ -68,7 +68,7 @@ def _first_of(row: TableRow, *names: str) -> str:
             return name
     raise UserError(
         f"{row.where}: a row must have a column {' or '.join(names)}, "
-        f"got {', '.join(map(str, row.values))}; name it with --text_column"
+        f"got {shown_names(row.values)}; name it with --text_column"
     )
 
 

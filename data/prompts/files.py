@@ -19,7 +19,7 @@ from circuitcut.data.tables import TableRow
 from circuitcut.data.text.records import TextRecord
 from circuitcut.storage.errors import UserError
 from circuitcut.storage.strict_json import JsonProblem, parse_json
-from circuitcut.storage.typed_fields import shown
+from circuitcut.storage.typed_fields import shown, shown_names
 
 MOST_RIVALS = 100
 """Rivals of one prompt that are taken from other rows."""
@@ -249,7 +249,7 @@ def _string(row: TableRow, column: str) -> str:
 def _missing(row: TableRow, columns: _Columns, column: Column) -> str:
     given = columns.prompt if column == "prompt" else columns.answer
     flag = "--text_column" if column == "prompt" else "--label_column"
-    names = ", ".join(map(str, row.values))
+    names = shown_names(row.values)
     if given is not None:
         raise UserError(f"{row.where}: {flag} {given!r} must be a column, got {names}")
     raise UserError(

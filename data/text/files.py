@@ -19,6 +19,7 @@ from circuitcut.data.text.records import TextRecord
 from circuitcut.storage.errors import UserError
 from circuitcut.storage.reading import lines_of, read_text
 from circuitcut.storage.strict_json import JsonProblem, parse_json
+from circuitcut.storage.typed_fields import shown_names
 
 _TEXT_NAMES = "text tweet comment_text comment content sentence post body message"
 TEXT_COLUMNS = (*_TEXT_NAMES.split(), "test_case")
@@ -201,7 +202,7 @@ def _record(
 
 
 def _offsets(row: TableRow, n_characters: int) -> list[int]:
-    value = row.values[SPANS_COLUMN]
+    value = row.values.get(SPANS_COLUMN)
     try:
         offsets = parse_json(value) if isinstance(value, str) else value
     except JsonProblem:
@@ -229,7 +230,7 @@ def _column(
     got = "none of the usual names" if name is None else repr(name)
     raise UserError(
         f"--{option} must name a column of {rows[0].where.split(',')[0]} "
-        f"({', '.join(map(str, columns))}), got {got}"
+        f"({shown_names(columns)}), got {got}"
     )
 
 
@@ -251,7 +252,7 @@ def _toxic_flags(
             raise UserError(
                 f"--concept_values must occur in column {column!r}, got "
                 f"{', '.join(missing)}; the column holds "
-                f"{', '.join(sorted(set(values))[:10])}"
+                f"{shown_names(sorted(set(values)), 10)}"
             )
         return [value in toxic_values for value in values]
     if column == "class" and rows[0].values.keys() >= _VOTE_COLUMNS:
