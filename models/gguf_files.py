@@ -53,7 +53,6 @@ def converted(file: Path, digest: str | None = None) -> tuple[Path, str]:
         UserError: When the package `gguf` is missing, the file is corrupt, its family
             or its quantization is not supported, or the cache cannot be written.
     """
-    check_regular(file)
     digest = digest or file_digest(file)
     tag = content_hash(digest, _FORMAT, version("transformers"))[:16]
     folder = cache_folder() / "gguf" / f"{file.stem}-{tag}"
@@ -97,6 +96,7 @@ def _check(file: Path) -> None:
         raise UserError(
             f"{file.name} needs the package gguf; run `pip install gguf`"
         ) from error
+    check_regular(file)
     try:
         reader = GGUFReader(file)
         family = str(reader.fields["general.architecture"].contents())

@@ -77,8 +77,8 @@ def load_run(path: Path) -> Run:
     version = results.get("schema_version", 1)
     if version not in (1, SCHEMA_VERSION):
         raise UserError(
-            f"{path}/results.json has schema version {shown(version)}, this program reads 1 "
-            f"and {SCHEMA_VERSION}; use the version that wrote it"
+            f"{path}/results.json has schema version {shown(version)}, this program "
+            f"reads 1 and {SCHEMA_VERSION}; use the version that wrote it"
         )
     missing = sorted(needed_for_report(kind, version) - set(results))
     if missing:

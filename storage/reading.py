@@ -94,9 +94,9 @@ def as_text(raw: bytes, path: Path) -> str:
         text = raw.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         # the position is that after a mark at the beginning
-        line = len(lines_of(error.object[: error.start].decode("utf-8", "replace")))
+        line = len(lines_of(error.object[: error.start].decode("utf-8") + "?"))
         raise UserError(
-            f"{path}, line {max(line, 1)}: text must be UTF-8; convert the file"
+            f"{path}, line {line}: text must be UTF-8; convert the file"
         ) from error
     if "\0" in text:
         line = len(lines_of(text[: text.index("\0") + 1]))

@@ -91,7 +91,7 @@ def _number(digits: str) -> float:
 
 def _check_depth(value: Any) -> None:
     level = [value]
-    for _ in range(MOST_DEPTH + 1):
+    for _ in range(MOST_DEPTH):
         level = [
             child
             for parent in level

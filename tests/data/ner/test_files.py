@@ -202,3 +202,13 @@ def test_the_token_and_label_pair_has_the_published_counts():
     tags = [tag for s in data.sentences for tag in s.tags]
     assert len(data.sentences) == 2500
     assert tags.count("SEM:named_entity:location") == 3302
+
+
+@pytest.mark.parametrize("end", ["\r", "\r\n"])
+def test_files_of_other_systems_give_the_same_sentences(tmp_path: Path, end: str):
+    text = "Paris B-LOC\nis O\n\nAnn B-PER\nran O\n"
+    (tmp_path / "a.conll").write_bytes(text.encode())
+    (tmp_path / "b.conll").write_bytes(text.replace("\n", end).encode())
+    here, there = (read(tmp_path / name).sentences for name in ("a.conll", "b.conll"))
+    assert [s.words for s in there] == [("Paris", "is"), ("Ann", "ran")]
+    assert there == here
