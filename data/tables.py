@@ -10,7 +10,7 @@ from typing import Any
 
 from circuitcut.data.hub import load_hub
 from circuitcut.storage.errors import UserError
-from circuitcut.storage.reading import lines_of, read_text
+from circuitcut.storage.reading import files_in, lines_of, read_text
 from circuitcut.storage.strict_json import JsonProblem, parse_json
 from circuitcut.storage.typed_fields import shown
 
@@ -63,7 +63,7 @@ def read_tables(path: Path, data_format: str) -> list[TableRow]:
 def _files_of(path: Path) -> list[Path]:
     if not path.is_dir():
         return [path]
-    files = sorted(file for file in path.iterdir() if table_format(file))
+    files = [file for file in files_in(path) if table_format(file)]
     if not files:
         raise UserError(
             f"data folder {path} must hold .csv, .tsv, .json or .jsonl files, got none"
@@ -129,8 +129,9 @@ def _separated_rows(path: Path, text: str, delimiter: str) -> Iterator[TableRow]
 
 
 def _distinct(where: str, header: list[str]) -> list[str]:
-    if len(set(header)) < len(header):
-        twice = next(name for name in header if header.count(name) > 1)
+    named = [name for name in header if name.strip()]  # spreadsheets leave some empty
+    if len(set(named)) < len(named):
+        twice = next(name for name in named if named.count(name) > 1)
         raise UserError(
             f"{where}: the names of columns must differ, got {shown(twice)} twice"
         )

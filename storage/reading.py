@@ -46,6 +46,18 @@ def unreadable(path: Path, error: Exception) -> UserError:
     return UserError(f"cannot read {path}: {reason}{'; check the path' * missing}")
 
 
+def files_in(folder: Path) -> list[Path]:
+    """What lies in a folder, by name.
+
+    Raises:
+        UserError: When it cannot be listed.
+    """
+    try:
+        return sorted(folder.iterdir())
+    except OSError as error:
+        raise unreadable(folder, error) from error
+
+
 def read_bytes(path: Path, *, most: int = MOST_BYTES) -> bytes:
     """The content of a file, decompressed if its name ends in `.gz`.
 

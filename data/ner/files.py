@@ -8,7 +8,7 @@ from circuitcut.data.ner.tables import is_tagged_table, table_sentences
 from circuitcut.data.ner.tagged import TaggedSentence, normalised
 from circuitcut.data.splits import SOURCES, Source
 from circuitcut.storage.errors import UserError
-from circuitcut.storage.reading import lines_of, read_text
+from circuitcut.storage.reading import files_in, lines_of, read_text
 
 DOCUMENT_START = "-DOCSTART-"
 SUFFIXES = (".conll", ".bio", ".iob", ".iob2", ".tsv", ".txt", ".json", ".jsonl")
@@ -63,7 +63,7 @@ def read_tagged(
 
     if not path.is_dir():
         return _collected([(path, sentences(path))])
-    files = sorted(file for file in path.iterdir() if _is_tagged_text(file))
+    files = [file for file in files_in(path) if _is_tagged_text(file)]
     if not files:
         raise UserError(
             f"--data folder {path} holds no file ending in {', '.join(SUFFIXES)}"

@@ -17,7 +17,7 @@ from circuitcut.data.tables import (
 from circuitcut.data.text.cleaning import clean, clean_with_spans
 from circuitcut.data.text.records import TextRecord
 from circuitcut.storage.errors import UserError
-from circuitcut.storage.reading import lines_of, read_text
+from circuitcut.storage.reading import files_in, lines_of, read_text
 from circuitcut.storage.strict_json import JsonProblem, parse_json
 from circuitcut.storage.typed_fields import shown_names
 
@@ -76,7 +76,7 @@ def read_rows(
 def _files_of(path: Path) -> list[Path]:
     if not path.is_dir():
         return [path]
-    files = sorted(file for file in path.iterdir() if file.is_file())
+    files = [file for file in files_in(path) if file.is_file()]
     tables = [file for file in files if table_format(file)]
     texts = [file for file in files if suffix_of(file) in _TEXT_SUFFIXES[:-1]]
     if not tables and not texts:

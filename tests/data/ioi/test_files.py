@@ -145,3 +145,14 @@ def test_the_shared_prompts_are_read_whole():
         r for r in corpus.records["heldout"] if {r.io, r.subject} <= corpus.unseen_names
     ]
     assert len(unseen) >= 20
+
+
+def test_columns_of_one_name_are_refused_and_those_without_a_name_are_not(
+    tmp_path: Path,
+):
+    row = "Then Mary and John met and John saw,Mary"
+    (tmp_path / "a.csv").write_text(f"prompt,answer,,\n{row},,\n")
+    assert read(tmp_path / "a.csv")[0].io == "Mary"
+    (tmp_path / "b.csv").write_text(f"prompt,answer,answer\n{row},Ann\n")
+    with pytest.raises(UserError, match="columns must differ, got 'answer' twice"):
+        read(tmp_path / "b.csv")
