@@ -142,9 +142,10 @@ def _of_union(
     problems = [_problem(value, part, entry, closed) for part in parts]
     if None in problems:
         return None
-    deeper = [p for p in problems if p is not None and p[0] != entry]
-    if deeper:  # of the one part whose outer type fits
-        return deeper[0]
+    for part, problem in zip(parts, problems, strict=True):
+        # of the one part whose outer type fits
+        if problem is not None and problem[:2] != (entry, _described(part)):
+            return problem
     return entry, " or ".join(map(_described, parts)), value
 
 
