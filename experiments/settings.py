@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_type_hints
 
 from circuitcut.masks.gate_settings import (
     SETTINGS,
@@ -15,6 +15,7 @@ from circuitcut.masks.gate_settings import (
 from circuitcut.storage.atomic import read_json
 from circuitcut.storage.errors import UserError
 from circuitcut.storage.flag_fields import flag
+from circuitcut.storage.typed_fields import check_entries
 from circuitcut.training.schedules import Schedule
 
 ConceptObjective = Literal["margin", "ascent", "uniform", "kl", "js"]
@@ -186,4 +187,5 @@ def saved_settings(run: Path) -> MaskSettings | None:
             f"{path} must hold the settings {sorted(names)}, got {got}; the run is of "
             "another version of this program"
         )
+    check_entries(saved, get_type_hints(MaskSettings), str(path))
     return MaskSettings(**saved)

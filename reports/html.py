@@ -4,7 +4,8 @@ import base64
 import html
 import re
 import shlex
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -75,8 +76,36 @@ def write_report(runs: Sequence[Path], out: Path) -> Path:
     """
     _check_replaceable(out)
     loaded = [load_run(path) for path in runs]
-    write_text(out, page([(run, draw_all(run)) for run in loaded]))
+    with consistent(loaded):
+        text = page([(run, draw_all(run)) for run in loaded])
+    write_text(out, text)
     return out
+
+
+@contextmanager
+def consistent(runs: Sequence[Run]) -> Iterator[None]:
+    """Turn the errors of a results.json whose entries contradict each other into one.
+
+    Their types are checked before; that a condition of `recovery` stands in `summary`,
+    or that no list is empty, shows where they are used.
+
+    Raises:
+        UserError: Naming the file.
+    """
+    try:
+        yield
+    except UserError:
+        raise
+    except (
+        *(ArithmeticError, AttributeError, LookupError, RuntimeError, StopIteration),
+        *(TypeError, ValueError),
+    ) as error:
+        said = " ".join(f"{type(error).__name__} {error}".split())[:100]
+        files = " or ".join(str(run.path / "results.json") for run in runs)
+        raise UserError(
+            f"{files} cannot be shown: entries contradict each other or are incomplete "
+            f"({said}); restore it, or repeat the run with --config RUN/config.json"
+        ) from error
 
 
 def _check_replaceable(out: Path) -> None:

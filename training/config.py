@@ -10,7 +10,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import MISSING, asdict, fields
 from pathlib import Path
 from types import NoneType
-from typing import Any, NoReturn, TypeVar, get_args, get_type_hints
+from typing import Any, NoReturn, TypedDict, TypeVar, get_args, get_type_hints
 
 from transformers.hf_argparser import HfArgumentParser
 from transformers.utils import logging as transformers_logging
@@ -19,6 +19,7 @@ from circuitcut.storage.atomic import jsonable, read_object
 from circuitcut.storage.errors import UserError
 from circuitcut.storage.progress import FIRST, Waiting
 from circuitcut.storage.provenance import PROVENANCE
+from circuitcut.storage.typed_fields import check_entries, check_type
 
 T = TypeVar("T")
 PROGRAM = "circuitcut"
@@ -157,6 +158,36 @@ def saved_flags(config: Any) -> dict[str, Any]:
         name: NONE if value is None and not has_choice_none(hints[name]) else value
         for name, value in config_dict(config).items()
     }
+
+
+def check_saved(config_class: type, saved: Mapping[str, Any], path: Path) -> None:
+    """Check that the flags in a saved config have the types of their fields.
+
+    A flag may be null, which older runs wrote, or the word `none`. Entries that are no
+    flags are no matter of this.
+
+    Args:
+        path: Of the file, for messages.
+
+    Raises:
+        UserError: Naming the flag, what it must be, and what was found.
+    """
+    flags = {f.name for f in fields(config_class)}
+    hints = get_type_hints(config_class)
+    given = {
+        name: _in_json(hints[name])
+        for name, value in saved.items()
+        if name in flags and value not in (None, NONE)
+    }
+    check_entries(saved, given, str(path))
+
+
+def _in_json(hint: Any) -> Any:
+    """A type hint of a flag as its value stands in JSON: paths are text."""
+    parts = get_args(hint)
+    if NoneType in parts:
+        return _in_json(parts[0]) | None
+    return str if hint is Path else hint
 
 
 def has_choice_none(hint: Any) -> bool:
@@ -351,11 +382,20 @@ def _saved_config(argv: list[str]) -> tuple[dict[str, Any], Path] | None:
     saved = read_object(path)
     if not saved:
         raise UserError(f"{path} is empty: it must hold the flags of a run; restore it")
+    check_type(saved, _OfTheRun, str(path))
     return saved, path
+
+
+class _OfTheRun(TypedDict, total=False):
+    """Entries of a config.json that are no flags, of those that are read here."""
+
+    kind: str
+    resolved: list[str] | None
 
 
 def _flags_of(config_class: Any, saved: Mapping[str, Any], path: Path) -> list[str]:
     """The command line flags that are equivalent to a saved config."""
+    check_saved(config_class, saved, path)
     defaults = {field.name: field.default for field in fields(config_class)}
     flags: list[str] = []
     for name, value in saved.items():
@@ -369,8 +409,6 @@ def _flags_of(config_class: Any, saved: Mapping[str, Any], path: Path) -> list[s
                     f"it is from a {kind} run; this script cannot repeat or resume it"
                 )
             raise UserError(f"{path}: unknown key {name!r}; {hint}")
-        if isinstance(value, dict):
-            raise UserError(f"{path}: the value of {name!r} must not be an object")
         if isinstance(value, list):
             flags += [f"--{name}", *map(str, value)]
         elif value is not None:

@@ -143,9 +143,12 @@ def test_wrong_flags_exit_with_one_line(argv: str, expected: str, capsys):
     ("text", "expected"),
     [
         ('{"n_stepz": 3}', "unknown key 'n_stepz'; known: n_steps, lr"),
-        ('{"n_steps": "many"}', "invalid int value: 'many'"),
-        ('{"gate": "soft"}', "invalid choice: 'soft'"),
-        ('{"model": {"name": "x"}}', "the value of 'model' must not be an object"),
+        (
+            '{"n_steps": "many"}',
+            "n_steps must be a whole number of 64 bits, got 'many'",
+        ),
+        ('{"gate": "soft"}', "gate must be 'topk' or 'clamped', got 'soft'"),
+        ('{"model": {"name": "x"}}', "model must be a text or null, got an object"),
         ("[3]", "must hold a JSON object, got list"),
         ('{"n_steps": 3', "is not JSON (line 1"),
     ],
