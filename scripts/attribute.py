@@ -15,6 +15,7 @@ from circuitcut.experiments.defaults.of_mask import methods_of
 from circuitcut.experiments.flags import UnitsConfig, command, units_of
 from circuitcut.storage.errors import UserError
 from circuitcut.storage.flag_fields import Headings, flag
+from circuitcut.storage.flag_ranges import N_BATCHES, UNITS
 from circuitcut.storage.run_directory import RunDirectory
 from circuitcut.training.config import parse_first, run_script
 
@@ -32,7 +33,7 @@ class AttributeConfig(UnitsConfig):
         [],
         f"rankings: {', '.join(sorted(ABILITIES))}, or all",
     )
-    sizes: list[int] = flag([8, 16, 32, 64], "numbers of units to ablate")
+    sizes: list[int] = flag([8, 16, 32, 64], "numbers of units to ablate", within=UNITS)
     ablation: Literal["zero", "mean", "counterfactual"] = flag(
         "zero", "what replaces an activation"
     )
@@ -48,6 +49,7 @@ class AttributeConfig(UnitsConfig):
         None,
         "batches of 16 examples the scores are averaged over; default 32, of graphs "
         "above 2,000 edges 8",
+        within=N_BATCHES,
     )
 
     def __post_init__(self) -> None:
@@ -55,10 +57,6 @@ class AttributeConfig(UnitsConfig):
         wrong = [m for m in self.methods if m not in ABILITIES and m != "all"]
         if wrong:
             raise UserError(f"--methods must be among {sorted(ABILITIES)}, got {wrong}")
-        if not self.sizes or min(self.sizes) < 1:
-            raise UserError(f"--sizes must be positive, got {self.sizes}")
-        if self.n_batches is not None and self.n_batches < 1:
-            raise UserError(f"--n_batches must be positive, got {self.n_batches}")
 
     def chosen(self) -> dict[str, Any]:
         """Values by task and model of flags that are not given, for `--help`."""

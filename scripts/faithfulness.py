@@ -24,6 +24,7 @@ from circuitcut.experiments.defaults.of_mask import methods_of
 from circuitcut.experiments.flags import TaskConfig, UnitsConfig, command, units_of
 from circuitcut.storage.errors import UserError
 from circuitcut.storage.flag_fields import Headings, flag
+from circuitcut.storage.flag_ranges import N_BATCHES, N_RANDOM, POSITIVE_SHARE
 from circuitcut.storage.run_directory import RunDirectory
 from circuitcut.tasks.settings.options import SPLITS
 from circuitcut.tasks.settings.registry import DEFAULTS
@@ -51,7 +52,11 @@ class FaithfulnessConfig(UnitsConfig):
         "without --mask, what replaces what is ablated; default: counterfactual, or "
         "mean where the task has no paired inputs",
     )
-    fractions: list[float] = flag(list(FRACTIONS), "shares of the units kept, rising")
+    fractions: list[float] = flag(
+        list(FRACTIONS),
+        "shares of the units kept, rising",
+        within=POSITIVE_SHARE,
+    )
     count: Literal["units", "mib"] = flag(
         "units",
         "what the shares count: our units, or edges as MIB does, with separate q, k "
@@ -65,20 +70,15 @@ class FaithfulnessConfig(UnitsConfig):
         None,
         "batches of 16 examples the scores are averaged over; default 32, of graphs "
         "above 2,000 edges 8",
+        within=N_BATCHES,
     )
-    n_random: int = flag(3, "random rankings")
+    n_random: int = flag(3, "random rankings", within=N_RANDOM)
 
     def __post_init__(self) -> None:
         super().__post_init__()
         shares = self.fractions
-        if (
-            len(shares) < 2
-            or shares != sorted(set(shares))
-            or not 0 < shares[0] <= shares[-1] <= 1
-        ):
-            raise UserError(
-                f"--fractions must be two or more in (0, 1] and rise, got {shares}"
-            )
+        if len(shares) < 2 or shares != sorted(shares):
+            raise UserError(f"--fractions must be two or more and rise, got {shares}")
         if self.split not in SPLITS:
             raise UserError(
                 f"--split must be one of {list(SPLITS)}, got {self.split!r}"
@@ -86,11 +86,6 @@ class FaithfulnessConfig(UnitsConfig):
         wrong = [m for m in self.methods if m not in (*ABILITIES, "all", "none")]
         if wrong:
             raise UserError(f"--methods must be among {sorted(ABILITIES)}, got {wrong}")
-        if (self.n_batches is not None and self.n_batches < 1) or self.n_random < 0:
-            raise UserError(
-                "--n_batches must be positive and --n_random not negative, got "
-                f"{self.n_batches} and {self.n_random}"
-            )
         of_mask = [f.name for f in fields(UnitsConfig)[len(fields(TaskConfig)) :]]
         default = UnitsConfig()
         given = [n for n in of_mask if getattr(self, n) != getattr(default, n)]

@@ -18,6 +18,7 @@ from circuitcut.masks.formats.programs import CONVENTIONS, FORMATS, Embeddings
 from circuitcut.masks.gate_settings import AblationKind, Direction
 from circuitcut.storage.errors import UserError
 from circuitcut.storage.flag_fields import Headings, flag
+from circuitcut.storage.flag_ranges import UNITS_OR_0
 from circuitcut.storage.run_directory import RunDirectory
 from circuitcut.training.config import parse_first, run_script
 
@@ -32,7 +33,9 @@ class ImportConfig(TaskConfig):
     file: Path | None = flag(None, "the file of the other program's mask")
     format: str = flag("mib", f"one of {', '.join(FORMATS)}")
     n_kept: int | None = flag(
-        None, "the file holds scores: keep this many edges, the highest"
+        None,
+        "the file holds scores: keep this many edges, the highest",
+        within=UNITS_OR_0,
     )
     order: Literal["absolute", "signed"] | None = flag(
         None,
@@ -59,8 +62,6 @@ class ImportConfig(TaskConfig):
         super().__post_init__()
         if self.format not in FORMATS:
             raise UserError(f"--format must be one of {FORMATS}, got {self.format!r}")
-        if self.n_kept is not None and self.n_kept < 0:
-            raise UserError(f"--n_kept must be >= 0, got {self.n_kept}")
 
 
 parse_first(__name__, ImportConfig, __doc__)

@@ -18,6 +18,7 @@ from typing import Any, ClassVar, Literal
 from circuitcut.experiments.flags import command
 from circuitcut.storage.errors import UserError
 from circuitcut.storage.flag_fields import Headings, flag
+from circuitcut.storage.flag_ranges import check_flags
 from circuitcut.storage.provenance import PROVENANCE, code_version
 from circuitcut.storage.run_directory import DEFAULT_PARENT, RunDirectory
 from circuitcut.training.config import (
@@ -50,6 +51,7 @@ class StabilityConfig:
     run_dir: Path = flag(DEFAULT_PARENT, "parent folder of the run directories")
 
     def __post_init__(self) -> None:
+        check_flags(self)
         if len(self.masks) < 2:
             raise UserError(
                 f"--masks needs at least two run directories, got {len(self.masks)}; "

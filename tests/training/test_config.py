@@ -40,7 +40,10 @@ class Config:
 
 
 # Text that starts with a dash could be a flag inside a list.
-WORDS = st.text(st.characters(exclude_categories=["Cs"]), max_size=8)
+WORDS = st.text(
+    st.characters(exclude_categories=["Cs"], exclude_characters="\0"), max_size=8
+)
+WORDS = WORDS.filter(str.strip)
 WORDS = WORDS.filter(lambda word: not word.startswith("-") and word != "none")
 CONFIGS = st.builds(
     Config,
@@ -48,7 +51,7 @@ CONFIGS = st.builds(
     lr=st.floats(allow_nan=False, allow_infinity=False),
     clip_norm=st.none() | st.floats(-1.0, 1.0),
     model=st.none() | WORDS | WORDS.map(lambda word: "-" + word),
-    run_dir=WORDS.filter(lambda word: "\0" not in word).map(Path),
+    run_dir=WORDS.map(Path),
     units=st.lists(WORDS, max_size=3),
     layers=st.lists(st.integers(-2, 99), max_size=3),
     gate=st.sampled_from(["topk", "clamped"]),
