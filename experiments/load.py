@@ -15,7 +15,7 @@ from circuitcut.storage.errors import UserError
 from circuitcut.storage.progress import Waiting
 from circuitcut.storage.provenance import code_version
 from circuitcut.tasks.base import Corpus, Task
-from circuitcut.tasks.evaluation import References
+from circuitcut.tasks.evaluation import References, check_scored
 from circuitcut.tasks.registry import TASKS
 from circuitcut.training.config import NONE, config_dict
 
@@ -97,6 +97,7 @@ def load(
         loaded = _model(config, corpus)
     with Waiting("preparing the examples"):
         task = task_of(config, corpus, loaded)
+        check_scored(task, ("tune", "heldout"))
     return Experiment(config, task, corpus, loaded, accelerator)
 
 
@@ -118,10 +119,17 @@ def make_accelerator(config: TaskConfig) -> Accelerator:
             f"--device {device!r} is not available here; leave the flag out or use cpu"
         )
     accelerator = Accelerator(mixed_precision=config.mixed_precision)
-    if accelerator.device.type != kind:
+    found = accelerator.device
+    if found.type != kind:
         raise UserError(
-            f"--device {device!r} was asked for, but accelerate is set to "
-            f"{accelerator.device}; change its configuration"
+            f"--device {device!r} was asked for, but accelerate is set to {found}; "
+            "change its configuration"
+        )
+    if ":" in device and int(device.split(":")[1]) != (found.index or 0):
+        raise UserError(
+            f"--device {device!r} was asked for, but accelerate takes {found}; choose "
+            f"the one to be seen, for instance CUDA_VISIBLE_DEVICES=1 for cuda:1, and "
+            f"use --device {kind}"
         )
     return accelerator
 

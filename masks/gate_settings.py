@@ -12,7 +12,6 @@ from circuitcut.storage.flag_ranges import (
     POSITIVE_UNITS,
     PROBABILITY,
     SCALE,
-    SCALE_OR_0,
     SHARE_BELOW_1,
 )
 
@@ -139,13 +138,13 @@ class HardConcreteSettings(BudgetSettings):
     noise_start: float = flag(
         1.0,
         "hard_concrete with a budget: scale of the noise at the first step",
-        within=SCALE_OR_0,
+        within=SCALE,
         has_own_default=False,
     )
     noise_end: float = flag(
         0.2,
         "hard_concrete with a budget: its scale in the last fifth of the run",
-        within=SCALE_OR_0,
+        within=SCALE,
         has_own_default=False,
     )
 

@@ -38,6 +38,7 @@ from circuitcut.storage.flag_ranges import (
     LEARNING_RATE,
     POSITIVE,
     SEED,
+    Range,
     check_number,
     quoted,
 )
@@ -114,7 +115,7 @@ class RelearnConfig(TaskConfig):
         decides_defaults=True,
     )
     n_evaluations: int | None = flag(
-        None, "measured moments after step 0", within=COUNT
+        None, "measured moments after step 0", within=Range(1, 10**4)
     )
     probe: bool = flag(True, "linear probes on the hidden states right after the cut")
     redistribute: bool = flag(
@@ -130,6 +131,11 @@ class RelearnConfig(TaskConfig):
         if lora_rank(self.trained) is not None:
             check_peft()
         self.combined()  # checks conditions, holdings, seeds and limits
+        n_steps = self.n_steps or usual_flags(self)["n_steps"]
+        if self.warmup >= n_steps:
+            raise UserError(
+                f"--warmup must be below --n_steps {n_steps}, got {self.warmup}"
+            )
 
     def chosen(self) -> dict[str, Any]:
         """Values by task and model of flags that are not given, for `--help`."""

@@ -207,6 +207,7 @@ def test_every_number_of_a_base_recipe_has_a_range(
             "--keep_prob must be a number above 0 and below 1, got 2.0",
         ),
         ("relearn", ["--seeds", "0", "0"], "--seeds must name every value once"),
+        ("relearn", ["--n_steps", "4", "--warmup", "4"], "--warmup must be below"),
         ("relearn", ["--limits", "²"], "--limits must be numbers or all"),
         ("relearn", ["--limits", str(10**30)], "--limits must be a whole number"),
         ("relearn", ["--trained", "("], "regular expression"),
