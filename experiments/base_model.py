@@ -19,7 +19,7 @@ import torch
 from accelerate import Accelerator
 from filelock import FileLock
 
-from circuitcut.experiments.flags import TaskConfig, base_recipe, command, task_flags
+from circuitcut.experiments.flags import TaskConfig, base_recipe, task_flags
 from circuitcut.experiments.load import Experiment, dtype_of, load, task_of
 from circuitcut.models.builtin import BUILTIN
 from circuitcut.models.loading import load_model, save_model
@@ -28,12 +28,13 @@ from circuitcut.reports.verdict import base_warning
 from circuitcut.storage.atomic import os_errors_as_user_errors, read_json, write_json
 from circuitcut.storage.cache import cache_folder, content_hash
 from circuitcut.storage.checksums import damaged_files, digests_of
+from circuitcut.storage.command_lines import command
 from circuitcut.storage.errors import UserError
 from circuitcut.storage.processes import by_first
 from circuitcut.storage.progress import Waiting
 from circuitcut.tasks.base import Batch, TaskOptions, to_device
 from circuitcut.tasks.defaults import BaseRecipe
-from circuitcut.tasks.evaluation import evaluate
+from circuitcut.tasks.evaluation import Evaluation, evaluate
 from circuitcut.tasks.registry import TASKS
 from circuitcut.training.embedding_noise import noisy_embeddings
 from circuitcut.training.fit_arguments import Checkpoints, Watch
@@ -303,10 +304,27 @@ def _save(training: _Training, folder: Path, seconds: float) -> None:
     scratch = folder.with_name(f"{folder.name}.tmp")
     for left in (scratch, *folder.parent.glob(f".{scratch.name}.*.tmp")):
         shutil.rmtree(left, ignore_errors=True)  # of a process that was killed
-    with os_errors_as_user_errors(scratch):
-        scratch.mkdir(parents=True)
-        save_model(loaded, scratch)
-    record = {
+    try:
+        with os_errors_as_user_errors(scratch):
+            scratch.mkdir(parents=True)
+            save_model(loaded, scratch)
+        record = _new_record(training, seconds, evaluation, scratch)
+        write_json(scratch / _RECORD, record)
+        with os_errors_as_user_errors(folder):
+            scratch.rename(folder)
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+    for left in folder.parent.glob(f"{folder.name}.*unfinished"):
+        shutil.rmtree(left, ignore_errors=True)
+
+
+def _new_record(
+    training: _Training, seconds: float, evaluation: Evaluation, folder: Path
+) -> dict[str, Any]:
+    """What base.json says of a model whose files lie in `folder`."""
+    experiment = training.experiment
+    loaded = experiment.loaded
+    return {
         "model": loaded.name,
         "revision": loaded.revision,
         "recipe": asdict(training.recipe) | {"n_steps": training.n_steps},
@@ -314,13 +332,8 @@ def _save(training: _Training, folder: Path, seconds: float) -> None:
         "seconds": round(seconds, 1),
         "heldout": evaluation.scores,
         "heldout_unseen": evaluation.unseen_scores,
-        "files": digests_of(scratch),
+        "files": digests_of(folder),
     }
-    write_json(scratch / _RECORD, record)
-    with os_errors_as_user_errors(folder):
-        scratch.rename(folder)
-    for left in folder.parent.glob(f"{folder.name}.*unfinished"):
-        shutil.rmtree(left, ignore_errors=True)
 
 
 def _canonical_json(value: Any) -> str:

@@ -12,7 +12,8 @@ from typing import Any, ClassVar, Literal
 
 from circuitcut.attribution.abilities import ABILITIES
 from circuitcut.experiments.defaults.of_mask import methods_of
-from circuitcut.experiments.flags import UnitsConfig, command, units_of
+from circuitcut.experiments.flags import UnitsConfig, units_of
+from circuitcut.storage.command_lines import command
 from circuitcut.storage.errors import UserError
 from circuitcut.storage.flag_fields import Headings, flag
 from circuitcut.storage.flag_ranges import N_BATCHES, UNITS
@@ -106,22 +107,23 @@ def main(config: AttributeConfig) -> Path:
     experiment = resolved(experiment, config, **flags)
     made_with = provenance_of(experiment)
     run = new_run(experiment, config, "attribute", made_with=made_with)
-    if not run.is_writer:  # one of several processes is enough
-        return run.path
-    whole = _whole(config, experiment, sites, flags["positions"])
-    rows = [
-        row
-        for method in methods
-        for row in _cuts(
-            config, experiment, whole, method, run.path, flags["n_batches"]
-        )
-    ]
-    results = header("attribute", experiment, sites, ablation=config.ablation) | {
-        "scores": {"uncut": score(experiment, None).scores},
-        "curve": rows,
-        "next": command("report", {"runs": run.path}),
-    }
-    run.write_results(results)
+    with run.locked():
+        if not run.is_writer:  # one of several processes is enough
+            return run.path
+        whole = _whole(config, experiment, sites, flags["positions"])
+        rows = [
+            row
+            for method in methods
+            for row in _cuts(
+                config, experiment, whole, method, run.path, flags["n_batches"]
+            )
+        ]
+        results = header("attribute", experiment, sites, ablation=config.ablation) | {
+            "scores": {"uncut": score(experiment, None).scores},
+            "curve": rows,
+            "next": command("report", {"runs": run.path}),
+        }
+        run.write_results(results)
     _show(results)
     print(f"run: {run.path}; masks in {run.path / 'masks'}")
     print(f"next: {results['next']}")

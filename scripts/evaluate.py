@@ -14,7 +14,8 @@ from typing import Any, ClassVar
 
 from circuitcut.attribution.abilities import ABILITIES
 from circuitcut.experiments.defaults.of_mask import methods_of
-from circuitcut.experiments.flags import TaskConfig, command
+from circuitcut.experiments.flags import TaskConfig
+from circuitcut.storage.command_lines import command
 from circuitcut.storage.errors import UserError
 from circuitcut.storage.flag_fields import flag
 from circuitcut.storage.flag_ranges import N_BATCHES, UNITS_OR_0
@@ -106,12 +107,13 @@ def main(config: EvaluateConfig) -> Path:
     experiment = resolved(experiment, config, **flags)
     made_with = provenance_of(experiment)
     run = new_run(experiment, given, "evaluate", made_with=made_with)
-    if not run.is_writer:  # one of several processes is enough
-        return run.path
-    results = _results(config, experiment, mask)
-    runs = [config.mask, run.path] if config.mask else [run.path]
-    results["next"] = command("report", {"runs": runs})
-    run.write_results(results)
+    with run.locked():
+        if not run.is_writer:  # one of several processes is enough
+            return run.path
+        results = _results(config, experiment, mask)
+        runs = [config.mask, run.path] if config.mask else [run.path]
+        results["next"] = command("report", {"runs": runs})
+        run.write_results(results)
     _show_scores(results)
     if results["curve"]:
         _show_curve(results)

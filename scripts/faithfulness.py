@@ -21,7 +21,8 @@ from typing import Any, ClassVar, Literal
 from circuitcut.attribution.abilities import ABILITIES
 from circuitcut.attribution.faithfulness import FRACTIONS
 from circuitcut.experiments.defaults.of_mask import methods_of
-from circuitcut.experiments.flags import TaskConfig, UnitsConfig, command, units_of
+from circuitcut.experiments.flags import TaskConfig, UnitsConfig, units_of
+from circuitcut.storage.command_lines import command
 from circuitcut.storage.errors import UserError
 from circuitcut.storage.flag_fields import Headings, flag
 from circuitcut.storage.flag_ranges import N_BATCHES, N_RANDOM, POSITIVE_SHARE
@@ -171,12 +172,13 @@ def main(config: FaithfulnessConfig) -> Path:
     experiment = resolved(experiment, config, **flags)
     made_with = provenance_of(experiment)
     run = new_run(experiment, given, "faithfulness", made_with=made_with)
-    if not run.is_writer:  # one of several processes is enough
-        return run.path
-    rankers = Rankers(methods, config.n_random, n_batches, config.seed)
-    results = _results(config, experiment, sites, rankers, masks, counts)
-    results["next"] = command("report", {"runs": run.path})
-    run.write_results(results)
+    with run.locked():
+        if not run.is_writer:  # one of several processes is enough
+            return run.path
+        rankers = Rankers(methods, config.n_random, n_batches, config.seed)
+        results = _results(config, experiment, sites, rankers, masks, counts)
+        results["next"] = command("report", {"runs": run.path})
+        run.write_results(results)
     for rows in (faithfulness_rows(results), area_rows(results)):
         print(f"{format_table(rows, list(rows[0]))}\n")
     for figure in draw_all(load_run(run.path)).values():

@@ -18,7 +18,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
-from circuitcut.experiments.flags import TaskConfig, command
+from circuitcut.experiments.flags import TaskConfig
 from circuitcut.models.names import BUILTIN
 from circuitcut.relearning.conditions import (
     CONDITIONS,
@@ -28,6 +28,7 @@ from circuitcut.relearning.conditions import (
 )
 from circuitcut.relearning.lora_rank import check_peft, lora_rank
 from circuitcut.relearning.trained_names import matcher
+from circuitcut.storage.command_lines import command
 from circuitcut.storage.errors import UserError
 from circuitcut.storage.flag_fields import Headings, flag
 from circuitcut.storage.flag_ranges import (
@@ -248,12 +249,12 @@ def _relearned(config: RelearnConfig, resumed: RunDirectory | None) -> Path:
     if "never_learned" in config.conditions:
         never_learned = prepare(config, without_concept=True)
     run = resumed or new_run(experiment, given, "relearn", made_with=made_with)
-    study = _study(settings, experiment, mask, never_learned, made_with)
-    probes = _probes(config, study) if config.probe and run.is_writer else []
-    whereabouts = Whereabouts(experiment, mask, mask_path, config.fresh_mask)
     folder = run.path / "conditions"
     lock = nullcontext() if resumed else run.locked()
     with lock, Tracker(run) as tracker:
+        study = _study(settings, experiment, mask, never_learned, made_with)
+        probes = _probes(config, study) if config.probe and run.is_writer else []
+        whereabouts = Whereabouts(experiment, mask, mask_path, config.fresh_mask)
         if resumed:
             _cut_metrics(run, config.combined(), folder)
         runs = relearn(

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
-from circuitcut.experiments.flags import command
+from circuitcut.storage.command_lines import command
 from circuitcut.storage.errors import UserError
 from circuitcut.storage.flag_fields import Headings, flag
 from circuitcut.storage.flag_ranges import check_flags
@@ -90,11 +90,12 @@ def main(config: StabilityConfig) -> Path:
         model=model,
         config=saved_flags(config) | {PROVENANCE: _provenance(config)},
     )
-    if not run.is_writer:  # one of several processes is enough
-        return run.path
-    results = _results(config, overlap, task, model)
-    results["next"] = command("report", {"runs": run.path})
-    run.write_results(results)
+    with run.locked():
+        if not run.is_writer:  # one of several processes is enough
+            return run.path
+        results = _results(config, overlap, task, model)
+        results["next"] = command("report", {"runs": run.path})
+        run.write_results(results)
     rows = stability_rows(results)
     print(format_table(rows, list(rows[0])))
     _show_shared(results)

@@ -16,8 +16,9 @@ from pathlib import Path
 from typing import Any
 
 from circuitcut.experiments.defaults.of_mask import chosen_settings
-from circuitcut.experiments.flags import command, run_dir_flag
+from circuitcut.experiments.flags import run_dir_flag
 from circuitcut.experiments.mask_config import MaskConfig
+from circuitcut.storage.command_lines import command
 from circuitcut.storage.errors import UserError
 from circuitcut.storage.flag_fields import flag
 from circuitcut.storage.run_directory import RunDirectory

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from safetensors import SafetensorError, safe_open
 
 from circuitcut.storage.errors import UserError
+from circuitcut.storage.stopping import WriteError
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -30,6 +31,7 @@ _ADVICE = {
     errno.ENOTEMPTY: "choose another name",
     errno.ENOTDIR: "one of its parents is a file: choose another folder",
     errno.EISDIR: "it is a folder: choose another name",
+    errno.EFBIG: "raise the limit on the size of files (ulimit -f)",
     errno.ENAMETOOLONG: "choose a shorter name",
 }
 
@@ -176,15 +178,15 @@ def sync(path: Path) -> None:
 
 @contextmanager
 def os_errors_as_user_errors(path: Path) -> Iterator[None]:
-    """Turn an OSError or SafetensorError into a UserError that names `path`."""
+    """Turn an OSError or SafetensorError into a `WriteError` that names `path`."""
     try:
         yield
     except OSError as error:
         advice = _ADVICE.get(error.errno or 0, "check the disk and the folder")
         reason = error.strerror or str(error)
-        raise UserError(f"cannot write {path}: {reason}; {advice}") from error
+        raise WriteError(f"cannot write {path}: {reason}; {advice}") from error
     except SafetensorError as error:
-        raise UserError(
+        raise WriteError(
             f"cannot write {path}: {error}; check the disk and the folder"
         ) from error
 

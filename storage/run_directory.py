@@ -21,6 +21,7 @@ from circuitcut.storage.atomic import (
     write_json,
     write_text,
 )
+from circuitcut.storage.command_lines import command
 from circuitcut.storage.errors import UserError
 from circuitcut.storage.processes import by_first, is_first, n_processes
 from circuitcut.storage.provenance import source_commit
@@ -30,11 +31,13 @@ from circuitcut.storage.run_folder import (
     is_temporary,
     remove_leftovers,
 )
+from circuitcut.storage.stopping import said_how_to_go_on
 
 DEFAULT_PARENT = Path("runs")
 _PACKAGES = ("transformers", "accelerate", "numpy")
 _CONFIG, _ENVIRONMENT = "config.json", "environment.json"
 _METRICS, _RESULTS = "metrics.jsonl", "results.json"
+_RESUMED = {"train_mask", "relearn"}
 _WITH_MASK = {"train_mask", "import_mask"}
 
 
@@ -162,13 +165,22 @@ class RunDirectory:
         """Keep other processes away from this run while the block runs.
 
         Every process of the run must call this; the first one holds the lock, which
-        ends with the process at the latest.
+        ends with the process at the latest. A signal or a full disk in the block is
+        raised on with the command that goes on.
 
         Raises:
             UserError: When another process works on this run.
         """
-        with folder_lock(self.path):
+        with folder_lock(self.path), said_how_to_go_on(self.how_to_go_on):
             yield
+
+    def how_to_go_on(self) -> str:
+        """What to do after this run was stopped: with the command to type."""
+        if self.is_finished:
+            return f"the run {self.path} is finished"
+        if self.kind in _RESUMED:
+            return f"continue with {command(self.kind, {'resume': self.path})}"
+        return f"repeat it with {command(self.kind, {'config': self.path})}"
 
     @classmethod
     def newest(cls, parent: Path, kind: str) -> "RunDirectory":

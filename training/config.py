@@ -22,6 +22,12 @@ from circuitcut.storage.flag_fields import DECIDES_DEFAULTS, FREE_TEXT, OWN_META
 from circuitcut.storage.flag_ranges import check_word
 from circuitcut.storage.progress import FIRST, Waiting
 from circuitcut.storage.provenance import PROVENANCE
+from circuitcut.storage.stopping import FULL, full
+from circuitcut.training.interruption import (
+    last_words,
+    leave_on_signals,
+    stopped_by_signals,
+)
 
 T = TypeVar("T")
 PROGRAM = "circuitcut"
@@ -33,6 +39,7 @@ RESOLVED = "resolved"
 """In config.json: names of the flags whose value the program chose."""
 _log = logging.getLogger(__name__)
 _imports = Waiting("loading torch and transformers", first=FIRST)
+_at_end_of_imports: list[Callable[[], None]] = []
 _KEYS_OF_THE_RUN = ("kind", "name", "resume", RESOLVED, PROVENANCE)
 """Keys of a config.json that describe the saved run and are not read as flags."""
 
@@ -107,6 +114,7 @@ def parse_first(module: str, config_class: type[Any], description: str | None) -
         return
     parse_config(config_class, description=description)
     _quiet_libraries()
+    _at_end_of_imports.append(leave_on_signals(Path(sys.argv[0]).name))
     _log.info("loading torch and transformers")
     _imports.start()
 
@@ -115,22 +123,27 @@ def run_script(main: Callable[[T], Any], config_class: type[T]) -> None:
     """Parse the command line and run `main`; `--help` shows the script's docstring.
 
     Raises:
-        SystemExit: With status 2 after a UserError and 130 after an interruption; both
-            print one line on stderr. Any other exception keeps its traceback.
+        SystemExit: With status 2 after a UserError or on a full disk, 130 after SIGINT
+            and 143 after SIGTERM; all print one line on stderr. Any other exception
+            keeps its traceback.
     """
     description = sys.modules[main.__module__].__doc__
     _imports.stop()
-    config = parse_config(config_class, description=description)
-    _quiet_libraries()
+    while _at_end_of_imports:
+        _at_end_of_imports.pop()()
     try:
-        main(config)
+        with stopped_by_signals():
+            config = parse_config(config_class, description=description)
+            _quiet_libraries()
+            main(config)
     except UserError as error:
         _exit(2, f"error: {error}")
+    except OSError as error:
+        if error.errno not in FULL:
+            raise
+        _exit(2, f"error: {full(error)}")
     except KeyboardInterrupt as error:
-        names = {field.name for field in fields(config_class)}  # type: ignore[arg-type]
-        resume = "if the run had begun, continue it with --resume RUN"
-        hint = str(error) or (resume if "resume" in names else "start it again")
-        _exit(130, f"interrupted: {hint}")
+        _exit(*last_words(error))
     else:  # not after an error: other processes may still wait for this one
         leave_process_group()
 

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from circuitcut.experiments.flags import command
 from circuitcut.scripts import command_line
 from circuitcut.scripts.command_line import VERBS
+from circuitcut.storage.command_lines import command
 
 SCRIPTS = Path(__file__).resolve().parents[2] / "scripts"
 

@@ -1,6 +1,8 @@
 """Flags: saved configs come back the same, and wrong input is told in one line."""
 
+import errno
 import json
+import signal
 import sys
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -12,6 +14,7 @@ from hypothesis import strategies as st
 from torch import distributed as dist
 
 from circuitcut.storage.errors import UserError
+from circuitcut.storage.stopping import Stopped
 from circuitcut.training import config as module
 from circuitcut.training.config import config_dict, parse_config, run_script
 
@@ -211,14 +214,24 @@ def test_a_script_runs_its_main_with_the_flags(monkeypatch: pytest.MonkeyPatch):
             "error: mask is for another model",
         ),
         (
-            KeyboardInterrupt("7 steps are saved; continue with --resume runs/x"),
+            Stopped(signal.SIGTERM, "7 steps are saved", "continue with X"),
+            143,
+            "terminated: 7 steps are saved; continue with X",
+        ),
+        (
+            Stopped(said="7 steps are saved"),
             130,
-            "interrupted: 7 steps are saved; continue with --resume runs/x",
+            "interrupted: 7 steps are saved; the same command continues",
+        ),
+        (
+            OSError(errno.ENOSPC, "No space left on device", "runs/x"),
+            2,
+            "error: cannot write runs/x: No space left on device; free some disk space",
         ),
         (
             KeyboardInterrupt(),
             130,
-            "interrupted: if the run had begun, continue it with --resume RUN",
+            "interrupted: the same command starts again",
         ),
     ],
 )
