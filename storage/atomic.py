@@ -7,6 +7,7 @@ import errno
 import json
 import math
 import os
+import re
 import secrets
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -16,14 +17,13 @@ from typing import TYPE_CHECKING, Any
 from safetensors import SafetensorError, safe_open
 
 from circuitcut.storage.errors import UserError
-from circuitcut.storage.stopping import WriteError
+from circuitcut.storage.stopping import FULL, WriteError
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 _ADVICE = {
-    errno.ENOSPC: "free some disk space",
-    errno.EDQUOT: "free some of the disk quota",
+    **FULL,
     errno.EACCES: "choose a folder that you may write to",
     errno.EPERM: "choose a folder that you may write to",
     errno.EROFS: "choose a folder that is not read-only",
@@ -31,9 +31,9 @@ _ADVICE = {
     errno.ENOTEMPTY: "choose another name",
     errno.ENOTDIR: "one of its parents is a file: choose another folder",
     errno.EISDIR: "it is a folder: choose another name",
-    errno.EFBIG: "raise the limit on the size of files (ulimit -f)",
     errno.ENAMETOOLONG: "choose a shorter name",
 }
+_ELSE = "check the disk and the folder"
 
 
 def write_bytes(path: Path, data: bytes) -> None:
@@ -182,13 +182,13 @@ def os_errors_as_user_errors(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        advice = _ADVICE.get(error.errno or 0, "check the disk and the folder")
+        advice = _ADVICE.get(error.errno or 0, _ELSE)
         reason = error.strerror or str(error)
         raise WriteError(f"cannot write {path}: {reason}; {advice}") from error
     except SafetensorError as error:
-        raise WriteError(
-            f"cannot write {path}: {error}; check the disk and the folder"
-        ) from error
+        number = re.search(r"os error (\d+)", str(error))
+        advice = _ADVICE.get(int(number[1]), _ELSE) if number else _ELSE
+        raise WriteError(f"cannot write {path}: {error}; {advice}") from error
 
 
 def temporary_name(path: Path) -> Path:

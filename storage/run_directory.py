@@ -171,7 +171,7 @@ class RunDirectory:
         Raises:
             UserError: When another process works on this run.
         """
-        with folder_lock(self.path), said_how_to_go_on(self.how_to_go_on):
+        with folder_lock(self.path), said_how_to_go_on(self.path, self.how_to_go_on):
             yield
 
     def how_to_go_on(self) -> str:

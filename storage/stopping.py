@@ -4,11 +4,16 @@ import errno
 import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 from circuitcut.storage.errors import UserError
 
-FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
-"""Errors of a disk or a quota that is full, or of a limit on the size of files."""
+FULL = {
+    errno.ENOSPC: "free some disk space",
+    errno.EDQUOT: "free some of the disk quota",
+    errno.EFBIG: "raise the limit on the size of files (ulimit -f)",
+}
+"""Numbers of errors of a full disk, quota or file, and what to do."""
 
 
 class Stopped(KeyboardInterrupt):
@@ -35,8 +40,13 @@ class WriteError(UserError):
 
 
 @contextmanager
-def said_how_to_go_on(hint: Callable[[], str]) -> Iterator[None]:
-    """Add to a `Stopped` or a `WriteError` of the block how to go on after it."""
+def said_how_to_go_on(folder: Path, hint: Callable[[], str]) -> Iterator[None]:
+    """Add to a `Stopped` or a `WriteError` of the block how to go on after it.
+
+    Args:
+        folder: What is being written, where an error does not say it.
+        hint: The last part of the message.
+    """
     try:
         yield
     except KeyboardInterrupt as error:
@@ -49,13 +59,11 @@ def said_how_to_go_on(hint: Callable[[], str]) -> Iterator[None]:
     except OSError as error:
         if error.errno not in FULL:
             raise
-        raise WriteError(f"{full(error)}; then {hint()}") from error
+        raise WriteError(f"{full(error, folder)}; then {hint()}") from error
 
 
-def full(error: OSError) -> str:
-    """What to do about an error in `FULL`."""
-    where = f" {error.filename}" if error.filename else ""
-    advice = "raise the limit (ulimit -f)"
-    if error.errno != errno.EFBIG:
-        advice = "free some disk space"
-    return f"cannot write{where}: {error.strerror}; {advice}"
+def full(error: OSError, folder: Path | None = None) -> str:
+    """What to do about an error whose number is in `FULL`."""
+    where = error.filename or folder
+    what = "cannot write" if where is None else f"cannot write {where}"
+    return f"{what}: {error.strerror}; {FULL[error.errno or 0]}"
