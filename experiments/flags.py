@@ -7,7 +7,7 @@ from pathlib import Path
 from types import NoneType
 from typing import Any, ClassVar, Literal, get_args, get_type_hints
 
-from circuitcut.data.hub import HUB_PREFIX
+from circuitcut.data.hub import HUB_PREFIX, check_hub_name
 from circuitcut.models.names import UNIT_KINDS
 from circuitcut.storage.errors import UserError
 from circuitcut.storage.flag_fields import Headings, flag
@@ -140,6 +140,10 @@ class TaskConfig:
                 f"--task must be one of {sorted(DEFAULTS)}, got {self.task!r}"
             )
         recipe_changes(self.base_recipe)  # checks them
+        for flag_name in ("data", "retain_data"):
+            name = getattr(self, flag_name)
+            if name is not None and name.startswith(HUB_PREFIX):
+                check_hub_name(name, f"--{flag_name}")
         if self.device is not None and not _DEVICE.fullmatch(self.device):
             raise UserError(
                 f"--device must be cpu, cuda, mps or another kind of torch device, got "
