@@ -189,6 +189,7 @@ class RunDirectory:
         Raises:
             UserError: When there is none.
         """
+        _check_no_file(parent)
         runs = [
             cls(path.parent)
             for path in parent.glob(f"*/{_CONFIG}")
@@ -381,6 +382,7 @@ def _check_new(parent: Path, name: Path | None) -> None:
                     f"run folder {path} exists and is not empty; choose another name, "
                     "or continue it with --resume"
                 )
+    _check_no_file(parent)
     probe = temporary_name(parent / "probe")
     with os_errors_as_user_errors(parent):
         parent.mkdir(parents=True, exist_ok=True)
@@ -388,6 +390,12 @@ def _check_new(parent: Path, name: Path | None) -> None:
             probe.write_bytes(bytes(4096))
         finally:
             probe.unlink(missing_ok=True)
+
+
+def _check_no_file(parent: Path) -> None:
+    """Refuse a parent of runs that is a file."""
+    if parent.exists() and not parent.is_dir():
+        raise UserError(f"--run_dir must be a folder, got the file {parent}")
 
 
 def _check_inside(parent: Path, name: Path) -> None:

@@ -111,7 +111,11 @@ def test_an_unwritable_run_folder_is_refused_before_training(
     file = tmp_path / "a_file"
     file.write_text("")
     flags = [*fast, "--run_dir", str(file)]
-    assert "a_file" in refused(train_mask, MASK, flags, monkeypatch, capsys)
+    message = refused(train_mask, MASK, flags, monkeypatch, capsys)
+    assert f"--run_dir must be a folder, got the file {file}" in message
+    flags = ["--run_dir", str(file)]
+    message = refused(report, report.ReportConfig, flags, monkeypatch, capsys)
+    assert f"--run_dir must be a folder, got the file {file}" in message
 
 
 @pytest.mark.parametrize(
