@@ -35,7 +35,7 @@ from circuitcut.storage.progress import Waiting
 from circuitcut.storage.typed_fields import Count, Digest, check_type
 from circuitcut.tasks.base import Batch, TaskOptions, to_device
 from circuitcut.tasks.defaults import BaseRecipe
-from circuitcut.tasks.evaluation import evaluate
+from circuitcut.tasks.evaluation import Evaluation, evaluate
 from circuitcut.tasks.registry import TASKS
 from circuitcut.training.embedding_noise import noisy_embeddings
 from circuitcut.training.fit_arguments import Checkpoints, Watch
@@ -318,10 +318,27 @@ def _save(training: _Training, folder: Path, seconds: float) -> None:
     scratch = folder.with_name(f"{folder.name}.tmp")
     for left in (scratch, *folder.parent.glob(f".{scratch.name}.*.tmp")):
         shutil.rmtree(left, ignore_errors=True)  # of a process that was killed
-    with os_errors_as_user_errors(scratch):
-        scratch.mkdir(parents=True)
-        save_model(loaded, scratch)
-    record = {
+    try:
+        with os_errors_as_user_errors(scratch):
+            scratch.mkdir(parents=True)
+            save_model(loaded, scratch)
+        record = _new_record(training, seconds, evaluation, scratch)
+        write_json(scratch / _RECORD, record)
+        with os_errors_as_user_errors(folder):
+            scratch.rename(folder)
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+    for left in folder.parent.glob(f"{folder.name}.*unfinished"):
+        shutil.rmtree(left, ignore_errors=True)
+
+
+def _new_record(
+    training: _Training, seconds: float, evaluation: Evaluation, folder: Path
+) -> dict[str, Any]:
+    """What base.json says of a model whose files lie in `folder`."""
+    experiment = training.experiment
+    loaded = experiment.loaded
+    return {
         "model": loaded.name,
         "revision": loaded.revision,
         "recipe": asdict(training.recipe) | {"n_steps": training.n_steps},
@@ -329,13 +346,8 @@ def _save(training: _Training, folder: Path, seconds: float) -> None:
         "seconds": round(seconds, 1),
         "heldout": evaluation.scores,
         "heldout_unseen": evaluation.unseen_scores,
-        "files": digests_of(scratch),
+        "files": digests_of(folder),
     }
-    write_json(scratch / _RECORD, record)
-    with os_errors_as_user_errors(folder):
-        scratch.rename(folder)
-    for left in folder.parent.glob(f"{folder.name}.*unfinished"):
-        shutil.rmtree(left, ignore_errors=True)
 
 
 def _canonical_json(value: Any) -> str:

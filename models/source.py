@@ -19,6 +19,7 @@ from circuitcut.models.mlp import MLP_TYPE
 from circuitcut.models.packaged import PACKAGES, packaged_file
 from circuitcut.storage.atomic import read_json, read_object, read_shapes
 from circuitcut.storage.errors import UserError
+from circuitcut.storage.hub_access import offline_without_answer
 from circuitcut.storage.typed_fields import Positive, check_entries
 
 logger = logging.getLogger(__name__)
@@ -151,13 +152,18 @@ def read_config(source: Source) -> tuple[Source, dict[str, Any]]:
 
 def _download_config(source: Source) -> Path:
     logger.info("looking for model %s on the hub", source.name)
+    is_offline = offline_without_answer()
     try:
         file = hf_hub_download(source.path, "config.json", revision=source.revision)
     except (OSError, ValueError, HfHubHTTPError) as error:
+        reason = one_line(error)
+        if is_offline:
+            reason = "the hub does not answer, and it was not downloaded before"
         raise UserError(
-            f"model {source.name!r} is neither built in ({', '.join(BUILTIN)}) nor "
-            f"packaged ({', '.join(PACKAGES)}), a local folder or a reachable hub "
-            f"model ({one_line(error)}); check the name, the revision and the network"
+            f"model {source.name!r} is neither built in "
+            f"({', '.join(sorted(BUILTIN))}) nor packaged ({', '.join(PACKAGES)}), a "
+            f"local folder or a reachable hub model ({reason}); check the name, the "
+            "revision and the network"
         ) from error
     return Path(file)
 

@@ -7,6 +7,7 @@ import errno
 import json
 import math
 import os
+import re
 import secrets
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
@@ -17,14 +18,14 @@ from safetensors import SafetensorError, safe_open
 
 from circuitcut.storage.errors import UserError
 from circuitcut.storage.reading import check_regular, read_text, unreadable
+from circuitcut.storage.stopping import FULL, WriteError
 from circuitcut.storage.strict_json import JsonProblem, parse_json
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 _ADVICE = {
-    errno.ENOSPC: "free some disk space",
-    errno.EDQUOT: "free some of the disk quota",
+    **FULL,
     errno.EACCES: "choose a folder that you may write to",
     errno.EPERM: "choose a folder that you may write to",
     errno.EROFS: "choose a folder that is not read-only",
@@ -34,6 +35,7 @@ _ADVICE = {
     errno.EISDIR: "it is a folder: choose another name",
     errno.ENAMETOOLONG: "choose a shorter name",
 }
+_ELSE = "check the disk and the folder"
 
 
 def write_bytes(path: Path, data: bytes) -> None:
@@ -210,17 +212,17 @@ def sync(path: Path) -> None:
 
 @contextmanager
 def os_errors_as_user_errors(path: Path) -> Iterator[None]:
-    """Turn an OSError or SafetensorError into a UserError that names `path`."""
+    """Turn an OSError or SafetensorError into a `WriteError` that names `path`."""
     try:
         yield
     except OSError as error:
-        advice = _ADVICE.get(error.errno or 0, "check the disk and the folder")
+        advice = _ADVICE.get(error.errno or 0, _ELSE)
         reason = error.strerror or str(error)
-        raise UserError(f"cannot write {path}: {reason}; {advice}") from error
+        raise WriteError(f"cannot write {path}: {reason}; {advice}") from error
     except SafetensorError as error:
-        raise UserError(
-            f"cannot write {path}: {error}; check the disk and the folder"
-        ) from error
+        number = re.search(r"os error (\d+)", str(error))
+        advice = _ADVICE.get(int(number[1]), _ELSE) if number else _ELSE
+        raise WriteError(f"cannot write {path}: {error}; {advice}") from error
 
 
 def temporary_name(path: Path) -> Path:

@@ -33,6 +33,7 @@ from circuitcut.storage.run_folder import (
     is_temporary,
     remove_leftovers,
 )
+from circuitcut.storage.stopping import said_how_to_go_on
 from circuitcut.storage.strict_json import JsonProblem, parse_json
 from circuitcut.storage.typed_fields import Count, check_entries, check_type
 
@@ -40,6 +41,7 @@ DEFAULT_PARENT = Path("runs")
 _PACKAGES = ("transformers", "accelerate", "numpy")
 _CONFIG, _ENVIRONMENT = "config.json", "environment.json"
 _METRICS, _RESULTS = "metrics.jsonl", "results.json"
+_RESUMED = {"train_mask", "relearn"}
 _WITH_MASK = {"train_mask", "import_mask"}
 
 
@@ -175,13 +177,22 @@ class RunDirectory:
         """Keep other processes away from this run while the block runs.
 
         Every process of the run must call this; the first one holds the lock, which
-        ends with the process at the latest.
+        ends with the process at the latest. A signal or a full disk in the block is
+        raised on with the command that goes on.
 
         Raises:
             UserError: When another process works on this run.
         """
-        with folder_lock(self.path):
+        with folder_lock(self.path), said_how_to_go_on(self.path, self.how_to_go_on):
             yield
+
+    def how_to_go_on(self) -> str:
+        """What to do after this run was stopped: with the command to type."""
+        if self.is_finished:
+            return f"the run {self.path} is finished"
+        if self.kind in _RESUMED:
+            return f"continue with {command(self.kind, {'resume': self.path})}"
+        return f"repeat it with {command(self.kind, {'config': self.path})}"
 
     @classmethod
     def newest(cls, parent: Path, kind: str) -> "RunDirectory":
@@ -190,6 +201,7 @@ class RunDirectory:
         Raises:
             UserError: When there is none.
         """
+        _check_no_file(parent)
         runs = [
             cls(path.parent)
             for path in parent.glob(f"*/{_CONFIG}")
@@ -394,7 +406,14 @@ def _check_new(parent: Path, name: Path | None) -> None:
                     f"run folder {path} exists and is not empty; choose another name, "
                     "or continue it with --resume"
                 )
+    _check_no_file(parent)
     check_writable(parent)
+
+
+def _check_no_file(parent: Path) -> None:
+    """Refuse a parent of runs that is a file."""
+    if parent.exists() and not parent.is_dir():
+        raise UserError(f"--run_dir must be a folder, got the file {parent}")
 
 
 def _check_inside(parent: Path, name: Path) -> None:

@@ -1,7 +1,8 @@
 """Scores of a cut or uncut model on a split, with bootstrap intervals."""
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from copy import copy
 from dataclasses import dataclass, field
 from functools import cache, partial
 from typing import Any
@@ -244,6 +245,31 @@ def _passes(
                 places.append(n_before + rows)
         n_before += len(batch["cluster"])
     return groups, places
+
+
+def check_scored(task: Task, splits: Sequence[Split]) -> None:
+    """Check that the scored examples of some splits have the concept, and the rest.
+
+    Raises:
+        UserError: When `n_heldout` chose none of those that the split has.
+    """
+    if task.n_heldout is None:
+        return
+    every = copy(task)
+    every.n_heldout = None
+    for split in splits:
+        for key, what in (("concept", "with the concept"), ("retain", "to retain")):
+            if not _has(task, split, key) and _has(every, split, key):
+                raise UserError(
+                    f"--n_heldout {task.n_heldout} leaves no example {what} among "
+                    f"those of split {split!r} that are scored; give more, or leave it "
+                    "out"
+                )
+
+
+def _has(task: Task, split: Split, key: str) -> bool:
+    batches = task.evaluation_batches(split, size=task.eval_batch)
+    return any(batch[key].any() for batch in batches)
 
 
 def _with_concept(batches: Iterable[Batch]) -> Iterator[Batch]:

@@ -376,7 +376,7 @@ def _spans_of(
     total: Mapping[str, float], prefix: str, kinds: Sequence[str]
 ) -> tuple[float, float, float]:
     tp, fp, fn = (
-        sum(total[f"{prefix}{outcome}:{kind}"] for kind in kinds)
+        sum((total[f"{prefix}{outcome}:{kind}"] for kind in kinds), 0.0)
         for outcome in OUTCOMES
     )
     return precision_recall_f1(tp, fp, fn)

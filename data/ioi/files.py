@@ -14,6 +14,8 @@ from circuitcut.storage.typed_fields import shown, shown_names
 
 HELD_OUT_NAME_SHARE = 0.2
 SPLIT_SHARES = {"mask": 0.5, "tune": 0.15, "relearn": 0.25, "heldout": 0.1}
+FEWEST = 10
+"""Prompts, each with names of its own, that fill four splits."""
 N_BASE = 10_000
 N_PLAIN = 400
 MOST_CHARACTERS = 20_000
@@ -174,7 +176,7 @@ def split_prompts(records: Sequence[IoiRecord], *, seed: int) -> IoiCorpus:
         if not prompts:
             raise UserError(
                 f"split {split!r} of the prompts is empty: {len(records)} prompts with "
-                f"{len(names)} names are too few; give more prompts"
+                f"{len(names)} names are too few; give at least {FEWEST}"
             )
     return IoiCorpus(_with_plain_texts(splits, known, sorted(held_out), seed), held_out)
 

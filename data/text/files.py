@@ -157,11 +157,15 @@ def read_retained(data: str, text_column: str | None) -> list[TextRecord]:
     """Texts of the file, folder or hub data set that `--retain_data` names.
 
     Raises:
-        UserError: When it cannot be read or has no column of text.
+        UserError: When it cannot be read, or has no column of text or no text in it.
     """
-    texts = retained_texts(read_rows(data, "auto", None, None), text_column)
+    rows = read_rows(data, "auto", None, None)
+    texts = retained_texts(rows, text_column) if rows else []
     if not texts:
-        raise UserError(f"--retain_data must hold text, got none in {data}")
+        raise UserError(
+            f"--retain_data {data} holds no text; give at least 10 texts, or leave it "
+            "out"
+        )
     return texts
 
 
