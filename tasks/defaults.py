@@ -88,8 +88,8 @@ SMOLLM2 = ModelDefaults(
         "k_min": 1.0,
         "k_max": 32.0,
         "retain_weight": 4.0,
-        "n_steps": 40,
-        "batch_size": 8,
+        "n_steps": 80,
+        "batch_size": 16,
     },
     relearn={
         "limits": ["16"],
