@@ -107,6 +107,62 @@ def level_rows(results: Results) -> list[Row]:
     return rows
 
 
+def concept_rows(several: Sequence[Results]) -> list[Row]:
+    """One row a study and cut: concepts, models and corpora side by side."""
+    rows = []
+    for results in several:
+        metric = results["concept_metric"]
+        cuts = [row for row in results["summary"] if row["condition"] == "cut"]
+        for arm in _arms(cuts):
+            entries = [row for row in cuts if _names(row) == arm]
+            first, last = entries[0], entries[-1]
+            base = base_score(results, "concept")
+            row: Row = {
+                "concept": metric.get("label") or metric["name"],
+                "model": results["model"],
+                "pruned": percent(arm[0], 1),
+                "way": condition_name(first),
+                "seeds": len(results["seeds"]),
+                "base": base,
+                "after pruning": first["concept"],
+                "after stage 1": next(
+                    (row["concept"] for row in entries if row["stage"] == 1), None
+                ),
+                "after the last stage": with_interval(
+                    last["concept"], last.get("concept_interval")
+                ),
+                "others, base": base_score(results, "retain"),
+                "others after pruning": first["retain"],
+            }
+            lowest, highest = _salient_ends(results, None), _salient_ends(results, arm)
+            for name, before, after in zip(
+                ("level 0", "last level"), lowest, highest, strict=True
+            ):
+                row[f"salient at {name}"] = f"{_share(before)} → {_share(after)}"
+            rows.append(row)
+    return rows
+
+
+def _salient_ends(
+    results: Results, arm: tuple[Any, ...] | None
+) -> tuple[float | None, float | None]:
+    """Shares of the salient units at level 0 and at the last level.
+
+    Args:
+        arm: After the last stage of this arm; None: of the base model.
+    """
+    rows = [row for row in results["stages"] if row["condition"] == "base"]
+    if arm is not None:
+        rows = [row for row in results["stages"] if _names(row) == arm]
+        rows = [r for r in rows if r["stage"] == max(row["stage"] for row in rows)]
+    by_level = sorted(rows, key=lambda row: row["level"])
+    return by_level[0]["salient_share"], by_level[-1]["salient_share"]
+
+
+def _share(value: float | None) -> str:
+    return "undefined" if value is None else percent(value, 1)
+
+
 def stages_opening(run: Run) -> tuple[str, list[str]]:
     """What was pruned, what was left, and what came back."""
     results = run.results

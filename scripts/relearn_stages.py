@@ -13,8 +13,8 @@ same bits. The built-in encoder takes about four minutes on two cores.
 """
 
 import logging
-from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -78,13 +78,12 @@ def main(config: RelearnStagesConfig) -> Path:
 
 def _studied(config: RelearnStagesConfig, resumed: RunDirectory | None) -> Path:
     """Every seed in turn, then the numbers of all of them."""
-    given = config
+    given, config = config, config.with_usual()
     if resumed is None:
         RunDirectory.check(config.run_dir)
     first = _experiment(config, config.seeds[0], resumed)
-    lr = config.usual_lr if config.lr is None else config.lr
-    first = resolved(first, config, lr=lr, base_seed=config.base_seed)
-    config = replace(config, **{n: getattr(first.config, n) for n in ("lr", "model")})
+    first = resolved(first, config)
+    config = replace(config, model=first.config.model)
     vocabulary = vocabulary_of(config, first)
     _study(config, first, config.seeds[0], Path(), vocabulary, {}, None).check()
     made_with = provenance_of(first)
@@ -93,7 +92,7 @@ def _studied(config: RelearnStagesConfig, resumed: RunDirectory | None) -> Path:
     if vocabulary is not None and run.is_writer:
         write_json(run.path / "words.json", vocabulary.record())
     lock = nullcontext() if resumed else run.locked()
-    with lock, Tracker(run) as tracker:
+    with lock, Tracker(run) as tracker, _resumable(run):
         results, shares, choice = [], config.retrained(), None
         for seed in config.seeds:
             is_first = seed == config.seeds[0]
@@ -130,6 +129,17 @@ def _studied(config: RelearnStagesConfig, resumed: RunDirectory | None) -> Path:
         run.write_results(written)
     _show(written, run.path)
     return run.path
+
+
+@contextmanager
+def _resumable(run: RunDirectory) -> Iterator[None]:
+    """Say how an interrupted study goes on."""
+    try:
+        yield
+    except KeyboardInterrupt as error:
+        raise KeyboardInterrupt(
+            f"finished stages are kept; continue with --resume {run.path}"
+        ) from error
 
 
 def _experiment(

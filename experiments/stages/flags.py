@@ -1,9 +1,9 @@
 """Flags of the relearning study in stages: what is ranked, pruned and retrained."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, Self
 
 from circuitcut.attribution.words.names import RANKINGS
 from circuitcut.experiments.flags import TaskConfig
@@ -15,8 +15,10 @@ from circuitcut.tasks.settings.options import Split
 from circuitcut.training.schedules import Schedule
 
 AUTO = "auto"
-LR, LR_BUILTIN = 2e-5, 5e-4
-"""The paper's learning rate, and that of the small built-in models."""
+PUBLISHED: dict[str, Any] = {"seeds": [0, 1, 2], "batch_size": 8, "lr": 2e-5}
+"""The paper's settings, with three seeds instead of one."""
+OF_BUILTIN: dict[str, Any] = {"seeds": [0, 1], "batch_size": 32, "lr": 5e-4}
+"""Of the small built-in models: a study of a few minutes."""
 
 
 @dataclass(frozen=True)
@@ -48,7 +50,7 @@ class StagesConfig(TaskConfig):
         "further rankings of the base model, for the overlap of their top units; none",
     )
     shares: list[float] = flag(
-        [0.01, 0.02, 0.05, 0.1, 0.2, 0.5],
+        [0.01, 0.02, 0.05, 0.1, 0.2, 0.3, 0.5],
         "shares of the hidden units of all levels that are pruned and scored",
     )
     retrain: list[str] = flag(
@@ -67,13 +69,13 @@ class StagesConfig(TaskConfig):
         "once, as published, and then train",
     )
     seeds: list[int] = flag(
-        [0, 1, 2],
+        [],
         "seeds, each with its own base model (--base_seed plus the seed), ranking, "
         "order of the data and random cut",
     )
     n_stages: int = flag(4, "stages of retraining; optimiser and schedule begin anew")
     epochs: float = flag(2.0, "epochs of a stage over the relearn split")
-    batch_size: int = flag(8, "examples a step")
+    batch_size: int | None = flag(None, "examples a step")
     lr: float | None = flag(None, "learning rate at the beginning of a stage")
     weight_decay: float = flag(0.01, "decoupled weight decay")
     optimiser: Literal["adam", "adamw", "sgd"] = flag("adamw", "optimiser")
@@ -115,7 +117,7 @@ class StagesConfig(TaskConfig):
         check_shares("shares", self.shares)
         self.retrained()  # checks them
         arms(self.conditions, self.holdings, self.shares[:1], 0)  # checks the names
-        if not self.seeds or min(self.seeds) < 0:
+        if self.seeds and min(self.seeds) < 0:
             raise UserError(f"--seeds must be numbers from 0 on, got {self.seeds}")
         for name in ("n_stages", "batch_size", "mask_steps"):
             value = getattr(self, name)
@@ -139,12 +141,21 @@ class StagesConfig(TaskConfig):
 
     def chosen(self) -> dict[str, Any]:
         """Values by task and model of flags that are not given, for `--help`."""
-        return super().chosen() | {"lr": self.usual_lr}
+        return super().chosen() | self.usual
 
     @property
-    def usual_lr(self) -> float:
-        """The learning rate where no flag gives one."""
-        return LR_BUILTIN if self.model_name in BUILTIN else LR
+    def usual(self) -> dict[str, Any]:
+        """The flags that were not given, for this model."""
+        return OF_BUILTIN if self.model_name in BUILTIN else PUBLISHED
+
+    def with_usual(self) -> Self:
+        """The flags with these in place of those that were not given."""
+        missing = {
+            name: value
+            for name, value in self.usual.items()
+            if getattr(self, name) in (None, [])
+        }
+        return replace(self, **missing)
 
     @property
     def rankings(self) -> list[str]:

@@ -338,11 +338,13 @@ class SeedStudy:
     @property
     def _settings(self) -> RelearnSettings:
         config, task = self.config, self.experiment.task
+        assert config.batch_size is not None
+        assert config.lr is not None
         n_examples = task.n_examples("relearn")
         return RelearnSettings(
             n_steps=max(1, round(config.epochs * n_examples / config.batch_size)),
             batch_size=config.batch_size,
-            lr=config.usual_lr if config.lr is None else config.lr,
+            lr=config.lr,
             weight_decay=config.weight_decay,
             optimiser=config.optimiser,
             schedule=config.schedule,

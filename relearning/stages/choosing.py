@@ -1,5 +1,6 @@
 """The pruned share at which the concept is gone and the rest is not."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -27,10 +28,14 @@ class Choice:
 
 
 def specificity(base: Pruned, pruned: Pruned, *, higher_is_better: bool) -> float:
-    """Drop of the concept's score minus drop of the others', both of scores."""
+    """Drop of the concept's score minus drop of the others'.
+
+    Where there are no others (a corpus with one type) their drop is 0.
+    """
     sign = 1 if higher_is_better else -1
     lost = sign * (base.concept - pruned.concept)
-    return lost - sign * (base.retain - pruned.retain)
+    lost_of_others = sign * (base.retain - pruned.retain)
+    return lost - (0.0 if math.isnan(lost_of_others) else lost_of_others)
 
 
 def concept_specific(

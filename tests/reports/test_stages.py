@@ -2,8 +2,10 @@
 
 from typing import Any
 
+from circuitcut.reports.html import write_report
 from circuitcut.reports.load import load_run
 from circuitcut.reports.stages import (
+    concept_rows,
     level_rows,
     scan_rows,
     stage_rows,
@@ -34,6 +36,28 @@ def test_salient_units_have_a_row_a_level_and_arm():
         (0, 0.25, 0.25),
         (1, 0.75, 0.75),
     ] * 2
+
+
+def test_concepts_stand_side_by_side_with_where_their_units_went():
+    other = stages_results()
+    other["concept_metric"] = other["concept_metric"] | {"label": "PER span F1"}
+    first, second = concept_rows([stages_results(), other])
+    assert (first["base"], first["after pruning"], first["after stage 1"]) == (
+        0.95,
+        0.02,
+        0.9,
+    )
+    assert first["salient at level 0"] == "25.0 % → 25.0 %"
+    assert first["salient at last level"] == "75.0 % → 75.0 %"
+    assert [row["concept"] for row in (first, second)] == ["concept_f1", "PER span F1"]
+
+
+def test_a_report_of_two_studies_compares_their_concepts(write_run: Any, tmp_path):
+    runs = [write_run(stages_results()) for _ in range(2)]
+    page = write_report(runs, tmp_path / "report.html").read_text()
+    assert "Concepts compared" in page
+    alone = write_report(runs[:1], tmp_path / "alone.html").read_text()
+    assert "Concepts compared" not in alone
 
 
 def test_the_opening_has_the_scores_before_and_after(write_run: Any):

@@ -62,6 +62,8 @@ def test_where_no_share_does_so_the_most_specific_one_is_chosen():
     base = Pruned(0.0, 0.9, 0.9)
     choice = concept_specific(base, SCAN[1:2], higher_is_better=True)
     assert choice.share == 0.05
+    alone = [Pruned(0.1, 0.6, float("nan")), Pruned(0.5, 0.3, float("nan"))]
+    assert concept_specific(base, alone, higher_is_better=True).share == 0.5
     loss = [Pruned(0.1, 3.0, 1.2), Pruned(0.5, 5.0, 4.0)]
     found = concept_specific(Pruned(0.0, 1.0, 1.0), loss, higher_is_better=False)
     assert found.share == 0.1  # 2.0 - .2 against 4.0 - 3.0
