@@ -24,6 +24,9 @@ ENTRIES: dict[str, frozenset[str]] = {
     "import_mask": frozenset({"file", "format", "per_site", "circuit"}),
     "relearn": frozenset({"mask", "rows", "summary", "recovery", "never_learned"})
     | {"probe", "after", "words_note", "warning"},
+    "relearn_stages": frozenset({"levels", "seeds", "shares", "retrained", "choice"})
+    | {"scan", "rows", "summary", "recovery", "rankings", "stages", "overlap"}
+    | {"similarity", "took_over", "words_note", "warning"},
 }
 """Further entries of each kind of run."""
 _ADDED: dict[str, frozenset[str]] = {
