@@ -19,8 +19,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from circuitcut.storage.command_lines import command
 from circuitcut.experiments.stages.flags import StagesConfig
+from circuitcut.storage.command_lines import command
 from circuitcut.storage.flag_fields import flag
 from circuitcut.training.config import parse_first, run_script
 
@@ -55,7 +55,7 @@ from circuitcut.relearning.stages.arms import Arm
 from circuitcut.relearning.stages.records import HEADER
 from circuitcut.relearning.stages.retraining import stage_folder
 from circuitcut.relearning.top_words import UNWORDED
-from circuitcut.reports.stages import stage_rows
+from circuitcut.reports.stages.tables import stage_rows
 from circuitcut.reports.tables import format_table
 from circuitcut.storage.atomic import read_object, write_json
 from circuitcut.storage.run_directory import RunDirectory
