@@ -32,7 +32,7 @@ from circuitcut.storage.command_lines import command
 from circuitcut.storage.errors import UserError
 from circuitcut.storage.processes import by_first
 from circuitcut.storage.progress import Waiting
-from circuitcut.storage.typed_fields import Count, Digest, check_type
+from circuitcut.storage.reading.typed_fields import Count, Digest, check_type
 from circuitcut.tasks.base import Batch, TaskOptions, to_device
 from circuitcut.tasks.defaults import BaseRecipe
 from circuitcut.tasks.evaluation import Evaluation, evaluate

@@ -32,6 +32,7 @@ from circuitcut.storage.checksums import check_digest, file_digest
 from circuitcut.storage.command_lines import command
 from circuitcut.storage.errors import UserError
 from circuitcut.storage.provenance import PROVENANCE, differences
+from circuitcut.storage.reading.typed_fields import Count, Digest, check_type, shown
 from circuitcut.storage.run_directory import (
     RunDirectory,
     has_lost_config,
@@ -39,7 +40,6 @@ from circuitcut.storage.run_directory import (
     read_config,
     run_holding,
 )
-from circuitcut.storage.typed_fields import Count, Digest, check_type, shown
 from circuitcut.training.config import (
     NONE,
     RESOLVED,

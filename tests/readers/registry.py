@@ -60,7 +60,7 @@ from circuitcut.storage.atomic import (
 from circuitcut.storage.checkpoints import load_latest
 from circuitcut.storage.checksums import digests_of
 from circuitcut.storage.errors import UserError
-from circuitcut.storage.reading import read_text
+from circuitcut.storage.reading.files import read_text
 from circuitcut.storage.run_directory import RunDirectory
 from circuitcut.training.config import config_dict, parse_config
 from circuitcut.training.fit_arguments import Checkpoints
@@ -186,7 +186,7 @@ def _digits(folder: Path) -> None:
         (folder / f"{part}-labels-idx1-ubyte.gz").write_bytes(packed)
 
 
-_TABLES = ("data.tables", "storage.reading", "storage.strict_json")
+_TABLES = ("data.tables", "storage.reading.files", "storage.reading.strict_json")
 _NER = ("data.ner.files", "data.ner.tables")
 DATA = {
     "conll": Reader(
@@ -241,7 +241,7 @@ DATA = {
         20,
     ),
     "retained text": Reader(
-        ("data.text.files", "storage.reading"),
+        ("data.text.files", "storage.reading.files"),
         _file("a.txt.gz", WIKI.encode()),
         lambda folder: read_retained(str(folder / "a.txt.gz"), None),
         ("a.txt.gz",),
@@ -683,14 +683,14 @@ def _read_tensors(folder: Path) -> Any:
 
 FOUNDATIONS = {
     "json": Reader(
-        ("storage.atomic", "storage.strict_json"),
+        ("storage.atomic", "storage.reading.strict_json"),
         _file("a.json", b'{"a": [1, 2.5, "x\\u00e9"], "b": {"c": null}}'),
         lambda folder: jsonable(read_json(folder / "a.json")),
         ("a.json",),
         40,
     ),
     "text": Reader(
-        ("storage.reading",),
+        ("storage.reading.files",),
         _file("a.txt", "One line\r\nand änother\n".encode()),
         lambda folder: read_text(folder / "a.txt").encode(),
         ("a.txt",),
