@@ -132,7 +132,9 @@ def with_flags_of_run(config: Config, path: Path) -> Config:
 
 def task_flags_at(path: Path) -> dict[str, Any]:
     """The task flags that a mask was made with, by name; see `with_flags_of_run`."""
-    return _typed(TaskConfig, _flags_at(path))
+    saved, file = _flags_at(path)
+    check_saved(TaskConfig, saved, file)
+    return _typed(TaskConfig, saved)
 
 
 def _is_given(config: TaskConfig, default: TaskConfig, name: str) -> bool:
