@@ -25,6 +25,7 @@ Batch = dict[str, Tensor]
 MODEL_INPUTS = ("input_ids", "attention_mask", "pixels")
 NO_TARGET = -100
 NO_WORD = -1
+"""Of a position that is of no word, in a batch's `word`."""
 
 
 @runtime_checkable

@@ -125,6 +125,12 @@ def _check_records(run: Path, results: dict[str, Any]) -> None:
     words = read_json(run / "words.json")
     arms = run / "seeds" / "seed-1" / "arms"
     assert sorted(path.name for path in arms.iterdir())[-1] == "uncut"
+    for row in results["arms"]:
+        assert (run / row["folder"] / "stage-0" / "stage.json").exists()
+        if row["condition"] == "random":
+            cut = row | {"condition": "cut", "folder": None}
+            same = [r | {"folder": None} for r in results["arms"]]
+            assert cut in same  # as many units at every level
     for stage in arms.glob("*/stage-*"):
         header = read_json(stage / "stage.json")
         tensors = read_tensors(stage / "units.safetensors")
