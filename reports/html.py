@@ -16,6 +16,7 @@ from circuitcut.reports.findings import FINDINGS
 from circuitcut.reports.load import Run, load_run
 from circuitcut.reports.opening import OPENINGS
 from circuitcut.reports.sections import TABLES, Table, terms
+from circuitcut.reports.stages import concept_rows
 from circuitcut.reports.tables import Row
 from circuitcut.reports.words import format_cell
 from circuitcut.storage.atomic import write_text
@@ -126,6 +127,7 @@ def page(runs: Sequence[tuple[Run, Mapping[str, Path]]]) -> str:
     """The report's HTML text."""
     heading = " and ".join(dict.fromkeys(run.title for run, _ in runs))
     parts = [_opening([run for run, _ in runs]), _how_to_read([run for run, _ in runs])]
+    parts += _concepts([run for run, _ in runs])
     parts += [section(run, figures, i) for i, (run, figures) in enumerate(runs, 1)]
     body = "\n".join(parts)
     return (
@@ -164,6 +166,16 @@ def _how_to_read(runs: Sequence[Run]) -> str:
     """The words of this report, explained."""
     listed = _definitions(terms(runs).items())
     return f"<details open><summary>How to read this report</summary>{listed}</details>"
+
+
+def _concepts(runs: Sequence[Run]) -> list[str]:
+    """The table of several studies in stages; nothing of fewer than two."""
+    studies = [run.results for run in runs if run.kind == "relearn_stages"]
+    if len(studies) < 2:
+        return []
+    note = "Held-out data, means over seeds. Salient units before and after retraining."
+    table = Table("Concepts compared", concept_rows(studies), note)
+    return [f"<h2>{html.escape(table.title)}</h2>", table_html(table)]
 
 
 def section(run: Run, figures: Mapping[str, Path], number: int) -> str:

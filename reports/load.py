@@ -20,6 +20,7 @@ from circuitcut.storage.run_directory import RunDirectory
 KIND_NAMES = {
     "train_mask": "Mask training",
     "relearn": "Relearning",
+    "relearn_stages": "Relearning in stages",
     "evaluate": "Evaluation of a mask",
     "attribute": "Attribution without training",
     "import_mask": "Imported mask",

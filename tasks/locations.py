@@ -250,6 +250,10 @@ class LocationsTask(Task):
         """Number of sentences."""
         return len(self.corpus.splits[split])
 
+    def words_of(self, split: Split) -> list[tuple[str, ...]]:
+        """The words of every sentence."""
+        return [sentence.words for sentence in self.corpus.splits[split]]
+
     def concept_classes(
         self, batch: Batch, where: Tensor
     ) -> Int[Tensor, "position concept"]:
@@ -324,6 +328,8 @@ class LocationsTask(Task):
             "retain": labelled & ~concept,
             "weights": self._weight[targets.clamp(min=0)] * labelled,
             "real": rows.tokens.real[index, :seq],
+            "word": rows.tokens.words[index, :seq].long(),
+            "example": index,
             "cluster": rows.cluster[index],
             "unseen": rows.unseen[index],
         }

@@ -19,6 +19,7 @@ from tests.reports.conftest import (
     relearn_results,
     stability_results,
 )
+from tests.reports.staged import stages_results
 
 RESULTS: dict[str, Callable[[], dict[str, Any]]] = {
     "train_mask": mask_results,
@@ -28,6 +29,7 @@ RESULTS: dict[str, Callable[[], dict[str, Any]]] = {
     "faithfulness": faithfulness_results,
     "import_mask": import_results,
     "stability": stability_results,
+    "relearn_stages": stages_results,
 }
 
 
