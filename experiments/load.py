@@ -17,7 +17,7 @@ from circuitcut.storage.processes import n_processes
 from circuitcut.storage.progress import Waiting
 from circuitcut.storage.provenance import code_version
 from circuitcut.tasks.base import Corpus, Task
-from circuitcut.tasks.evaluation import References
+from circuitcut.tasks.evaluation import References, check_scored
 from circuitcut.tasks.registry import TASKS
 from circuitcut.training.config import NONE, config_dict
 
@@ -99,6 +99,7 @@ def load(
         loaded = _model(config, corpus)
     with Waiting("preparing the examples"):
         task = task_of(config, corpus, loaded)
+        check_scored(task, ("tune", "heldout"))
     return Experiment(config, task, corpus, loaded, accelerator)
 
 
@@ -133,10 +134,17 @@ def _accelerator(config: TaskConfig) -> Accelerator:
             f"--device {device!r} is not available here; leave the flag out or use cpu"
         )
     accelerator = Accelerator(mixed_precision=config.mixed_precision)
-    if accelerator.device.type != kind:
+    found = accelerator.device
+    if found.type != kind:
         raise UserError(
-            f"--device {device!r} was asked for, but accelerate is set to "
-            f"{accelerator.device}; change its configuration"
+            f"--device {device!r} was asked for, but accelerate is set to {found}; "
+            "change its configuration"
+        )
+    if ":" in device and int(device.split(":")[1]) != (found.index or 0):
+        raise UserError(
+            f"--device {device!r} was asked for, but accelerate takes {found}; choose "
+            f"the one to be seen, for instance CUDA_VISIBLE_DEVICES=1 for cuda:1, and "
+            f"use --device {kind}"
         )
     return accelerator
 

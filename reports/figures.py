@@ -50,6 +50,7 @@ FIGURES: dict[str, dict[str, Draw]] = {
     "import_mask": {"mask_by_layer": mask_by_layer},
     "faithfulness": {"faithfulness": faithfulness_curves},
     "stability": {},
+    "relearn_stages": {},
 }
 """Kind of run -> its figures in the order of the report."""
 

@@ -121,5 +121,6 @@ FINDINGS: dict[str, Callable[[Run], list[str]]] = {
     "import_mask": named_findings,
     "faithfulness": faithfulness_findings,
     "stability": lambda _: [],
+    "relearn_stages": lambda _: [],
 }
 """Kind of run -> its further sentences."""

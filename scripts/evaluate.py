@@ -18,6 +18,7 @@ from circuitcut.experiments.flags import TaskConfig
 from circuitcut.storage.command_lines import command
 from circuitcut.storage.errors import UserError
 from circuitcut.storage.flag_fields import flag
+from circuitcut.storage.flag_ranges import N_BATCHES, UNITS_OR_0
 from circuitcut.storage.run_directory import RunDirectory
 from circuitcut.tasks.settings.options import SPLITS
 from circuitcut.training.config import parse_first, run_script
@@ -33,7 +34,9 @@ class EvaluateConfig(TaskConfig):
         None, "run directory (or folder) that holds a mask", decides_defaults=True
     )
     split: str = flag("heldout", f"one of {', '.join(SPLITS)}")
-    sizes: list[int] = flag([], "numbers of ablated units to score the ranking at")
+    sizes: list[int] = flag(
+        [], "numbers of ablated units to score the ranking at", within=UNITS_OR_0
+    )
     methods: list[str] = flag(
         [], "attribution methods to draw beside the mask's ranking"
     )
@@ -41,6 +44,7 @@ class EvaluateConfig(TaskConfig):
         None,
         "batches of 16 examples over which the methods' scores are averaged; default "
         "32, of graphs above 2,000 edges 8",
+        within=N_BATCHES,
     )
     sampled: bool = flag(False, "score sampled continuations too (toxicity)")
     allow_other_weights: bool = flag(
@@ -58,13 +62,6 @@ class EvaluateConfig(TaskConfig):
             )
         if (self.sizes or self.methods) and self.mask is None:
             raise UserError("--sizes and --methods need --mask")
-        if self.attribution_batches is not None and self.attribution_batches < 1:
-            raise UserError(
-                f"--attribution_batches must be positive, got "
-                f"{self.attribution_batches}"
-            )
-        if any(size < 0 for size in self.sizes):
-            raise UserError(f"--sizes must be >= 0, got {self.sizes}")
         wrong = [method for method in self.methods if method not in ABILITIES]
         if wrong:
             raise UserError(f"--methods must be among {sorted(ABILITIES)}, got {wrong}")
@@ -116,12 +113,13 @@ def main(config: EvaluateConfig) -> Path:
     experiment = resolved(experiment, config)
     made_with = provenance_of(experiment)
     run = new_run(experiment, given, "evaluate", made_with=made_with)
-    if not run.is_writer:  # one of several processes is enough
-        return run.path
-    results = _results(config, experiment, mask)
-    runs = [config.mask, run.path] if config.mask else [run.path]
-    results["next"] = command("report", {"runs": runs})
-    run.write_results(results)
+    with run.locked():
+        if not run.is_writer:  # one of several processes is enough
+            return run.path
+        results = _results(config, experiment, mask)
+        runs = [config.mask, run.path] if config.mask else [run.path]
+        results["next"] = command("report", {"runs": runs})
+        run.write_results(results)
     _show_scores(results)
     if results["curve"]:
         _show_curve(results)

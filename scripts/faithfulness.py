@@ -26,6 +26,7 @@ from circuitcut.experiments.flags import TaskConfig, UnitsConfig, units_of
 from circuitcut.storage.command_lines import command
 from circuitcut.storage.errors import UserError
 from circuitcut.storage.flag_fields import Headings, flag
+from circuitcut.storage.flag_ranges import N_BATCHES, N_RANDOM, POSITIVE_SHARE
 from circuitcut.storage.run_directory import RunDirectory
 from circuitcut.tasks.settings.options import SPLITS
 from circuitcut.tasks.settings.registry import DEFAULTS
@@ -53,7 +54,11 @@ class FaithfulnessConfig(UnitsConfig):
         "without --mask, what replaces what is ablated; default: counterfactual, or "
         "mean where the task has no paired inputs",
     )
-    fractions: list[float] = flag(list(FRACTIONS), "shares of the units kept, rising")
+    fractions: list[float] = flag(
+        list(FRACTIONS),
+        "shares of the units kept, rising",
+        within=POSITIVE_SHARE,
+    )
     count: Literal["units", "mib"] = flag(
         "units",
         "what the shares count: our units, or edges as MIB does, with separate q, k "
@@ -67,8 +72,9 @@ class FaithfulnessConfig(UnitsConfig):
         None,
         "batches of 16 examples the scores are averaged over; default 32, of graphs "
         "above 2,000 edges 8",
+        within=N_BATCHES,
     )
-    n_random: int = flag(3, "random rankings")
+    n_random: int = flag(3, "random rankings", within=N_RANDOM)
     allow_other_data: bool = flag(
         False, "measure the masks on data that have changed since they were made"
     )
@@ -76,14 +82,8 @@ class FaithfulnessConfig(UnitsConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         shares = self.fractions
-        if (
-            len(shares) < 2
-            or shares != sorted(set(shares))
-            or not 0 < shares[0] <= shares[-1] <= 1
-        ):
-            raise UserError(
-                f"--fractions must be two or more in (0, 1] and rise, got {shares}"
-            )
+        if len(shares) < 2 or shares != sorted(shares):
+            raise UserError(f"--fractions must be two or more and rise, got {shares}")
         if self.split not in SPLITS:
             raise UserError(
                 f"--split must be one of {list(SPLITS)}, got {self.split!r}"
@@ -91,11 +91,6 @@ class FaithfulnessConfig(UnitsConfig):
         wrong = [m for m in self.methods if m not in (*ABILITIES, "all", "none")]
         if wrong:
             raise UserError(f"--methods must be among {sorted(ABILITIES)}, got {wrong}")
-        if (self.n_batches is not None and self.n_batches < 1) or self.n_random < 0:
-            raise UserError(
-                "--n_batches must be positive and --n_random not negative, got "
-                f"{self.n_batches} and {self.n_random}"
-            )
         of_mask = [f.name for f in fields(UnitsConfig)[len(fields(TaskConfig)) :]]
         default = UnitsConfig()
         given = [n for n in of_mask if getattr(self, n) != getattr(default, n)]
@@ -187,12 +182,13 @@ def main(config: FaithfulnessConfig) -> Path:
     experiment = resolved(experiment, config, **flags)
     made_with = provenance_of(experiment)
     run = new_run(experiment, given, "faithfulness", made_with=made_with)
-    if not run.is_writer:  # one of several processes is enough
-        return run.path
-    rankers = Rankers(methods, config.n_random, n_batches, config.seed)
-    results = _results(config, experiment, sites, rankers, masks, counts)
-    results["next"] = command("report", {"runs": run.path})
-    run.write_results(results)
+    with run.locked():
+        if not run.is_writer:  # one of several processes is enough
+            return run.path
+        rankers = Rankers(methods, config.n_random, n_batches, config.seed)
+        results = _results(config, experiment, sites, rankers, masks, counts)
+        results["next"] = command("report", {"runs": run.path})
+        run.write_results(results)
     for rows in (faithfulness_rows(results), area_rows(results)):
         print(f"{format_table(rows, list(rows[0]))}\n")
     for figure in draw_all(load_run(run.path)).values():

@@ -15,6 +15,7 @@ from typing import ClassVar
 from circuitcut.reports.html import write_report
 from circuitcut.storage.errors import UserError
 from circuitcut.storage.flag_fields import flag
+from circuitcut.storage.flag_ranges import check_flags
 from circuitcut.storage.run_directory import RunDirectory
 from circuitcut.training.config import run_script
 
@@ -31,6 +32,9 @@ class ReportConfig:
         None,
         "the HTML file, new or an earlier report; default: report.html in the last run",
     )
+
+    def __post_init__(self) -> None:
+        check_flags(self)
 
 
 def main(config: ReportConfig) -> Path:

@@ -134,7 +134,11 @@ def test_an_unwritable_run_folder_is_refused_before_training(
     file = tmp_path / "a_file"
     file.write_text("")
     flags = [*fast, "--run_dir", str(file)]
-    assert "a_file" in refused(train_mask, MASK, flags, monkeypatch, capsys)
+    message = refused(train_mask, MASK, flags, monkeypatch, capsys)
+    assert f"--run_dir must be a folder, got the file {file}" in message
+    flags = ["--run_dir", str(file)]
+    message = refused(report, report.ReportConfig, flags, monkeypatch, capsys)
+    assert f"--run_dir must be a folder, got the file {file}" in message
 
 
 @pytest.mark.parametrize(
@@ -247,9 +251,15 @@ def test_evaluate_and_attribute_check_their_flags(
 @pytest.mark.parametrize(
     ("flags", "said"),
     [
-        (["--task", "toxicity", "--n_prompts", "1"], "one toxic and one neutral"),
+        (
+            ["--task", "toxicity", "--n_prompts", "1"],
+            "--n_prompts must be a whole number from 2",
+        ),
         (["--task", "ioi", "--n_prompts", "9"], "belongs to --task toxicity"),
-        (["--attribution_batches", "0"], "--attribution_batches must be positive"),
+        (
+            ["--attribution_batches", "0"],
+            "--attribution_batches must be a whole number from 1",
+        ),
     ],
 )
 def test_wrong_numbers_of_prompts_and_batches(
@@ -268,12 +278,12 @@ def test_wrong_numbers_of_prompts_and_batches(
     [
         (["--fractions", "0.5"], "two or more"),
         (["--fractions", "0.5", "0.1"], "rise"),
-        (["--fractions", "0.5", "1.5"], "in (0, 1]"),
+        (["--fractions", "0.5", "1.5"], "above 0 and at most 1, got 1.5"),
         (["--split", "test"], "--split must be one of"),
         (["--methods", "guess"], "--methods must be among"),
         (["--task", "ioi", "--methods", "probeless"], "cannot rank edges"),
         (["--units", "heads", "--methods", "eap"], "ranks edges alone"),
-        (["--n_random", "-1"], "not negative"),
+        (["--n_random", "-1"], "a whole number from 0"),
         (["--units", "heads", "--count", "mib"], "is about masks on all edges alone"),
         (["--mask", "nowhere"], "missing folder nowhere"),
         (["--mask", "x", "--units", "edges"], "leave them out"),

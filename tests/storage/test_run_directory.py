@@ -91,7 +91,7 @@ def test_a_named_folder_is_taken_when_empty_and_refused_when_not(tmp_path: Path)
 
 def test_a_run_folder_that_cannot_be_written_is_named_before_any_work(tmp_path: Path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match=r"cannot write .*file"):
+    with pytest.raises(UserError, match=r"--run_dir must be a folder.*file"):
         _create(tmp_path / "file")
 
 
