@@ -19,8 +19,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from circuitcut.experiments.flags import command
 from circuitcut.experiments.stages.flags import StagesConfig
+from circuitcut.storage.command_lines import command
 from circuitcut.storage.flag_fields import flag
 from circuitcut.training.config import parse_first, run_script
 
