@@ -18,6 +18,7 @@ from circuitcut.training.tracking import Tracker
 
 SMALL = ["--base_steps", "60", "--base_recipe", "d_model=16", "vocab_size=300"]
 SMALL += ["--epochs", "0.5", "--n_stages", "2", "--shares", "0.1", "0.5"]
+SMALL += ["--batch_size", "8"]
 SMALL += ["--seeds", "0", "1", "--device", "cpu"]
 N_LEVELS, WIDTH = 3, 16
 
