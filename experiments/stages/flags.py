@@ -143,8 +143,6 @@ class StagesConfig(TaskConfig):
         check_shares("shares", self.shares)
         self.retrained()  # checks them
         arms(self.conditions, self.holdings, self.shares[:1], 0)  # checks the names
-        if len(set(self.seeds)) < len(self.seeds):
-            raise UserError(f"--seeds must name every seed once, got {self.seeds}")
         if self.task == "mnist":
             raise UserError(
                 "--task mnist has no words to read; use --task locations or a task of "
