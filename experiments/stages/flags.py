@@ -17,6 +17,7 @@ from circuitcut.storage.flag_ranges import (
     DECAY,
     LEARNING_RATE,
     POSITIVE,
+    PROBABILITY,
     SEED,
     Range,
 )
@@ -61,6 +62,7 @@ class StagesConfig(TaskConfig):
     shares: list[float] = flag(
         [0.01, 0.02, 0.05, 0.1, 0.2, 0.3, 0.5],
         "shares of the hidden units of all levels that are pruned and scored",
+        within=PROBABILITY,
     )
     retrain: list[str] = flag(
         [AUTO],

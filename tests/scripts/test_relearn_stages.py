@@ -220,14 +220,14 @@ def test_vectors_without_any_of_the_words_are_refused_before_a_run_begins(
 @pytest.mark.parametrize(
     ("flags", "said"),
     [
-        (["--shares", "1.5"], "--shares must be shares"),
+        (["--shares", "1.5"], "--shares must be a number"),
         (["--retrain", "auto", "0.1"], "--retrain must be shares, or auto alone"),
         (["--ranking", "guess"], "--ranking must be among probeless"),
         (["--compare", "guess"], "--compare must be among"),
         (["--holdings", "twice"], "--holdings must be among"),
-        (["--seeds", "-1"], "--seeds"),
-        (["--n_stages", "0"], "--n_stages"),
-        (["--epochs", "0"], "--epochs"),
+        (["--seeds", "-1"], "--seeds must be a whole number"),
+        (["--n_stages", "0"], "--n_stages must be a whole number"),
+        (["--epochs", "0"], "--epochs must be a number"),
         (["--task", "mnist"], "no words to read"),
         (["--word_vectors", "nowhere.txt"], "must be an existing file"),
     ],
