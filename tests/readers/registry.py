@@ -21,6 +21,7 @@ from circuitcut.data.ner.files import read_tagged
 from circuitcut.data.prompts.files import prompt_records
 from circuitcut.data.tables import read_tables
 from circuitcut.data.text.files import labelled_texts, read_retained, read_rows
+from circuitcut.data.word_vectors import read_word_vectors
 from circuitcut.experiments.base_model import _damage, _record
 from circuitcut.experiments.saved_runs import (
     checked_ranking,
@@ -481,6 +482,13 @@ RUNS |= {
             "stage-1/weights.safetensors",
         ),
         8,
+    ),
+    "word vectors": Reader(
+        ("data.word_vectors",),
+        lambda folder: (folder / "a.txt").write_text("2 2\na 1 2\nb 3 4.5\n"),
+        lambda folder: read_word_vectors(folder / "a.txt", ["a", "B"]),
+        ("a.txt",),
+        30,
     ),
     "what a seed keeps": Reader(
         ("relearning.stages.records",),
