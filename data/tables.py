@@ -10,9 +10,9 @@ from typing import Any
 
 from circuitcut.data.hub import load_hub
 from circuitcut.storage.errors import UserError
-from circuitcut.storage.reading import files_in, lines_of, read_text
-from circuitcut.storage.strict_json import JsonProblem, parse_json
-from circuitcut.storage.typed_fields import shown
+from circuitcut.storage.reading.files import files_in, lines_of, read_text
+from circuitcut.storage.reading.strict_json import JsonProblem, parse_json
+from circuitcut.storage.reading.typed_fields import shown
 
 TABLE_FORMATS = ("csv", "tsv", "json", "jsonl")
 _BY_SUFFIX = {".csv": "csv", ".tsv": "tsv", ".json": "json", ".jsonl": "jsonl"}

@@ -32,8 +32,8 @@ from circuitcut.storage.command_lines import command
 from circuitcut.storage.errors import UserError
 from circuitcut.storage.processes import by_first
 from circuitcut.storage.progress import Waiting
-from circuitcut.storage.typed_fields import Count, Digest, check_type
-from circuitcut.tasks.base import Batch, TaskOptions, to_device
+from circuitcut.storage.reading.typed_fields import Count, Digest, check_type
+from circuitcut.tasks.base import Batch, to_device
 from circuitcut.tasks.defaults import BaseRecipe
 from circuitcut.tasks.evaluation import Evaluation, evaluate
 from circuitcut.tasks.registry import TASKS
@@ -205,7 +205,7 @@ def _cached(experiment: Experiment, recipe: BaseRecipe, without_concept: bool) -
         _canonical_json([config.task, config.model_name, config.base_seed]),
         *([config.dtype] if config.dtype != "float32" else []),
         _canonical_json(asdict(recipe)),
-        _canonical_json(_options_dict(config.task_options("first"))),
+        _canonical_json(_options_dict(experiment)),
         experiment.corpus.fingerprint(),
         weights_hash(experiment.loaded.model),
         str(torch.__version__),
@@ -355,14 +355,16 @@ def _canonical_json(value: Any) -> str:
     return json.dumps(value, sort_keys=True, default=str)
 
 
-def _options_dict(options: TaskOptions) -> dict[str, Any]:
-    """JSON-able form of the task options.
+def _options_dict(experiment: Experiment) -> dict[str, Any]:
+    """JSON-able form of the task options, with the concept that the task chose.
 
     Without the kind of language model, which the hash of the weights tells, and without
     the number of sampled prompts, which changes no training.
     """
+    options = asdict(experiment.config.task_options("first"))
+    options["concept"] = options["concept"] or experiment.task.concept
     return {
         key: str(v) if isinstance(v, Path) else v
-        for key, v in asdict(options).items()
+        for key, v in options.items()
         if key not in ("masked_lm", "n_prompts")
     }

@@ -304,6 +304,8 @@ _OF_DATA = (
     *("concept_values", "hub_config", "hub_revision"),
 )
 """Flags about `--data`; built-in data know none of them."""
+DATA_FLAGS = ("task", "data", "retain_data", "concept", "split_seed", *_OF_DATA)
+"""Flags that decide the records of a task."""
 
 
 def check_data_flags(config: TaskConfig) -> None:

@@ -1,6 +1,5 @@
 """What earlier runs left: masks, rankings, and the flags and settings they had."""
 
-import logging
 from collections.abc import Mapping
 from dataclasses import fields, replace
 from pathlib import Path
@@ -32,6 +31,7 @@ from circuitcut.storage.checksums import check_digest, file_digest
 from circuitcut.storage.command_lines import command
 from circuitcut.storage.errors import UserError
 from circuitcut.storage.provenance import PROVENANCE, differences
+from circuitcut.storage.reading.typed_fields import Count, Digest, check_type, shown
 from circuitcut.storage.run_directory import (
     RunDirectory,
     has_lost_config,
@@ -39,7 +39,6 @@ from circuitcut.storage.run_directory import (
     read_config,
     run_holding,
 )
-from circuitcut.storage.typed_fields import Count, Digest, check_type, shown
 from circuitcut.training.config import (
     NONE,
     RESOLVED,
@@ -49,7 +48,6 @@ from circuitcut.training.config import (
     saved_flags,
 )
 
-_log = logging.getLogger(__name__)
 RANKING_FILE = "ranking.safetensors"
 Config = TypeVar("Config", bound=TaskConfig)
 _OF_THIS_RUN = {"seed", "device", "run_dir", "mixed_precision"}
@@ -88,8 +86,6 @@ def check_fit(
 ) -> None:
     """Refuse a mask that is for another model than the experiment's.
 
-    That it was made on other data is logged: they may be asked for.
-
     Args:
         path: Where the mask lies, for the message.
 
@@ -104,13 +100,6 @@ def check_fit(
         config_hash=experiment.loaded.config_hash,
         allow_other_weights=allow_other_weights,
     )
-    made_on = mask.provenance.get("data_sha256")
-    if made_on not in (None, experiment.origin["data_sha256"]):
-        _log.warning(
-            "the mask in %s was made on other data than these: examples that it was "
-            "trained on may be among the held-out ones",
-            path,
-        )
 
 
 def with_flags_of_run(config: Config, path: Path) -> Config:
@@ -139,6 +128,13 @@ def with_flags_of_run(config: Config, path: Path) -> Config:
         if name not in _OF_THIS_RUN and name not in given
     }
     return replace(config, **taken)
+
+
+def task_flags_at(path: Path) -> dict[str, Any]:
+    """The task flags that a mask was made with, by name; see `with_flags_of_run`."""
+    saved, file = _flags_at(path)
+    check_saved(TaskConfig, saved, file)
+    return _typed(TaskConfig, saved)
 
 
 def _is_given(config: TaskConfig, default: TaskConfig, name: str) -> bool:

@@ -27,7 +27,7 @@ from circuitcut.storage.flag_ranges import (
     UNITS_OR_0,
     Range,
 )
-from circuitcut.storage.typed_fields import check_entries
+from circuitcut.storage.reading.typed_fields import check_entries
 from circuitcut.training.schedules import Schedule
 
 ConceptObjective = Literal["margin", "ascent", "uniform", "kl", "js"]

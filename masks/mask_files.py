@@ -43,7 +43,7 @@ from circuitcut.storage.cache import content_hash
 from circuitcut.storage.checksums import check_digest, file_digest
 from circuitcut.storage.errors import UserError
 from circuitcut.storage.provenance import Provenance
-from circuitcut.storage.typed_fields import (
+from circuitcut.storage.reading.typed_fields import (
     Between,
     Count,
     Digest,

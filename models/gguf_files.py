@@ -29,8 +29,8 @@ from circuitcut.storage.atomic import (
 from circuitcut.storage.cache import cache_folder, content_hash
 from circuitcut.storage.checksums import damaged_files, digests_of, file_digest
 from circuitcut.storage.errors import UserError
-from circuitcut.storage.reading import check_regular
-from circuitcut.storage.typed_fields import Digest, check_type
+from circuitcut.storage.reading.files import check_regular
+from circuitcut.storage.reading.typed_fields import Digest, check_type
 
 SUFFIX = ".gguf"
 _RECORD = "converted.json"

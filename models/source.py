@@ -20,7 +20,7 @@ from circuitcut.models.packaged import PACKAGES, packaged_file
 from circuitcut.storage.atomic import read_json, read_object, read_shapes
 from circuitcut.storage.errors import UserError
 from circuitcut.storage.hub_access import offline_without_answer
-from circuitcut.storage.typed_fields import Positive, check_entries
+from circuitcut.storage.reading.typed_fields import Positive, check_entries
 
 logger = logging.getLogger(__name__)
 WEIGHTS_FILE = "model.safetensors"

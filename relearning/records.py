@@ -19,7 +19,7 @@ from circuitcut.storage.atomic import (
 )
 from circuitcut.storage.checksums import check_digest, file_digest
 from circuitcut.storage.errors import UserError
-from circuitcut.storage.typed_fields import Count, Digest, check_type, shown
+from circuitcut.storage.reading.typed_fields import Count, Digest, check_type, shown
 
 _COUNT = "count."
 _OF_EXAMPLES = {"clusters": torch.int64, "unseen": torch.bool}

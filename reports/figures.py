@@ -23,6 +23,7 @@ from circuitcut.reports.score_figures import (
 from circuitcut.reports.stages import figures as of_stages
 from circuitcut.reports.whereabouts import probe_by_layer, redistribution_by_layer
 from circuitcut.storage.atomic import write_bytes
+from circuitcut.storage.progress import Waiting
 
 __all__ = ["CAPTIONS", "FIGURES", "draw_all", "overview"]
 
@@ -106,13 +107,14 @@ def draw_all(run: Run) -> dict[str, Path]:
         The PNG files by name.
     """
     written = {}
-    for name, draw in FIGURES[run.kind].items():
-        with matplotlib.rc_context(STYLE):
-            figure = draw(run)
-            if figure is None:
-                continue
-            path = run.path / FIGURE_FOLDER / f"{name}.png"
-            write_bytes(path, png(figure))
-            write_bytes(path.with_suffix(".svg"), svg(figure))
-        written[name] = path
+    with Waiting("drawing the figures"):
+        for name, draw in FIGURES[run.kind].items():
+            with matplotlib.rc_context(STYLE):
+                figure = draw(run)
+                if figure is None:
+                    continue
+                path = run.path / FIGURE_FOLDER / f"{name}.png"
+                write_bytes(path, png(figure))
+                write_bytes(path.with_suffix(".svg"), svg(figure))
+            written[name] = path
     return written

@@ -9,13 +9,13 @@ from circuitcut.storage.atomic import read_object
 from circuitcut.storage.checksums import check_digest
 from circuitcut.storage.errors import UserError
 from circuitcut.storage.provenance import PROVENANCE, Provenance, differences
+from circuitcut.storage.reading.typed_fields import Digest, check_entries, shown
 from circuitcut.storage.results_schema import (
     ENTRIES,
     SCHEMA_VERSION,
     needed_for_report,
 )
 from circuitcut.storage.run_directory import RunDirectory
-from circuitcut.storage.typed_fields import Digest, check_entries, shown
 
 KIND_NAMES = {
     "train_mask": "Mask training",

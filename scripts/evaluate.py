@@ -50,6 +50,9 @@ class EvaluateConfig(TaskConfig):
     allow_other_weights: bool = flag(
         False, "apply the mask to other weights of the same shape"
     )
+    allow_other_data: bool = flag(
+        False, "measure it on data that have changed since it was made"
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -66,13 +69,14 @@ class EvaluateConfig(TaskConfig):
 
 parse_first(__name__, EvaluateConfig, __doc__)
 
-from circuitcut.experiments.base_model import prepare
+from circuitcut.experiments.base_model import with_base_model
 from circuitcut.experiments.circuits.edges_of_mask import circuit_of
 from circuitcut.experiments.circuits.heads_of_mask import heads_of
 from circuitcut.experiments.circuits.published import published_overlap
 from circuitcut.experiments.describe import header, scores_by_name
-from circuitcut.experiments.load import Experiment, provenance_of
+from circuitcut.experiments.load import Experiment, load, provenance_of
 from circuitcut.experiments.plan import attribution_batches
+from circuitcut.experiments.runs.data_of_mask import other_data_warning, same_data
 from circuitcut.experiments.runs.resolved import resolved
 from circuitcut.experiments.saved_runs import (
     RANKING_FILE,
@@ -97,7 +101,11 @@ def main(config: EvaluateConfig) -> Path:
     if config.mask is not None:
         config = with_flags_of_run(config, config.mask)
     RunDirectory.check(config.run_dir)
-    experiment = prepare(config)
+    same = None
+    if mask is not None and config.mask is not None:
+        allowed = config.allow_other_data
+        same = same_data(mask, config.mask, given, allow_other=allowed)
+    experiment = with_base_model(load(config, same))
     if mask is not None and config.mask is not None:
         check_fit(mask, config.mask, experiment, config.allow_other_weights)
         n_batches = attribution_batches(config.attribution_batches, mask.sites)
@@ -170,7 +178,10 @@ def _results(
             **_units_of(config, experiment, mask),
         }
     )
-    return results | {"warning": effect_warning(results)}
+    warnings = [effect_warning(results)]
+    if mask is not None:
+        warnings.append(other_data_warning(mask, experiment))
+    return results | {"warning": " ".join(filter(None, warnings)) or None}
 
 
 def _units_of(

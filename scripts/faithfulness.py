@@ -13,7 +13,8 @@ sizes.
     python scripts/faithfulness.py --task ioi --model smollm2 --n_heldout 200
 """
 
-from collections.abc import Sequence
+import logging
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -74,6 +75,9 @@ class FaithfulnessConfig(UnitsConfig):
         within=N_BATCHES,
     )
     n_random: int = flag(3, "random rankings", within=N_RANDOM)
+    allow_other_data: bool = flag(
+        False, "measure the masks on data that have changed since they were made"
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -125,6 +129,7 @@ from circuitcut.experiments.plan import (
     check_pairs,
     sites_for,
 )
+from circuitcut.experiments.runs.data_of_mask import other_data_warning, same_data
 from circuitcut.experiments.runs.resolved import resolved
 from circuitcut.experiments.saved_runs import (
     check_fit,
@@ -141,6 +146,9 @@ from circuitcut.models.sites import Site
 from circuitcut.reports.figures import draw_all
 from circuitcut.reports.load import load_run
 from circuitcut.reports.tables import area_rows, faithfulness_rows, format_table
+from circuitcut.tasks.base import Corpus
+
+logger = logging.getLogger(__name__)
 
 
 def main(config: FaithfulnessConfig) -> Path:
@@ -152,7 +160,7 @@ def main(config: FaithfulnessConfig) -> Path:
         config = _with_flags_of(config, masks)
     elif not config.units:
         config = replace(config, units=["edges"])
-    experiment = load(config)
+    experiment = load(config, _data_check(given, masks))
     sites = masks[0].sites if masks else _sites(config, experiment)
     methods = methods_of(
         config.methods, list(dict.fromkeys(site.kind for site in sites))
@@ -161,6 +169,8 @@ def main(config: FaithfulnessConfig) -> Path:
     experiment = with_base_model(experiment)
     for path, mask in zip(config.mask, masks, strict=True):
         check_fit(mask, path, experiment)
+        if other_data := other_data_warning(mask, experiment):
+            logger.warning("%s: %s", path, other_data)
     if not config.methods:
         methods.append("random")
     n_batches = attribution_batches(config.n_batches, sites)
@@ -185,6 +195,22 @@ def main(config: FaithfulnessConfig) -> Path:
         print(f"figure: {figure}")
     print(f"run: {run.path}\nnext: {results['next']}")
     return run.path
+
+
+def _data_check(
+    given: FaithfulnessConfig, masks: Sequence[FrozenMask]
+) -> Callable[[Corpus], None]:
+    """What refuses data that have changed since one of the masks was made."""
+    checks = [
+        same_data(mask, path, given, allow_other=given.allow_other_data)
+        for path, mask in zip(given.mask, masks, strict=True)
+    ]
+
+    def check(corpus: Corpus) -> None:
+        for check_one in checks:
+            check_one(corpus)
+
+    return check
 
 
 def _results(

@@ -124,6 +124,9 @@ class RelearnConfig(TaskConfig):
     )
     fresh_mask: bool = flag(False, "train a fresh mask after relearning (slow)")
     allow_other_weights: bool = flag(False, "apply the mask to other weights")
+    allow_other_data: bool = flag(
+        False, "relearn on data that have changed since the mask was made"
+    )
     resume: Path | None = flag(None, "continue this unfinished relearning run")
 
     def __post_init__(self) -> None:
@@ -182,6 +185,7 @@ from circuitcut.experiments.load import (
     provenance_of,
 )
 from circuitcut.experiments.micro_batches import check_relearning
+from circuitcut.experiments.runs.data_of_mask import other_data_warning, same_data
 from circuitcut.experiments.runs.resolved import resolved
 from circuitcut.experiments.runs.resuming import (
     begun,
@@ -213,6 +217,7 @@ from circuitcut.reports.tables import (
     relearning_rows,
 )
 from circuitcut.reports.words import metric_name
+from circuitcut.tasks.base import Corpus
 from circuitcut.training.fit_state import saved_steps
 from circuitcut.training.tracking import Tracker
 
@@ -236,7 +241,13 @@ def _relearned(config: RelearnConfig, resumed: RunDirectory | None) -> Path:
     config = with_flags_of_run(given, mask_path)
     if resumed is None:
         RunDirectory.check(config.run_dir)
-    experiment = with_base_model(load(config, data_check(resumed)))
+    same = same_data(mask, mask_path, given, allow_other=config.allow_other_data)
+
+    def check_data(corpus: Corpus) -> None:
+        data_check(resumed)(corpus)
+        same(corpus)
+
+    experiment = with_base_model(load(config, check_data))
     config = _fitted(config, mask, mask_path, experiment)
     settings = _settings(config, built_in=bool(experiment.base.get("from_scratch")))
     experiment = resolved(experiment, config, **_resolved_flags(config, settings))
@@ -245,9 +256,15 @@ def _relearned(config: RelearnConfig, resumed: RunDirectory | None) -> Path:
     warning = warning_of_cut(mask_path, mask, experiment)
     if warning:
         logger.warning("%s Its relearning shows no recovery.", warning)
+    if other_data := other_data_warning(mask, experiment):
+        logger.warning("%s", other_data)
+        warning = f"{warning} {other_data}" if warning else other_data
     never_learned = None
     if "never_learned" in config.conditions:
         never_learned = prepare(config, without_concept=True)
+        weights = never_learned.loaded.weights_sha256
+        made_with = {**made_with, "never_learned_sha256": weights}
+        check_inputs(resumed, made_with)
     run = resumed or new_run(experiment, given, "relearn", made_with=made_with)
     folder = run.path / "conditions"
     lock = nullcontext() if resumed else run.locked()
@@ -279,6 +296,7 @@ def _relearned(config: RelearnConfig, resumed: RunDirectory | None) -> Path:
             "after": _after(runs),
             "words_note": whereabouts.words_note,
             "warning": warning,
+            "provenance": made_with,
             "next": command("report", {"runs": [mask_path, run.path]}),
         }
         run.write_results(results)

@@ -17,9 +17,9 @@ from typing import TYPE_CHECKING, Any
 from safetensors import SafetensorError, safe_open
 
 from circuitcut.storage.errors import UserError
-from circuitcut.storage.reading import check_regular, read_text, unreadable
+from circuitcut.storage.reading.files import check_regular, read_text, unreadable
+from circuitcut.storage.reading.strict_json import JsonProblem, parse_json
 from circuitcut.storage.stopping import FULL, WriteError
-from circuitcut.storage.strict_json import JsonProblem, parse_json
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -28,7 +28,7 @@ from circuitcut.storage.atomic import (
 from circuitcut.storage.cache import content_hash
 from circuitcut.storage.checksums import check_digest, file_digest
 from circuitcut.storage.errors import UserError
-from circuitcut.storage.typed_fields import Count, Digest, check_type
+from circuitcut.storage.reading.typed_fields import Count, Digest, check_type
 
 N_KEPT = 2
 _TENSORS, _STATE = "tensors.safetensors", "state.json"

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from circuitcut.storage.errors import UserError
-from circuitcut.storage.reading import check_regular
+from circuitcut.storage.reading.files import check_regular
 
 _log = logging.getLogger(__name__)
 

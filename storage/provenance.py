@@ -26,6 +26,7 @@ _NAMES = {
     "config_hash": "the model's configuration",
     "mask_sha256": "the mask",
     "superset_sha256": "the mask of --superset",
+    "never_learned_sha256": "the base weights of never_learned",
 }
 """Hashes that are compared, and what a message calls them."""
 

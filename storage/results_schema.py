@@ -25,6 +25,7 @@ ENTRIES: dict[str, frozenset[str]] = {
     "relearn": frozenset({"mask", "rows", "summary", "recovery", "never_learned"})
     | {"probe", "after", "words_note", "warning"},
     "relearn_stages": frozenset({"levels", "seeds", "shares", "retrained", "choice"})
+    | {"arms"}
     | {"scan", "rows", "summary", "recovery", "rankings", "stages", "overlap"}
     | {"similarity", "took_over", "words_note", "warning"},
 }

@@ -8,14 +8,14 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, NotRequired, TypedDict
 
 from circuitcut.storage.provenance import Provenance
-from circuitcut.storage.results_schema import ENTRIES
-from circuitcut.storage.typed_fields import (
+from circuitcut.storage.reading.typed_fields import (
     Between,
     Count,
     Matching,
     Positive,
     check_entries,
 )
+from circuitcut.storage.results_schema import ENTRIES
 
 Score = float | None
 Scores = dict[str, Score]

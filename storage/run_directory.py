@@ -24,7 +24,9 @@ from circuitcut.storage.command_lines import command
 from circuitcut.storage.errors import UserError
 from circuitcut.storage.processes import by_first, is_first, n_processes
 from circuitcut.storage.provenance import Provenance, source_commit
-from circuitcut.storage.reading import lines_of, read_text
+from circuitcut.storage.reading.files import lines_of, read_text
+from circuitcut.storage.reading.strict_json import JsonProblem, parse_json
+from circuitcut.storage.reading.typed_fields import Count, check_entries, check_type
 from circuitcut.storage.results_types import check_results
 from circuitcut.storage.run_folder import (
     build_folder,
@@ -34,8 +36,6 @@ from circuitcut.storage.run_folder import (
     remove_leftovers,
 )
 from circuitcut.storage.stopping import said_how_to_go_on
-from circuitcut.storage.strict_json import JsonProblem, parse_json
-from circuitcut.storage.typed_fields import Count, check_entries, check_type
 
 DEFAULT_PARENT = Path("runs")
 _PACKAGES = ("transformers", "accelerate", "numpy")

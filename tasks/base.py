@@ -27,6 +27,7 @@ Batch = dict[str, Tensor]
 MODEL_INPUTS = ("input_ids", "attention_mask", "pixels")
 NO_TARGET = -100
 NO_WORD = -1
+"""Of a position that is of no word, in a batch's `word`."""
 
 
 @runtime_checkable
@@ -104,6 +105,9 @@ class Task(ABC):
     concept_metric: Metric
     retain_metric: Metric
     defaults: ClassVar[TaskDefaults]
+    concept: str | None = None
+    """What `--concept` names or, without it, what the data or the task choose; None
+    where the task has one concept only."""
     eval_batch: int = 64
     """Examples of one forward pass in evaluation; the scores do not depend on it."""
     n_heldout: int | None = None

@@ -112,6 +112,7 @@ class LocationsTask(Task):
 
     def __init__(self, corpus: NerCorpus, tokenizer: Any, options: TaskOptions):
         self.corpus = corpus
+        self.concept = ",".join(corpus.concept_types)
         self.labels = corpus.labels
         self._tokenizer = tokenizer
         self._options = options

@@ -22,8 +22,8 @@ from circuitcut.storage.flag_fields import DECIDES_DEFAULTS, FREE_TEXT, OWN_META
 from circuitcut.storage.flag_ranges import check_word
 from circuitcut.storage.progress import FIRST, Waiting
 from circuitcut.storage.provenance import PROVENANCE
+from circuitcut.storage.reading.typed_fields import check_entries, check_type
 from circuitcut.storage.stopping import FULL, full
-from circuitcut.storage.typed_fields import check_entries, check_type
 from circuitcut.training.interruption import (
     last_words,
     leave_on_signals,

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from circuitcut.storage.checkpoints import latest_step, load_latest
 from circuitcut.storage.errors import UserError
-from circuitcut.storage.typed_fields import check_type
+from circuitcut.storage.reading.typed_fields import check_type
 from circuitcut.training.fit_arguments import Ascent
 from circuitcut.training.fit_settings import FitSettings
 from circuitcut.training.schedules import learning_rate_factor

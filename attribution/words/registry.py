@@ -11,10 +11,14 @@ from circuitcut.attribution.registry import METHODS
 from circuitcut.attribution.words.linear import linear_probe
 from circuitcut.attribution.words.moments import Moments
 from circuitcut.attribution.words.names import PENALTIES
-from circuitcut.attribution.words.states import SIZE, Words, word_states
+from circuitcut.attribution.words.states import (
+    SIZE,
+    Words,
+    WordSource,
+    word_states,
+)
 from circuitcut.masks.ablation import zero_values
 from circuitcut.models.sites import Site
-from circuitcut.tasks.base import Split, Task
 
 GRADIENT_SIZE = SIZE // 2
 """Examples of one batch of a ranking by gradients."""
@@ -24,12 +28,9 @@ GRADIENT_SIZE = SIZE // 2
 class Ranked:
     """What is ranked: a model as it stands, on the words of a split."""
 
-    task: Task
+    source: WordSource
     model: nn.Module
     sites: tuple[Site, ...]
-    split: Split
-    special_ids: tuple[int, ...]
-    """Positions at which no unit is ablated, for the gradients."""
     seed: int = 0
 
     @cached_property
@@ -39,7 +40,7 @@ class Ranked:
 
     def states(self, label: str | None = None) -> Iterator[tuple[Words, Tensor]]:
         """One pass over the words and their states."""
-        return word_states(self.task, self.model, self.sites, self.split, label=label)
+        return word_states(self.source, self.model, self.sites, label=label)
 
 
 def _linear(penalty: str, ranked: Ranked) -> Tensor:
@@ -49,17 +50,18 @@ def _linear(penalty: str, ranked: Ranked) -> Tensor:
 
 def _by_method(name: str, ranked: Ranked) -> Tensor:
     """A ranking of `attribution.registry`, over as many examples as the split has."""
-    n_batches = -(-ranked.task.n_examples(ranked.split) // GRADIENT_SIZE)
+    source = ranked.source
+    n_batches = -(-source.task.n_examples(source.split) // GRADIENT_SIZE)
     scores = METHODS[name](
-        ranked.task,
+        source.task,
         ranked.model,
         ranked.sites,
         zero_values(ranked.sites),
-        split=ranked.split,
+        split=source.split,
         n_batches=n_batches,
         size=GRADIENT_SIZE,
         seed=ranked.seed,
-        special_ids=ranked.special_ids,
+        special_ids=source.special_ids,
     )
     return joined(scores, ranked.sites)
 

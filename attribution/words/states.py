@@ -3,7 +3,9 @@
 Level 0 is the embedding level and level l the output of block l. A word's vector is the
 mean of those of its pieces, as in Lo et al. (2024), https://arxiv.org/abs/2401.01814.
 Where a text is not given in words, every token that is neither padding nor special is
-one. Nothing is collected: a batch's states are gone when the next one comes.
+one. Departure: the word at the first position of a causal model, an attention sink with
+huge activations, is left out (`models.spared`). Nothing is collected: a batch's states
+are gone when the next one comes.
 """
 
 from collections.abc import Iterator, Sequence
@@ -16,6 +18,7 @@ from torch import Tensor, nn
 from circuitcut.masks.ablation import record_values
 from circuitcut.models.architectures import sites_of
 from circuitcut.models.sites import Site
+from circuitcut.models.spared import spared_positions
 from circuitcut.storage.errors import UserError
 from circuitcut.storage.modes import evaluating
 from circuitcut.storage.progress import shown
@@ -23,6 +26,21 @@ from circuitcut.tasks.base import Batch, Split, Task, to_device
 
 SIZE = 32
 """Examples in one forward pass; changes no result but by rounding."""
+
+
+@dataclass(frozen=True)
+class WordSource:
+    """The words that are read: those of a split, without spared positions."""
+
+    task: Task
+    split: Split
+    special_ids: tuple[int, ...] = ()
+    """Words with a piece at a position with these `input_ids`, or at `FIRST_POSITION`,
+    are left out: no mask acts there."""
+
+    def batches(self) -> list[Batch]:
+        """All batches of the split, on the CPU."""
+        return list(self.task.evaluation_batches(self.split, size=SIZE))
 
 
 @dataclass(frozen=True)
@@ -69,17 +87,16 @@ def level_of(site: Site) -> int:
     return site.layer + 1
 
 
-def words_of_batches(task: Task, split: Split) -> Iterator[tuple[Batch, Words]]:
-    """Every batch of a split with its labelled words; no model runs."""
-    for batch in task.evaluation_batches(split, size=SIZE):
-        yield batch, _pieces(task, batch).words
+def words_of(source: WordSource) -> Iterator[Words]:
+    """The labelled words of every batch; no model runs."""
+    for batch in source.batches():
+        yield _pieces(source, batch).words
 
 
 def word_states(
-    task: Task,
+    source: WordSource,
     model: nn.Module,
     sites: Sequence[Site],
-    split: Split,
     *,
     label: str | None = None,
 ) -> Iterator[tuple[Words, Float[Tensor, "word unit"]]]:
@@ -93,28 +110,28 @@ def word_states(
     """
     device = next(model.parameters()).device
     with evaluating(model):
-        for batch in shown(list(task.evaluation_batches(split, size=SIZE)), label):
+        for batch in shown(source.batches(), label):
             moved = to_device(batch, device)
-            pieces = _pieces(task, moved)
-            recorded = record_values(model, sites, task.inputs(moved)).values
+            pieces = _pieces(source, moved)
+            recorded = record_values(model, sites, source.task.inputs(moved)).values
             levels = [_pooled(recorded[site.name], pieces) for site in sites]
             yield pieces.words, torch.cat(levels, dim=1)
 
 
 def pooled_embeddings(
-    task: Task, model: nn.Module, split: Split
+    source: WordSource, model: nn.Module
 ) -> Iterator[tuple[Words, Float[Tensor, "word d_model"]]]:
     """Labelled words and their rows of the model's table of input embeddings."""
     base: nn.Module = getattr(model, "base_model", model)
     table = base.get_input_embeddings()  # type: ignore[operator]
-    for batch in task.evaluation_batches(split, size=SIZE):
+    for batch in source.batches():
         moved = to_device(batch, table.weight.device)
-        pieces = _pieces(task, moved)
+        pieces = _pieces(source, moved)
         with torch.no_grad():
             yield pieces.words, _pooled(table(moved["input_ids"]), pieces)
 
 
-def _pieces(task: Task, batch: Batch) -> _Pieces:
+def _pieces(source: WordSource, batch: Batch) -> _Pieces:
     ids, real = batch["input_ids"], batch["real"]
     n_rows, seq = ids.shape
     labelled = batch["concept"] | batch["retain"]
@@ -122,7 +139,9 @@ def _pieces(task: Task, batch: Batch) -> _Pieces:
     word = batch["word"] if "word" in batch else torch.where(real, places, -1)
     rows = torch.arange(n_rows, device=ids.device)[:, None]
     key = torch.where(word >= 0, rows * seq + word, -1)
+    spared = spared_positions(ids, batch.get("attention_mask"), source.special_ids)
     kinds = key[labelled & (word >= 0)].unique()  # sorted: in the order of the text
+    kinds = kinds[~torch.isin(kinds, key[spared])]
     inside = (key >= 0) & torch.isin(key, kinds)
     word_of = torch.searchsorted(kinds, key[inside])
     at = (labelled & inside).nonzero()  # one labelled piece a word
@@ -132,7 +151,7 @@ def _pieces(task: Task, batch: Batch) -> _Pieces:
         0, word_of, places[inside], "amin"
     )
     concept = batch["concept"][row, place]
-    is_tagged = task.head == "token_classification"
+    is_tagged = source.task.head == "token_classification"
     examples = batch.get("example", torch.full_like(rows.squeeze(1), -1))
     words = Words(
         labels=batch["targets"][row, place] if is_tagged else concept.long(),

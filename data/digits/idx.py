@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from circuitcut.storage.errors import UserError
-from circuitcut.storage.reading import read_bytes
+from circuitcut.storage.reading.files import read_bytes
 
 PARTS = ("train", "t10k")
 _UNSIGNED_BYTE = 8

@@ -10,7 +10,7 @@ from circuitcut.data.ioi.records import IoiCorpus, IoiRecord
 from circuitcut.data.ioi.words import NAMES
 from circuitcut.data.tables import TableRow
 from circuitcut.storage.errors import UserError
-from circuitcut.storage.typed_fields import shown, shown_names
+from circuitcut.storage.reading.typed_fields import shown, shown_names
 
 HELD_OUT_NAME_SHARE = 0.2
 SPLIT_SHARES = {"mask": 0.5, "tune": 0.15, "relearn": 0.25, "heldout": 0.1}

@@ -8,7 +8,7 @@ from circuitcut.data.ner.tables import is_tagged_table, table_sentences
 from circuitcut.data.ner.tagged import TaggedSentence, normalised
 from circuitcut.data.splits import SOURCES, Source
 from circuitcut.storage.errors import UserError
-from circuitcut.storage.reading import files_in, lines_of, read_text
+from circuitcut.storage.reading.files import files_in, lines_of, read_text
 
 DOCUMENT_START = "-DOCSTART-"
 SUFFIXES = (".conll", ".bio", ".iob", ".iob2", ".tsv", ".txt", ".json", ".jsonl")

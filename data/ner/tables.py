@@ -6,7 +6,7 @@ from typing import Any
 
 from circuitcut.data.tables import TableRow, read_table, table_format
 from circuitcut.storage.errors import UserError
-from circuitcut.storage.typed_fields import shown_names
+from circuitcut.storage.reading.typed_fields import shown_names
 
 TABLES = ("json", "jsonl")
 TOKEN_COLUMNS = ("tokens", "words", "token")

@@ -18,8 +18,8 @@ from circuitcut.data.prompts.records import (
 from circuitcut.data.tables import TableRow
 from circuitcut.data.text.records import TextRecord
 from circuitcut.storage.errors import UserError
-from circuitcut.storage.strict_json import JsonProblem, parse_json
-from circuitcut.storage.typed_fields import shown, shown_names
+from circuitcut.storage.reading.strict_json import JsonProblem, parse_json
+from circuitcut.storage.reading.typed_fields import shown, shown_names
 
 MOST_RIVALS = 100
 """Rivals of one prompt that are taken from other rows."""

@@ -17,9 +17,9 @@ from circuitcut.data.tables import (
 from circuitcut.data.text.cleaning import clean, clean_with_spans
 from circuitcut.data.text.records import TextRecord
 from circuitcut.storage.errors import UserError
-from circuitcut.storage.reading import files_in, lines_of, read_text
-from circuitcut.storage.strict_json import JsonProblem, parse_json
-from circuitcut.storage.typed_fields import shown_names
+from circuitcut.storage.reading.files import files_in, lines_of, read_text
+from circuitcut.storage.reading.strict_json import JsonProblem, parse_json
+from circuitcut.storage.reading.typed_fields import shown_names
 
 _TEXT_NAMES = "text tweet comment_text comment content sentence post body message"
 TEXT_COLUMNS = (*_TEXT_NAMES.split(), "test_case")

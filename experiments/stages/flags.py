@@ -1,6 +1,5 @@
 """Flags of the relearning study in stages: what is ranked, pruned and retrained."""
 
-import math
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Self
@@ -11,6 +10,17 @@ from circuitcut.models.names import BUILTIN
 from circuitcut.relearning.stages.arms import ARMS, arms, check_shares
 from circuitcut.storage.errors import UserError
 from circuitcut.storage.flag_fields import Headings, flag
+from circuitcut.storage.flag_ranges import (
+    BATCH,
+    COUNT,
+    COUNT_OR_0,
+    DECAY,
+    LEARNING_RATE,
+    POSITIVE,
+    PROBABILITY,
+    SEED,
+    Range,
+)
 from circuitcut.tasks.settings.options import Split
 from circuitcut.training.schedules import Schedule
 
@@ -52,6 +62,7 @@ class StagesConfig(TaskConfig):
     shares: list[float] = flag(
         [0.01, 0.02, 0.05, 0.1, 0.2, 0.3, 0.5],
         "shares of the hidden units of all levels that are pruned and scored",
+        within=PROBABILITY,
     )
     retrain: list[str] = flag(
         [AUTO],
@@ -72,21 +83,36 @@ class StagesConfig(TaskConfig):
         [],
         "seeds, each with its own base model (--base_seed plus the seed), ranking, "
         "order of the data and random cut",
+        within=SEED,
     )
-    n_stages: int = flag(4, "stages of retraining; optimiser and schedule begin anew")
-    epochs: float = flag(2.0, "epochs of a stage over the relearn split")
-    batch_size: int | None = flag(None, "examples a step")
-    lr: float | None = flag(None, "learning rate at the beginning of a stage")
-    weight_decay: float = flag(0.01, "decoupled weight decay")
+    n_stages: int = flag(
+        4,
+        "stages of retraining; optimiser and schedule begin anew",
+        within=Range(1, 1000),
+    )
+    epochs: float = flag(
+        2.0, "epochs of a stage over the relearn split", within=POSITIVE
+    )
+    batch_size: int | None = flag(None, "examples a step", within=BATCH)
+    lr: float | None = flag(
+        None, "learning rate at the beginning of a stage", within=LEARNING_RATE
+    )
+    weight_decay: float = flag(0.01, "decoupled weight decay", within=DECAY)
     optimiser: Literal["adam", "adamw", "sgd"] = flag("adamw", "optimiser")
     schedule: Schedule = flag("linear", "of the learning rate within a stage")
-    warmup: int = flag(0, "steps of a stage over which the learning rate grows")
-    clip_norm: float | None = flag(1.0, "greatest norm of a gradient; none: no limit")
+    warmup: int = flag(
+        0, "steps of a stage over which the learning rate grows", within=COUNT_OR_0
+    )
+    clip_norm: float | None = flag(
+        1.0, "greatest norm of a gradient; none: no limit", within=POSITIVE
+    )
     keep_weights: Literal["all", "last"] = flag(
         "all", "keep the weights after every stage, or after the last one of each arm"
     )
     checkpoint_every: int = flag(
-        0, "steps between checkpoints within a stage; 0: a killed stage begins anew"
+        0,
+        "steps between checkpoints within a stage; 0: a killed stage begins anew",
+        within=COUNT_OR_0,
     )
     words_split: Split = flag(
         "mask", "split whose words rank the units and are read at every stage"
@@ -102,7 +128,9 @@ class StagesConfig(TaskConfig):
         "cut arms, as a second opinion on where the concept is (slow)",
     )
     mask_steps: int | None = flag(
-        None, "steps of such a mask and of the ranking learned; default: the task's"
+        None,
+        "steps of such a mask and of the ranking learned; default: the task's",
+        within=COUNT,
     )
 
     def __post_init__(self) -> None:
@@ -117,18 +145,6 @@ class StagesConfig(TaskConfig):
         check_shares("shares", self.shares)
         self.retrained()  # checks them
         arms(self.conditions, self.holdings, self.shares[:1], 0)  # checks the names
-        if self.seeds and min(self.seeds) < 0:
-            raise UserError(f"--seeds must be numbers from 0 on, got {self.seeds}")
-        for name in ("n_stages", "batch_size", "mask_steps"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise UserError(f"--{name} must be positive, got {value}")
-        if not (self.epochs > 0 and math.isfinite(self.epochs)):
-            raise UserError(f"--epochs must be positive, got {self.epochs}")
-        if self.checkpoint_every < 0:
-            raise UserError(
-                f"--checkpoint_every must be >= 0, got {self.checkpoint_every}"
-            )
         if self.task == "mnist":
             raise UserError(
                 "--task mnist has no words to read; use --task locations or a task of "

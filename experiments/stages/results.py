@@ -56,6 +56,7 @@ def summarised(
     with Waiting("comparing the stages"):
         return {
             "levels": levels,
+            "arms": _arms(seeds, sites),
             "scan": [row for result in seeds for row in result.scan],
             **_measured(task, seeds, seed),
             "rankings": _rankings(seeds, sum(widths)),
@@ -64,6 +65,22 @@ def summarised(
             "similarity": _similarities(seeds),
             "took_over": _took_over(seeds, widths, vocabulary),
         }
+
+
+def _arms(seeds: Sequence[SeedResult], sites: Sequence[Site]) -> Rows:
+    """Every arm, its folder within the run, and what it pruned at each level."""
+    rows = []
+    for result in seeds:
+        for arm, records in result.arms.items():
+            pruned = records[0].header["n_pruned"]
+            rows.append(
+                {
+                    **vars(arm),
+                    "folder": f"seeds/seed-{result.seed}/arms/{arm.key}",
+                    "n_pruned": [pruned.get(site.name, 0) for site in sites],
+                }
+            )
+    return rows
 
 
 def _shares(seeds: Sequence[SeedResult]) -> list[float]:

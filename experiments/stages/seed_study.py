@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from circuitcut.attribution.words.registry import WORD_RANKINGS, Ranked
-from circuitcut.attribution.words.states import hidden_sites
+from circuitcut.attribution.words.states import WordSource, hidden_sites
 from circuitcut.data.word_vectors import read_word_vectors
 from circuitcut.experiments.load import Experiment
 from circuitcut.experiments.stages.flags import StagesConfig
@@ -36,9 +36,12 @@ from circuitcut.relearning.stages.comparing import (
 )
 from circuitcut.relearning.stages.reading import Reading, read_units
 from circuitcut.relearning.stages.records import (
+    HEADER,
     StageFiles,
     StageRecord,
     measured_tensors,
+    read_kept,
+    read_scan,
 )
 from circuitcut.relearning.stages.retraining import (
     OnLog,
@@ -52,12 +55,11 @@ from circuitcut.relearning.study import RelearnSettings
 from circuitcut.relearning.top_words import UNWORDED
 from circuitcut.storage.atomic import (
     jsonable,
-    read_object,
-    read_tensors,
     write_json,
     write_tensors,
 )
-from circuitcut.storage.checksums import check_digest, file_digest
+from circuitcut.storage.checksums import file_digest
+from circuitcut.storage.processes import by_first
 from circuitcut.tasks.base import Split
 from circuitcut.tasks.evaluation import evaluate
 
@@ -101,6 +103,11 @@ class SeedStudy:
     def sites(self) -> tuple[Site, ...]:
         """The hidden units of every level."""
         return hidden_sites(self.experiment.loaded.model)
+
+    @property
+    def source(self) -> WordSource:
+        """The words that rank and are read."""
+        return source_of(self.config, self.experiment)
 
     @property
     def n_units(self) -> int:
@@ -167,7 +174,7 @@ class SeedStudy:
     def base(self) -> StageRecord:
         """Scores and reading of the base model; measured where there is no record."""
         files = StageFiles(self.folder / BASE, self._base_made_with(), self._writes)
-        record = files.load()
+        record = files.load() if self._has(self.folder / BASE / HEADER) else None
         if record is not None:
             return record
         experiment, model = self.experiment, self.experiment.loaded.model
@@ -190,10 +197,9 @@ class SeedStudy:
     def read(self, model: nn.Module) -> Reading:
         """The units of a model as it stands."""
         return read_units(
-            self.experiment.task,
+            self.source,
             model,
             self.sites,
-            self.config.words_split,
             self.vocabulary,
             all_labels=self.config.ranking == "probeless_labels",
         )
@@ -226,40 +232,26 @@ class SeedStudy:
         if self.vocabulary is None:
             return None
         file = self.folder / BASE / f"{VECTORS_FILE}.safetensors"
-        if not file.exists() or not file.with_suffix(".json").exists():
+        if not self._has(file, file.with_suffix(".json")):
             self._save(file, {"vectors": self._read_vectors()}, {})
-        check_digest(file, self._header(file)["sha256"], file.with_suffix(".json"))
-        return read_tensors(file)["vectors"]
+        return read_kept(file)[0]["vectors"]
 
     def _read_vectors(self) -> Tensor:
         assert self.vocabulary is not None
         if self.config.word_vectors is not None:
             words = self.vocabulary.words
             return torch.from_numpy(read_word_vectors(self.config.word_vectors, words))
-        return self.vocabulary.embeddings(
-            self.experiment.task,
-            self.experiment.loaded.model,
-            self.config.words_split,
-        )
+        return self.vocabulary.embeddings(self.source, self.experiment.loaded.model)
 
     def rankings(self) -> tuple[dict[str, Tensor], dict[str, float]]:
         """Scores of all units by every ranking, and the seconds they took."""
         file = self.folder / BASE / f"{RANKINGS_FILE}.safetensors"
-        if file.exists() and file.with_suffix(".json").exists():
-            header = self._header(file)
-            check_digest(file, header["sha256"], file.with_suffix(".json"))
-            saved = read_tensors(file)
+        if self._has(file, file.with_suffix(".json")):
+            saved, header = read_kept(file)
             in_order = {name: saved[name] for name in self.config.rankings}
             return in_order, dict(header["seconds"])
-        loaded = self.experiment.loaded
-        ranked = Ranked(
-            self.experiment.task,
-            loaded.model,
-            self.sites,
-            self.config.words_split,
-            loaded.special_ids,
-            seed=self.config.seed + self.seed,
-        )
+        model, seed = self.experiment.loaded.model, self.config.seed + self.seed
+        ranked = Ranked(self.source, model, self.sites, seed)
         scores, seconds = {}, {}
         for name in self.config.rankings:
             began = time.perf_counter()
@@ -280,17 +272,12 @@ class SeedStudy:
     def scan(self, scores: Tensor) -> list[dict[str, Any]]:
         """Scores of the pruned model at every share, not retrained."""
         path = self.folder / SCAN
-        if path.exists():
-            return list(read_object(path)["rows"])
-        rows = []
-        for share in sorted(set(self.config.shares)):
-            for arm in arms(
-                [name for name in self.config.conditions if name != "uncut"] or ["cut"],
-                self.config.holdings,
-                [share],
-                self.seed,
-            ):
-                rows.append(self._scanned(arm, scores))
+        if self._has(path):
+            return read_scan(path)
+        names = dict.fromkeys(["cut", *self.config.conditions])
+        shares = sorted(set(self.config.shares))
+        scanned = arms(list(names), self.config.holdings, shares, self.seed)
+        rows = [self._scanned(a, scores) for a in scanned if a.condition != "uncut"]
         rows = list(jsonable(rows))
         if self._writes:
             write_json(path, {"rows": rows})
@@ -419,6 +406,11 @@ class SeedStudy:
 
     # -- files ------------------------------------------------------------------------
 
+    @staticmethod
+    def _has(*files: Path) -> bool:
+        """Whether all files are there, the same on every process."""
+        return by_first(lambda: all(file.exists() for file in files))
+
     def _save(
         self, file: Path, tensors: Mapping[str, Tensor], header: Mapping[str, Any]
     ) -> None:
@@ -428,18 +420,19 @@ class SeedStudy:
             write_json(file.with_suffix(".json"), content)
         self.experiment.accelerator.wait_for_everyone()
 
-    @staticmethod
-    def _header(file: Path) -> dict[str, Any]:
-        return read_object(file.with_suffix(".json"))
-
 
 def vocabulary_of(config: StagesConfig, experiment: Experiment) -> Vocabulary | None:
     """The words that are read; None where they are left out (`UNWORDED`)."""
     if config.task in UNWORDED:
         return None
-    return Vocabulary.of(
-        experiment.task, experiment.loaded.tokenizer, config.words_split
-    )
+    source = source_of(config, experiment)
+    return Vocabulary.of(source, experiment.loaded.tokenizer)
+
+
+def source_of(config: StagesConfig, experiment: Experiment) -> WordSource:
+    """The words that rank and are read."""
+    ids = experiment.loaded.special_ids
+    return WordSource(experiment.task, config.words_split, ids)
 
 
 @contextmanager

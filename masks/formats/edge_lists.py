@@ -22,7 +22,7 @@ from circuitcut.models.residual.connected_edges import connected
 from circuitcut.models.residual.graph import ResidualGraph
 from circuitcut.storage.atomic import read_json, write_text
 from circuitcut.storage.errors import UserError
-from circuitcut.storage.typed_fields import check_type, shown
+from circuitcut.storage.reading.typed_fields import check_type, shown
 
 _EDGE_PRUNING = {
     "input": "tok_embeds",

@@ -34,8 +34,8 @@ from circuitcut.masks.formats.edge_matrices import (
 from circuitcut.models.residual.graph import ResidualGraph
 from circuitcut.storage.atomic import read_tensors, write_tensors
 from circuitcut.storage.errors import UserError
-from circuitcut.storage.reading import MOST_BYTES, read_bytes
-from circuitcut.storage.typed_fields import shown
+from circuitcut.storage.reading.files import MOST_BYTES, read_bytes
+from circuitcut.storage.reading.typed_fields import shown
 
 
 @dataclass(frozen=True)

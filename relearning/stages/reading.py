@@ -14,10 +14,9 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from circuitcut.attribution.words.moments import Moments
-from circuitcut.attribution.words.states import word_states
+from circuitcut.attribution.words.states import WordSource, word_states
 from circuitcut.models.sites import Site
 from circuitcut.relearning.stages.vocabulary import NONE, Vocabulary
-from circuitcut.tasks.base import Split, Task
 
 N_TOP = 5
 LEAST = 0.1
@@ -53,10 +52,9 @@ class Reading:
 
 
 def read_units(
-    task: Task,
+    source: WordSource,
     model: nn.Module,
     sites: tuple[Site, ...],
-    split: Split,
     vocabulary: Vocabulary | None,
     *,
     all_labels: bool = False,
@@ -64,20 +62,20 @@ def read_units(
     """Read all units of a model as it stands, with whatever mask is on.
 
     Args:
-        vocabulary: That of the split; None reads no words.
+        vocabulary: That of the source; None reads no words.
         all_labels: Score by every pair of labels instead of the concept alone.
 
     Raises:
         UserError: When the split has no word of the concept, or no other word.
     """
-    passes = word_states(task, model, sites, split, label="scores of the units")
+    passes = word_states(source, model, sites, label="scores of the units")
     moments = Moments.over(passes)
     score = moments.probeless_labels() if all_labels else moments.probeless()
     is_constant = moments.std == 0
     reading = Reading(score, moments.effect(), is_constant)
     if vocabulary is None:
         return reading
-    sums = _type_sums(task, model, sites, split, vocabulary, moments)
+    sums = _type_sums(source, model, sites, vocabulary, moments)
     words, scores = top_words_of(sums / vocabulary.counts[:, None], is_constant)
     return Reading(score, moments.effect(), is_constant, words, scores)
 
@@ -91,21 +89,23 @@ def top_words_of(
         means: Mean |z-score| of every word.
         is_constant: Units that have no words.
     """
-    n = min(N_TOP, len(means))
     highest = means.amax(0).clamp(min=torch.finfo(means.dtype).tiny)
-    relative = (means / highest).T  # (unit, type)
-    order = relative.sort(dim=1, descending=True, stable=True)
-    words, scores = order.indices[:, :n].clone(), order.values[:, :n].clone()
+    left, units = means / highest, torch.arange(means.shape[1])
+    columns = []
+    for _ in range(min(N_TOP, len(means))):
+        place = left.argmax(0)  # the first of equal ones
+        columns.append((place, left[place, units]))
+        left[place, units] = -1.0
+    words, scores = (torch.stack(column, 1) for column in zip(*columns, strict=True))
     gone = (scores <= LEAST) | is_constant[:, None]
     words[gone], scores[gone] = NONE, 0.0
     return words, scores
 
 
 def _type_sums(
-    task: Task,
+    source: WordSource,
     model: nn.Module,
     sites: tuple[Site, ...],
-    split: Split,
     vocabulary: Vocabulary,
     moments: Moments,
 ) -> Float[Tensor, "type unit"]:
@@ -113,7 +113,7 @@ def _type_sums(
     mean, std = moments.mean.float(), moments.std.float()
     scale = torch.where(std > 0, 1 / std.clamp(min=1e-30), 0.0)
     sums = torch.zeros(len(vocabulary.words), len(mean))
-    passes = word_states(task, model, sites, split, label="words of the units")
+    passes = word_states(source, model, sites, label="words of the units")
     for words, states in passes:
         places = vocabulary.places(words)
         known = places != NONE

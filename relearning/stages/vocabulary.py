@@ -10,12 +10,12 @@ from torch import Tensor, nn
 
 from circuitcut.attribution.words.states import (
     Words,
+    WordSource,
     pooled_embeddings,
-    words_of_batches,
+    words_of,
 )
 from circuitcut.relearning.top_words import MIN_COUNT, as_word
 from circuitcut.storage.errors import UserError
-from circuitcut.tasks.base import Split, Task
 
 NONE = -1
 """Stands for a word that is not in the vocabulary."""
@@ -37,16 +37,16 @@ class Vocabulary:
     _of_token: Int[Tensor, "token"] | None
 
     @classmethod
-    def of(cls, task: Task, tokenizer: Any, split: Split) -> "Vocabulary":
+    def of(cls, source: WordSource, tokenizer: Any) -> "Vocabulary":
         """Those of the labelled words of a split.
 
         Raises:
             UserError: When no word occurs often enough, or none of the concept's does.
         """
-        texts = task.words_of(split)
+        texts = source.task.words_of(source.split)
         counts: dict[str, int] = {}
         of_concept: dict[str, int] = {}
-        for _, words in words_of_batches(task, split):
+        for words in words_of(source):
             named = zip(_names(words, texts, tokenizer), words.is_concept, strict=True)
             for name, is_concept in named:
                 counts[name] = counts.get(name, 0) + 1
@@ -54,8 +54,8 @@ class Vocabulary:
         kept = sorted(name for name, n in counts.items() if n >= MIN_COUNT)
         if not any(of_concept[name] for name in kept):
             raise UserError(
-                f"split {split!r} has no word of the concept that occurs {MIN_COUNT} "
-                "times; give more data, another --concept or --words_split"
+                f"split {source.split!r} has no word of the concept that occurs "
+                f"{MIN_COUNT} times; give more data, another --concept or --words_split"
             )
         place = {name: i for i, name in enumerate(kept)}
         by_example = by_token = None
@@ -91,7 +91,7 @@ class Vocabulary:
         return torch.tensor(places, dtype=torch.long)
 
     def embeddings(
-        self, task: Task, model: nn.Module, split: Split
+        self, source: WordSource, model: nn.Module
     ) -> Float[Tensor, "type d_model"]:
         """Vectors of the words in the model's table of input embeddings.
 
@@ -99,7 +99,7 @@ class Vocabulary:
         """
         vectors: Tensor | None = None
         missing = torch.ones(len(self.words), dtype=torch.bool)
-        for words, rows in pooled_embeddings(task, model, split):
+        for words, rows in pooled_embeddings(source, model):
             if vectors is None:
                 vectors = torch.zeros(len(self.words), rows.shape[1])
             for place, row in zip(self.places(words).tolist(), rows.cpu(), strict=True):

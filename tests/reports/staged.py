@@ -63,6 +63,12 @@ def stages_results() -> dict[str, Any]:
         "shares": [0.1, 0.5],
         "retrained": [0.1],
         "choice": {"share": 0.1, "reason": "the smallest share that is small"},
+        "arms": [
+            {"share": share, "condition": name, "holding": holding, "seed": seed}
+            | {"folder": f"seeds/seed-{seed}/arms/{name}", "n_pruned": [10, 10]}
+            for seed in range(2)
+            for name, holding, share in ARMS
+        ],
         "scan": [
             {
                 "condition": "cut",

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from circuitcut.storage.errors import UserError
-from circuitcut.storage.reading import lines_of, read_bytes, read_text
+from circuitcut.storage.reading.files import lines_of, read_bytes, read_text
 
 
 @pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])

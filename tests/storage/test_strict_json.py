@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from circuitcut.storage.strict_json import MOST_DEPTH, JsonProblem, parse_json
+from circuitcut.storage.reading.strict_json import MOST_DEPTH, JsonProblem, parse_json
 
 VALUES = st.recursive(
     st.none()

@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal, NotRequired, TypedDict
 import pytest
 
 from circuitcut.storage.errors import UserError
-from circuitcut.storage.typed_fields import (
+from circuitcut.storage.reading.typed_fields import (
     Between,
     Count,
     Digest,

@@ -7,15 +7,17 @@ import pytest
 import torch
 
 from circuitcut.attribution.words.states import (
+    WordSource,
     hidden_sites,
     level_of,
     pooled_embeddings,
     word_states,
-    words_of_batches,
+    words_of,
 )
 from circuitcut.masks.ablation import zero_values
 from circuitcut.masks.frozen_mask import FrozenMask
 from circuitcut.models.sites import Site
+from circuitcut.models.spared import FIRST_POSITION
 from circuitcut.storage.errors import UserError
 from tests.attribution.toy import ToyTask
 from tests.models.tiny import D_MODEL, DECODERS, ENCODERS, N_LAYERS, tiny_model
@@ -46,13 +48,16 @@ class Texts(ToyTask):
         return {name: batch[name] for name in ("input_ids", "attention_mask")}
 
 
+SOURCE = WordSource(Texts(), "mask")
+
+
 @pytest.mark.parametrize("kind", [*ENCODERS, *DECODERS])
 def test_words_are_means_of_the_hidden_states_of_a_direct_forward_pass(kind: str):
     model = tiny_model(kind, "token_classification")
     sites = hidden_sites(model)
     assert [level_of(site) for site in sites] == list(range(N_LAYERS + 1))
     assert {site.n_units for site in sites} == {D_MODEL}
-    [(words, states)] = word_states(Texts(), model, sites, "mask")
+    [(words, states)] = word_states(SOURCE, model, sites)
     with torch.no_grad():
         base = model.base_model
         direct = base(
@@ -77,7 +82,7 @@ def test_a_held_unit_is_constant_for_whoever_reads_it():
     scores = {site.name: torch.arange(float(D_MODEL)) for site in sites}
     mask = FrozenMask.exactly_k(scores, sites, zero_values(sites), n_ablated=3)
     with mask.applied(model):
-        [(_, states)] = word_states(Texts(), model, sites, "mask")
+        [(_, states)] = word_states(SOURCE, model, sites)
     held = ~torch.cat([mask.keep[site.name] for site in sites])
     assert states.shape == (3, n)
     assert held.sum() == 3
@@ -91,15 +96,28 @@ def test_without_words_every_real_token_is_one():
     del batch["word"], batch["example"]
     batch["retain"] = batch["real"] & ~batch["concept"]
     task.evaluation_batches = lambda split, size: iter([batch])
-    [(_, words)] = words_of_batches(task, "mask")
+    [words] = words_of(WordSource(task, "mask"))
     assert words.tokens.tolist() == [7, 8, 9, 10]
     assert words.numbers.tolist() == [1, 2, 3, 1]
     assert words.examples.tolist() == [-1] * 4
 
 
+def test_the_word_at_a_causal_models_first_position_is_left_out():
+    [words] = words_of(WordSource(Texts(), "mask", (FIRST_POSITION, 0)))
+    assert words.tokens.tolist() == [7, 9, 10]  # the first position is [CLS]
+    task = Texts()
+    [batch] = task.evaluation_batches("mask", size=8)
+    shifted = {
+        name: values[:, 1:] for name, values in batch.items() if values.dim() > 1
+    }
+    task.evaluation_batches = lambda split, size: iter([batch | shifted])
+    [words] = words_of(WordSource(task, "mask", (FIRST_POSITION, 0)))
+    assert words.tokens.tolist() == [9]  # a word of two pieces goes as a whole
+
+
 def test_embeddings_are_rows_of_the_table_averaged_over_pieces():
     model = tiny_model("gpt2", "token_classification")
-    [(_, rows)] = pooled_embeddings(Texts(), model, "mask")
+    [(_, rows)] = pooled_embeddings(SOURCE, model)
     table = model.base_model.wte.weight.detach()
     expected = [table[[7, 8]].mean(0), table[9], table[10]]
     assert torch.allclose(rows, torch.stack(expected))
@@ -120,7 +138,7 @@ def test_streaming_keeps_no_batch_alive():
     task.evaluation_batches = lambda split, size: iter([batch] * 3)
     model = tiny_model("bert", "token_classification")
     alive: list[weakref.ref] = []
-    for _, states in word_states(task, model, hidden_sites(model), "mask"):
+    for _, states in word_states(WordSource(task, "mask"), model, hidden_sites(model)):
         alive.append(weakref.ref(states))
         del states
         gc.collect()

@@ -9,7 +9,7 @@ import torch
 from circuitcut.attribution.words.moments import Moments
 from circuitcut.attribution.words.names import RANKINGS
 from circuitcut.attribution.words.registry import WORD_RANKINGS, Ranked
-from circuitcut.attribution.words.states import Words
+from circuitcut.attribution.words.states import Words, WordSource
 from circuitcut.storage.errors import UserError
 from tests.attribution.test_methods import PLANTED, planted_model
 from tests.attribution.toy import SITES, SPECIAL_IDS, LinearTokens, ToyTask
@@ -30,7 +30,8 @@ class Corpus(ToyTask):
 
 def ranked(model: torch.nn.Module | None = None, *, seed: int = 0) -> Ranked:
     network = model or planted_model()
-    return Ranked(Corpus(), network, (SITES["hidden"],), "mask", SPECIAL_IDS, seed)
+    source = WordSource(Corpus(), "mask", SPECIAL_IDS)
+    return Ranked(source, network, (SITES["hidden"],), seed)
 
 
 def test_the_names_are_those_of_the_registry_and_the_learned_mask():

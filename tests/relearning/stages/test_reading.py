@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from circuitcut.attribution.words.states import hidden_sites, word_states
+from circuitcut.attribution.words.states import WordSource, hidden_sites, word_states
 from circuitcut.relearning.stages.comparing import (
     by_level,
     compared_similarity,
@@ -36,10 +36,10 @@ def test_top_words_are_the_five_highest_shares_of_the_maximum_above_a_tenth():
 
 
 def test_a_reading_is_that_of_all_states_collected(task, encoder):
-    vocabulary = Vocabulary.of(task, encoder.tokenizer, "mask")
+    vocabulary = Vocabulary.of(WordSource(task, "mask"), encoder.tokenizer)
     sites = hidden_sites(encoder.model)
-    reading = read_units(task, encoder.model, sites, "mask", vocabulary)
-    pairs = list(word_states(task, encoder.model, sites, "mask"))
+    reading = read_units(WordSource(task, "mask"), encoder.model, sites, vocabulary)
+    pairs = list(word_states(WordSource(task, "mask"), encoder.model, sites))
     states = torch.cat([states for _, states in pairs]).double()
     places = torch.cat([vocabulary.places(words) for words, _ in pairs])
     concept = torch.cat([words.is_concept for words, _ in pairs])
@@ -58,7 +58,7 @@ def test_a_reading_is_that_of_all_states_collected(task, encoder):
 
 
 def test_words_that_are_the_concept_at_least_half_of_the_time(task, encoder):
-    vocabulary = Vocabulary.of(task, encoder.tokenizer, "mask")
+    vocabulary = Vocabulary.of(WordSource(task, "mask"), encoder.tokenizer)
     places = vocabulary.is_concept.nonzero().flatten().tolist()
     named = [vocabulary.words[place] for place in places]
     tagged = {
@@ -172,4 +172,4 @@ def test_a_concept_without_a_word_that_occurs_twice_is_refused(task, encoder):
 
     empty = Once(task.corpus, encoder.tokenizer, task._options)
     with pytest.raises(UserError, match="no word of the concept"):
-        Vocabulary.of(empty, encoder.tokenizer, "mask")
+        Vocabulary.of(WordSource(empty, "mask"), encoder.tokenizer)

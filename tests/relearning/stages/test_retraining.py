@@ -12,7 +12,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from circuitcut.attribution.words.states import hidden_sites, word_states
+from circuitcut.attribution.words.states import WordSource, hidden_sites, word_states
 from circuitcut.masks.ablation import zero_values
 from circuitcut.masks.frozen_mask import FrozenMask
 from circuitcut.models.loaded import LoadedModel
@@ -62,7 +62,7 @@ def pruned_states(task: Any, mask: FrozenMask, seen: list[Tensor]) -> Observe:
     pruned = ~torch.cat([mask.keep[site.name] for site in mask.sites])
 
     def observe(model: nn.Module, which: StageOf):
-        batches = word_states(task, model, mask.sites, "mask")
+        batches = word_states(WordSource(task, "mask"), model, mask.sites)
         seen.append(torch.cat([states[:, pruned] for _, states in batches]))
         return {"seen": which.number}, {"pruned": pruned}
 
