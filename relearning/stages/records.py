@@ -100,7 +100,7 @@ class StageRecord:
             header["examples"],
             _none_to_nan(header["scores"]),
             _none_to_nan(header["unseen_scores"]),
-            header["distance"],
+            float(header["distance"]),
             counts,
             self.tensors["clusters"],
             self.tensors["unseen"],
