@@ -7,7 +7,7 @@ import matplotlib
 from matplotlib.figure import Figure
 
 from circuitcut.reports.circuits.head_map import heads_by_layer
-from circuitcut.reports.drawing import STYLE, png
+from circuitcut.reports.drawing import STYLE, png, svg
 from circuitcut.reports.load import Run
 from circuitcut.reports.mask_figures import mask_by_layer, training_curves
 from circuitcut.reports.overview import overview
@@ -20,12 +20,14 @@ from circuitcut.reports.score_figures import (
     score_by_size,
     scores_by_method,
 )
+from circuitcut.reports.stages import figures as of_stages
 from circuitcut.reports.whereabouts import probe_by_layer, redistribution_by_layer
 from circuitcut.storage.atomic import write_bytes
 from circuitcut.storage.progress import Waiting
 
 __all__ = ["CAPTIONS", "FIGURES", "draw_all", "overview"]
 
+FIGURE_FOLDER = "figures"
 Draw = Callable[[Run], Figure | None]
 FIGURES: dict[str, dict[str, Draw]] = {
     "train_mask": {
@@ -50,11 +52,11 @@ FIGURES: dict[str, dict[str, Draw]] = {
     "import_mask": {"mask_by_layer": mask_by_layer},
     "faithfulness": {"faithfulness": faithfulness_curves},
     "stability": {},
-    "relearn_stages": {},
+    "relearn_stages": of_stages.FIGURES,
 }
 """Kind of run -> its figures in the order of the report."""
 
-CAPTIONS = {
+CAPTIONS = of_stages.CAPTIONS | {
     "mask_by_layer": "Units that the frozen mask ablates in each layer: number, and "
     "share of the layer's units where there are few layers.",
     "heads_by_layer": "Every head of the model by layer and number. Crosses: ablated "
@@ -99,7 +101,11 @@ CAPTIONS = {
 
 
 def draw_all(run: Run) -> dict[str, Path]:
-    """Draw every figure that the run has data for, as PNG in `figures/`, by name."""
+    """Draw every figure that the run has data for, as PNG and SVG in `figures/`.
+
+    Returns:
+        The PNG files by name.
+    """
     written = {}
     with Waiting("drawing the figures"):
         for name, draw in FIGURES[run.kind].items():
@@ -107,7 +113,8 @@ def draw_all(run: Run) -> dict[str, Path]:
                 figure = draw(run)
                 if figure is None:
                     continue
-                path = run.path / "figures" / f"{name}.png"
+                path = run.path / FIGURE_FOLDER / f"{name}.png"
                 write_bytes(path, png(figure))
+                write_bytes(path.with_suffix(".svg"), svg(figure))
             written[name] = path
     return written

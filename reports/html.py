@@ -11,12 +11,13 @@ from typing import Any
 
 from circuitcut.reports.circuits.picture import caption, circuit_svg
 from circuitcut.reports.drawing import DPI, SHOWN_DPI
-from circuitcut.reports.figures import CAPTIONS, draw_all
+from circuitcut.reports.figures import CAPTIONS, FIGURE_FOLDER, draw_all
 from circuitcut.reports.findings import FINDINGS
 from circuitcut.reports.load import Run, load_run
 from circuitcut.reports.opening import OPENINGS
 from circuitcut.reports.sections import TABLES, Table, terms
-from circuitcut.reports.stages import concept_rows
+from circuitcut.reports.stages.tables import concept_rows
+from circuitcut.reports.table_files import TABLE_FOLDER, write_tables
 from circuitcut.reports.tables import Row
 from circuitcut.reports.words import format_cell
 from circuitcut.storage.atomic import write_text
@@ -67,6 +68,8 @@ LONG_CELL = 60
 def write_report(runs: Sequence[Path], out: Path) -> Path:
     """Draw the figures of every run and write one HTML file that needs nothing else.
 
+    Beside it, every run gets its figures (PNG, SVG) and its tables (CSV, LaTeX).
+
     Args:
         runs: Run directories, in the order of the report.
         out: The HTML file.
@@ -79,6 +82,9 @@ def write_report(runs: Sequence[Path], out: Path) -> Path:
     loaded = [load_run(path) for path in runs]
     with consistent(loaded):
         text = page([(run, draw_all(run)) for run in loaded])
+        for run in loaded:
+            write_tables(run.path, TABLES[run.kind](run.results))
+        write_tables(loaded[-1].path, _concepts(loaded))
     write_text(out, text)
     return out
 
@@ -127,7 +133,8 @@ def page(runs: Sequence[tuple[Run, Mapping[str, Path]]]) -> str:
     """The report's HTML text."""
     heading = " and ".join(dict.fromkeys(run.title for run, _ in runs))
     parts = [_opening([run for run, _ in runs]), _how_to_read([run for run, _ in runs])]
-    parts += _concepts([run for run, _ in runs])
+    for table in _concepts([run for run, _ in runs]):
+        parts += [f"<h2>{html.escape(table.title)}</h2>", table_html(table)]
     parts += [section(run, figures, i) for i, (run, figures) in enumerate(runs, 1)]
     body = "\n".join(parts)
     return (
@@ -168,14 +175,13 @@ def _how_to_read(runs: Sequence[Run]) -> str:
     return f"<details open><summary>How to read this report</summary>{listed}</details>"
 
 
-def _concepts(runs: Sequence[Run]) -> list[str]:
+def _concepts(runs: Sequence[Run]) -> list[Table]:
     """The table of several studies in stages; nothing of fewer than two."""
     studies = [run.results for run in runs if run.kind == "relearn_stages"]
     if len(studies) < 2:
         return []
     note = "Held-out data, means over seeds. Salient units before and after retraining."
-    table = Table("Concepts compared", concept_rows(studies), note)
-    return [f"<h2>{html.escape(table.title)}</h2>", table_html(table)]
+    return [Table("Concepts compared", concept_rows(studies), note)]
 
 
 def section(run: Run, figures: Mapping[str, Path], number: int) -> str:
@@ -202,6 +208,11 @@ def section(run: Run, figures: Mapping[str, Path], number: int) -> str:
         f"{table_html(table)}</details>"
         for table in tables[1:]
     ]
+    files = (
+        f"Files of the run: figures as PNG and SVG in {run.path / FIGURE_FOLDER}, "
+        f"tables as CSV and LaTeX in {run.path / TABLE_FOLDER}."
+    )
+    parts.append(f'<p class="note">{html.escape(files)}</p>')
     return "\n".join([*parts, _about(run)])
 
 

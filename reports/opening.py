@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from circuitcut.reports.load import SIDES, Run
-from circuitcut.reports.stages import stages_opening
+from circuitcut.reports.stages.tables import stages_opening
 from circuitcut.reports.tables import first_and_last
 from circuitcut.reports.verdict import KEPT, LOST, share_left, verdict
 from circuitcut.reports.words import (

@@ -1,12 +1,22 @@
 """What the report shows of every kind of run: its tables, and the words it uses."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from circuitcut.reports.circuits.edge_names import edge_rows, head_rows
 from circuitcut.reports.load import Run
-from circuitcut.reports.stages import level_rows, scan_rows, stage_rows
+from circuitcut.reports.stages.tables import level_rows, scan_rows, stage_rows
+from circuitcut.reports.stages.unit_tables import (
+    flat,
+    overlap_rows,
+    polysemantic_rows,
+    ranking_rows,
+    scan_data,
+    similarity_rows,
+    took_over_rows,
+    type_rows,
+)
 from circuitcut.reports.tables import (
     RECOVERY_NOTE,
     Row,
@@ -39,6 +49,8 @@ class Table:
     title: str
     rows: list[Row]
     note: str = ""
+    data: list[Row] = field(default_factory=list)
+    """Rows of the CSV file, where it has more than is shown."""
 
 
 def _metric_note(results: Results) -> str:
@@ -222,18 +234,44 @@ def _stability_tables(results: Results) -> list[Table]:
     ]
 
 
+OVER_SEEDS = "Means over seeds; brackets: 95 % intervals over seeds by Student's t."
+
+
 def _stages_tables(results: Results) -> list[Table]:
+    scores = _metric_note(results)
     return [
         Table(
             "Scores at every stage",
             stage_rows(results, intervals=True),
             "Held-out data, means over seeds; in brackets 95 % bootstrap intervals "
-            "over seeds and documents.",
+            f"over seeds and documents. {scores}",
+            flat(results["summary"]),
+        ),
+        Table(
+            "Units that took over, with their words",
+            took_over_rows(results),
+            "The units that rank highest after the last stage, pruned ones left out: "
+            "the first ten of every cut, first seed. Words: at most five to which the "
+            "unit responds most strongly; a star marks the concept's. Similarity: of "
+            "the words after the last stage to those of the base model.",
+            took_over_rows(results, everything=True),
+        ),
+        Table(
+            "What the units that took over respond to",
+            polysemantic_rows(results),
+            "Share of the units of the table above, all seeds, whose words are the "
+            "concept's alone, the concept's and others (polysemantic), others alone.",
+        ),
+        Table(
+            "Scores by type at every stage",
+            type_rows(results),
+            "Span F1 of each type on held-out data, 0 to 1, means over seeds.",
         ),
         Table(
             "Pruned, not retrained",
             scan_rows(results),
-            "Held-out data, means over seeds.",
+            f"Held-out data, means over seeds. {scores}",
+            scan_data(results),
         ),
         Table(
             "Where the salient units are",
@@ -241,6 +279,27 @@ def _stages_tables(results: Results) -> list[Table]:
             "Share of the units with a saliency above .5 that lies at each level; 0 is "
             "the embedding level. Means over seeds; units that are held constant are "
             "left out.",
+            flat(results["stages"]),
+        ),
+        Table(
+            "Similarity of words between stages",
+            similarity_rows(results),
+            f"Mean cosine over the units whose words differ. {OVER_SEEDS}",
+            flat(results["similarity"]),
+        ),
+        Table(
+            "Overlap of the highest-ranked units",
+            overlap_rows(results),
+            "Jaccard index of the units that rank highest at a stage, as many as were "
+            f"pruned, 0 to 1. {OVER_SEEDS}",
+            flat(results["overlap"]),
+        ),
+        Table(
+            "Rankings of the base model compared",
+            ranking_rows(results),
+            "Jaccard index of the highest units of two rankings at every share of the "
+            "hidden units, 0 to 1, means over seeds.",
+            flat(results["rankings"]["overlap"]),
         ),
     ]
 
@@ -289,8 +348,22 @@ TERMS = {
         "mask held, written once": "Held: the pruned units stay at zero. Written once: "
         "gain and bias of the units are set to zero and then train, as published.",
         "random cut": "Control: as many units, drawn at random at every level.",
-        "saliency": "By the rank of a unit's score: 1 for the first hundred units, "
-        "near 0 for the last.",
+        "base, pruned, stage n": "The model before the cut, right after it, and after "
+        "n retrainings, each with a new optimiser and schedule.",
+        "level": "Where hidden units are read: 0 the embeddings, n the output of block "
+        "n.",
+        "saliency": "From the rank r of a unit among N by |mean over the concept's "
+        "words \u2212 mean over others|: |(\u230ar/100\u230b + 1 \u2212 N/100) / (1 "
+        "\u2212 N/100)|, 1 for the first hundred, near 0 for the last. With at most "
+        "200 units each rank has its own value. Salient: above .5.",
+        "words of a unit": "Mean over a word's occurrences of the unit's |z-score|, "
+        "divided by the largest such mean: the first five words above .1. Words that "
+        "occur once are left out.",
+        "similarity": "Cosine of the mean word vectors of a unit's words at two "
+        "stages; the vectors are the base model's input embeddings, or those of "
+        "--word_vectors.",
+        "polysemantic": "The unit has words of the concept and other words. A word is "
+        "the concept's where at least half of its occurrences are labelled so.",
     },
     "stability": {
         "random masks": "Masks that choose as many units as these, drawn uniformly: "

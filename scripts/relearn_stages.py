@@ -55,7 +55,7 @@ from circuitcut.relearning.stages.arms import Arm
 from circuitcut.relearning.stages.records import step_of
 from circuitcut.relearning.stages.retraining import stage_folder
 from circuitcut.relearning.top_words import UNWORDED
-from circuitcut.reports.stages import stage_rows
+from circuitcut.reports.stages.tables import stage_rows
 from circuitcut.reports.tables import format_table
 from circuitcut.storage.atomic import write_json
 from circuitcut.storage.run_directory import RunDirectory

@@ -1,11 +1,23 @@
 """Made-up results of a relearning study in stages: two levels, two stages, two arms."""
 
+from pathlib import Path
 from typing import Any
 
+import torch
+
+from circuitcut.storage.atomic import write_json, write_tensors
+from circuitcut.storage.checksums import file_digest
 from tests.reports.conftest import METRICS
 
 ARMS = (("cut", "lasting", 0.1), ("uncut", None, 0.0))
 SCORES = {"cut": ((0.02, 0.6), (0.9, 0.7)), "uncut": ((0.95, 0.8), (0.96, 0.81))}
+
+
+NAMES = ("condition", "holding", "share")
+
+
+def _word(word: str, concept: bool = False) -> dict[str, Any]:
+    return {"word": word, "concept": concept}
 
 
 def stages_results() -> dict[str, Any]:
@@ -83,15 +95,71 @@ def stages_results() -> dict[str, Any]:
                 "level": level,
                 "n_units": 100,
                 "salient_share": 0.25 + 0.5 * level,
+                "salient_share_interval": [-3.0, 4.0],
+                "saliency": 0.4 + 0.2 * level,
+                "saliency_interval": [-3.0, 4.0],
+                "polysemantic": 0.1,
+                "polysemantic_interval": [None, None],
             }
             for name, holding, share, stage in named
             for level in range(2)
         ],
-        "overlap": [],
-        "similarity": [],
-        "took_over": [],
+        "overlap": [
+            dict(zip(NAMES, ARMS[0], strict=True))
+            | {"stage": 1, "n_compared": 20, "with_base": 0.25}
+            | {"with_base_interval": [0.125, 0.375]}
+        ],
+        "similarity": [
+            dict(zip(NAMES, ARMS[0], strict=True))
+            | {"one": one, "other": 1, "similarity": 0.5, "interval": [None, None]}
+            | {"n_units": 7.0}
+            for one in (None, 0)
+        ],
+        "took_over": [
+            {
+                "holding": "lasting",
+                "share": 0.1,
+                "seed": seed,
+                "place": 0,
+                "level": 1,
+                "unit": 3,
+                "saliency": [0.25, None, 1.0],
+                "similarity": 0.5,
+                "words": [
+                    [_word("runs"), _word("eats")],
+                    [],
+                    [_word("Oslo", True), _word("runs", seed == 1)],
+                ],
+            }
+            for seed in range(2)
+        ],
         "words_note": None,
         "warning": None,
         "next": None,
         **METRICS,
     }
+
+
+def write_records(run: Path) -> None:
+    """The records of both seeds: 200 units, of which unit u has a saliency of u / 200.
+
+    At level 1 every similarity is .5, but that of the last unit, which is missing;
+    those of level 0 are missing. After the last stage, units 150 on have saliency 1.
+    """
+    similarity = torch.full((200,), 0.5)
+    similarity[:100] = similarity[199] = torch.nan
+    saliency = torch.arange(200) / 200
+    last = saliency.clone()
+    last[150:] = 1.0
+    for seed in range(2):
+        folder = run / "seeds" / f"seed-{seed}"
+        _record(folder / "base", {"saliency": saliency})
+        arm = folder / "arms" / "cut-lasting-0.1"
+        _record(arm / "stage-0", {"saliency": saliency, "similarity": similarity})
+        _record(arm / "stage-1", {"saliency": last, "similarity": similarity})
+
+
+def _record(folder: Path, tensors: dict[str, torch.Tensor]) -> None:
+    write_tensors(folder / "units.safetensors", tensors)
+    digests = {"units.safetensors": file_digest(folder / "units.safetensors")}
+    write_json(folder / "stage.json", {"sha256": digests})

@@ -4,7 +4,7 @@ from typing import Any
 
 from circuitcut.reports.html import write_report
 from circuitcut.reports.load import load_run
-from circuitcut.reports.stages import (
+from circuitcut.reports.stages.tables import (
     concept_rows,
     level_rows,
     scan_rows,
@@ -64,7 +64,7 @@ def test_the_opening_has_the_scores_before_and_after(write_run: Any):
     verdict, sentences = stages_opening(load_run(write_run(stages_results())))
     assert "2 seeds, 10.0 % of 200 hidden units" in verdict
     assert "0.950 of the base model, 0.020 right after" in sentences[0]
-    assert "0.900 after 1 stages" in sentences[0]
+    assert "0.900 after 1 stage of retraining" in sentences[0]
     warned = stages_results() | {"warning": "it learned nothing."}
     verdict, _ = stages_opening(load_run(write_run(warned)))
     assert verdict.startswith("Warning: it learned nothing.")

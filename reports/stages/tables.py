@@ -4,12 +4,14 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from circuitcut.reports.load import Run
+from circuitcut.reports.stages.arms import arms_of, names, stage_name
 from circuitcut.reports.tables import Row
 from circuitcut.reports.words import (
     condition_name,
     mean,
     metric_name,
     percent,
+    plural,
     with_interval,
 )
 
@@ -25,8 +27,8 @@ def base_score(results: Results, side: str) -> float | None:
 def stage_rows(results: Results, *, intervals: bool = False) -> list[Row]:
     """One row an arm and side: the main score at the base model and at every stage."""
     rows = []
-    for arm in _arms(results["summary"]):
-        entries = [row for row in results["summary"] if _names(row) == arm]
+    for arm in arms_of(results["summary"]):
+        entries = [row for row in results["summary"] if names(row) == arm]
         for side in ("concept", "retain"):
             row: Row = {
                 "share": percent(arm[0], 1)
@@ -43,13 +45,6 @@ def stage_rows(results: Results, *, intervals: bool = False) -> list[Row]:
                 row[stage_name(entry["stage"])] = value
             rows.append(row)
     return rows
-
-
-def stage_name(stage: int | None) -> str:
-    """`base`, `pruned`, `stage 1`, ..."""
-    if stage is None:
-        return "base"
-    return "pruned" if stage == 0 else f"stage {stage}"
 
 
 def scan_rows(results: Results) -> list[Row]:
@@ -113,8 +108,8 @@ def concept_rows(several: Sequence[Results]) -> list[Row]:
     for results in several:
         metric = results["concept_metric"]
         cuts = [row for row in results["summary"] if row["condition"] == "cut"]
-        for arm in _arms(cuts):
-            entries = [row for row in cuts if _names(row) == arm]
+        for arm in arms_of(cuts):
+            entries = [row for row in cuts if names(row) == arm]
             first, last = entries[0], entries[-1]
             base = base_score(results, "concept")
             row: Row = {
@@ -153,7 +148,7 @@ def _salient_ends(
     """
     rows = [row for row in results["stages"] if row["condition"] == "base"]
     if arm is not None:
-        rows = [row for row in results["stages"] if _names(row) == arm]
+        rows = [row for row in results["stages"] if names(row) == arm]
         rows = [r for r in rows if r["stage"] == max(row["stage"] for row in rows)]
     by_level = sorted(rows, key=lambda row: row["level"])
     return by_level[0]["salient_share"], by_level[-1]["salient_share"]
@@ -177,13 +172,13 @@ def stages_opening(run: Run) -> tuple[str, list[str]]:
         sentences.append(
             f"{metric}: {_score(base)} of the base model, {_score(first['concept'])} "
             f"right after pruning {percent(first['share'], 1)} of the hidden units, "
-            f"{_score(last['concept'])} after {last['stage']} stages of retraining "
-            f"({condition_name(last)})."
+            f"{_score(last['concept'])} after {plural(last['stage'], 'stage')} of "
+            f"retraining ({condition_name(last)})."
         )
     if choice:
         sentences.append(f"The share was chosen as {choice['reason']}.")
     verdict = (
-        f"Relearning in stages: {len(results['seeds'])} seeds, "
+        f"Relearning in stages: {plural(len(results['seeds']), 'seed')}, "
         f"{percent(share, 1) if share else 'nothing'} of "
         f"{results['n_units']:,} hidden units pruned and retrained."
     )
@@ -193,15 +188,7 @@ def stages_opening(run: Run) -> tuple[str, list[str]]:
 
 
 def _last_of(rows: Sequence[Results], first: Results) -> Results:
-    return [row for row in rows if _names(row) == _names(first)][-1]
-
-
-def _arms(rows: Sequence[Results]) -> list[tuple[Any, ...]]:
-    return list(dict.fromkeys(map(_names, rows)))
-
-
-def _names(row: Results) -> tuple[Any, ...]:
-    return row["share"], row["condition"], row["holding"]
+    return [row for row in rows if names(row) == names(first)][-1]
 
 
 def _score(value: float | None) -> str:

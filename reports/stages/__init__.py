@@ -1,0 +1,1 @@
+"""A study in stages: tables (`tables`, `unit_tables`) and figures (`figures`)."""

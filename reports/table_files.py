@@ -1,0 +1,100 @@
+"""The tables of a report as files: CSV with every digit, LaTeX as they are shown."""
+
+import csv
+import io
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from circuitcut.reports.sections import Table
+from circuitcut.reports.tables import Row
+from circuitcut.reports.words import format_cell
+from circuitcut.storage.atomic import write_text
+
+TABLE_FOLDER = "tables"
+SPECIAL = {
+    **{c: f"\\{c}" for c in "&%$#_{}"},
+    "\\": r"\textbackslash{}",
+    "~": r"\textasciitilde{}",
+    "^": r"\textasciicircum{}",
+    "→": r"$\to$",
+    "\u00d7": r"$\times$",
+    "‖": r"$\Vert$",
+    "≥": r"$\geq$",
+    "<": r"\textless{}",
+    ">": r"\textgreater{}",
+}
+"""Character -> LaTeX; pdflatex prints all others of Latin scripts as they are."""
+
+
+def write_tables(folder: Path, tables: Sequence[Table]) -> list[Path]:
+    """Write every table as `tables/NAME.csv` and `tables/NAME.tex` in a run's folder.
+
+    The names are the titles. Tables without rows are left out.
+    """
+    written = []
+    for table in tables:
+        if not table.rows:
+            continue
+        path = folder / TABLE_FOLDER / file_name(table.title)
+        for suffix, text in ((".csv", csv_text(table)), (".tex", latex_text(table))):
+            write_text(path.with_suffix(suffix), text)
+            written.append(path.with_suffix(suffix))
+    return written
+
+
+def file_name(title: str) -> str:
+    """`scores_at_every_stage` of `Scores at every stage`."""
+    return re.sub(r"\W+", "_", title.lower()).strip("_")
+
+
+def csv_text(table: Table) -> str:
+    """The table's data, or its rows where it has none beside them, with a header."""
+    rows = table.data or table.rows
+    buffer = io.StringIO()
+    writer = csv.DictWriter(buffer, columns_of(rows), lineterminator="\n", restval="")
+    writer.writeheader()
+    writer.writerows(rows)
+    return buffer.getvalue()
+
+
+def latex_text(table: Table) -> str:
+    """A `table` environment of the package booktabs; title and note as its caption."""
+    columns = columns_of(table.rows)
+    kinds = "".join("r" if _is_numeric(table.rows, c) else "l" for c in columns)
+    lines = [[escaped(format_cell(row.get(c))) for c in columns] for row in table.rows]
+    body = [" & ".join(cells) + r" \\" for cells in lines]
+    title = table.title if table.title.endswith(".") else f"{table.title}."
+    caption = escaped(f"{title} {table.note}".strip())
+    return "\n".join(
+        [
+            r"\begin{table}",
+            r"\centering",
+            rf"\caption{{{caption}}}",
+            rf"\begin{{tabular}}{{{kinds}}}",
+            r"\toprule",
+            " & ".join(escaped(column) for column in columns) + r" \\",
+            r"\midrule",
+            *body,
+            r"\bottomrule",
+            r"\end{tabular}",
+            r"\end{table}",
+            "",
+        ]
+    )
+
+
+def escaped(text: str) -> str:
+    """Text whose characters LaTeX prints."""
+    return "".join(SPECIAL.get(character, character) for character in text)
+
+
+def columns_of(rows: Sequence[Row]) -> list[str]:
+    """The keys of all rows, in order."""
+    return list(dict.fromkeys(column for row in rows for column in row))
+
+
+def _is_numeric(rows: Sequence[Row], column: str) -> bool:
+    values: list[Any] = [row.get(column) for row in rows]
+    return all(isinstance(value, int | float | None) for value in values)
