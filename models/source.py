@@ -3,6 +3,7 @@
 import json
 import logging
 import re
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ from circuitcut.storage.errors import UserError
 
 logger = logging.getLogger(__name__)
 WEIGHTS_FILE = "model.safetensors"
-_INDEX_FILE = "model.safetensors.index.json"
+INDEX_FILE = "model.safetensors.index.json"
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 _HEADS = ("causal_lm", "masked_lm", "token_classification", "image_classification")
 
@@ -106,8 +107,13 @@ def _gguf_of(path: Path) -> Path | None:
     return files[0] if files else None
 
 
-def read_config(source: Source) -> tuple[Source, dict[str, Any]]:
+def read_config(
+    source: Source, *, check_type: Callable[[str], Any] = architecture_named
+) -> tuple[Source, dict[str, Any]]:
     """The model's config.json, and the source with the commit that it came from.
+
+    Args:
+        check_type: Raises a UserError for a `model_type` that is not supported.
 
     Raises:
         UserError: When the file is missing or corrupt, the model is not on the hub, its
@@ -122,7 +128,7 @@ def read_config(source: Source) -> tuple[Source, dict[str, Any]]:
     config = read_json(file)
     if not isinstance(config, dict) or "model_type" not in config:
         raise UserError(f"{file} has no model_type; it is not a model's configuration")
-    architecture_named(config["model_type"])
+    check_type(config["model_type"])
     if config.get("quantization_config"):
         raise UserError(
             f"{file} says that the weights are quantized; use the model in float32, "
@@ -189,7 +195,7 @@ def check_weight_files(source: Source) -> None:
     if not source.is_local:
         return
     folder = Path(source.path)
-    index = folder / _INDEX_FILE
+    index = folder / INDEX_FILE
     if index.exists():
         entries = read_json(index)
         if not isinstance(entries, dict) or "weight_map" not in entries:
