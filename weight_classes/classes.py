@@ -16,25 +16,9 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from circuitcut.storage.errors import UserError
 from circuitcut.weight_classes.cosines import Cosines
 from circuitcut.weight_classes.names import CLASSES, PARTS, PLAIN
-
-TAU = 0.5
-N_BINS = 10
-
-
-def check_tau(tau: float) -> None:
-    """Refuse a threshold that no cosine can be above.
-
-    Raises:
-        UserError: When it is not between 0 and 1.
-    """
-    if not 0 < tau < 1:
-        raise UserError(
-            f"argument tau must lie between 0 and 1, both excluded, got {tau}; the "
-            "published classes have 0.5"
-        )
+from circuitcut.weight_classes.settings import TAU, check_tau
 
 
 def classify(cosines: Cosines, tau: float = TAU) -> Int[Tensor, "unit"]:
@@ -75,16 +59,14 @@ def grouped(counted: Mapping[str, int], groups: Mapping[str, str]) -> dict[str, 
     return sums
 
 
-def binned(cosine: Float[Tensor, "unit"], n_bins: int = N_BINS) -> dict[float, int]:
+def binned(cosine: Float[Tensor, "unit"], n_bins: int = 10) -> dict[float, int]:
     """Number of neurons by the lower end of their bin, floor(x n / 2) 2 / n.
 
     The bins are [-1, -1 + 2/n), ...; 1 itself belongs to the last one.
 
-    Raises:
-        UserError: When `n_bins` is not positive and even.
+    Args:
+        n_bins: An even number.
     """
-    if n_bins < 2 or n_bins % 2:
-        raise UserError(f"argument n_bins must be even and positive, got {n_bins}")
     low = -n_bins // 2
     places = (cosine.double() * n_bins / 2).floor().long() - low
     numbers = torch.bincount(places.clamp(0, n_bins - 1), minlength=n_bins).tolist()

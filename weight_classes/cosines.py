@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -31,16 +32,17 @@ class Cosines:
     @classmethod
     def of(cls, weights: MlpWeights) -> "Cosines":
         """The cosines of one MLP; its weights stay as they are."""
-        norm_in, norm_out = _norms(weights.w_in), _norms(weights.w_out)
-        in_out = cosine(weights.w_in, weights.w_out)
+        norm_in, norm_out = norms(weights.w_in), norms(weights.w_out)
+        in_out = cosine(weights.w_in, weights.w_out, norm_in, norm_out)
         if weights.gate is None:
             return cls(None, None, in_out, None, norm_in, norm_out)
-        gate, sign = weights.gate, signs(weights.gate, weights.w_in)
+        gate, norm_gate = weights.gate, norms(weights.gate)
+        sign = signs(gate, weights.w_in)
         return cls(
-            cosine(gate, weights.w_in) * sign,
-            cosine(gate, weights.w_out) * sign,
+            cosine(gate, weights.w_in, norm_gate, norm_in) * sign,
+            cosine(gate, weights.w_out, norm_gate, norm_out) * sign,
             in_out,
-            _norms(gate),
+            norm_gate,
             norm_in,
             norm_out,
         )
@@ -51,8 +53,9 @@ class Cosines:
         if len(parts) == 1:
             return parts[0]
         names = parts[0].by_name()
-        values = {name: torch.cat([p.by_name()[name] for p in parts]) for name in names}
-        return cls(**{name: values.get(name) for name in (*COSINES, *NORMS)})
+        values: Any = dict.fromkeys((*COSINES, *NORMS))
+        values |= {k: torch.cat([p.by_name()[k] for p in parts]) for k in names}
+        return cls(**values)
 
     @property
     def n_units(self) -> int:
@@ -81,13 +84,16 @@ def cosines_of_layer(mlps: Iterable[MlpWeights]) -> Cosines:
 
 
 def cosine(
-    one: Float[Tensor, "unit d_model"], other: Float[Tensor, "unit d_model"]
+    one: Float[Tensor, "unit d_model"],
+    other: Float[Tensor, "unit d_model"],
+    norms_of_one: Float[Tensor, "unit"],
+    norms_of_other: Float[Tensor, "unit"],
 ) -> Float[Tensor, "unit"]:
     """Of the vectors in the same row; 0 where one of them is zero."""
-    product = _norms(one) * _norms(other)
+    product = norms_of_one * norms_of_other
     dot = torch.linalg.vecdot(one, other)
     return torch.where(product > 0, dot / product.clamp_min(1e-38), 0.0).clamp(-1, 1)
 
 
-def _norms(vectors: Float[Tensor, "unit d_model"]) -> Float[Tensor, "unit"]:
+def norms(vectors: Float[Tensor, "unit d_model"]) -> Float[Tensor, "unit"]:
     return torch.linalg.vector_norm(vectors, dim=1)

@@ -56,8 +56,11 @@ class Layout:
 
 def _gated(module: str, gate: str, w_in: str, w_out: str) -> MlpNames:
     place = f"layers.{{layer}}.{module}."
-    names = (f"{place}{part}.weight" for part in (w_in, w_out, gate))
-    return MlpNames(*names)
+    return MlpNames(
+        w_in=f"{place}{w_in}.weight",
+        w_out=f"{place}{w_out}.weight",
+        gate=f"{place}{gate}.weight",
+    )
 
 
 _MLP = _gated("mlp", "gate_proj", "up_proj", "down_proj")

@@ -13,7 +13,6 @@ are on such folded weights. A gain behind the MLP (Gemma 2, OLMo 2) is not folde
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from jaxtyping import Float
@@ -22,8 +21,7 @@ from torch import Tensor
 from circuitcut.storage.errors import UserError
 from circuitcut.weight_classes.checkpoint import Checkpoint
 from circuitcut.weight_classes.layouts import MlpNames, n_experts_of
-
-Convention = Literal["folded", "raw"]
+from circuitcut.weight_classes.settings import Convention
 
 
 @dataclass(frozen=True)

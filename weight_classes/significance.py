@@ -17,6 +17,7 @@ region are also given at alpha divided by the number of neurons of the model
 one kind outside with a probability of at most alpha.
 """
 
+import math
 from collections.abc import Mapping
 
 import numpy as np
@@ -25,25 +26,11 @@ from jaxtyping import Float
 from scipy.stats import beta
 from torch import Tensor
 
-from circuitcut.storage.errors import UserError
-from circuitcut.weight_classes.cosines import COSINES, Cosines, cosine
-from circuitcut.weight_classes.mlp_weights import MlpWeights
+from circuitcut.weight_classes.cosines import Cosines, cosine, norms
+from circuitcut.weight_classes.mlp_weights import MlpWeights, signs
+from circuitcut.weight_classes.settings import ALPHA, check_alpha
 
-ALPHA = 0.05
-N_SHIFTS = 8
 Region = tuple[float, float]
-
-
-def check_alpha(alpha: float) -> None:
-    """Refuse a level that is no probability.
-
-    Raises:
-        UserError: When it is not between 0 and 1.
-    """
-    if not 0 < alpha < 1:
-        raise UserError(
-            f"argument alpha must lie between 0 and 1, both excluded, got {alpha}"
-        )
 
 
 def beta_region(d: int, alpha: float = ALPHA) -> Region:
@@ -65,25 +52,49 @@ def beta_regions(d: int, alpha: float, *, gated: bool) -> dict[str, Region]:
 
 
 def mismatched_cosines(
-    weights: MlpWeights, *, seed: int, n_shifts: int = N_SHIFTS
+    weights: MlpWeights, *, n_pairs: int, seed: int
 ) -> dict[str, Float[Tensor, "pair"]]:
     """Cosines of vectors of different neurons of one MLP, after the refactor.
 
     Args:
-        n_shifts: Pairs of each neuron; an MLP of n neurons has at most n - 1.
+        n_pairs: At least so many, if the MLP of n neurons has them: n (n - 1).
     """
-    weights, n = weights.refactored(), weights.n_units
+    n, sign = weights.n_units, None
     rng = torch.Generator().manual_seed(seed)
+    n_shifts = math.ceil(n_pairs / n)
     shifts = (torch.randperm(n - 1, generator=rng)[:n_shifts] + 1).tolist()
-    found: dict[str, list[Tensor]] = {name: [] for name in COSINES}
-    for shift in shifts:
-        w_out = weights.w_out.roll(shift, 0)
-        found["in_out"].append(cosine(weights.w_in, w_out))
-        if weights.gate is not None:
-            found["gate_out"].append(cosine(weights.gate, w_out))
-            w_in = weights.w_in.roll(shift, 0)
-            found["gate_in"].append(cosine(weights.gate, w_in).abs())
-    return {name: torch.cat(parts) for name, parts in found.items() if parts}
+    vectors = {"in": weights.w_in, "out": weights.w_out}
+    if weights.gate is not None:
+        vectors["gate"] = weights.gate
+        sign = signs(weights.gate, weights.w_in)
+    of_norm = {name: norms(value) for name, value in vectors.items()}
+
+    def pairs(one: str, other: str) -> Tensor:
+        found = []
+        for shift in shifts:  # neuron i beside neuron i + shift, around the end
+            for first, second in (
+                (slice(None, n - shift), slice(shift, None)),
+                (slice(n - shift, None), slice(None, shift)),
+            ):
+                part = cosine(
+                    vectors[one][first],
+                    vectors[other][second],
+                    of_norm[one][first],
+                    of_norm[other][second],
+                )
+                if sign is not None:
+                    part = part * sign[second]
+                    part = part * sign[first] if one == "in" else part
+                found.append(part)
+        return torch.cat(found)
+
+    if sign is None:
+        return {"in_out": pairs("in", "out")}
+    return {
+        "gate_in": pairs("gate", "in").abs(),
+        "gate_out": pairs("gate", "out"),
+        "in_out": pairs("in", "out"),
+    }
 
 
 def mismatched_regions(
