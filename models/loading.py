@@ -48,7 +48,7 @@ from circuitcut.models.token_head import TokenClassifier
 from circuitcut.storage.atomic import read_tensors
 from circuitcut.storage.errors import UserError
 
-__all__ = ["LoadedModel", "frozen", "load_model", "save_model"]
+__all__ = ["LoadedModel", "frozen", "load_model", "load_tokenizer", "save_model"]
 
 _HEAD_STD = 0.02  # initial standard deviation of a new head, as in BERT and GPT-2
 
@@ -191,7 +191,7 @@ def _load_text_model(
     with quiet(bars=bars), torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         config = _config(source, names)
-        tokenizer = _load_tokenizer(source, config)
+        tokenizer = load_tokenizer(source, config.vocab_size)
         if names is not None:
             model, is_new = _load_classifier(source, config, old, dtype, seed)
             return model, tokenizer, is_new
@@ -288,12 +288,16 @@ def _from_pretrained(
     return model, sorted(renewed | set(info["missing_keys"]))
 
 
-def _load_tokenizer(source: Source, config: Any) -> Any:
+def load_tokenizer(source: Source, vocab_size: int) -> Any:
     """The fast tokenizer of a model, with padding on the right.
 
     A tokenizer without a padding token (GPT-2's) pads with its end-of-text token. This
     is safe: `attention_mask` hides padding from the model, and the batches mark
     positions with masks and never compare ids with the padding id.
+
+    Raises:
+        UserError: When the files have none, it has no vocabulary or padding token, or
+            ids that the model has no embeddings for.
     """
     try:
         tokenizer = AutoTokenizer.from_pretrained(source.path, **source.arguments)
@@ -308,10 +312,10 @@ def _load_tokenizer(source: Source, config: Any) -> Any:
             "tokenizers library reads; put tokenizer.json beside its config.json"
         )
     largest = max(tokenizer.get_vocab().values())
-    if largest >= config.vocab_size:
+    if largest >= vocab_size:
         raise UserError(
             f"the tokenizer of {source.name!r} has ids up to {largest}, but its model "
-            f"has only {config.vocab_size} embeddings; take both from the same model"
+            f"has only {vocab_size} embeddings; take both from the same model"
         )
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token

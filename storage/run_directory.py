@@ -35,7 +35,7 @@ DEFAULT_PARENT = Path("runs")
 _PACKAGES = ("transformers", "accelerate", "numpy")
 _CONFIG, _ENVIRONMENT = "config.json", "environment.json"
 _METRICS, _RESULTS = "metrics.jsonl", "results.json"
-_WITH_MASK = {"train_mask", "import_mask"}
+_WITH_MASK = {"train_mask", "import_mask", "select_mask"}
 
 
 class RunDirectory:

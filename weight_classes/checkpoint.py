@@ -33,14 +33,19 @@ class Checkpoint:
 
     name: str
     """Name of the model, as the user gave it."""
-    revision: str | None
-    """Commit on the hub, `sha256:...` of packaged weights, or None."""
+    source: Source | None
+    """Where its files are; None: the weights are those of a loaded model."""
     config: Mapping[str, Any]
     """Entries of config.json."""
     names: frozenset[str]
     """Of all tensors."""
     read_full: Callable[[str], Tensor]
     """The tensor of a name with its prefix, in the data type of the file."""
+
+    @property
+    def commit(self) -> str | None:
+        """Commit on the hub, or `sha256:...` of packaged weights."""
+        return self.source.revision if self.source else None
 
     @property
     def layout(self) -> Layout:
@@ -122,7 +127,7 @@ def open_checkpoint(name: str, revision: str | None = None) -> Checkpoint:
         with _opened(file) as tensors:
             return tensors.get_tensor(tensor)
 
-    return Checkpoint(name, source.revision, config, frozenset(files), read)
+    return Checkpoint(name, source, config, frozenset(files), read)
 
 
 def checkpoint_of(model: nn.Module, name: str) -> Checkpoint:

@@ -84,7 +84,7 @@ def test_files_of_a_hub_model_are_fetched_when_they_are_read(
     monkeypatch.setattr(source, "hf_hub_download", download)
     monkeypatch.setattr(checkpoint, "hf_hub_download", download)
     found = open_checkpoint("owner/tiny", "v1")
-    assert found.revision == "commit"  # the folder of the hub's cache is the commit
+    assert found.commit == "commit"  # the folder of the hub's cache is the commit
     assert asked[0] == ("config.json", "v1")
     assert {revision for _, revision in asked[1:]} == {"commit"}
     _sharded(hub)
