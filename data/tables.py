@@ -1,9 +1,7 @@
 """Tables from local files: CSV, TSV, JSON and JSON Lines, gzipped or not."""
 
 import csv
-import gzip
 import io
-import json
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -12,6 +10,9 @@ from typing import Any
 
 from circuitcut.data.hub import load_hub
 from circuitcut.storage.errors import UserError
+from circuitcut.storage.reading.files import files_in, lines_of, read_text
+from circuitcut.storage.reading.strict_json import JsonProblem, parse_json
+from circuitcut.storage.reading.typed_fields import shown
 
 TABLE_FORMATS = ("csv", "tsv", "json", "jsonl")
 _BY_SUFFIX = {".csv": "csv", ".tsv": "tsv", ".json": "json", ".jsonl": "jsonl"}
@@ -34,29 +35,6 @@ def suffix_of(path: Path) -> str:
 def table_format(path: Path) -> str | None:
     """The table format that the name of `path` stands for, if any."""
     return _BY_SUFFIX.get(suffix_of(path))
-
-
-def read_text(path: Path) -> str:
-    """The text of a UTF-8 file, gzipped when its name ends in `.gz`.
-
-    Raises:
-        UserError: When the file is missing, unreadable or not UTF-8.
-    """
-    open_file = gzip.open if path.name.lower().endswith(".gz") else open
-    try:
-        with open_file(path, "rb") as file:
-            raw = file.read()
-    except FileNotFoundError:
-        raise UserError(f"data file {path} does not exist; check the path") from None
-    except (OSError, EOFError) as error:
-        raise UserError(f"data file {path} cannot be read: {error}") from None
-    try:
-        return raw.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = raw[: error.start].count(b"\n") + 1
-        raise UserError(
-            f"{path}, line {line}: text must be UTF-8; convert the file"
-        ) from None
 
 
 def read_tables(path: Path, data_format: str) -> list[TableRow]:
@@ -85,7 +63,7 @@ def read_tables(path: Path, data_format: str) -> list[TableRow]:
 def _files_of(path: Path) -> list[Path]:
     if not path.is_dir():
         return [path]
-    files = sorted(file for file in path.iterdir() if table_format(file))
+    files = [file for file in files_in(path) if table_format(file)]
     if not files:
         raise UserError(
             f"data folder {path} must hold .csv, .tsv, .json or .jsonl files, got none"
@@ -138,7 +116,7 @@ def _separated_rows(path: Path, text: str, delimiter: str) -> Iterator[TableRow]
             if not fields:
                 continue
             if header is None:
-                header = fields
+                header = _distinct(where, fields)
             elif len(fields) != len(header):
                 raise UserError(
                     f"{where}: a row must have {len(header)} fields, got {len(fields)}"
@@ -150,32 +128,46 @@ def _separated_rows(path: Path, text: str, delimiter: str) -> Iterator[TableRow]
         raise UserError(f"{path}, line {line}: malformed table: {error}") from None
 
 
+def _distinct(where: str, header: list[str]) -> list[str]:
+    named = [name for name in header if name.strip()]  # spreadsheets leave some empty
+    if len(set(named)) < len(named):
+        twice = next(name for name in named if named.count(name) > 1)
+        raise UserError(
+            f"{where}: the names of columns must differ, got {shown(twice)} twice"
+        )
+    return header
+
+
 def _json_rows(path: Path, text: str) -> Iterator[TableRow]:
     try:
-        entries = json.loads(text)
-    except json.JSONDecodeError as error:
-        raise UserError(
-            f"{path}, line {error.lineno}: malformed JSON: {error.msg}"
-        ) from None
+        entries = parse_json(text)
+    except JsonProblem as error:
+        line = f", line {error.line}" if error.line else ""
+        raise UserError(f"{path}{line}: malformed JSON: {error}") from None
     if not isinstance(entries, list):
-        raise UserError(f"{path}, line 1: JSON must hold a list of objects")
+        raise UserError(
+            f"{path}, line 1: JSON must hold a list of objects, got {shown(entries)}; "
+            "one object a line is .jsonl"
+        )
     for i, entry in enumerate(entries, start=1):
         yield _object_row(f"{path}, entry {i}", entry)
 
 
 def _json_line_rows(path: Path, text: str) -> Iterator[TableRow]:
-    for number, line in enumerate(text.split("\n"), start=1):
+    for number, line in enumerate(lines_of(text), start=1):
         where = f"{path}, line {number}"
         if not line.strip():
             continue
         try:
-            entry = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise UserError(f"{where}: malformed JSON: {error.msg}") from None
+            entry = parse_json(line)
+        except JsonProblem as error:
+            raise UserError(f"{where}: malformed JSON: {error}") from None
         yield _object_row(where, entry)
 
 
 def _object_row(where: str, entry: Any) -> TableRow:
     if not isinstance(entry, dict):
-        raise UserError(f"{where}: an entry must be an object with named fields")
+        raise UserError(
+            f"{where}: an entry must be an object with named fields, got {shown(entry)}"
+        )
     return TableRow(where, entry)

@@ -13,27 +13,29 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NotRequired, TypedDict
 
 import torch
 from accelerate import Accelerator
 from filelock import FileLock
 
-from circuitcut.experiments.flags import TaskConfig, base_recipe, command, task_flags
+from circuitcut.experiments.flags import TaskConfig, base_recipe, task_flags
 from circuitcut.experiments.load import Experiment, dtype_of, load, task_of
 from circuitcut.models.builtin import BUILTIN
 from circuitcut.models.loading import load_model, save_model
 from circuitcut.models.weights_hash import weights_hash
 from circuitcut.reports.verdict import base_warning
-from circuitcut.storage.atomic import os_errors_as_user_errors, read_json, write_json
+from circuitcut.storage.atomic import os_errors_as_user_errors, read_object, write_json
 from circuitcut.storage.cache import cache_folder, content_hash
 from circuitcut.storage.checksums import damaged_files, digests_of
+from circuitcut.storage.command_lines import command
 from circuitcut.storage.errors import UserError
 from circuitcut.storage.processes import by_first
 from circuitcut.storage.progress import Waiting
-from circuitcut.tasks.base import Batch, TaskOptions, to_device
+from circuitcut.storage.reading.typed_fields import Count, Digest, check_type
+from circuitcut.tasks.base import Batch, to_device
 from circuitcut.tasks.defaults import BaseRecipe
-from circuitcut.tasks.evaluation import evaluate
+from circuitcut.tasks.evaluation import Evaluation, evaluate
 from circuitcut.tasks.registry import TASKS
 from circuitcut.training.embedding_noise import noisy_embeddings
 from circuitcut.training.fit_arguments import Checkpoints, Watch
@@ -151,8 +153,22 @@ def _trained(experiment: Experiment, without_concept: bool) -> Experiment:
 
 def _record(folder: Path) -> dict[str, Any]:
     """How the model in the cache was trained."""
-    record = read_json(folder / _RECORD)
+    record = read_object(folder / _RECORD)
     return {key: value for key, value in record.items() if key != "files"}
+
+
+class _Recipe(TypedDict):
+    n_steps: Count
+
+
+class _BaseRecord(TypedDict):
+    """Entries of base.json that are read again."""
+
+    recipe: _Recipe
+    heldout: NotRequired[dict[str, float | None]]
+    heldout_unseen: NotRequired[dict[str, float | None]]
+    revision: NotRequired[str | None]
+    files: NotRequired[dict[str, Digest]]
 
 
 def _is_usable(folder: Path) -> bool:
@@ -171,11 +187,10 @@ def _is_usable(folder: Path) -> bool:
 def _damage(folder: Path) -> str | None:
     """What is wrong with a cached model; None where nothing is."""
     try:
-        record = read_json(folder / _RECORD)
+        record = read_object(folder / _RECORD)
+        check_type(record, _BaseRecord, str(folder / _RECORD))
     except UserError as error:
         return str(error)
-    if not isinstance(record, dict) or "recipe" not in record:
-        return f"{_RECORD} is not a record of its training"
     if "files" not in record:  # before December 2026
         logger.info("%s has no checksums: the base model is not checked", folder)
         return None
@@ -190,7 +205,7 @@ def _cached(experiment: Experiment, recipe: BaseRecipe, without_concept: bool) -
         _canonical_json([config.task, config.model_name, config.base_seed]),
         *([config.dtype] if config.dtype != "float32" else []),
         _canonical_json(asdict(recipe)),
-        _canonical_json(_options_dict(config.task_options("first"))),
+        _canonical_json(_options_dict(experiment)),
         experiment.corpus.fingerprint(),
         weights_hash(experiment.loaded.model),
         str(torch.__version__),
@@ -303,10 +318,27 @@ def _save(training: _Training, folder: Path, seconds: float) -> None:
     scratch = folder.with_name(f"{folder.name}.tmp")
     for left in (scratch, *folder.parent.glob(f".{scratch.name}.*.tmp")):
         shutil.rmtree(left, ignore_errors=True)  # of a process that was killed
-    with os_errors_as_user_errors(scratch):
-        scratch.mkdir(parents=True)
-        save_model(loaded, scratch)
-    record = {
+    try:
+        with os_errors_as_user_errors(scratch):
+            scratch.mkdir(parents=True)
+            save_model(loaded, scratch)
+        record = _new_record(training, seconds, evaluation, scratch)
+        write_json(scratch / _RECORD, record)
+        with os_errors_as_user_errors(folder):
+            scratch.rename(folder)
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+    for left in folder.parent.glob(f"{folder.name}.*unfinished"):
+        shutil.rmtree(left, ignore_errors=True)
+
+
+def _new_record(
+    training: _Training, seconds: float, evaluation: Evaluation, folder: Path
+) -> dict[str, Any]:
+    """What base.json says of a model whose files lie in `folder`."""
+    experiment = training.experiment
+    loaded = experiment.loaded
+    return {
         "model": loaded.name,
         "revision": loaded.revision,
         "recipe": asdict(training.recipe) | {"n_steps": training.n_steps},
@@ -314,13 +346,8 @@ def _save(training: _Training, folder: Path, seconds: float) -> None:
         "seconds": round(seconds, 1),
         "heldout": evaluation.scores,
         "heldout_unseen": evaluation.unseen_scores,
-        "files": digests_of(scratch),
+        "files": digests_of(folder),
     }
-    write_json(scratch / _RECORD, record)
-    with os_errors_as_user_errors(folder):
-        scratch.rename(folder)
-    for left in folder.parent.glob(f"{folder.name}.*unfinished"):
-        shutil.rmtree(left, ignore_errors=True)
 
 
 def _canonical_json(value: Any) -> str:
@@ -328,14 +355,16 @@ def _canonical_json(value: Any) -> str:
     return json.dumps(value, sort_keys=True, default=str)
 
 
-def _options_dict(options: TaskOptions) -> dict[str, Any]:
-    """JSON-able form of the task options.
+def _options_dict(experiment: Experiment) -> dict[str, Any]:
+    """JSON-able form of the task options, with the concept that the task chose.
 
     Without the kind of language model, which the hash of the weights tells, and without
     the number of sampled prompts, which changes no training.
     """
+    options = asdict(experiment.config.task_options("first"))
+    options["concept"] = options["concept"] or experiment.task.concept
     return {
         key: str(v) if isinstance(v, Path) else v
-        for key, v in asdict(options).items()
+        for key, v in options.items()
         if key not in ("masked_lm", "n_prompts")
     }

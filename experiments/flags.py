@@ -1,23 +1,33 @@
 """Flags that name the task, its data, the model and what is cut."""
 
-import os
-import shlex
-import shutil
-import sys
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from types import NoneType
 from typing import Any, ClassVar, Literal, get_args, get_type_hints
 
-from circuitcut.data.hub import HUB_PREFIX
+from circuitcut.data.hub import HUB_PREFIX, check_hub_name
 from circuitcut.models.names import UNIT_KINDS
 from circuitcut.storage.errors import UserError
 from circuitcut.storage.flag_fields import Headings, flag
+from circuitcut.storage.flag_ranges import (
+    BATCH,
+    COUNT,
+    LEARNING_RATE,
+    SEED,
+    WITHIN,
+    Range,
+    check_flags,
+    check_number,
+    quoted,
+)
 from circuitcut.storage.run_directory import DEFAULT_PARENT
 from circuitcut.tasks.defaults import FINETUNE, GENERATED_STEPS, BaseRecipe
 from circuitcut.tasks.settings.options import TEXT_OPTIONS, TaskOptions
 from circuitcut.tasks.settings.registry import DEFAULTS
+
+_DEVICE = re.compile(r"cpu|(cuda|mps|xpu|hpu|npu|mlu|musa|sdaa|xla)(:[0-9]{1,3})?")
 
 
 @dataclass(frozen=True)
@@ -68,12 +78,16 @@ class TaskConfig:
     label_column: str | None = flag(
         None, "column of --data that holds the label (ioi, prompts: the answer)"
     )
-    concept_values: list[str] = flag([], "values of the label column that mark it")
+    concept_values: list[str] = flag(
+        [], "values of the label column that mark it", free_text=True
+    )
     hub_config: str | None = flag(None, "configuration name of a hub data set")
     hub_revision: str | None = flag(None, "revision of a hub data set")
-    max_length: int = flag(128, "longest input in tokens")
+    max_length: int = flag(128, "longest input in tokens", within=Range(4, 2**20))
     prefix: str | None = flag(
-        None, "language models: text before every input (with --chat: the user's turn)"
+        None,
+        "language models: text before every input (with --chat: the user's turn)",
+        free_text=True,
     )
     bos: bool = flag(
         False, "language models: begin every input with the begin-of-text token"
@@ -83,22 +97,22 @@ class TaskConfig:
         "language models: give every input as the answer to --prefix in the chat "
         "template",
     )
-    split_seed: int = flag(0, "seed of the split of --data")
+    split_seed: int = flag(0, "seed of the split of --data", within=SEED)
     base: Literal["auto", "never", "always"] = flag(
         "auto",
         "train the model on the task's base split first: auto does so for built-in "
         "models and for a new classification head",
         decides_defaults=True,
     )
-    base_steps: int | None = flag(None, "steps of that training")
-    base_lr: float | None = flag(None, "its learning rate")
+    base_steps: int | None = flag(None, "steps of that training", within=COUNT)
+    base_lr: float | None = flag(None, "its learning rate", within=LEARNING_RATE)
     base_recipe: list[str] = flag(
         [],
         "further changes of its recipe, NAME=VALUE, such as batch_size=32 d_model=64 "
         "(names in tasks/defaults.py)",
     )
-    base_seed: int = flag(0, "its seed")
-    seed: int = flag(0, "seed of batches, gates and controls")
+    base_seed: int = flag(0, "its seed", within=SEED)
+    seed: int = flag(0, "seed of batches, gates and controls", within=SEED)
     device: str | None = flag(None, "cpu, cuda, ...; default: what accelerate finds")
     dtype: Literal["float32", "bfloat16"] = flag(
         "float32", "data type of a loaded model's weights; gates stay float32"
@@ -107,33 +121,34 @@ class TaskConfig:
     n_heldout: int | None = flag(
         None,
         "score so many evenly spaced examples of the tune and held-out splits",
+        within=COUNT,
     )
-    eval_batch: int = flag(64, "examples in one forward pass of an evaluation")
+    eval_batch: int = flag(
+        64, "examples in one forward pass of an evaluation", within=BATCH
+    )
     n_prompts: int = flag(
-        500, "toxicity: held-out prompts whose sampled continuations are scored"
+        500,
+        "toxicity: held-out prompts whose sampled continuations are scored",
+        within=Range(2, 10**9),
     )
     run_dir: Path = flag(DEFAULT_PARENT, "parent folder of the run directories")
 
     def __post_init__(self) -> None:
+        check_flags(self)
         if self.task not in DEFAULTS:
             raise UserError(
                 f"--task must be one of {sorted(DEFAULTS)}, got {self.task!r}"
             )
-        if self.max_length < 4:
-            raise UserError(f"--max_length must be at least 4, got {self.max_length}")
-        for name in ("n_heldout", "eval_batch"):
-            if getattr(self, name) is not None and getattr(self, name) < 1:
-                raise UserError(f"--{name} must be positive, got {getattr(self, name)}")
-        if self.n_prompts < 2:
-            raise UserError(
-                "--n_prompts must be at least 2, one toxic and one neutral prompt, got "
-                f"{self.n_prompts}"
-            )
         recipe_changes(self.base_recipe)  # checks them
-        if self.base_steps is not None and self.base_steps < 1:
-            raise UserError(f"--base_steps must be positive, got {self.base_steps}")
-        if self.seed < 0 or self.base_seed < 0 or self.split_seed < 0:
-            raise UserError("--seed, --base_seed and --split_seed must be >= 0")
+        for flag_name in ("data", "retain_data"):
+            name = getattr(self, flag_name)
+            if name is not None and name.startswith(HUB_PREFIX):
+                check_hub_name(name, f"--{flag_name}")
+        if self.device is not None and not _DEVICE.fullmatch(self.device):
+            raise UserError(
+                f"--device must be cpu, cuda, mps or another kind of torch device, got "
+                f"{quoted(self.device)}"
+            )
 
     def chosen(self) -> dict[str, Any]:
         """Values by task and model of flags that are not given, for `--help`."""
@@ -188,14 +203,17 @@ def recipe_changes(items: Sequence[str]) -> dict[str, Any]:
         UserError: When a name or a value is none of a recipe.
     """
     hints = get_type_hints(BaseRecipe)
-    changes = {}
+    ranges = {f.name: f.metadata.get(WITHIN) for f in fields(BaseRecipe)}
+    changes: dict[str, Any] = {}
     for item in items:
         name, _, text = item.partition("=")
         if name not in hints:
             raise UserError(
                 f"--base_recipe must be NAME=VALUE with a name among {', '.join(hints)}"
-                f", got {item!r}"
+                f", got {quoted(item)}"
             )
+        if name in changes:
+            raise UserError(f"--base_recipe must name {name} once, got it twice")
         choices = get_args(hints[name]) or (hints[name],)
         kinds = {int, float} & set(choices)
         try:
@@ -205,7 +223,8 @@ def recipe_changes(items: Sequence[str]) -> dict[str, Any]:
         if text == "none" and NoneType in choices:
             value = None
         elif value is None or (isinstance(value, str) and value not in choices):
-            raise UserError(f"--base_recipe {name} has no value {text!r}")
+            raise UserError(f"--base_recipe {name} has no value {quoted(text)}")
+        check_number(f"--base_recipe {name}", value, ranges[name])
         changes[name] = value
     return changes
 
@@ -227,6 +246,7 @@ class UnitsConfig(TaskConfig):
     layers: list[int] = flag(
         [],
         "only these layers (0 is the first block; edges: their number, the logits)",
+        within=Range(0, 10**6),
         decides_defaults=True,
     )
     merged_qkv: bool = flag(
@@ -284,6 +304,8 @@ _OF_DATA = (
     *("concept_values", "hub_config", "hub_revision"),
 )
 """Flags about `--data`; built-in data know none of them."""
+DATA_FLAGS = ("task", "data", "retain_data", "concept", "split_seed", *_OF_DATA)
+"""Flags that decide the records of a task."""
 
 
 def check_data_flags(config: TaskConfig) -> None:
@@ -334,33 +356,3 @@ def run_dir_flag(config: TaskConfig) -> dict[str, Any]:
     """The flag that names the parent of the runs, if it is not the usual one."""
     usual = config.run_dir == DEFAULT_PARENT
     return {} if usual else {"run_dir": config.run_dir}
-
-
-def command(verb: str, flags: Mapping[str, Any]) -> str:
-    """A command line to paste into the same shell, as this program was started."""
-    words = [_as_typed(sys.executable), str(_scripts_folder() / f"{verb}.py")]
-    console_script = sys.argv[0].rsplit(" ", 1)[0]
-    if Path(console_script).name.startswith("circuitcut"):
-        words = [_as_typed(console_script), verb.replace("_", "-")]
-    for name, value in flags.items():
-        values = value if isinstance(value, list) else [value]
-        words += [f"--{name}", *map(str, values)]
-    return shlex.join(words)
-
-
-def _as_typed(program: str) -> str:
-    """The program's name where the shell finds it by that, else its path."""
-    name, folder = Path(program).name, Path(program).parent.resolve()
-    name = "python" if name.startswith("python") else name
-    found = shutil.which(name)
-    if found is not None and Path(found).parent.resolve() == folder:
-        return name
-    here = os.path.relpath(program)
-    return program if here.startswith(os.pardir) else here
-
-
-def _scripts_folder() -> Path:
-    """Where the scripts lie, as the running one of them was named."""
-    program = Path(sys.argv[0])
-    is_script = program.parent.name == "scripts" and program.suffix == ".py"
-    return program.parent if is_script else Path("scripts")

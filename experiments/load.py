@@ -1,5 +1,6 @@
 """Data, task and untrained model of a run, the cheap checks first."""
 
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -12,10 +13,11 @@ from circuitcut.experiments.flags import TaskConfig, base_recipe, check_data_fla
 from circuitcut.models.builtin import BUILTIN, BuiltinSizes, build_builtin
 from circuitcut.models.loading import LoadedModel, load_model
 from circuitcut.storage.errors import UserError
+from circuitcut.storage.processes import n_processes
 from circuitcut.storage.progress import Waiting
 from circuitcut.storage.provenance import code_version
 from circuitcut.tasks.base import Corpus, Task
-from circuitcut.tasks.evaluation import References
+from circuitcut.tasks.evaluation import References, check_scored
 from circuitcut.tasks.registry import TASKS
 from circuitcut.training.config import NONE, config_dict
 
@@ -97,6 +99,7 @@ def load(
         loaded = _model(config, corpus)
     with Waiting("preparing the examples"):
         task = task_of(config, corpus, loaded)
+        check_scored(task, ("tune", "heldout"))
     return Experiment(config, task, corpus, loaded, accelerator)
 
 
@@ -104,8 +107,21 @@ def make_accelerator(config: TaskConfig) -> Accelerator:
     """The device and precision of this run.
 
     Raises:
-        UserError: When the device asked for does not exist.
+        UserError: When the device asked for does not exist, or the processes that were
+            started together would each train alone.
     """
+    accelerator = _accelerator(config)
+    n_started = max(int(os.environ.get("WORLD_SIZE") or 1), n_processes())
+    if accelerator.num_processes != n_started:
+        raise UserError(
+            f"{n_started} processes were started, but accelerate connects "
+            f"{accelerator.num_processes}: each would train alone on the same batches; "
+            "on a machine without a GPU set ACCELERATE_USE_CPU=1, or start one process"
+        )
+    return accelerator
+
+
+def _accelerator(config: TaskConfig) -> Accelerator:
     device = config.device
     if device is None:
         return Accelerator(mixed_precision=config.mixed_precision)
@@ -118,10 +134,17 @@ def make_accelerator(config: TaskConfig) -> Accelerator:
             f"--device {device!r} is not available here; leave the flag out or use cpu"
         )
     accelerator = Accelerator(mixed_precision=config.mixed_precision)
-    if accelerator.device.type != kind:
+    found = accelerator.device
+    if found.type != kind:
         raise UserError(
-            f"--device {device!r} was asked for, but accelerate is set to "
-            f"{accelerator.device}; change its configuration"
+            f"--device {device!r} was asked for, but accelerate is set to {found}; "
+            "change its configuration"
+        )
+    if ":" in device and int(device.split(":")[1]) != (found.index or 0):
+        raise UserError(
+            f"--device {device!r} was asked for, but accelerate takes {found}; choose "
+            f"the one to be seen, for instance CUDA_VISIBLE_DEVICES=1 for cuda:1, and "
+            f"use --device {kind}"
         )
     return accelerator
 

@@ -1,6 +1,5 @@
 """Flags of a mask training: the task's, the units', and all of `MaskSettings`."""
 
-import math
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +12,14 @@ from circuitcut.masks.gate_settings import SETTINGS
 from circuitcut.models.names import UNIT_KINDS
 from circuitcut.storage.errors import UserError
 from circuitcut.storage.flag_fields import Headings, flag, flags_of
+from circuitcut.storage.flag_ranges import (
+    N_BATCHES,
+    N_RANDOM,
+    NOT_NEGATIVE,
+    SHARE,
+    UNITS,
+    UNITS_OR_0,
+)
 
 _SettingsFlags: Any = flags_of(MaskSettings)
 
@@ -40,16 +47,22 @@ class MaskConfig(UnitsConfig, _SettingsFlags):
         "freeze exactly this many; default: threshold, or for topk the smallest "
         "number that reaches --concept_target on the tune split (toxicity: the largest "
         "within --retain_cost and --retain_kl)",
+        within=UNITS,
     )
     concept_target: float = flag(
-        0.05, "share of the way from no ability to the uncut score that may remain"
+        0.05,
+        "share of the way from no ability to the uncut score that may remain",
+        within=SHARE,
     )
     retain_cost: float = flag(
-        0.02, "where the concept's score is a loss: growth of the retained text's loss"
+        0.02,
+        "where the concept's score is a loss: growth of the retained text's loss",
+        within=NOT_NEGATIVE,
     )
     retain_kl: float | None = flag(
         None,
         "likewise: most KL(uncut || cut) on the retained text, nats a token",
+        within=NOT_NEGATIVE,
     )
     superset: Path | None = flag(
         None,
@@ -64,9 +77,12 @@ class MaskConfig(UnitsConfig, _SettingsFlags):
         None,
         "batches of 16 examples over which the baselines' scores are averaged; "
         "default 32, of graphs above 2,000 edges 8",
+        within=N_BATCHES,
     )
-    n_random: int = flag(3, "random cuts of the same size")
-    curve_sizes: list[int] = flag([], "numbers of ablated units to score as well")
+    n_random: int = flag(3, "random cuts of the same size", within=N_RANDOM)
+    curve_sizes: list[int] = flag(
+        [], "numbers of ablated units to score as well", within=UNITS_OR_0
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -76,24 +92,6 @@ class MaskConfig(UnitsConfig, _SettingsFlags):
         _check_choices("--attribution", methods, ABILITIES)
         starts = [self.start] if self.start else []
         _check_choices("--start", starts, ["equal", *ABILITIES])
-        for key in (
-            *("n_steps", "batch_size", "micro_batch", "n_ablated"),
-            "attribution_batches",
-        ):
-            value = getattr(self, key)
-            if value is not None and value < 1:
-                raise UserError(f"--{key} must be positive, got {value}")
-        if self.round_every is not None and self.round_every < 0:
-            raise UserError(f"--round_every must be >= 0, got {self.round_every}")
-        if self.price_start is not None and not 0 <= self.price_start < 1:
-            raise UserError(f"--price_start must lie in [0, 1), got {self.price_start}")
-        for key in (
-            *("lr", "price", "concept_weight", "retain_weight", "token_cap"),
-            "retain_kl",
-        ):
-            value = getattr(self, key)
-            if value is not None and not (value >= 0 and math.isfinite(value)):
-                raise UserError(f"--{key} must be a finite number >= 0, got {value}")
         self._check_pairs_of_flags()
 
     def _check_pairs_of_flags(self) -> None:

@@ -27,7 +27,6 @@ from circuitcut.masks.edges.sites import check_one_graph
 from circuitcut.masks.frozen_mask import FrozenMask
 from circuitcut.masks.registry import GATES
 from circuitcut.models.architectures import sites_of
-from circuitcut.models.residual.folded_model import ResidualModel
 from circuitcut.models.sites import Site
 from circuitcut.storage.errors import UserError
 from circuitcut.tasks.base import Task
@@ -75,12 +74,28 @@ class Plan:
         return {SETTINGS_FILE: asdict(self.settings)}
 
 
+def read_superset(config: MaskConfig) -> FrozenMask | None:
+    """The mask that ablates the circuit of `--superset`; read before a model is loaded.
+
+    Raises:
+        UserError: When there is none, or it is damaged.
+    """
+    if config.superset is None:
+        return None
+    return circuit_ablated(FrozenMask.load(config.superset))
+
+
 def plan(
-    config: MaskConfig, experiment: Experiment, *, resumed: Path | None = None
+    config: MaskConfig,
+    experiment: Experiment,
+    *,
+    superset: FrozenMask | None = None,
+    resumed: Path | None = None,
 ) -> Plan:
     """Resolve the flags for the model at hand; nothing is trained.
 
     Args:
+        superset: Only the units that it ablates are trained: see `read_superset`.
         resumed: The run directory that goes on: its saved settings are taken, whatever
             the defaults have become since.
 
@@ -101,9 +116,7 @@ def plan(
     paired = experiment.task.no_pairs is None
     settings = saved or settings_of(config, n_units, paired=paired)
     _check_settings(settings, experiment.task, n_units)
-    superset = None
-    if config.superset:
-        superset = circuit_ablated(FrozenMask.load(config.superset))
+    if superset is not None:
         _check_superset(superset, sites)
     check_memory(
         model,
@@ -139,7 +152,7 @@ def sites_for(config: UnitsConfig, model: nn.Module) -> tuple[Site, ...]:
     Raises:
         UserError: When the model cannot be cut there.
     """
-    sites = sites_of(
+    return sites_of(
         model,
         units_of(config),
         config.layers or None,
@@ -148,9 +161,6 @@ def sites_for(config: UnitsConfig, model: nn.Module) -> tuple[Site, ...]:
         position_node=config.position_node,
         value_bias=config.value_bias,
     )
-    if any(site.kind == "edges" for site in sites):
-        ResidualModel(model)  # refuses a model that lacks a module
-    return sites
 
 
 def circuit_ablated(mask: FrozenMask) -> FrozenMask:

@@ -1,11 +1,10 @@
 """What earlier runs left: masks, rankings, and the flags and settings they had."""
 
-import logging
 from collections.abc import Mapping
 from dataclasses import fields, replace
 from pathlib import Path
 from types import NoneType
-from typing import Any, TypeVar, get_args, get_type_hints
+from typing import Any, Literal, TypedDict, TypeVar, get_args, get_type_hints
 
 from torch import Tensor
 
@@ -20,18 +19,19 @@ from circuitcut.masks.mask_files import (
     HEADER_FILE,
     TENSOR_FILE,
     check_model,
-    check_unchanged,
+    read_header,
 )
 from circuitcut.storage.atomic import (
-    read_json,
     read_object,
     read_tensors,
     write_json,
     write_tensors,
 )
 from circuitcut.storage.checksums import check_digest, file_digest
+from circuitcut.storage.command_lines import command
 from circuitcut.storage.errors import UserError
 from circuitcut.storage.provenance import PROVENANCE, differences
+from circuitcut.storage.reading.typed_fields import Count, Digest, check_type, shown
 from circuitcut.storage.run_directory import (
     RunDirectory,
     has_lost_config,
@@ -43,11 +43,11 @@ from circuitcut.training.config import (
     NONE,
     RESOLVED,
     as_given,
+    check_saved,
     has_choice_none,
     saved_flags,
 )
 
-_log = logging.getLogger(__name__)
 RANKING_FILE = "ranking.safetensors"
 Config = TypeVar("Config", bound=TaskConfig)
 _OF_THIS_RUN = {"seed", "device", "run_dir", "mixed_precision"}
@@ -62,7 +62,6 @@ def mask_at(path: Path) -> FrozenMask:
             is damaged.
     """
     if (path / HEADER_FILE).exists():
-        check_unchanged(path)
         return FrozenMask.load(path)
     kind = None
     if is_run(path):
@@ -70,10 +69,8 @@ def mask_at(path: Path) -> FrozenMask:
         run.check_has_mask()
         kind = run.kind
     if kind == "train_mask":
-        raise UserError(
-            f"--mask {path} has not finished; continue it with python "
-            f"scripts/train_mask.py --resume {path}"
-        )
+        continued = command("train_mask", {"resume": path})
+        raise UserError(f"--mask {path} has not finished; continue it with {continued}")
     there = f"{kind} run" if kind else "folder" if path.is_dir() else "missing folder"
     raise UserError(
         f"--mask must be a train_mask run or another folder with mask.json, got {there}"
@@ -89,8 +86,6 @@ def check_fit(
 ) -> None:
     """Refuse a mask that is for another model than the experiment's.
 
-    That it was made on other data is logged: they may be asked for.
-
     Args:
         path: Where the mask lies, for the message.
 
@@ -105,13 +100,6 @@ def check_fit(
         config_hash=experiment.loaded.config_hash,
         allow_other_weights=allow_other_weights,
     )
-    made_on = mask.provenance.get("data_sha256")
-    if made_on not in (None, experiment.origin["data_sha256"]):
-        _log.warning(
-            "the mask in %s was made on other data than these: examples that it was "
-            "trained on may be among the held-out ones",
-            path,
-        )
 
 
 def with_flags_of_run(config: Config, path: Path) -> Config:
@@ -126,7 +114,8 @@ def with_flags_of_run(config: Config, path: Path) -> Config:
         UserError: When `config.json` is missing or empty, is of another run than the
             mask, or nothing tells the task of the mask.
     """
-    saved = _flags_at(path)
+    saved, file = _flags_at(path)
+    check_saved(TaskConfig, saved, file)
     default = type(config)()
     deciding = [f.name for f in fields(TaskConfig) if f.metadata["decides_defaults"]]
     given = {f.name for f in fields(TaskConfig) if _is_given(config, default, f.name)}
@@ -141,12 +130,19 @@ def with_flags_of_run(config: Config, path: Path) -> Config:
     return replace(config, **taken)
 
 
+def task_flags_at(path: Path) -> dict[str, Any]:
+    """The task flags that a mask was made with, by name; see `with_flags_of_run`."""
+    saved, file = _flags_at(path)
+    check_saved(TaskConfig, saved, file)
+    return _typed(TaskConfig, saved)
+
+
 def _is_given(config: TaskConfig, default: TaskConfig, name: str) -> bool:
     return bool(getattr(config, name) != getattr(default, name))
 
 
-def _flags_at(path: Path) -> dict[str, Any]:
-    """The flags that a mask was made with.
+def _flags_at(path: Path) -> tuple[dict[str, Any], Path]:
+    """The flags that a mask was made with, and the file that they stand in.
 
     Raises:
         UserError: See `with_flags_of_run`.
@@ -158,10 +154,10 @@ def _flags_at(path: Path) -> dict[str, Any]:
         )
     made_with: dict[str, Any] = {}
     if (path / HEADER_FILE).exists():
-        made_with = read_object(path / HEADER_FILE).get("provenance") or {}
+        made_with = read_header(path)["provenance"]
     run = path if (path / "config.json").exists() else run_holding(path)
     if run is None:
-        return _flags_of_mask(path, made_with)
+        return _flags_of_mask(path, made_with), path / HEADER_FILE
     saved = read_config(run)
     found = differences(saved.get(PROVENANCE) or {}, made_with)
     task = made_with.get("task")
@@ -172,7 +168,7 @@ def _flags_at(path: Path) -> dict[str, Any]:
             f"{path / HEADER_FILE} is not the mask of {run / 'config.json'}: it was "
             f"made with other {', '.join(found)}; restore both files"
         )
-    return saved
+    return saved, run / "config.json"
 
 
 def _flags_of_mask(path: Path, made_with: Mapping[str, Any]) -> dict[str, Any]:
@@ -196,7 +192,9 @@ def settings_of_run(path: Path, n_units: int) -> MaskSettings:
     saved = saved_settings(path)
     if saved is not None:
         return saved
-    flags = _typed(MaskConfig, read_json(path / "config.json"))
+    flags = read_config(path)
+    check_saved(MaskConfig, flags, path / "config.json")
+    flags = _typed(MaskConfig, flags)
     return settings_of(before_budgets(MaskConfig(**flags)), n_units)
 
 
@@ -210,7 +208,7 @@ def ranking_of_run(folder: Path, mask: FrozenMask) -> dict[str, Tensor]:
     if not path.exists():
         raise UserError(f"{folder} has no {RANKING_FILE}; --sizes needs one")
     ranking, of_mask = checked_ranking(path, mask), _header_of(path).get("mask_sha256")
-    here = read_json(folder / HEADER_FILE).get("sha256")
+    here = read_header(folder)["sha256"]
     if None not in (of_mask, here) and of_mask != here:
         raise UserError(
             f"{path} is the ranking of another mask than {folder / TENSOR_FILE}; "
@@ -226,6 +224,12 @@ def checked_ranking(path: Path, mask: FrozenMask) -> dict[str, Tensor]:
         UserError: When it is not there or damaged, or its sites are not the mask's.
     """
     ranking = read_tensors(path)
+    for name, values in ranking.items():
+        if values.dim() != 1 or not values.is_floating_point() or values.isnan().any():
+            raise UserError(
+                f"{path} must hold a vector of numbers for every site, got "
+                f"{values.dtype} of shape {tuple(values.shape)} at {shown(name)}"
+            )
     check_digest(path, _header_of(path).get("sha256"), path.with_suffix(".json"))
     sizes = {site.name: site.n_units for site in mask.sites}
     if {name: len(values) for name, values in ranking.items()} != sizes:
@@ -239,7 +243,7 @@ def save_frozen(
     """Write a finished mask, and the ranking that gives it, into a run directory."""
     mask.save(folder)
     if ranking is not None:
-        digest = read_json(folder / HEADER_FILE)["sha256"]
+        digest = read_header(folder)["sha256"]
         save_ranking(folder / RANKING_FILE, ranking, mask_sha256=digest)
 
 
@@ -264,8 +268,19 @@ def save_ranking(
 
 def _header_of(file: Path) -> dict[str, Any]:
     """The JSON file of a ranking; empty where an older version wrote none."""
-    header = file.with_suffix(".json")
-    return read_object(header) if header.exists() else {}
+    path = file.with_suffix(".json")
+    header = read_object(path) if path.exists() else {}
+    check_type(header, _RankingHeader, str(path))
+    return header
+
+
+class _RankingHeader(TypedDict, total=False):
+    """Entries of the JSON file of a ranking."""
+
+    polarity: Literal["high keeps"]
+    n_units: dict[str, Count]
+    sha256: Digest
+    mask_sha256: Digest
 
 
 def new_run(

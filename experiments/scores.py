@@ -13,6 +13,7 @@ from circuitcut.attribution.subject import kept_order
 from circuitcut.experiments.gate_training import cut_with
 from circuitcut.experiments.load import Experiment
 from circuitcut.masks.frozen_mask import FrozenMask
+from circuitcut.reports.load import load_run
 from circuitcut.reports.verdict import effect_warning
 from circuitcut.storage.run_directory import RunDirectory, is_run
 from circuitcut.tasks.base import Split
@@ -166,7 +167,7 @@ def warning_of_cut(path: Path, mask: FrozenMask, experiment: Experiment) -> str 
     if is_run(path):
         run = RunDirectory.open(path)
         if run.kind == "train_mask" and run.is_finished:
-            return effect_warning(run.results)
+            return effect_warning(load_run(path).results)
     scored = {"uncut": score(experiment, None), "cut": score(experiment, mask)}
     return effect_warning(
         {

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_type_hints
 
 from circuitcut.masks.gate_settings import (
     SETTINGS,
@@ -15,6 +15,19 @@ from circuitcut.masks.gate_settings import (
 from circuitcut.storage.atomic import read_json
 from circuitcut.storage.errors import UserError
 from circuitcut.storage.flag_fields import flag
+from circuitcut.storage.flag_ranges import (
+    BATCH,
+    COUNT,
+    COUNT_OR_0,
+    LEARNING_RATE,
+    NOT_NEGATIVE,
+    SHARE,
+    SHARE_BELOW_1,
+    UNITS,
+    UNITS_OR_0,
+    Range,
+)
+from circuitcut.storage.reading.typed_fields import check_entries
 from circuitcut.training.schedules import Schedule
 
 ConceptObjective = Literal["margin", "ascent", "uniform", "kl", "js"]
@@ -70,7 +83,9 @@ class MaskSettings(GateSettings):
         "retain", "positions over which means are taken"
     )
     mean_positions: int = flag(
-        16384, "positions that suffice for means; of longer splits every n-th example"
+        16384,
+        "positions that suffice for means; of longer splits every n-th example",
+        within=UNITS,
     )
     per_position: bool = flag(False, "one mean per position (aligned prompts)")
     positions: Literal["words", "all"] = flag(
@@ -87,7 +102,10 @@ class MaskSettings(GateSettings):
         has_own_default=False,
     )
     concept_weight: float = flag(
-        1.0, "weight of the concept objective", has_own_default=False
+        1.0,
+        "weight of the concept objective",
+        within=NOT_NEGATIVE,
+        has_own_default=False,
     )
     retain_objective: RetainObjective = flag(
         "kl",
@@ -97,17 +115,27 @@ class MaskSettings(GateSettings):
         decides_defaults=True,
     )
     retain_weight: float = flag(
-        8.0, "weight of the retain objective", has_own_default=False
+        8.0,
+        "weight of the retain objective",
+        within=NOT_NEGATIVE,
+        has_own_default=False,
     )
     margin_floor: float = flag(
-        1.0, "margin: nats below the rivals that suffice", has_own_default=False
+        1.0,
+        "margin: nats below the rivals that suffice",
+        within=Range(-1000, 1000),
+        has_own_default=False,
     )
     token_cap: float = flag(
-        3.0, "ascent: nats of loss per token that count", has_own_default=False
+        3.0,
+        "ascent: nats of loss per token that count",
+        within=NOT_NEGATIVE,
+        has_own_default=False,
     )
     price: float = flag(
         1e-3,
         "nats per expected unit (ablated in break, kept in isolate)",
+        within=NOT_NEGATIVE,
         has_own_default=False,
     )
     price_shape: PriceShape = flag(
@@ -117,32 +145,43 @@ class MaskSettings(GateSettings):
         has_own_default=False,
     )
     price_start: float = flag(
-        0.0, "share of the run before the price grows", has_own_default=False
+        0.0,
+        "share of the run before the price grows",
+        within=SHARE_BELOW_1,
+        has_own_default=False,
     )
     target_ablated: float = flag(
         0.0,
         "lagrangian: units to ablate, by the gates and in the finished mask; below 1 a "
         "fraction of all units",
+        within=UNITS_OR_0,
         has_own_default=False,
     )
     ramp: float = flag(
         0.6,
         "share of the run over which the price, or a Lagrangian's target, grows",
+        within=SHARE,
         has_own_default=False,
     )
     average: float = flag(
-        0.05, "rate of the running mean of scores; 0: off", has_own_default=False
+        0.05,
+        "rate of the running mean of scores; 0: off",
+        within=SHARE,
+        has_own_default=False,
     )
-    n_steps: int = flag(250, "optimiser steps", has_own_default=False)
+    n_steps: int = flag(250, "optimiser steps", within=COUNT, has_own_default=False)
     batch_size: int = flag(
-        16, "examples a step, of each process", has_own_default=False
+        16, "examples a step, of each process", within=BATCH, has_own_default=False
     )
     micro_batch: int | None = flag(
         None,
         "examples in one forward pass, to the same step; default: all, or for edges "
         "what memory has room for",
+        within=BATCH,
     )
-    lr: float = flag(0.1, "learning rate of the gates", has_own_default=False)
+    lr: float = flag(
+        0.1, "learning rate of the gates", within=LEARNING_RATE, has_own_default=False
+    )
     lr_schedule: Schedule = flag(
         "late",
         "of the learning rate; late: constant for 60 % of the run, then down to 0",
@@ -151,12 +190,16 @@ class MaskSettings(GateSettings):
     beta2: float = flag(
         0.999,
         "of Adam: how much of the squared gradients' running mean stays in a step",
+        within=SHARE_BELOW_1,
         has_own_default=False,
     )
     lr_multipliers: float = flag(
-        0.05, "learning rate of the Lagrangian's multipliers", has_own_default=False
+        0.05,
+        "learning rate of the Lagrangian's multipliers",
+        within=NOT_NEGATIVE,
+        has_own_default=False,
     )
-    checkpoint_every: int = flag(50, "steps between checkpoints")
+    checkpoint_every: int = flag(50, "steps between checkpoints", within=COUNT_OR_0)
     seed: int = 0
 
     def n_asked(self, n_units: int) -> int | None:
@@ -186,4 +229,5 @@ def saved_settings(run: Path) -> MaskSettings | None:
             f"{path} must hold the settings {sorted(names)}, got {got}; the run is of "
             "another version of this program"
         )
+    check_entries(saved, get_type_hints(MaskSettings), str(path))
     return MaskSettings(**saved)

@@ -7,6 +7,13 @@ from typing import Any, ClassVar, Literal, TypeVar
 
 from circuitcut.storage.errors import UserError
 from circuitcut.storage.flag_fields import flag
+from circuitcut.storage.flag_ranges import (
+    COUNT_OR_0,
+    POSITIVE_UNITS,
+    PROBABILITY,
+    SCALE,
+    SHARE_BELOW_1,
+)
 
 Direction = Literal["break", "isolate"]
 Penalty = Literal["budget", "price", "lagrangian", "none"]
@@ -52,13 +59,20 @@ class BudgetSettings(DirectionSettings):
         6.0,
         "smallest budget drawn, in units (ablated in break, kept in isolate); below 1 "
         "a share of all units",
+        within=POSITIVE_UNITS,
         has_own_default=False,
     )
-    k_max: float = flag(64.0, "largest budget drawn, likewise", has_own_default=False)
+    k_max: float = flag(
+        64.0,
+        "largest budget drawn, likewise",
+        within=POSITIVE_UNITS,
+        has_own_default=False,
+    )
     opening: float = flag(
         0.0,
         "share of the run during which the budget comes down from all units to its "
         "range (isolate)",
+        within=SHARE_BELOW_1,
         has_own_default=False,
     )
 
@@ -106,26 +120,31 @@ class HardConcreteSettings(BudgetSettings):
     keep_prob: float = flag(
         0.99,
         "hard_concrete without a budget: initial P(gate > 0)",
+        within=PROBABILITY,
         has_own_default=False,
     )
     power: float = flag(
         1.0,
         "hard_concrete: exponent of the samples; above 1, more samples are near 0",
+        within=SCALE,
         has_own_default=False,
     )
     stretch_temperature: float = flag(
         TEMPERATURE,
         "hard_concrete: temperature beta; the smaller, the fewer gates between 0 and 1",
+        within=SCALE,
         has_own_default=False,
     )
     noise_start: float = flag(
         1.0,
         "hard_concrete with a budget: scale of the noise at the first step",
+        within=SCALE,
         has_own_default=False,
     )
     noise_end: float = flag(
         0.2,
         "hard_concrete with a budget: its scale in the last fifth of the run",
+        within=SCALE,
         has_own_default=False,
     )
 
@@ -140,10 +159,16 @@ class SoftTopKSettings(BudgetSettings):
     """Settings of soft top-k gates."""
 
     temperature_start: float = flag(
-        1.0, "topk: temperature at the first step", has_own_default=False
+        1.0,
+        "topk: temperature at the first step",
+        within=SCALE,
+        has_own_default=False,
     )
     temperature_end: float = flag(
-        0.25, "topk: temperature in the last fifth of the run", has_own_default=False
+        0.25,
+        "topk: temperature in the last fifth of the run",
+        within=SCALE,
+        has_own_default=False,
     )
 
     @classmethod
@@ -160,6 +185,7 @@ class ClampedSettings(DirectionSettings):
         0,
         "clamped: steps from one rounding of the gates at 0.5 to the next; 0 rounds at "
         "the end alone",
+        within=COUNT_OR_0,
         has_own_default=False,
     )
 

@@ -10,15 +10,26 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, get_args
+from typing import Annotated, Any, NotRequired, TypedDict, get_args
 
 import torch
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from circuitcut.masks.ablation import AblationKind
-from circuitcut.masks.edges.sites import graph_difference, modules_and_edges, n_seen
-from circuitcut.models.residual.graph import ResidualGraph
+from circuitcut.masks.edges.sites import (
+    check_one_graph,
+    graph_difference,
+    modules_and_edges,
+    n_seen,
+)
+from circuitcut.models.names import UnitKind
+from circuitcut.models.residual.graph import (
+    AttentionBias,
+    Position,
+    ResidualGraph,
+    ValueBias,
+)
 from circuitcut.models.sites import Site
 from circuitcut.models.weights_hash import weights_hash, weights_sha256
 from circuitcut.storage.atomic import (
@@ -31,10 +42,23 @@ from circuitcut.storage.atomic import (
 from circuitcut.storage.cache import content_hash
 from circuitcut.storage.checksums import check_digest, file_digest
 from circuitcut.storage.errors import UserError
+from circuitcut.storage.provenance import Provenance
+from circuitcut.storage.reading.typed_fields import (
+    Between,
+    Count,
+    Digest,
+    Positive,
+    check_entries,
+    check_type,
+    shown,
+)
 
 FORMAT_VERSION = 1
 POLARITY = "true keeps, false ablates"
 TENSOR_FILE, HEADER_FILE = "mask.safetensors", "mask.json"
+_MOST_LAYERS = 10_000
+_Size = Annotated[int, Between(1, _MOST_LAYERS)]
+"""Layers, or heads of a layer."""
 _SINCE_DECEMBER_2026 = {"sha256", "header_sha256"}
 """Entries that older masks lack."""
 
@@ -91,6 +115,30 @@ def write_mask_files(
     write_json(folder / HEADER_FILE, entries)
 
 
+def read_header(folder: Path) -> dict[str, Any]:
+    """The checked entries of the `mask.json` in a folder, its tensors unread.
+
+    `provenance` is there, and `sha256`, which is None in masks before December 2026.
+
+    Raises:
+        UserError: As in `read_mask_files`.
+    """
+    path = folder / HEADER_FILE
+    entries = read_json(path)
+    header = _header(path, entries)
+    _check_unchanged(path, entries)
+    return vars(header)
+
+
+def _check_unchanged(path: Path, entries: Mapping[str, Any]) -> None:
+    """Check that every entry of `mask.json` is the one that was written."""
+    if entries.get("header_sha256") not in (None, _digest(entries)):
+        raise UserError(
+            f"{path} was changed since it was written (its SHA-256 differs); restore "
+            "it, or make the mask again"
+        )
+
+
 def _digest(entries: Mapping[str, Any]) -> str:
     """SHA-256 hex digest of all entries of `mask.json` but `header_sha256`."""
     others = {key: v for key, v in entries.items() if key != "header_sha256"}
@@ -110,11 +158,13 @@ def read_mask_files(
             unknown or of the wrong shape; the message names it.
     """
     folder = _folder(path)
-    header = _header(folder / HEADER_FILE)
+    entries = read_json(folder / HEADER_FILE)
+    header = _header(folder / HEADER_FILE, entries)
     tensors = read_tensors(folder / TENSOR_FILE)
+    sites = header.site_tuple()
     _check_tensors(folder / TENSOR_FILE, header, tensors)
     check_digest(folder / TENSOR_FILE, header.sha256, folder / HEADER_FILE)
-    sites = header.site_tuple()
+    _check_unchanged(folder / HEADER_FILE, entries)
     keep = {site.name: tensors[f"keep/{site.name}"] for site in sites}
     values = {
         site.name: tensors[f"value/{site.name}"]
@@ -122,26 +172,6 @@ def read_mask_files(
         if f"value/{site.name}" in tensors
     }
     return header, keep, _values_of_all(sites, values)
-
-
-def check_unchanged(path: Path) -> None:
-    """Check that every entry of `mask.json` is the one that was written.
-
-    `FrozenMask.load` checks the sites and numbers, which have to fit the tensors.
-
-    Args:
-        path: The folder, or one of its two files.
-
-    Raises:
-        UserError: When an entry was changed.
-    """
-    file = _folder(path) / HEADER_FILE
-    entries = read_json(file)
-    if entries.get("header_sha256") not in (None, _digest(entries)):
-        raise UserError(
-            f"{file} was changed since it was written (its SHA-256 differs); restore "
-            "it, or make the mask again"
-        )
 
 
 def _folder(path: Path) -> Path:
@@ -259,32 +289,103 @@ def _width(module: nn.Module, site: Site) -> int | None:
     return weight.shape[0 if isinstance(module, Conv1D) else 1]
 
 
-def _header(path: Path) -> MaskHeader:
-    fields = read_json(path)
+class _Graph(TypedDict):
+    n_layers: _Size
+    n_heads: _Size
+    n_kv_heads: _Size
+    separate_qkv: NotRequired[bool]
+    apart: NotRequired[bool]
+    parallel: NotRequired[bool]
+    attention_bias: NotRequired[AttentionBias]
+    position: NotRequired[Position]
+    value_bias: NotRequired[ValueBias]
+
+
+class _Site(TypedDict):
+    kind: UnitKind
+    module: str
+    layer: Annotated[int, Between(-1, _MOST_LAYERS)]
+    n_units: Positive
+    unit_size: NotRequired[Positive]
+    graph: NotRequired[_Graph | None]
+
+
+class _Origin(Provenance, total=False):
+    model: str | None
+    revision: str | None
+    weights_hash: str | None
+    task: str | None
+    gate: str | None
+    direction: str | None
+
+
+_TYPES: dict[str, Any] = {
+    "sites": list[_Site],
+    "special_ids": list[int],
+    "n_ablated": Count,
+    "n_units": Count,
+    "sha256": Digest | None,
+    "header_sha256": Digest | None,
+}
+
+
+def _header(path: Path, fields: Any) -> MaskHeader:
     expected = {field.name for field in dataclasses.fields(MaskHeader)}
     if not isinstance(fields, dict) or "format_version" not in fields:
         raise UserError(
             f"{path} is not the header of a mask; name the folder of a mask"
         )
-    if fields["format_version"] != FORMAT_VERSION:
+    if shown(fields["format_version"]) != str(FORMAT_VERSION):  # nor true
         raise UserError(
-            f"{path} has format version {fields['format_version']}, this program reads "
-            f"version {FORMAT_VERSION}; use the program version that wrote the file"
+            f"{path} has format version {shown(fields['format_version'])}, this "
+            f"program reads version {FORMAT_VERSION}; use the program version that "
+            "wrote the file"
         )
     if not expected - _SINCE_DECEMBER_2026 <= set(fields) <= expected:
         raise UserError(
             f"{path} must hold the entries {sorted(expected)}; missing "
             f"{sorted(expected - _SINCE_DECEMBER_2026 - set(fields))}, unknown "
-            f"{sorted(set(fields) - expected)}"
+            f"{shown(sorted(set(fields) - expected))}"
         )
     if fields["polarity"] != POLARITY:
         raise UserError(
-            f"{path} has the polarity {fields['polarity']!r}, this program needs "
+            f"{path} has the polarity {shown(fields['polarity'])}, this program needs "
             f"{POLARITY!r}; convert the file"
         )
     if fields["ablation"] not in get_args(AblationKind):
-        raise UserError(f"{path} has the unknown ablation kind {fields['ablation']!r}")
-    return MaskHeader(**fields)
+        raise UserError(
+            f"{path} has the unknown ablation kind {shown(fields['ablation'])}"
+        )
+    check_entries(fields, _TYPES, str(path), closed=True)
+    check_type(fields["provenance"], _Origin, f"{path}: provenance")
+    header = MaskHeader(**fields)
+    _check_sites(path, header.site_tuple())
+    return header
+
+
+def _check_sites(path: Path, sites: Sequence[Site]) -> None:
+    """Refuse sites that contradict each other or their graph."""
+    names = [site.name for site in sites]
+    if len(set(names)) < len(names):
+        twice = next(name for name in names if names.count(name) > 1)
+        raise UserError(f"{path} names the site {twice} twice; restore it")
+    check_one_graph(sites)
+    for site in sites:
+        graph = site.graph
+        if (graph is not None) != (site.kind == "edges"):
+            raise UserError(
+                f"{path}: a site of edges must have a graph and no other site one, got "
+                f"{site.name}; restore it"
+            )
+        if graph is None:
+            continue
+        is_inside = 0 <= site.layer <= graph.n_layers
+        n_edges = graph.n_edges_at(site.layer) if is_inside else None
+        if (site.n_units, site.unit_size) != (n_edges, 1):
+            raise UserError(
+                f"{path}: site {site.name} has {site.n_units} units, but its layer in "
+                f"the graph has {n_edges} edges; restore it"
+            )
 
 
 def _check_tensors(path: Path, header: MaskHeader, tensors: dict[str, Tensor]) -> None:
@@ -311,6 +412,7 @@ def _check_tensors(path: Path, header: MaskHeader, tensors: dict[str, Tensor]) -
                 f"{path}: keep/{site.name} must be {site.n_units} bools, got "
                 f"{kept.dtype} of shape {tuple(kept.shape)}"
             )
+        _check_value(path, site, tensors.get(f"value/{site.name}"))
     n_ablated = sum(int((~tensors[f"keep/{site.name}"]).sum()) for site in sites)
     n_units = sum(site.n_units for site in sites)
     if (header.n_ablated, header.n_units) != (n_ablated, n_units):
@@ -318,3 +420,24 @@ def _check_tensors(path: Path, header: MaskHeader, tensors: dict[str, Tensor]) -
             f"{path} ablates {n_ablated} of {n_units} units, but {HEADER_FILE} says "
             f"{header.n_ablated} of {header.n_units}; one of them is of another mask"
         )
+
+
+def _check_value(path: Path, site: Site, value: Tensor | None) -> None:
+    """Refuse ablation values of another shape or type, or that are not finite."""
+    if value is None:
+        return
+    if site.kind == "edges":
+        fits = value.dim() in (2, 3) and len(value) == n_seen(site)
+        expected = f"({n_seen(site)} writers, d_model)"
+    elif site.kind == "weights":  # the module's input, whose width the site leaves open
+        fits, expected = value.dim() in (1, 2), "(width of the input,)"
+    else:
+        fits = value.dim() in (1, 2) and value.shape[-1] == site.width
+        expected = f"({site.width},)"
+    if not fits or not value.is_floating_point():
+        raise UserError(
+            f"{path}: value/{site.name} must be floating-point numbers of shape "
+            f"{expected}, got {value.dtype} of shape {tuple(value.shape)}"
+        )
+    if not value.isfinite().all():
+        raise UserError(f"{path}: value/{site.name} holds NaN or infinity; restore it")

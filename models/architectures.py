@@ -20,7 +20,12 @@ from transformers.pytorch_utils import Conv1D
 
 from circuitcut.models.mlp import MLP_TYPE
 from circuitcut.models.names import UNIT_KINDS, UnitKind
-from circuitcut.models.residual.block_modules import graph_of, last_norm_of
+from circuitcut.models.residual.block_modules import (
+    check_modules,
+    graph_of,
+    last_norm_of,
+    parts_of,
+)
 from circuitcut.models.residual.graph import (
     AttentionBias,
     Position,
@@ -390,7 +395,10 @@ def _edge_sites(
         position=position,
         value_bias=value_bias,
     )
-    return list(edge_sites(model, graph))
+    sites = edge_sites(model, graph)
+    blocks = [model.get_submodule(site.module) for site in sites[:-1]]
+    check_modules(blocks, parts_of(model), _config(model).model_type)
+    return list(sites)
 
 
 def edge_sites(model: nn.Module, graph: ResidualGraph) -> tuple[Site, ...]:

@@ -11,7 +11,7 @@ import sys
 from contextlib import redirect_stderr
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import torch
 from filelock import FileLock
@@ -21,7 +21,7 @@ from circuitcut.models.architectures import ARCHITECTURES
 from circuitcut.models.quiet import quiet
 from circuitcut.storage.atomic import (
     os_errors_as_user_errors,
-    read_json,
+    read_object,
     sync,
     temporary_name,
     write_json,
@@ -29,6 +29,8 @@ from circuitcut.storage.atomic import (
 from circuitcut.storage.cache import cache_folder, content_hash
 from circuitcut.storage.checksums import damaged_files, digests_of, file_digest
 from circuitcut.storage.errors import UserError
+from circuitcut.storage.reading.files import check_regular
+from circuitcut.storage.reading.typed_fields import Digest, check_type
 
 SUFFIX = ".gguf"
 _RECORD = "converted.json"
@@ -67,13 +69,18 @@ def converted(file: Path, digest: str | None = None) -> tuple[Path, str]:
     return folder, digest
 
 
+class _Record(TypedDict):
+    files: dict[str, Digest]
+
+
 def _is_whole(folder: Path) -> bool:
     """Whether every converted file has the SHA-256 that was recorded for it."""
     try:
-        files = read_json(folder / _RECORD)["files"]
-        return bool(files) and not damaged_files(folder, files)
-    except (UserError, KeyError, TypeError):
+        record = read_object(folder / _RECORD)
+        check_type(record, _Record, str(folder / _RECORD))
+    except UserError:
         return False
+    return bool(record["files"]) and not damaged_files(folder, record["files"])
 
 
 def _check(file: Path) -> None:
@@ -89,6 +96,7 @@ def _check(file: Path) -> None:
         raise UserError(
             f"{file.name} needs the package gguf; run `pip install gguf`"
         ) from error
+    check_regular(file)
     try:
         reader = GGUFReader(file)
         family = str(reader.fields["general.architecture"].contents())

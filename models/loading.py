@@ -1,12 +1,12 @@
 """Load and check a model from the hub, a local folder, a GGUF file or a package."""
 
+import math
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import (
     MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING,
@@ -38,8 +38,9 @@ from circuitcut.models.saving import TOKEN_HEAD_FILE, save_model
 from circuitcut.models.source import (
     WEIGHTS_FILE,
     Source,
+    check_files,
     check_head,
-    check_weight_files,
+    errors_of_config,
     find_source,
     one_line,
     read_config,
@@ -50,6 +51,8 @@ from circuitcut.storage.errors import UserError
 
 __all__ = ["LoadedModel", "frozen", "load_model", "load_tokenizer", "save_model"]
 
+_SPARE = 10_000_000
+"""Parameters that a configuration may describe beyond twice those in the files."""
 _HEAD_STD = 0.02  # initial standard deviation of a new head, as in BERT and GPT-2
 
 
@@ -91,7 +94,7 @@ def load_model(
     check_head(source, stored, head)
     is_classifier = head.endswith("classification")
     names = _class_names(source, stored, labels) if is_classifier else None
-    check_weight_files(source)
+    shapes = check_files(source)
     if stored["model_type"] == MLP_TYPE:
         tokenizer = None
         assert names is not None
@@ -100,12 +103,13 @@ def load_model(
     else:
         old = _stored_names(source, stored) if names is not None else []
         model, tokenizer, head_is_new = _load_text_model(
-            source, head, names, old, dtype, seed
+            source, head, names, old, dtype, seed, shapes
         )
     model.to(device).eval()
     architecture = architecture_of(model)
     kinds = [kind for kind in MODULE_KINDS if kind != "heads" or architecture.heads]
-    check_sites(model, sites_of(model, kinds))
+    with errors_of_config(source):
+        check_sites(model, sites_of(model, kinds))
     return LoadedModel(
         model=model,
         tokenizer=tokenizer,
@@ -150,14 +154,18 @@ def _load_mlp(
 ) -> tuple[nn.Module, bool]:
     file = Path(source.path) / WEIGHTS_FILE
     old = _stored_names(source, stored)
+    tensors = read_tensors(file)
     try:
         sizes = stored["n_in"], stored["intermediate_size"]
-        saved = Mlp(*sizes, len(old), labels=old)
-        saved.load_state_dict(read_tensors(file))
+        with torch.device("meta"):  # of any size that config.json may say
+            saved = Mlp(*sizes, len(old), labels=old)
+        saved.load_state_dict(tensors, assign=True)
     except (KeyError, TypeError, RuntimeError) as error:
         raise UserError(
-            f"{file} does not hold the weights its config.json describes: {error}"
+            f"{file} does not hold the weights its config.json describes: "
+            f"{one_line(error)}"
         ) from error
+    saved.float()
     model = Mlp(*sizes, len(names), labels=names)
     model.blocks.load_state_dict(saved.blocks.state_dict())
     is_new = sorted(old) != sorted(names)
@@ -176,6 +184,7 @@ def _load_text_model(
     old: Sequence[str],
     dtype: torch.dtype,
     seed: int,
+    shapes: Mapping[str, tuple[int, ...]],
 ) -> tuple[nn.Module, Any, bool]:
     """A transformers model, its tokenizer, and whether its head is new.
 
@@ -183,15 +192,17 @@ def _load_text_model(
         head: `masked_lm`, `causal_lm` or `token_classification`.
         names: Classes of the head; None loads a language model head.
         old: Classes of the saved head.
+        shapes: Of the tensors in the files, where they are known.
 
     Raises:
         UserError: When the files have no head of a masked language model.
     """
     bars = not source.is_local and sys.stderr.isatty()
     with quiet(bars=bars), torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
         config = _config(source, names)
         tokenizer = load_tokenizer(source, config.vocab_size)
+        _check_size(source, config, shapes)
+        torch.manual_seed(seed)
         if names is not None:
             model, is_new = _load_classifier(source, config, old, dtype, seed)
             return model, tokenizer, is_new
@@ -237,12 +248,34 @@ def _config(source: Source, names: Sequence[str] | None) -> Any:
     if names is not None:
         labels["id2label"] = dict(enumerate(names))
         labels["label2id"] = {name: index for index, name in enumerate(names)}
-    try:
+    with errors_of_config(source):
         return AutoConfig.from_pretrained(source.path, **source.arguments, **labels)
-    except Exception as error:  # wrong entries of config.json raise various exceptions
+
+
+def _check_size(
+    source: Source, config: Any, shapes: Mapping[str, tuple[int, ...]]
+) -> None:
+    """Refuse a configuration of a far larger model than the files hold, before it fills
+    the memory.
+    """
+    if not shapes:
+        return
+    n_stored = sum(map(math.prod, shapes.values()))
+    with errors_of_config(source):
+        if not 0 < config.num_hidden_layers <= len(shapes):
+            raise UserError(
+                f"config.json of {source.name!r} says {config.num_hidden_layers} "
+                f"layers, but the weights are {len(shapes)} tensors; take both from "
+                "the same model"
+            )
+        with torch.device("meta"):
+            declared = AutoModel.from_config(config)
+        n_declared = sum(value.numel() for value in declared.parameters())
+    if n_declared > 2 * n_stored + _SPARE:
         raise UserError(
-            f"config.json of {source.name!r} cannot be used: {one_line(error)}"
-        ) from error
+            f"config.json of {source.name!r} describes {n_declared:,} parameters, but "
+            f"the weights are {n_stored:,} numbers; take both from the same model"
+        )
 
 
 def _from_pretrained(
@@ -264,7 +297,7 @@ def _from_pretrained(
             ignore_mismatched_sizes=True,
             **source.arguments,
         )
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+    except Exception as error:  # as in `errors_of_config`
         raise UserError(
             f"cannot load the weights of {source.name!r}: {one_line(error)}"
         ) from error

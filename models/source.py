@@ -1,16 +1,15 @@
 """Find a model's files and check its configuration, head and weight files."""
 
-import json
 import logging
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import HfHubHTTPError
-from safetensors import SafetensorError, safe_open
 
 from circuitcut.models.architectures import architecture_named
 from circuitcut.models.builtin import BUILTIN
@@ -18,14 +17,30 @@ from circuitcut.models.gguf_files import SUFFIX as GGUF
 from circuitcut.models.gguf_files import converted
 from circuitcut.models.mlp import MLP_TYPE
 from circuitcut.models.packaged import PACKAGES, packaged_file
-from circuitcut.storage.atomic import read_json
+from circuitcut.storage.atomic import read_json, read_object, read_shapes
 from circuitcut.storage.errors import UserError
+from circuitcut.storage.hub_access import offline_without_answer
+from circuitcut.storage.reading.typed_fields import Positive, check_entries
 
 logger = logging.getLogger(__name__)
 WEIGHTS_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 _HEADS = ("causal_lm", "masked_lm", "token_classification", "image_classification")
+
+
+_TYPES: dict[str, Any] = {
+    "model_type": str,
+    "id2label": dict[str, str | int] | None,
+    "labels": list[str] | None,
+}
+"""Of the entries of config.json that are read here; transformers checks its own."""
+_TYPES_OF_MLP: dict[str, Any] = {"n_in": Positive, "intermediate_size": Positive}
+_READ_BY_TRANSFORMERS = (
+    *("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"),
+    *("generation_config.json", "vocab.json"),
+)
+_OF_WEIGHTS = {"F64", "F32", "F16", "BF16"}
 
 
 @dataclass(frozen=True)
@@ -128,6 +143,9 @@ def read_config(
     config = read_json(file)
     if not isinstance(config, dict) or "model_type" not in config:
         raise UserError(f"{file} has no model_type; it is not a model's configuration")
+    check_entries(config, _TYPES, str(file))
+    if config["model_type"] == MLP_TYPE:
+        check_entries(config, _TYPES_OF_MLP, str(file))
     check_type(config["model_type"])
     if config.get("quantization_config"):
         raise UserError(
@@ -139,13 +157,18 @@ def read_config(
 
 def _download_config(source: Source) -> Path:
     logger.info("looking for model %s on the hub", source.name)
+    is_offline = offline_without_answer()
     try:
         file = hf_hub_download(source.path, "config.json", revision=source.revision)
     except (OSError, ValueError, HfHubHTTPError) as error:
+        reason = one_line(error)
+        if is_offline:
+            reason = "the hub does not answer, and it was not downloaded before"
         raise UserError(
-            f"model {source.name!r} is neither built in ({', '.join(BUILTIN)}) nor "
-            f"packaged ({', '.join(PACKAGES)}), a local folder or a reachable hub "
-            f"model ({one_line(error)}); check the name, the revision and the network"
+            f"model {source.name!r} is neither built in "
+            f"({', '.join(sorted(BUILTIN))}) nor packaged ({', '.join(PACKAGES)}), a "
+            f"local folder or a reachable hub model ({reason}); check the name, the "
+            "revision and the network"
         ) from error
     return Path(file)
 
@@ -184,36 +207,53 @@ def check_head(source: Source, config: dict[str, Any], head: str) -> None:
         )
 
 
-def check_weight_files(source: Source) -> None:
-    """Check that the safetensors files of a local folder exist and are complete.
+def check_files(source: Source) -> dict[str, tuple[int, ...]]:
+    """Check that the files of a local folder exist and are complete; shapes by name.
 
-    Only headers are read. The hub's client checks downloaded files.
+    Of the safetensors files only headers are read. The hub's client checks downloaded
+    files, of which there are no shapes here.
 
     Raises:
-        UserError: When a file is missing or truncated; the message names it.
+        UserError: When a file is missing, truncated or not JSON; the message names it.
     """
     if not source.is_local:
-        return
+        return {}
     folder = Path(source.path)
+    for name in _READ_BY_TRANSFORMERS:
+        if (folder / name).exists():
+            read_object(folder / name)
     index = folder / INDEX_FILE
     if index.exists():
         entries = read_json(index)
         if not isinstance(entries, dict) or "weight_map" not in entries:
             raise UserError(f"{index} has no weight_map; restore it")
+        check_entries(entries, {"weight_map": dict[str, str]}, str(index))
         files = sorted({folder / shard for shard in entries["weight_map"].values()})
     else:
         files = [folder / WEIGHTS_FILE]
+    shapes: dict[str, tuple[int, ...]] = {}
     for file in files:
         if not file.is_file():
             raise UserError(
                 f"{file} is missing; save the model with safetensors (pickled "
                 "pytorch_model.bin files are not read)"
             )
-        try:
-            with safe_open(file, framework="pt") as tensors:
-                tensors.keys()
-        except (SafetensorError, OSError, json.JSONDecodeError) as error:
-            raise UserError(
-                f"{file} is truncated or not a safetensors file ({error}); copy it "
-                "again"
-            ) from error
+        shapes |= read_shapes(file, dtypes_of_weights=_OF_WEIGHTS)
+    return shapes
+
+
+@contextmanager
+def errors_of_config(source: Source) -> Iterator[None]:
+    """Turn the errors to which wrong entries of config.json lead into a UserError.
+
+    Transformers reads its entries while it builds a model, and raises whatever they
+    lead to.
+    """
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        raise UserError(
+            f"config.json of {source.name!r} cannot be used: {one_line(error)}"
+        ) from error

@@ -73,8 +73,7 @@ def finetune_(
     """
     if mask is not None:
         check_holdable(mask, {"lasting"})
-    # gradients on first: `held` zeroes those of frozen entries only where they are on
-    with trained_alone(model, trained), held_model(model, mask, trained) as tuned:
+    with held_model(model, mask, trained) as tuned:
         tuned.fit_(
             loss,
             settings,
@@ -152,8 +151,9 @@ def held_model(
     """
     with (
         _restored_modes(model),
-        held(model, mask) if mask else nullcontext(()) as frozen,
+        # gradients on first: `held` zeroes those of frozen entries only where they are
         trained_alone(model, trained) as parameters,
+        held(model, mask) if mask else nullcontext(()) as frozen,
     ):
         yield HeldModel(model, parameters, frozen)
 

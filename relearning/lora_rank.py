@@ -4,23 +4,24 @@ import re
 from importlib.util import find_spec
 
 from circuitcut.storage.errors import UserError
+from circuitcut.storage.flag_ranges import Range, check_number
 
 DEFAULT_RANK = 8
-_LORA = re.compile(r"lora(?::(\d+))?")
+RANK = Range(1, 2**16)
+_LORA = re.compile(r"lora(?::([0-9]+))?")
 
 
 def lora_rank(trained: str) -> int | None:
     """The rank that `trained` asks for: 8 for `lora`, 16 for `lora:16`; else None.
 
     Raises:
-        UserError: When the rank is 0.
+        UserError: When the rank is out of `RANK`.
     """
     match = _LORA.fullmatch(trained)
     if match is None:
         return None
     rank = int(match[1] or DEFAULT_RANK)
-    if rank < 1:
-        raise UserError(f"the rank of {trained!r} must be at least 1; lora has rank 8")
+    check_number(f"the rank of {trained!r}", rank, RANK)
     return rank
 
 

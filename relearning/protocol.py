@@ -155,14 +155,12 @@ def _finetune(
             run.measurements.append(measured)
             files.add(run, measured)
 
-    # Base models are loaded with gradients off, so the gradients of frozen entries are
-    # not zeroed here and count in `clip_norm`; `finetune_` switches them on first.
     with held_model(model, held_mask, settings.trained) as tuned:
         measure(0)
         on_log, at_end = findings.on_log, findings.at_end
         tuned.fit_(
-            _loss(study.task, condition, settings, n_seen, accelerator),
-            _fit_settings(settings, condition),
+            finetuning_loss(study.task, condition, settings, n_seen, accelerator),
+            fit_settings(settings, condition),
             watch=Watch(
                 after_step=lambda step: measure(step + 1),
                 on_log=partial(on_log, condition) if on_log else None,
@@ -279,14 +277,18 @@ def _check(study: Study, conditions: Sequence[Condition]) -> None:
         study.base_of(condition)
 
 
-def _loss(
+def finetuning_loss(
     task: Task,
     condition: Condition,
     settings: RelearnSettings,
     n_seen: Tensor,
     accelerator: Accelerator,
 ) -> Loss:
-    """The loss of this process's share of each batch; counts the examples seen."""
+    """The loss of this process's share of each batch; counts the examples seen.
+
+    Args:
+        n_seen: Grows by the number of examples of every batch.
+    """
 
     def loss(model: nn.Module, step: int) -> Tensor:
         batch = _batch(task, condition, settings, step)
@@ -317,7 +319,8 @@ def _batch(
     )
 
 
-def _fit_settings(settings: RelearnSettings, condition: Condition) -> FitSettings:
+def fit_settings(settings: RelearnSettings, condition: Condition) -> FitSettings:
+    """The settings of one optimisation, with the condition's seed."""
     return FitSettings(
         n_steps=settings.n_steps,
         lr=settings.lr,

@@ -2,10 +2,12 @@
 
 import math
 import shutil
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NotRequired, TypedDict
 
+import torch
 from torch import Tensor
 
 from circuitcut.relearning.conditions import Condition
@@ -17,8 +19,10 @@ from circuitcut.storage.atomic import (
 )
 from circuitcut.storage.checksums import check_digest, file_digest
 from circuitcut.storage.errors import UserError
+from circuitcut.storage.reading.typed_fields import Count, Digest, check_type, shown
 
 _COUNT = "count."
+_OF_EXAMPLES = {"clusters": torch.int64, "unseen": torch.bool}
 
 
 @dataclass(frozen=True)
@@ -85,7 +89,7 @@ class ConditionFiles:
     def is_finished(self) -> bool:
         """Whether the folder holds the whole condition."""
         path = self.folder / "condition.json"
-        return path.exists() and bool(read_object(path).get("finished"))
+        return path.exists() and _record(path)["finished"]
 
     def load(self, condition: Condition, *, resume: bool) -> ConditionRun:
         """What the folder holds of this condition; an empty record if nothing.
@@ -102,7 +106,7 @@ class ConditionFiles:
             raise UserError(
                 f"{self.folder} holds results; resume the run or start anew"
             )
-        saved = read_object(path)
+        saved = _record(path)
         if saved["settings"] != self.settings:
             raise UserError(
                 f"{path} was made with other settings or another mask; resume with the "
@@ -144,8 +148,9 @@ class ConditionFiles:
         }
         write_json(self.folder / "condition.json", content)
 
-    def _measurement(self, row: dict[str, Any]) -> Measurement:
+    def _measurement(self, row: "_Row") -> Measurement:
         tensors = read_tensors(self._counts(row["step"]))
+        _check_counts(self._counts(row["step"]), tensors)
         counts = {
             name.removeprefix(_COUNT): value
             for name, value in tensors.items()
@@ -164,6 +169,46 @@ class ConditionFiles:
 
     def _counts(self, step: int) -> Path:
         return self.folder / f"counts-{step:08d}.safetensors"
+
+
+class _Row(TypedDict):
+    step: Count
+    examples: Count
+    scores: dict[str, float | None]
+    unseen_scores: dict[str, float | None]
+    distance: float
+
+
+class _Record(TypedDict):
+    settings: dict[str, Any]
+    rows: list[_Row]
+    at_end: dict[str, Any]
+    finished: bool
+    counts_sha256: NotRequired[dict[str, Digest]]
+
+
+def _record(path: Path) -> _Record:
+    """A condition.json whose entries have their types, its rows in order of steps."""
+    saved: Any = read_object(path)
+    check_type(saved, _Record, str(path))
+    steps = [row["step"] for row in saved["rows"]]
+    if steps != sorted(set(steps)):
+        raise UserError(f"{path}: the steps of its rows must rise; restore it")
+    for step in saved.get("counts_sha256", {}):
+        if not step.isdecimal():
+            raise UserError(f"{path}: counts_sha256 names the step {shown(step)}")
+    return saved  # type: ignore[no-any-return]
+
+
+def _check_counts(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    """Refuse counts that are not one row an example each."""
+    lengths = {value.shape[:1] for value in tensors.values()}
+    kinds = {name: tensors[name].dtype for name in _OF_EXAMPLES if name in tensors}
+    if len(lengths) != 1 or kinds != _OF_EXAMPLES:
+        raise UserError(
+            f"{path} must hold clusters, unseen and counts of the same examples; "
+            "restore it, or start a new run"
+        )
 
 
 def _none_to_nan(scores: dict[str, float | None]) -> dict[str, float]:

@@ -169,7 +169,7 @@ def top_words(
             "ablated": not bool(mask.keep[unit.site.name][unit.index]),
             "words": {
                 name: [
-                    {"word": _word(tokenizer, token), "activation": mean}
+                    {"word": as_word(tokenizer, token), "activation": mean}
                     for token, mean in top_tokens(
                         values,
                         units.index(unit),
@@ -184,7 +184,7 @@ def top_words(
     ]
 
 
-def _word(tokenizer: Any, token: int) -> str:
+def as_word(tokenizer: Any, token: int) -> str:
     """A token as text; as the tokenizer names it where the text is blank."""
     text = tokenizer.decode([token]).strip()
     return text or str(tokenizer.convert_ids_to_tokens(token))

@@ -1,22 +1,10 @@
 """Which parameters relearning trains, by the flag `trained`."""
 
-import re
-from collections.abc import Callable
-
 from torch import nn
 
 from circuitcut.relearning.lora_rank import lora_rank
+from circuitcut.relearning.trained_names import PARTS, matcher
 from circuitcut.storage.errors import UserError
-
-PARTS: dict[str, str] = {
-    "all": r"",
-    "mlp": r"(^|\.)(mlp|ffn|intermediate)\.|\.layer\.\d+\.output\.dense\.|^blocks\.",
-    "attention": r"(^|\.)(attn|attention|self_attn)\.",
-}
-"""Names for `trained` -> the regular expression a parameter's name must match."""
-
-_LAYER = re.compile(r"\.(\d+)\.")
-_LAYERS = re.compile(r"layers:(\d+)(?:-(\d+))?")
 
 
 def trained_parameters(model: nn.Module, trained: str) -> dict[str, nn.Parameter]:
@@ -42,7 +30,7 @@ def trained_parameters(model: nn.Module, trained: str) -> dict[str, nn.Parameter
     if not trainable:
         raise UserError(f"{type(model).__name__} has no parameter that can be trained")
     body = getattr(model, "base_model_prefix", "blocks")
-    chosen = _matcher(rf"^(?!{body}\.)" if trained == "head" else trained)
+    chosen = matcher(rf"^(?!{body}\.)" if trained == "head" else trained)
     parameters = {
         name: parameter for name, parameter in trainable.items() if chosen(name)
     }
@@ -64,24 +52,3 @@ def trained_parameters(model: nn.Module, trained: str) -> dict[str, nn.Parameter
             f"{', '.join(PARTS)}, layers:FIRST-LAST or a regular expression"
         )
     return parameters
-
-
-def _matcher(trained: str) -> Callable[[str], bool]:
-    if lora_rank(trained) is not None:
-        return lambda name: ".lora_A." in name or ".lora_B." in name
-    layers = _LAYERS.fullmatch(trained)
-    if layers:
-        first, last = int(layers[1]), int(layers[2] or layers[1])
-
-        def in_layers(name: str) -> bool:
-            number = _LAYER.search(name)
-            return number is not None and first <= int(number[1]) <= last
-
-        return in_layers
-    try:
-        pattern = re.compile(PARTS.get(trained, trained))
-    except re.error as error:
-        raise UserError(
-            f"argument trained must be a regular expression, got {trained!r}: {error}"
-        ) from error
-    return lambda name: pattern.search(name) is not None

@@ -32,6 +32,7 @@ from circuitcut.reports.weights.figures import (
 )
 from circuitcut.reports.whereabouts import probe_by_layer, redistribution_by_layer
 from circuitcut.storage.atomic import write_bytes
+from circuitcut.storage.progress import Waiting
 
 __all__ = ["CAPTIONS", "FIGURES", "draw_all", "overview"]
 
@@ -70,6 +71,7 @@ FIGURES: dict[str, dict[str, Draw]] = {
         "outside_by_layer": outside_by_layer,
         "change_by_layer": change_by_layer,
     },
+    "relearn_stages": {},
 }
 """Kind of run -> its figures in the order of the report."""
 
@@ -142,12 +144,13 @@ CAPTIONS = {
 def draw_all(run: Run) -> dict[str, Path]:
     """Draw every figure that the run has data for, as PNG in `figures/`, by name."""
     written = {}
-    for name, draw in FIGURES[run.kind].items():
-        with matplotlib.rc_context(STYLE):
-            figure = draw(run)
-            if figure is None:
-                continue
-            path = run.path / "figures" / f"{name}.png"
-            write_bytes(path, png(figure))
-        written[name] = path
+    with Waiting("drawing the figures"):
+        for name, draw in FIGURES[run.kind].items():
+            with matplotlib.rc_context(STYLE):
+                figure = draw(run)
+                if figure is None:
+                    continue
+                path = run.path / "figures" / f"{name}.png"
+                write_bytes(path, png(figure))
+            written[name] = path
     return written

@@ -124,5 +124,6 @@ FINDINGS: dict[str, Callable[[Run], list[str]]] = {
     "faithfulness": faithfulness_findings,
     "stability": lambda _: [],
     "weight_classes": weight_findings,
+    "relearn_stages": lambda _: [],
 }
 """Kind of run -> its further sentences."""

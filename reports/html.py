@@ -4,7 +4,8 @@ import base64
 import html
 import re
 import shlex
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +16,11 @@ from circuitcut.reports.findings import FINDINGS
 from circuitcut.reports.load import Run, load_run
 from circuitcut.reports.opening import OPENINGS
 from circuitcut.reports.sections import TABLES, Table, terms
+from circuitcut.reports.stages import concept_rows
 from circuitcut.reports.tables import Row
 from circuitcut.reports.words import format_cell
 from circuitcut.storage.atomic import write_text
+from circuitcut.storage.command_lines import command
 from circuitcut.storage.errors import UserError
 from circuitcut.storage.run_directory import check_not_of_a_run
 
@@ -74,8 +77,36 @@ def write_report(runs: Sequence[Path], out: Path) -> Path:
     """
     _check_replaceable(out)
     loaded = [load_run(path) for path in runs]
-    write_text(out, page([(run, draw_all(run)) for run in loaded]))
+    with consistent(loaded):
+        text = page([(run, draw_all(run)) for run in loaded])
+    write_text(out, text)
     return out
+
+
+@contextmanager
+def consistent(runs: Sequence[Run]) -> Iterator[None]:
+    """Turn the errors of a results.json whose entries contradict each other into one.
+
+    Their types are checked before; that a condition of `recovery` stands in `summary`,
+    or that no list is empty, shows where they are used.
+
+    Raises:
+        UserError: Naming the file.
+    """
+    try:
+        yield
+    except UserError:
+        raise
+    except (
+        *(ArithmeticError, AttributeError, LookupError, RuntimeError, StopIteration),
+        *(TypeError, ValueError),
+    ) as error:
+        said = " ".join(f"{type(error).__name__} {error}".split())[:100]
+        files = " or ".join(str(run.path / "results.json") for run in runs)
+        raise UserError(
+            f"{files} cannot be shown: entries contradict each other or are incomplete "
+            f"({said}); restore it, or repeat the run with --config RUN/config.json"
+        ) from error
 
 
 def _check_replaceable(out: Path) -> None:
@@ -96,6 +127,7 @@ def page(runs: Sequence[tuple[Run, Mapping[str, Path]]]) -> str:
     """The report's HTML text."""
     heading = " and ".join(dict.fromkeys(run.title for run, _ in runs))
     parts = [_opening([run for run, _ in runs]), _how_to_read([run for run, _ in runs])]
+    parts += _concepts([run for run, _ in runs])
     parts += [section(run, figures, i) for i, (run, figures) in enumerate(runs, 1)]
     body = "\n".join(parts)
     return (
@@ -134,6 +166,16 @@ def _how_to_read(runs: Sequence[Run]) -> str:
     """The words of this report, explained."""
     listed = _definitions(terms(runs).items())
     return f"<details open><summary>How to read this report</summary>{listed}</details>"
+
+
+def _concepts(runs: Sequence[Run]) -> list[str]:
+    """The table of several studies in stages; nothing of fewer than two."""
+    studies = [run.results for run in runs if run.kind == "relearn_stages"]
+    if len(studies) < 2:
+        return []
+    note = "Held-out data, means over seeds. Salient units before and after retraining."
+    table = Table("Concepts compared", concept_rows(studies), note)
+    return [f"<h2>{html.escape(table.title)}</h2>", table_html(table)]
 
 
 def section(run: Run, figures: Mapping[str, Path], number: int) -> str:
@@ -219,8 +261,7 @@ def _circuit(circuit: Mapping[str, Any]) -> str:
 
 def _about(run: Run) -> str:
     """Commands to repeat and continue, and the environment of the run."""
-    config = shlex.quote(str(run.path / "config.json"))
-    commands = [f"python scripts/{run.kind}.py --config {config}"]
+    commands = [command(run.kind, {"config": run.path / "config.json"})]
     following = run.results.get("next") or ""
     is_report = bool(
         REPORT_COMMAND.search(following)

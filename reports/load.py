@@ -8,7 +8,8 @@ from typing import Any
 from circuitcut.storage.atomic import read_object
 from circuitcut.storage.checksums import check_digest
 from circuitcut.storage.errors import UserError
-from circuitcut.storage.provenance import PROVENANCE, differences
+from circuitcut.storage.provenance import PROVENANCE, Provenance, differences
+from circuitcut.storage.reading.typed_fields import Digest, check_entries, shown
 from circuitcut.storage.results_schema import (
     ENTRIES,
     SCHEMA_VERSION,
@@ -19,6 +20,7 @@ from circuitcut.storage.run_directory import RunDirectory
 KIND_NAMES = {
     "train_mask": "Mask training",
     "relearn": "Relearning",
+    "relearn_stages": "Relearning in stages",
     "evaluate": "Evaluation of a mask",
     "attribute": "Attribution without training",
     "import_mask": "Imported mask",
@@ -76,13 +78,13 @@ def load_run(path: Path) -> Run:
     if kind not in ENTRIES:
         raise UserError(
             f"{path}/results.json must be of a kind from {sorted(ENTRIES)}, got "
-            f"{kind!r}"
+            f"{shown(kind)}"
         )
     version = results.get("schema_version", 1)
     if version not in (1, SCHEMA_VERSION):
         raise UserError(
-            f"{path}/results.json has schema version {version!r}, this program reads 1 "
-            f"and {SCHEMA_VERSION}; use the version that wrote it"
+            f"{path}/results.json has schema version {shown(version)}, this program "
+            f"reads 1 and {SCHEMA_VERSION}; use the version that wrote it"
         )
     missing = sorted(needed_for_report(kind, version) - set(results))
     if missing:
@@ -110,6 +112,8 @@ def _check_mask(path: Path, results: Mapping[str, Any]) -> None:
     if not header_file.exists():
         return
     header = read_object(header_file)
+    types = {"provenance": Provenance | None, "sha256": Digest | None}
+    check_entries(header, types, str(header_file))
     made_with = header.get("provenance") or {}
     told = {
         "n_ablated": header.get("n_ablated"),
@@ -117,7 +121,8 @@ def _check_mask(path: Path, results: Mapping[str, Any]) -> None:
         "task": made_with.get("task"),
     }
     found = [
-        f"{name} {results.get(name)} in results.json, {value} in mask.json"
+        f"{name} {shown(results.get(name))} in results.json, {shown(value)} in "
+        "mask.json"
         for name, value in told.items()
         if results.get(name) != value
     ]
@@ -127,5 +132,5 @@ def _check_mask(path: Path, results: Mapping[str, Any]) -> None:
             f"{header_file} is not the mask of results.json: {', '.join(found)}; "
             "restore both files"
         )
-    if tensor_file.exists() and "sha256" in header:
+    if tensor_file.exists() and header.get("sha256") is not None:
         check_digest(tensor_file, header["sha256"], header_file)

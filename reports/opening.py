@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from circuitcut.reports.load import SIDES, Run
+from circuitcut.reports.stages import stages_opening
 from circuitcut.reports.tables import first_and_last
 from circuitcut.reports.verdict import KEPT, LOST, share_left, verdict
 from circuitcut.reports.weights.opening import selection_opening, weight_opening
@@ -297,5 +298,6 @@ OPENINGS: dict[str, Callable[[Run], Opening]] = {
     "faithfulness": faithfulness_opening,
     "stability": stability_opening,
     "weight_classes": weight_opening,
+    "relearn_stages": stages_opening,
 }
 """Kind of run -> its first sentences."""

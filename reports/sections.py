@@ -6,6 +6,7 @@ from typing import Any
 
 from circuitcut.reports.circuits.edge_names import edge_rows, head_rows
 from circuitcut.reports.load import Run
+from circuitcut.reports.stages import level_rows, scan_rows, stage_rows
 from circuitcut.reports.tables import (
     RECOVERY_NOTE,
     Row,
@@ -275,6 +276,30 @@ WORDS = (
     "times the gain of the final norm). +gate and -gate: w_gate and its opposite."
 )
 
+
+def _stages_tables(results: Results) -> list[Table]:
+    return [
+        Table(
+            "Scores at every stage",
+            stage_rows(results, intervals=True),
+            "Held-out data, means over seeds; in brackets 95 % bootstrap intervals "
+            "over seeds and documents.",
+        ),
+        Table(
+            "Pruned, not retrained",
+            scan_rows(results),
+            "Held-out data, means over seeds.",
+        ),
+        Table(
+            "Where the salient units are",
+            level_rows(results),
+            "Share of the units with a saliency above .5 that lies at each level; 0 is "
+            "the embedding level. Means over seeds; units that are held constant are "
+            "left out.",
+        ),
+    ]
+
+
 TABLES: dict[str, Callable[[Results], list[Table]]] = {
     "train_mask": _mask_tables,
     "relearn": _relearn_tables,
@@ -285,6 +310,7 @@ TABLES: dict[str, Callable[[Results], list[Table]]] = {
     "faithfulness": _faithfulness_tables,
     "stability": _stability_tables,
     "weight_classes": _weight_tables,
+    "relearn_stages": _stages_tables,
 }
 """Kind of run -> its tables in the order of the report."""
 
@@ -316,6 +342,13 @@ TERMS = {
         "circuit": "The highest-ranked units; all others are ablated.",
         "margin": "How far the model prefers the right answer, in nats. Faithfulness "
         "is the share of the uncut model's margin, 0 with everything ablated.",
+    },
+    "relearn_stages": {
+        "mask held, written once": "Held: the pruned units stay at zero. Written once: "
+        "gain and bias of the units are set to zero and then train, as published.",
+        "random cut": "Control: as many units, drawn at random at every level.",
+        "saliency": "By the rank of a unit's score: 1 for the first hundred units, "
+        "near 0 for the last.",
     },
     "stability": {
         "random masks": "Masks that choose as many units as these, drawn uniformly: "

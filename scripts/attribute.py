@@ -12,9 +12,11 @@ from typing import Any, ClassVar, Literal
 
 from circuitcut.attribution.abilities import ABILITIES
 from circuitcut.experiments.defaults.of_mask import methods_of
-from circuitcut.experiments.flags import UnitsConfig, command, units_of
+from circuitcut.experiments.flags import UnitsConfig, units_of
+from circuitcut.storage.command_lines import command
 from circuitcut.storage.errors import UserError
 from circuitcut.storage.flag_fields import Headings, flag
+from circuitcut.storage.flag_ranges import N_BATCHES, UNITS
 from circuitcut.storage.run_directory import RunDirectory
 from circuitcut.training.config import parse_first, run_script
 
@@ -32,7 +34,7 @@ class AttributeConfig(UnitsConfig):
         [],
         f"rankings: {', '.join(sorted(ABILITIES))}, or all",
     )
-    sizes: list[int] = flag([8, 16, 32, 64], "numbers of units to ablate")
+    sizes: list[int] = flag([8, 16, 32, 64], "numbers of units to ablate", within=UNITS)
     ablation: Literal["zero", "mean", "counterfactual"] = flag(
         "zero", "what replaces an activation"
     )
@@ -48,6 +50,7 @@ class AttributeConfig(UnitsConfig):
         None,
         "batches of 16 examples the scores are averaged over; default 32, of graphs "
         "above 2,000 edges 8",
+        within=N_BATCHES,
     )
 
     def __post_init__(self) -> None:
@@ -55,10 +58,6 @@ class AttributeConfig(UnitsConfig):
         wrong = [m for m in self.methods if m not in ABILITIES and m != "all"]
         if wrong:
             raise UserError(f"--methods must be among {sorted(ABILITIES)}, got {wrong}")
-        if not self.sizes or min(self.sizes) < 1:
-            raise UserError(f"--sizes must be positive, got {self.sizes}")
-        if self.n_batches is not None and self.n_batches < 1:
-            raise UserError(f"--n_batches must be positive, got {self.n_batches}")
 
     def chosen(self) -> dict[str, Any]:
         """Values by task and model of flags that are not given, for `--help`."""
@@ -108,22 +107,23 @@ def main(config: AttributeConfig) -> Path:
     experiment = resolved(experiment, config, **flags)
     made_with = provenance_of(experiment)
     run = new_run(experiment, config, "attribute", made_with=made_with)
-    if not run.is_writer:  # one of several processes is enough
-        return run.path
-    whole = _whole(config, experiment, sites, flags["positions"])
-    rows = [
-        row
-        for method in methods
-        for row in _cuts(
-            config, experiment, whole, method, run.path, flags["n_batches"]
-        )
-    ]
-    results = header("attribute", experiment, sites, ablation=config.ablation) | {
-        "scores": {"uncut": score(experiment, None).scores},
-        "curve": rows,
-        "next": command("report", {"runs": run.path}),
-    }
-    run.write_results(results)
+    with run.locked():
+        if not run.is_writer:  # one of several processes is enough
+            return run.path
+        whole = _whole(config, experiment, sites, flags["positions"])
+        rows = [
+            row
+            for method in methods
+            for row in _cuts(
+                config, experiment, whole, method, run.path, flags["n_batches"]
+            )
+        ]
+        results = header("attribute", experiment, sites, ablation=config.ablation) | {
+            "scores": {"uncut": score(experiment, None).scores},
+            "curve": rows,
+            "next": command("report", {"runs": run.path}),
+        }
+        run.write_results(results)
     _show(results)
     print(f"run: {run.path}; masks in {run.path / 'masks'}")
     print(f"next: {results['next']}")

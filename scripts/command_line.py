@@ -15,6 +15,7 @@ VERBS = {
     "train-base": ("circuitcut.scripts.train_base", "TrainBaseConfig"),
     "train-mask": ("circuitcut.scripts.train_mask", "TrainMaskConfig"),
     "relearn": ("circuitcut.scripts.relearn", "RelearnConfig"),
+    "relearn-stages": ("circuitcut.scripts.relearn_stages", "RelearnStagesConfig"),
     "evaluate": ("circuitcut.scripts.evaluate", "EvaluateConfig"),
     "attribute": ("circuitcut.scripts.attribute", "AttributeConfig"),
     "faithfulness": ("circuitcut.scripts.faithfulness", "FaithfulnessConfig"),

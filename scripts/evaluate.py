@@ -8,15 +8,17 @@ draws concept and retain scores against the number of ablated units, by the rank
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
 from circuitcut.attribution.abilities import ABILITIES
 from circuitcut.experiments.defaults.of_mask import methods_of
-from circuitcut.experiments.flags import TaskConfig, command
+from circuitcut.experiments.flags import TaskConfig
+from circuitcut.storage.command_lines import command
 from circuitcut.storage.errors import UserError
 from circuitcut.storage.flag_fields import flag
+from circuitcut.storage.flag_ranges import N_BATCHES, UNITS_OR_0
 from circuitcut.storage.run_directory import RunDirectory
 from circuitcut.tasks.settings.options import SPLITS
 from circuitcut.training.config import parse_first, run_script
@@ -32,7 +34,9 @@ class EvaluateConfig(TaskConfig):
         None, "run directory (or folder) that holds a mask", decides_defaults=True
     )
     split: str = flag("heldout", f"one of {', '.join(SPLITS)}")
-    sizes: list[int] = flag([], "numbers of ablated units to score the ranking at")
+    sizes: list[int] = flag(
+        [], "numbers of ablated units to score the ranking at", within=UNITS_OR_0
+    )
     methods: list[str] = flag(
         [], "attribution methods to draw beside the mask's ranking"
     )
@@ -40,10 +44,14 @@ class EvaluateConfig(TaskConfig):
         None,
         "batches of 16 examples over which the methods' scores are averaged; default "
         "32, of graphs above 2,000 edges 8",
+        within=N_BATCHES,
     )
     sampled: bool = flag(False, "score sampled continuations too (toxicity)")
     allow_other_weights: bool = flag(
         False, "apply the mask to other weights of the same shape"
+    )
+    allow_other_data: bool = flag(
+        False, "measure it on data that have changed since it was made"
     )
 
     def __post_init__(self) -> None:
@@ -54,13 +62,6 @@ class EvaluateConfig(TaskConfig):
             )
         if (self.sizes or self.methods) and self.mask is None:
             raise UserError("--sizes and --methods need --mask")
-        if self.attribution_batches is not None and self.attribution_batches < 1:
-            raise UserError(
-                f"--attribution_batches must be positive, got "
-                f"{self.attribution_batches}"
-            )
-        if any(size < 0 for size in self.sizes):
-            raise UserError(f"--sizes must be >= 0, got {self.sizes}")
         wrong = [method for method in self.methods if method not in ABILITIES]
         if wrong:
             raise UserError(f"--methods must be among {sorted(ABILITIES)}, got {wrong}")
@@ -68,13 +69,14 @@ class EvaluateConfig(TaskConfig):
 
 parse_first(__name__, EvaluateConfig, __doc__)
 
-from circuitcut.experiments.base_model import prepare
+from circuitcut.experiments.base_model import with_base_model
 from circuitcut.experiments.circuits.edges_of_mask import circuit_of
 from circuitcut.experiments.circuits.heads_of_mask import heads_of
 from circuitcut.experiments.circuits.published import published_overlap
 from circuitcut.experiments.describe import header, scores_by_name
-from circuitcut.experiments.load import Experiment, provenance_of
+from circuitcut.experiments.load import Experiment, load, provenance_of
 from circuitcut.experiments.plan import attribution_batches
+from circuitcut.experiments.runs.data_of_mask import other_data_warning, same_data
 from circuitcut.experiments.runs.resolved import resolved
 from circuitcut.experiments.saved_runs import (
     RANKING_FILE,
@@ -99,22 +101,25 @@ def main(config: EvaluateConfig) -> Path:
     if config.mask is not None:
         config = with_flags_of_run(config, config.mask)
     RunDirectory.check(config.run_dir)
-    experiment = prepare(config)
+    same = None
+    if mask is not None and config.mask is not None:
+        allowed = config.allow_other_data
+        same = same_data(mask, config.mask, given, allow_other=allowed)
+    experiment = with_base_model(load(config, same))
     if mask is not None and config.mask is not None:
         check_fit(mask, config.mask, experiment, config.allow_other_weights)
-    flags = {}
-    if mask is not None:
         n_batches = attribution_batches(config.attribution_batches, mask.sites)
-        flags["attribution_batches"] = n_batches
-    experiment = resolved(experiment, config, **flags)
+        config = replace(config, attribution_batches=n_batches)
+    experiment = resolved(experiment, config)
     made_with = provenance_of(experiment)
     run = new_run(experiment, given, "evaluate", made_with=made_with)
-    if not run.is_writer:  # one of several processes is enough
-        return run.path
-    results = _results(config, experiment, mask)
-    runs = [config.mask, run.path] if config.mask else [run.path]
-    results["next"] = command("report", {"runs": runs})
-    run.write_results(results)
+    with run.locked():
+        if not run.is_writer:  # one of several processes is enough
+            return run.path
+        results = _results(config, experiment, mask)
+        runs = [config.mask, run.path] if config.mask else [run.path]
+        results["next"] = command("report", {"runs": runs})
+        run.write_results(results)
     _show_scores(results)
     if results["curve"]:
         _show_curve(results)
@@ -151,6 +156,7 @@ def _results(
         )
     curve: list[dict[str, Any]] = []
     if mask is not None and config.mask and (config.sizes or config.methods):
+        assert config.attribution_batches is not None  # `main` has resolved it
         _, curve = attribution_scores(
             experiment,
             mask,
@@ -159,7 +165,7 @@ def _results(
             seed=config.seed,
             rankings={"mask": ranking_of_run(config.mask, mask)},
             split=split,
-            n_batches=attribution_batches(config.attribution_batches, mask.sites),
+            n_batches=config.attribution_batches,
         )
     results = (
         header("evaluate", experiment, mask=mask)
@@ -172,7 +178,10 @@ def _results(
             **_units_of(config, experiment, mask),
         }
     )
-    return results | {"warning": effect_warning(results)}
+    warnings = [effect_warning(results)]
+    if mask is not None:
+        warnings.append(other_data_warning(mask, experiment))
+    return results | {"warning": " ".join(filter(None, warnings)) or None}
 
 
 def _units_of(

@@ -13,8 +13,9 @@ from itertools import compress
 from pathlib import Path
 from typing import ClassVar, Literal
 
-from circuitcut.experiments.flags import TaskConfig, command
+from circuitcut.experiments.flags import TaskConfig
 from circuitcut.masks.formats.programs import FORMATS
+from circuitcut.storage.command_lines import command
 from circuitcut.storage.errors import UserError
 from circuitcut.storage.flag_fields import flag
 from circuitcut.storage.run_directory import check_not_of_a_run

@@ -13,7 +13,8 @@ sizes.
     python scripts/faithfulness.py --task ioi --model smollm2 --n_heldout 200
 """
 
-from collections.abc import Sequence
+import logging
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -21,9 +22,11 @@ from typing import Any, ClassVar, Literal
 from circuitcut.attribution.abilities import ABILITIES
 from circuitcut.attribution.faithfulness import FRACTIONS
 from circuitcut.experiments.defaults.of_mask import methods_of
-from circuitcut.experiments.flags import TaskConfig, UnitsConfig, command, units_of
+from circuitcut.experiments.flags import TaskConfig, UnitsConfig, units_of
+from circuitcut.storage.command_lines import command
 from circuitcut.storage.errors import UserError
 from circuitcut.storage.flag_fields import Headings, flag
+from circuitcut.storage.flag_ranges import N_BATCHES, N_RANDOM, POSITIVE_SHARE
 from circuitcut.storage.run_directory import RunDirectory
 from circuitcut.tasks.settings.options import SPLITS
 from circuitcut.tasks.settings.registry import DEFAULTS
@@ -51,7 +54,11 @@ class FaithfulnessConfig(UnitsConfig):
         "without --mask, what replaces what is ablated; default: counterfactual, or "
         "mean where the task has no paired inputs",
     )
-    fractions: list[float] = flag(list(FRACTIONS), "shares of the units kept, rising")
+    fractions: list[float] = flag(
+        list(FRACTIONS),
+        "shares of the units kept, rising",
+        within=POSITIVE_SHARE,
+    )
     count: Literal["units", "mib"] = flag(
         "units",
         "what the shares count: our units, or edges as MIB does, with separate q, k "
@@ -65,20 +72,18 @@ class FaithfulnessConfig(UnitsConfig):
         None,
         "batches of 16 examples the scores are averaged over; default 32, of graphs "
         "above 2,000 edges 8",
+        within=N_BATCHES,
     )
-    n_random: int = flag(3, "random rankings")
+    n_random: int = flag(3, "random rankings", within=N_RANDOM)
+    allow_other_data: bool = flag(
+        False, "measure the masks on data that have changed since they were made"
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
         shares = self.fractions
-        if (
-            len(shares) < 2
-            or shares != sorted(set(shares))
-            or not 0 < shares[0] <= shares[-1] <= 1
-        ):
-            raise UserError(
-                f"--fractions must be two or more in (0, 1] and rise, got {shares}"
-            )
+        if len(shares) < 2 or shares != sorted(shares):
+            raise UserError(f"--fractions must be two or more and rise, got {shares}")
         if self.split not in SPLITS:
             raise UserError(
                 f"--split must be one of {list(SPLITS)}, got {self.split!r}"
@@ -86,11 +91,6 @@ class FaithfulnessConfig(UnitsConfig):
         wrong = [m for m in self.methods if m not in (*ABILITIES, "all", "none")]
         if wrong:
             raise UserError(f"--methods must be among {sorted(ABILITIES)}, got {wrong}")
-        if (self.n_batches is not None and self.n_batches < 1) or self.n_random < 0:
-            raise UserError(
-                "--n_batches must be positive and --n_random not negative, got "
-                f"{self.n_batches} and {self.n_random}"
-            )
         of_mask = [f.name for f in fields(UnitsConfig)[len(fields(TaskConfig)) :]]
         default = UnitsConfig()
         given = [n for n in of_mask if getattr(self, n) != getattr(default, n)]
@@ -129,6 +129,7 @@ from circuitcut.experiments.plan import (
     check_pairs,
     sites_for,
 )
+from circuitcut.experiments.runs.data_of_mask import other_data_warning, same_data
 from circuitcut.experiments.runs.resolved import resolved
 from circuitcut.experiments.saved_runs import (
     check_fit,
@@ -145,6 +146,9 @@ from circuitcut.models.sites import Site
 from circuitcut.reports.figures import draw_all
 from circuitcut.reports.load import load_run
 from circuitcut.reports.tables import area_rows, faithfulness_rows, format_table
+from circuitcut.tasks.base import Corpus
+
+logger = logging.getLogger(__name__)
 
 
 def main(config: FaithfulnessConfig) -> Path:
@@ -156,7 +160,7 @@ def main(config: FaithfulnessConfig) -> Path:
         config = _with_flags_of(config, masks)
     elif not config.units:
         config = replace(config, units=["edges"])
-    experiment = load(config)
+    experiment = load(config, _data_check(given, masks))
     sites = masks[0].sites if masks else _sites(config, experiment)
     methods = methods_of(
         config.methods, list(dict.fromkeys(site.kind for site in sites))
@@ -165,6 +169,8 @@ def main(config: FaithfulnessConfig) -> Path:
     experiment = with_base_model(experiment)
     for path, mask in zip(config.mask, masks, strict=True):
         check_fit(mask, path, experiment)
+        if other_data := other_data_warning(mask, experiment):
+            logger.warning("%s: %s", path, other_data)
     if not config.methods:
         methods.append("random")
     n_batches = attribution_batches(config.n_batches, sites)
@@ -176,18 +182,35 @@ def main(config: FaithfulnessConfig) -> Path:
     experiment = resolved(experiment, config, **flags)
     made_with = provenance_of(experiment)
     run = new_run(experiment, given, "faithfulness", made_with=made_with)
-    if not run.is_writer:  # one of several processes is enough
-        return run.path
-    rankers = Rankers(methods, config.n_random, n_batches, config.seed)
-    results = _results(config, experiment, sites, rankers, masks, counts)
-    results["next"] = command("report", {"runs": run.path})
-    run.write_results(results)
+    with run.locked():
+        if not run.is_writer:  # one of several processes is enough
+            return run.path
+        rankers = Rankers(methods, config.n_random, n_batches, config.seed)
+        results = _results(config, experiment, sites, rankers, masks, counts)
+        results["next"] = command("report", {"runs": run.path})
+        run.write_results(results)
     for rows in (faithfulness_rows(results), area_rows(results)):
         print(f"{format_table(rows, list(rows[0]))}\n")
     for figure in draw_all(load_run(run.path)).values():
         print(f"figure: {figure}")
     print(f"run: {run.path}\nnext: {results['next']}")
     return run.path
+
+
+def _data_check(
+    given: FaithfulnessConfig, masks: Sequence[FrozenMask]
+) -> Callable[[Corpus], None]:
+    """What refuses data that have changed since one of the masks was made."""
+    checks = [
+        same_data(mask, path, given, allow_other=given.allow_other_data)
+        for path, mask in zip(given.mask, masks, strict=True)
+    ]
+
+    def check(corpus: Corpus) -> None:
+        for check_one in checks:
+            check_one(corpus)
+
+    return check
 
 
 def _results(

@@ -13,11 +13,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
-from circuitcut.experiments.flags import TaskConfig, command, run_dir_flag
+from circuitcut.experiments.flags import TaskConfig, run_dir_flag
 from circuitcut.masks.formats.programs import CONVENTIONS, FORMATS, Embeddings
 from circuitcut.masks.gate_settings import AblationKind, Direction
+from circuitcut.storage.command_lines import command
 from circuitcut.storage.errors import UserError
 from circuitcut.storage.flag_fields import Headings, flag
+from circuitcut.storage.flag_ranges import UNITS_OR_0
 from circuitcut.storage.run_directory import RunDirectory
 from circuitcut.training.config import parse_first, run_script
 
@@ -32,7 +34,9 @@ class ImportConfig(TaskConfig):
     file: Path | None = flag(None, "the file of the other program's mask")
     format: str = flag("mib", f"one of {', '.join(FORMATS)}")
     n_kept: int | None = flag(
-        None, "the file holds scores: keep this many edges, the highest"
+        None,
+        "the file holds scores: keep this many edges, the highest",
+        within=UNITS_OR_0,
     )
     order: Literal["absolute", "signed"] | None = flag(
         None,
@@ -59,8 +63,6 @@ class ImportConfig(TaskConfig):
         super().__post_init__()
         if self.format not in FORMATS:
             raise UserError(f"--format must be one of {FORMATS}, got {self.format!r}")
-        if self.n_kept is not None and self.n_kept < 0:
-            raise UserError(f"--n_kept must be >= 0, got {self.n_kept}")
 
 
 parse_first(__name__, ImportConfig, __doc__)
@@ -104,17 +106,18 @@ def main(config: ImportConfig) -> Path:
     run = new_run(
         experiment, config, "import_mask", name=config.name, made_with=made_with
     )
-    if not run.is_writer:  # one of several processes is enough
-        return run.path
-    save_frozen(mask, ranking, run.path)
-    results = header("import_mask", experiment, mask=mask) | {
-        "file": config.file,
-        "format": config.format,
-        "per_site": per_site(mask),
-        "circuit": circuit_of(mask, ranking),
-        "next": command("evaluate", {"mask": run.path, **run_dir_flag(config)}),
-    }
-    run.write_results(results)
+    with run.locked():
+        if not run.is_writer:  # one of several processes is enough
+            return run.path
+        save_frozen(mask, ranking, run.path)
+        results = header("import_mask", experiment, mask=mask) | {
+            "file": config.file,
+            "format": config.format,
+            "per_site": per_site(mask),
+            "circuit": circuit_of(mask, ranking),
+            "next": command("evaluate", {"mask": run.path, **run_dir_flag(config)}),
+        }
+        run.write_results(results)
     print(f"{mask.n_ablated:,} of {mask.n_units:,} edges ablated: {_switches(edges)}")
     print(f"run: {run.path}\nnext: {results['next']}")
     return run.path

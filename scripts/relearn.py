@@ -18,7 +18,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
-from circuitcut.experiments.flags import TaskConfig, command
+from circuitcut.experiments.flags import TaskConfig
 from circuitcut.models.names import BUILTIN
 from circuitcut.relearning.conditions import (
     CONDITIONS,
@@ -27,8 +27,22 @@ from circuitcut.relearning.conditions import (
     conditions,
 )
 from circuitcut.relearning.lora_rank import check_peft, lora_rank
+from circuitcut.relearning.trained_names import matcher
+from circuitcut.storage.command_lines import command
 from circuitcut.storage.errors import UserError
 from circuitcut.storage.flag_fields import Headings, flag
+from circuitcut.storage.flag_ranges import (
+    BATCH,
+    COUNT,
+    COUNT_OR_0,
+    DECAY,
+    LEARNING_RATE,
+    POSITIVE,
+    SEED,
+    Range,
+    check_number,
+    quoted,
+)
 from circuitcut.storage.processes import by_first
 from circuitcut.storage.run_directory import RunDirectory
 from circuitcut.tasks.settings.registry import DEFAULTS
@@ -72,22 +86,28 @@ class RelearnConfig(TaskConfig):
     holdings: list[str] = flag(
         ["lasting"], "lasting: the mask stays on; one_shot: written once, then free"
     )
-    seeds: list[int] = flag([0, 1, 2], "seeds of data order and random cuts")
+    seeds: list[int] = flag(
+        [0, 1, 2], "seeds of data order and random cuts", within=SEED
+    )
     limits: list[str] = flag(
         [],
         "numbers of concept examples fine-tuned on; all: the whole split, which is all "
         "that remains of the default where there are fewer than 16",
     )
-    n_steps: int | None = flag(None, "optimiser steps of every condition")
-    batch_size: int | None = flag(None, "examples a step")
-    lr: float | None = flag(None, "learning rate; of adapters ten times as high")
-    weight_decay: float = flag(0.01, "decoupled weight decay")
+    n_steps: int | None = flag(None, "optimiser steps of every condition", within=COUNT)
+    batch_size: int | None = flag(None, "examples a step", within=BATCH)
+    lr: float | None = flag(
+        None, "learning rate; of adapters ten times as high", within=LEARNING_RATE
+    )
+    weight_decay: float = flag(0.01, "decoupled weight decay", within=DECAY)
     optimiser: Literal["adam", "adamw", "sgd"] = flag("adamw", "optimiser")
     schedule: Schedule = flag(
         "constant", "of the learning rate; late: constant for 60 %, then down to 0"
     )
-    warmup: int = flag(0, "steps over which the learning rate grows")
-    clip_norm: float | None = flag(1.0, "greatest norm of a gradient; none: no limit")
+    warmup: int = flag(0, "steps over which the learning rate grows", within=COUNT_OR_0)
+    clip_norm: float | None = flag(
+        1.0, "greatest norm of a gradient; none: no limit", within=POSITIVE
+    )
     trained: str = flag(
         "all",
         "what trains: all, head, mlp, attention, layers:0-2, a regex of names, or lora "
@@ -95,24 +115,31 @@ class RelearnConfig(TaskConfig):
         "the least memory",
         decides_defaults=True,
     )
-    n_evaluations: int | None = flag(None, "measured moments after step 0")
+    n_evaluations: int | None = flag(
+        None, "measured moments after step 0", within=Range(1, 10**4)
+    )
     probe: bool = flag(True, "linear probes on the hidden states right after the cut")
     redistribute: bool = flag(
         True, "rank the units again after relearning, with the top units' words"
     )
     fresh_mask: bool = flag(False, "train a fresh mask after relearning (slow)")
     allow_other_weights: bool = flag(False, "apply the mask to other weights")
+    allow_other_data: bool = flag(
+        False, "relearn on data that have changed since the mask was made"
+    )
     resume: Path | None = flag(None, "continue this unfinished relearning run")
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        matcher(self.trained)  # checks it
         if lora_rank(self.trained) is not None:
             check_peft()
         self.combined()  # checks conditions, holdings, seeds and limits
-        for name in ("n_steps", "batch_size", "n_evaluations"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise UserError(f"--{name} must be positive, got {value}")
+        n_steps = self.n_steps or usual_flags(self)["n_steps"]
+        if self.warmup >= n_steps:
+            raise UserError(
+                f"--warmup must be below --n_steps {n_steps}, got {self.warmup}"
+            )
 
     def chosen(self) -> dict[str, Any]:
         """Values by task and model of flags that are not given, for `--help`."""
@@ -123,9 +150,10 @@ class RelearnConfig(TaskConfig):
         """Every combination of conditions, holdings, seeds and limits."""
         limits: list[int | None] = []
         for text in self.limits or usual_flags(self)["limits"]:
-            if text != "all" and not text.isdigit():
-                raise UserError(f"--limits must be numbers or all, got {text!r}")
+            if text != "all" and not (text.isascii() and text.isdigit()):
+                raise UserError(f"--limits must be numbers or all, got {quoted(text)}")
             limits.append(None if text == "all" else int(text))
+            check_number("--limits", limits[-1], COUNT)
         wrong = [holding for holding in self.holdings if holding not in HOLDINGS]
         if wrong:
             raise UserError(f"--holdings must be among {list(HOLDINGS)}, got {wrong}")
@@ -157,6 +185,7 @@ from circuitcut.experiments.load import (
     provenance_of,
 )
 from circuitcut.experiments.micro_batches import check_relearning
+from circuitcut.experiments.runs.data_of_mask import other_data_warning, same_data
 from circuitcut.experiments.runs.resolved import resolved
 from circuitcut.experiments.runs.resuming import (
     begun,
@@ -188,6 +217,7 @@ from circuitcut.reports.tables import (
     relearning_rows,
 )
 from circuitcut.reports.words import metric_name
+from circuitcut.tasks.base import Corpus
 from circuitcut.training.fit_state import saved_steps
 from circuitcut.training.tracking import Tracker
 
@@ -211,7 +241,13 @@ def _relearned(config: RelearnConfig, resumed: RunDirectory | None) -> Path:
     config = with_flags_of_run(given, mask_path)
     if resumed is None:
         RunDirectory.check(config.run_dir)
-    experiment = with_base_model(load(config, data_check(resumed)))
+    same = same_data(mask, mask_path, given, allow_other=config.allow_other_data)
+
+    def check_data(corpus: Corpus) -> None:
+        data_check(resumed)(corpus)
+        same(corpus)
+
+    experiment = with_base_model(load(config, check_data))
     config = _fitted(config, mask, mask_path, experiment)
     settings = _settings(config, built_in=bool(experiment.base.get("from_scratch")))
     experiment = resolved(experiment, config, **_resolved_flags(config, settings))
@@ -220,16 +256,22 @@ def _relearned(config: RelearnConfig, resumed: RunDirectory | None) -> Path:
     warning = warning_of_cut(mask_path, mask, experiment)
     if warning:
         logger.warning("%s Its relearning shows no recovery.", warning)
+    if other_data := other_data_warning(mask, experiment):
+        logger.warning("%s", other_data)
+        warning = f"{warning} {other_data}" if warning else other_data
     never_learned = None
     if "never_learned" in config.conditions:
         never_learned = prepare(config, without_concept=True)
+        weights = never_learned.loaded.weights_sha256
+        made_with = {**made_with, "never_learned_sha256": weights}
+        check_inputs(resumed, made_with)
     run = resumed or new_run(experiment, given, "relearn", made_with=made_with)
-    study = _study(settings, experiment, mask, never_learned, made_with)
-    probes = _probes(config, study) if config.probe and run.is_writer else []
-    whereabouts = Whereabouts(experiment, mask, mask_path, config.fresh_mask)
     folder = run.path / "conditions"
     lock = nullcontext() if resumed else run.locked()
     with lock, Tracker(run) as tracker:
+        study = _study(settings, experiment, mask, never_learned, made_with)
+        probes = _probes(config, study) if config.probe and run.is_writer else []
+        whereabouts = Whereabouts(experiment, mask, mask_path, config.fresh_mask)
         if resumed:
             _cut_metrics(run, config.combined(), folder)
         runs = relearn(
@@ -254,6 +296,7 @@ def _relearned(config: RelearnConfig, resumed: RunDirectory | None) -> Path:
             "after": _after(runs),
             "words_note": whereabouts.words_note,
             "warning": warning,
+            "provenance": made_with,
             "next": command("report", {"runs": [mask_path, run.path]}),
         }
         run.write_results(results)

@@ -15,7 +15,7 @@ from typing import ClassVar
 from circuitcut.reports.html import write_report
 from circuitcut.storage.errors import UserError
 from circuitcut.storage.flag_fields import flag
-from circuitcut.storage.progress import Waiting
+from circuitcut.storage.flag_ranges import check_flags
 from circuitcut.storage.run_directory import RunDirectory
 from circuitcut.training.config import run_script
 
@@ -33,13 +33,15 @@ class ReportConfig:
         "the HTML file, new or an earlier report; default: report.html in the last run",
     )
 
+    def __post_init__(self) -> None:
+        check_flags(self)
+
 
 def main(config: ReportConfig) -> Path:
     """Write the report and say where it is."""
     runs = config.runs or _newest(config.run_dir)
     out = config.out or runs[-1] / "report.html"
-    with Waiting("drawing the figures"):
-        path = write_report(runs, out)
+    path = write_report(runs, out)
     print(f"report: {path}")
     return path
 

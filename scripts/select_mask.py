@@ -15,14 +15,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
-from circuitcut.experiments.flags import TaskConfig, command, run_dir_flag
+from circuitcut.experiments.flags import TaskConfig, run_dir_flag
 from circuitcut.masks.gate_settings import AblationKind
+from circuitcut.storage.command_lines import command
 from circuitcut.storage.errors import UserError
 from circuitcut.storage.flag_fields import flag
+from circuitcut.storage.flag_ranges import POSITIVE_SHARE, PROBABILITY, UNITS
 from circuitcut.storage.run_directory import RunDirectory
 from circuitcut.training.config import parse_first, run_script
 from circuitcut.weight_classes.names import CLASSES, class_named
-from circuitcut.weight_classes.settings import TAU, Convention, check_tau
+from circuitcut.weight_classes.settings import TAU, Convention
 
 
 @dataclass(frozen=True)
@@ -36,8 +38,12 @@ class SelectConfig(TaskConfig):
         "classes whose neurons are ablated: "
         + ", ".join(name.replace(" ", "_") for name in CLASSES),
     )
-    n_ablated: int | None = flag(None, "only so many of them, drawn with --seed")
-    fraction: float | None = flag(None, "only this share of them, drawn with --seed")
+    n_ablated: int | None = flag(
+        None, "only so many of them, drawn with --seed", within=UNITS
+    )
+    fraction: float | None = flag(
+        None, "only this share of them, drawn with --seed", within=POSITIVE_SHARE
+    )
     as_many_as: str | None = flag(
         None, "only as many of them as this class has, drawn with --seed"
     )
@@ -45,7 +51,7 @@ class SelectConfig(TaskConfig):
         "none",
         "layer: instead of them, as many neurons of each layer outside the classes",
     )
-    tau: float = flag(TAU, "threshold of the classes")
+    tau: float = flag(TAU, "threshold of the classes", within=PROBABILITY)
     convention: Convention = flag(
         "folded", "weights with the gain of the norm before the MLP, or raw"
     )
@@ -62,7 +68,6 @@ class SelectConfig(TaskConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_tau(self.tau)
         for name in (*self.classes, *filter(None, [self.as_many_as])):
             if class_named(name) is None:
                 raise UserError(
@@ -77,10 +82,6 @@ class SelectConfig(TaskConfig):
         given = [f"--{name}" for name, value in sizes.items() if value is not None]
         if len(given) > 1:
             raise UserError(f"{' and '.join(given)} say the same; give one of them")
-        if self.n_ablated is not None and self.n_ablated < 1:
-            raise UserError(f"--n_ablated must be positive, got {self.n_ablated}")
-        if self.fraction is not None and not 0 < self.fraction <= 1:
-            raise UserError(f"--fraction must lie in (0, 1], got {self.fraction}")
 
     @property
     def class_names(self) -> list[str]:
@@ -136,15 +137,16 @@ def main(config: SelectConfig) -> Path:
         name=config.name,
         made_with=provenance_of(experiment),
     )
-    if not run.is_writer:  # one of several processes is enough
-        return run.path
-    save_frozen(mask, None, run.path)
-    results = header("select_mask", experiment, mask=mask) | {
-        "selection": selection,
-        "per_site": per_site(mask),
-        "next": command("evaluate", {"mask": run.path, **run_dir_flag(config)}),
-    }
-    run.write_results(results)
+    with run.locked():
+        if not run.is_writer:  # one of several processes is enough
+            return run.path
+        save_frozen(mask, None, run.path)
+        results = header("select_mask", experiment, mask=mask) | {
+            "selection": selection,
+            "per_site": per_site(mask),
+            "next": command("evaluate", {"mask": run.path, **run_dir_flag(config)}),
+        }
+        run.write_results(results)
     print(f"{mask.n_ablated:,} of {mask.n_units:,} neurons ablated: {_words(config)}")
     print(f"run: {run.path}\nnext: {results['next']}")
     return run.path

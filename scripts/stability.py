@@ -15,9 +15,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
-from circuitcut.experiments.flags import command
+from circuitcut.storage.command_lines import command
 from circuitcut.storage.errors import UserError
 from circuitcut.storage.flag_fields import Headings, flag
+from circuitcut.storage.flag_ranges import check_flags
 from circuitcut.storage.provenance import PROVENANCE, code_version
 from circuitcut.storage.run_directory import DEFAULT_PARENT, RunDirectory
 from circuitcut.training.config import (
@@ -50,6 +51,7 @@ class StabilityConfig:
     run_dir: Path = flag(DEFAULT_PARENT, "parent folder of the run directories")
 
     def __post_init__(self) -> None:
+        check_flags(self)
         if len(self.masks) < 2:
             raise UserError(
                 f"--masks needs at least two run directories, got {len(self.masks)}; "
@@ -88,11 +90,12 @@ def main(config: StabilityConfig) -> Path:
         model=model,
         config=saved_flags(config) | {PROVENANCE: _provenance(config)},
     )
-    if not run.is_writer:  # one of several processes is enough
-        return run.path
-    results = _results(config, overlap, task, model)
-    results["next"] = command("report", {"runs": run.path})
-    run.write_results(results)
+    with run.locked():
+        if not run.is_writer:  # one of several processes is enough
+            return run.path
+        results = _results(config, overlap, task, model)
+        results["next"] = command("report", {"runs": run.path})
+        run.write_results(results)
     rows = stability_rows(results)
     print(format_table(rows, list(rows[0])))
     _show_shared(results)

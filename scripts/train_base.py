@@ -10,7 +10,8 @@ in the user's cache folder (CIRCUITCUT_CACHE), named by a hash of data, model, r
 from dataclasses import dataclass
 from typing import Any
 
-from circuitcut.experiments.flags import TaskConfig, command, task_flags
+from circuitcut.experiments.flags import TaskConfig, task_flags
+from circuitcut.storage.command_lines import command
 from circuitcut.training.config import parse_first, run_script
 
 

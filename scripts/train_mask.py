@@ -16,8 +16,9 @@ from pathlib import Path
 from typing import Any
 
 from circuitcut.experiments.defaults.of_mask import chosen_settings
-from circuitcut.experiments.flags import command, run_dir_flag
+from circuitcut.experiments.flags import run_dir_flag
 from circuitcut.experiments.mask_config import MaskConfig
+from circuitcut.storage.command_lines import command
 from circuitcut.storage.errors import UserError
 from circuitcut.storage.flag_fields import flag
 from circuitcut.storage.run_directory import RunDirectory
@@ -56,7 +57,7 @@ from circuitcut.experiments.load import (
     provenance_of,
 )
 from circuitcut.experiments.mean_check import warn_of_poison
-from circuitcut.experiments.plan import Plan, plan
+from circuitcut.experiments.plan import Plan, plan, read_superset
 from circuitcut.experiments.runs.resolved import hashes_of, with_plan
 from circuitcut.experiments.runs.resuming import begun, check_flags, data_check
 from circuitcut.experiments.saved_runs import new_run, save_frozen
@@ -84,8 +85,9 @@ def main(config: TrainMaskConfig) -> Path:
 
 def _trained(config: TrainMaskConfig, resumed: RunDirectory | None) -> Path:
     """Load, plan, train the gates, freeze, finish, describe."""
+    superset = read_superset(config)
     experiment = load(config, data_check(resumed))
-    planned = plan(config, experiment, resumed=config.resume)
+    planned = plan(config, experiment, superset=superset, resumed=config.resume)
     experiment = with_base_model(experiment)
     experiment = with_plan(experiment, config, planned)
     made_with = provenance_of(experiment, **hashes_of(planned))

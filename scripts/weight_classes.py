@@ -17,9 +17,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
-from circuitcut.experiments.flags import command
+from circuitcut.storage.command_lines import command
 from circuitcut.storage.errors import UserError
 from circuitcut.storage.flag_fields import Headings, flag, flags_of
+from circuitcut.storage.flag_ranges import SEED, Range, check_flags
 from circuitcut.storage.provenance import PROVENANCE, code_version
 from circuitcut.storage.run_directory import DEFAULT_PARENT, RunDirectory
 from circuitcut.training.config import config_dict, parse_first, run_script, saved_flags
@@ -56,27 +57,23 @@ class WeightClassesConfig(flags_of(WeightSettings)):  # type: ignore[misc]
     show: list[str] = flag(
         [], "neurons (LAYER.NUMBER) whose vectors are projected on the vocabulary"
     )
-    n_words: int = flag(12, "tokens of each vector of --show")
-    seed: int = flag(0, "seed of the mismatched pairs")
+    n_words: int = flag(12, "tokens of each vector of --show", within=Range(1, 1000))
+    seed: int = flag(0, "seed of the mismatched pairs", within=SEED)
     run_dir: Path = flag(DEFAULT_PARENT, "parent folder of the run directories")
     name: Path | None = flag(None, "name of the run directory; default: generated")
 
     def __post_init__(self) -> None:
+        check_flags(self)
         self.settings  # noqa: B018  # checks them
         if self.revisions and self.revision is not None:
             raise UserError(
                 f"--revision {self.revision!r} and --revisions cannot both be given; "
                 "the last of --revisions is the one classified"
             )
-        if len(self.revisions) == 1 or len(set(self.revisions)) < len(self.revisions):
+        if len(self.revisions) == 1:
             raise UserError(
-                "--revisions must be two or more different ones, got "
-                f"{' '.join(self.revisions)}"
-            )
-        if self.n_words < 1 or self.seed < 0:
-            raise UserError(
-                "--n_words must be positive and --seed not negative, got "
-                f"{self.n_words} and {self.seed}"
+                f"--revisions must be two or more, got {self.revisions[0]}; for one "
+                "there is --revision"
             )
 
     @property
@@ -138,16 +135,17 @@ def main(config: WeightClassesConfig) -> Path:
         config=saved_flags(config) | {PROVENANCE: made_with},
         name=config.name,
     )
-    if not run.is_writer:  # one of several processes is enough
-        return run.path
-    write_tensors(run.path / "units.safetensors", analyses[-1].units())
-    results["next"] = command("report", {"runs": run.path})
-    run.write_results(results)
-    _show(config, run.path, results)
+    with run.locked():
+        if not run.is_writer:  # one of several processes is enough
+            return run.path
+        write_tensors(run.path / "units.safetensors", analyses[-1].units())
+        results["next"] = command("report", {"runs": run.path})
+        run.write_results(results)
+    _show(run.path, results)
     return run.path
 
 
-def _show(config: WeightClassesConfig, run: Path, results: dict[str, Any]) -> None:
+def _show(run: Path, results: dict[str, Any]) -> None:
     """Print the counts, and write what can be read from results.json."""
     rows = total_rows(results)
     print(format_table(rows, list(rows[0])))

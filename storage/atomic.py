@@ -7,8 +7,9 @@ import errno
 import json
 import math
 import os
+import re
 import secrets
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,13 +17,15 @@ from typing import TYPE_CHECKING, Any
 from safetensors import SafetensorError, safe_open
 
 from circuitcut.storage.errors import UserError
+from circuitcut.storage.reading.files import check_regular, read_text, unreadable
+from circuitcut.storage.reading.strict_json import JsonProblem, parse_json
+from circuitcut.storage.stopping import FULL, WriteError
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 _ADVICE = {
-    errno.ENOSPC: "free some disk space",
-    errno.EDQUOT: "free some of the disk quota",
+    **FULL,
     errno.EACCES: "choose a folder that you may write to",
     errno.EPERM: "choose a folder that you may write to",
     errno.EROFS: "choose a folder that is not read-only",
@@ -32,6 +35,7 @@ _ADVICE = {
     errno.EISDIR: "it is a folder: choose another name",
     errno.ENAMETOOLONG: "choose a shorter name",
 }
+_ELSE = "check the disk and the folder"
 
 
 def write_bytes(path: Path, data: bytes) -> None:
@@ -80,24 +84,24 @@ def write_tensors(
     _replace(path, write)
 
 
+MOST_JSON = 2**28
+"""Bytes of a JSON file: 256 MiB."""
+
+
 def read_json(path: Path) -> Any:
-    """The content of a JSON file.
+    """The content of a JSON file; `strict_json` says what is refused.
 
     Raises:
-        UserError: When the file is missing, unreadable or not JSON; the message names
-            the line.
+        UserError: When the file is missing, unreadable, larger than 256 MiB or not
+            JSON; the message names the line.
     """
+    text = read_text(path, most=MOST_JSON)
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise _unreadable(path, error) from error
-    except json.JSONDecodeError as error:
+        return parse_json(text)
+    except JsonProblem as error:
         raise UserError(
-            f"{path} is not JSON (line {error.lineno}: {error.msg}); restore it or "
-            "name another file"
+            f"{path} is not JSON ({error.place}); restore it or name another file"
         ) from error
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path} is not UTF-8 text: {error.reason}") from error
 
 
 def read_object(path: Path) -> dict[str, Any]:
@@ -118,12 +122,8 @@ def read_tensors(path: Path) -> dict[str, "Tensor"]:
     import torch  # takes seconds, and flags are read without it
     from safetensors.torch import load_file
 
-    try:
+    with _safetensors_errors(path):
         tensors = load_file(path)
-    except OSError as error:
-        raise _unreadable(path, error) from error
-    except SafetensorError as error:
-        raise _not_safetensors(path, error) from error
     for name, value in tensors.items():
         if value.dtype == torch.bool and (value.view(torch.uint8) > 1).any():
             raise UserError(
@@ -133,15 +133,51 @@ def read_tensors(path: Path) -> dict[str, "Tensor"]:
     return tensors
 
 
+def read_shapes(
+    path: Path, *, dtypes_of_weights: Collection[str]
+) -> dict[str, tuple[int, ...]]:
+    """Shapes by name in a safetensors file's header.
+
+    Args:
+        dtypes_of_weights: The data types that a tensor named `....weight` may have, by
+            their names in safetensors (`F32`).
+
+    Raises:
+        UserError: As in `read_tensors`, or when a weight has another data type.
+    """
+    with _safetensors_errors(path), safe_open(path, framework="pt") as file:
+        slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
+        dtypes = {name: piece.get_dtype() for name, piece in slices.items()}
+        shapes = {name: tuple(piece.get_shape()) for name, piece in slices.items()}
+    for name, dtype in dtypes.items():
+        if name.endswith(".weight") and dtype not in dtypes_of_weights:
+            raise UserError(
+                f"{path} must hold weights in {', '.join(sorted(dtypes_of_weights))}, "
+                f"got {dtype} at {name}"
+            )
+    return shapes
+
+
 def read_metadata(path: Path) -> dict[str, str]:
     """The text entries of a safetensors file's header; errors as in `read_tensors`."""
+    with _safetensors_errors(path), safe_open(path, framework="pt") as file:
+        return file.metadata() or {}
+
+
+@contextmanager
+def _safetensors_errors(path: Path) -> Iterator[None]:
+    """Turn whatever a damaged file leads to into a UserError."""
+    check_regular(path)
     try:
-        with safe_open(path, framework="pt") as file:
-            return file.metadata() or {}
+        yield
     except OSError as error:
-        raise _unreadable(path, error) from error
-    except SafetensorError as error:
-        raise _not_safetensors(path, error) from error
+        raise unreadable(path, error) from error
+    except (SafetensorError, LookupError, TypeError, ValueError, RuntimeError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(
+            f"{path} is truncated or not a safetensors file ({reason}); restore it or "
+            "make it again"
+        ) from error
 
 
 def jsonable(value: Any) -> Any:
@@ -176,17 +212,17 @@ def sync(path: Path) -> None:
 
 @contextmanager
 def os_errors_as_user_errors(path: Path) -> Iterator[None]:
-    """Turn an OSError or SafetensorError into a UserError that names `path`."""
+    """Turn an OSError or SafetensorError into a `WriteError` that names `path`."""
     try:
         yield
     except OSError as error:
-        advice = _ADVICE.get(error.errno or 0, "check the disk and the folder")
+        advice = _ADVICE.get(error.errno or 0, _ELSE)
         reason = error.strerror or str(error)
-        raise UserError(f"cannot write {path}: {reason}; {advice}") from error
+        raise WriteError(f"cannot write {path}: {reason}; {advice}") from error
     except SafetensorError as error:
-        raise UserError(
-            f"cannot write {path}: {error}; check the disk and the folder"
-        ) from error
+        number = re.search(r"os error (\d+)", str(error))
+        advice = _ADVICE.get(int(number[1]), _ELSE) if number else _ELSE
+        raise WriteError(f"cannot write {path}: {error}; {advice}") from error
 
 
 def temporary_name(path: Path) -> Path:
@@ -234,14 +270,3 @@ def _sort_metadata_(path: Path) -> None:
         assert len(text.encode()) <= length, "a reordered header is as long as before"
         file.seek(8)
         file.write(text.encode().ljust(length))
-
-
-def _unreadable(path: Path, error: OSError) -> UserError:
-    return UserError(f"cannot read {path}: {error.strerror or error}")
-
-
-def _not_safetensors(path: Path, error: SafetensorError) -> UserError:
-    return UserError(
-        f"{path} is truncated or not a safetensors file ({error}); restore it or make "
-        "it again"
-    )

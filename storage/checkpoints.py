@@ -12,7 +12,7 @@ import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NotRequired, TypedDict
 
 from torch import Tensor
 
@@ -28,6 +28,7 @@ from circuitcut.storage.atomic import (
 from circuitcut.storage.cache import content_hash
 from circuitcut.storage.checksums import check_digest, file_digest
 from circuitcut.storage.errors import UserError
+from circuitcut.storage.reading.typed_fields import Count, Digest, check_type
 
 N_KEPT = 2
 _TENSORS, _STATE = "tensors.safetensors", "state.json"
@@ -40,6 +41,13 @@ _STEP_NAME = re.compile(r"step-(\d{8,})")
 _LEFTOVER = re.compile(r"\.step-\d{8,}\.[0-9a-f]{8}\.tmp")
 
 _log = logging.getLogger(__name__)
+
+
+class _Content(TypedDict):
+    sha256: Digest
+    state_sha256: NotRequired[Digest]
+    step: Count
+    state: dict[str, Any]
 
 
 def save_state(folder: Path, step: int, state: dict[str, Any]) -> Path:
@@ -122,13 +130,14 @@ def _load(path: Path) -> tuple[int, dict[str, Any]]:
     content = read_json(path / _STATE)
     if not isinstance(content, dict) or content.keys() not in (_KEYS, _OLD_KEYS):
         raise UserError(f"{path / _STATE} is not the state file of a checkpoint")
+    check_type(content, _Content, str(path / _STATE))
     step, skeleton = content["step"], content["state"]
     digest = _state_hash(step, skeleton)
     if "state_sha256" not in content:
         _log.info("%s has no checksum of its own contents", path / _STATE)
     if content.get("state_sha256", digest) != digest:
         raise UserError(f"{path / _STATE} was changed: its SHA-256 differs")
-    if not isinstance(step, int) or path.name != _name(step):
+    if path.name != _name(step):
         raise UserError(f"{path / _STATE} names the step {step!r}, unlike its folder")
     tensors = read_tensors(path / _TENSORS)
     check_digest(path / _TENSORS, content["sha256"], path / _STATE)
@@ -170,7 +179,7 @@ def _insert_tensors(value: Any, tensors: dict[str, Tensor]) -> Any:
     if isinstance(value, dict):
         if value.keys() == {_TENSOR_KEY}:
             name = value[_TENSOR_KEY]
-            if name not in tensors:
+            if not isinstance(name, str) or name not in tensors:
                 raise UserError(f"{_TENSORS} lacks {name} of {_STATE}")
             return tensors[name]
         return {name: _insert_tensors(item, tensors) for name, item in value.items()}

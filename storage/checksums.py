@@ -6,12 +6,18 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from circuitcut.storage.errors import UserError
+from circuitcut.storage.reading.files import check_regular
 
 _log = logging.getLogger(__name__)
 
 
 def file_digest(path: Path) -> str:
-    """SHA-256 hex digest of a file."""
+    """SHA-256 hex digest of a file.
+
+    Raises:
+        UserError: When it is missing, or is no regular file.
+    """
+    check_regular(path)
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
@@ -28,7 +34,7 @@ def damaged_files(folder: Path, digests: Mapping[str, str]) -> list[str]:
     def is_whole(name: str) -> bool:
         try:
             return file_digest(folder / name) == digests[name]
-        except OSError:
+        except (OSError, UserError):
             return False
 
     return [name for name in sorted(digests) if not is_whole(name)]

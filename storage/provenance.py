@@ -10,13 +10,15 @@ import subprocess
 from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 from circuitcut.storage.atomic import jsonable
 from circuitcut.storage.cache import content_hash
 
 PROVENANCE = "provenance"
 """Its key in config.json, mask.json, results.json and in the state of a checkpoint."""
+_MOST_SHOWN = 200
+"""Characters of a value in a message."""
 _ROOT = Path(__file__).parent.parent
 _NAMES = {
     "data_sha256": "the data",
@@ -24,8 +26,21 @@ _NAMES = {
     "config_hash": "the model's configuration",
     "mask_sha256": "the mask",
     "superset_sha256": "the mask of --superset",
+    "never_learned_sha256": "the base weights of never_learned",
 }
 """Hashes that are compared, and what a message calls them."""
+
+
+class Provenance(TypedDict, total=False):
+    """Types of its entries in a file."""
+
+    settings: dict[str, Any] | None
+    data_sha256: str | None
+    weights_sha256: str | None
+    config_hash: str | None
+    mask_sha256: str | None
+    superset_sha256: str | None
+    code_version: str | None
 
 
 def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
@@ -70,6 +85,7 @@ def code_version() -> str:
     return f"{version}+source.{_source_hash()[:12]}"
 
 
+@cache
 def source_commit() -> str | None:
     """Commit of this source tree, with `+changes` if files differ from it.
 
@@ -106,5 +122,7 @@ def _name(file: Path) -> str:
 
 def _shown(value: Any) -> str:
     if isinstance(value, list):
-        return " ".join(map(str, value)) or "nothing"
-    return "none" if value is None else str(value)
+        text = " ".join(map(str, value)) or "nothing"
+    else:
+        text = "none" if value is None else str(value)
+    return text if len(text) <= _MOST_SHOWN else f"{text[: _MOST_SHOWN - 3]}..."

@@ -27,6 +27,10 @@ ENTRIES: dict[str, frozenset[str]] = {
     "select_mask": frozenset({"selection", "per_site"}),
     "relearn": frozenset({"mask", "rows", "summary", "recovery", "never_learned"})
     | {"probe", "after", "words_note", "warning"},
+    "relearn_stages": frozenset({"levels", "seeds", "shares", "retrained", "choice"})
+    | {"arms"}
+    | {"scan", "rows", "summary", "recovery", "rankings", "stages", "overlap"}
+    | {"similarity", "took_over", "words_note", "warning"},
 }
 """Further entries of each kind of run."""
 _ADDED: dict[str, frozenset[str]] = {

@@ -11,31 +11,46 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, NotRequired, TypedDict
 
 from circuitcut.storage.atomic import (
     jsonable,
     os_errors_as_user_errors,
     read_object,
-    temporary_name,
     write_json,
     write_text,
 )
+from circuitcut.storage.command_lines import command
 from circuitcut.storage.errors import UserError
 from circuitcut.storage.processes import by_first, is_first, n_processes
-from circuitcut.storage.provenance import source_commit
+from circuitcut.storage.provenance import Provenance, source_commit
+from circuitcut.storage.reading.files import lines_of, read_text
+from circuitcut.storage.reading.strict_json import JsonProblem, parse_json
+from circuitcut.storage.reading.typed_fields import Count, check_entries, check_type
+from circuitcut.storage.results_types import check_results
 from circuitcut.storage.run_folder import (
     build_folder,
+    check_writable,
     folder_lock,
     is_temporary,
     remove_leftovers,
 )
+from circuitcut.storage.stopping import said_how_to_go_on
 
 DEFAULT_PARENT = Path("runs")
 _PACKAGES = ("transformers", "accelerate", "numpy")
 _CONFIG, _ENVIRONMENT = "config.json", "environment.json"
 _METRICS, _RESULTS = "metrics.jsonl", "results.json"
+_RESUMED = {"train_mask", "relearn"}
 _WITH_MASK = {"train_mask", "import_mask", "select_mask"}
+
+
+class _Config(TypedDict):
+    """The entries of config.json that are no flags."""
+
+    kind: str
+    resolved: NotRequired[list[str] | None]
+    provenance: NotRequired[Provenance | None]
 
 
 class RunDirectory:
@@ -151,10 +166,10 @@ class RunDirectory:
         """
         is_gone = not (self.path / "mask.json").exists()
         if self.is_finished and self.kind in _WITH_MASK and is_gone:
+            again = command(self.kind, {"config": self.path / _CONFIG})
             raise UserError(
                 f"{self.path} is finished, but its mask.json is gone; restore it, or "
-                f"repeat the run with python scripts/{self.kind}.py --config "
-                f"{self.path / _CONFIG}"
+                f"repeat the run with {again}"
             )
 
     @contextmanager
@@ -162,13 +177,22 @@ class RunDirectory:
         """Keep other processes away from this run while the block runs.
 
         Every process of the run must call this; the first one holds the lock, which
-        ends with the process at the latest.
+        ends with the process at the latest. A signal or a full disk in the block is
+        raised on with the command that goes on.
 
         Raises:
             UserError: When another process works on this run.
         """
-        with folder_lock(self.path):
+        with folder_lock(self.path), said_how_to_go_on(self.path, self.how_to_go_on):
             yield
+
+    def how_to_go_on(self) -> str:
+        """What to do after this run was stopped: with the command to type."""
+        if self.is_finished:
+            return f"the run {self.path} is finished"
+        if self.kind in _RESUMED:
+            return f"continue with {command(self.kind, {'resume': self.path})}"
+        return f"repeat it with {command(self.kind, {'config': self.path})}"
 
     @classmethod
     def newest(cls, parent: Path, kind: str) -> "RunDirectory":
@@ -177,6 +201,7 @@ class RunDirectory:
         Raises:
             UserError: When there is none.
         """
+        _check_no_file(parent)
         runs = [
             cls(path.parent)
             for path in parent.glob(f"*/{_CONFIG}")
@@ -211,8 +236,14 @@ class RunDirectory:
 
     @property
     def results(self) -> dict[str, Any]:
-        """`results.json`; raises UserError while the run is not finished."""
-        return read_object(self.path / _RESULTS)
+        """`results.json`, every entry of the type that docs/schema.md gives.
+
+        Raises:
+            UserError: While the run is not finished, or when an entry has another type.
+        """
+        results = read_object(self.path / _RESULTS)
+        check_results(results, self.path / _RESULTS)
+        return results
 
     @property
     def is_finished(self) -> bool:
@@ -247,22 +278,16 @@ class RunDirectory:
         """The entries of `metrics.jsonl` in order, without an incomplete last line.
 
         Raises:
-            UserError: When an earlier line is not JSON; the message has its number.
+            UserError: When an earlier line is not JSON, has no step, or holds something
+                other than numbers; the message has its number.
         """
         path = self.path / _METRICS
         if not path.exists():
             return []
+        text = read_text(path)
         # the text after the last newline is empty, or the run was killed while writing
-        lines = path.read_text(encoding="utf-8").split("\n")[:-1]
-        entries = []
-        for number, line in enumerate(lines, start=1):
-            try:
-                entries.append(json.loads(line))
-            except json.JSONDecodeError as error:
-                raise UserError(
-                    f"{path}, line {number} is not JSON: {error.msg}; delete this line"
-                ) from error
-        return entries
+        whole = text[: text.rfind("\n") + 1]
+        return [_metrics_entry(path, *line) for line in enumerate(lines_of(whole), 1)]
 
     def truncate_metrics(self, step: int, prefix: str = "") -> None:
         """Keep the entries before `step`, so that a resumed run logs each step once.
@@ -304,6 +329,17 @@ class RunDirectory:
             return ""
 
 
+def _metrics_entry(path: Path, number: int, line: str) -> dict[str, Any]:
+    where = f"{path}, line {number}"
+    try:
+        entry = parse_json(line)
+    except JsonProblem as error:
+        raise UserError(f"{where} is not JSON: {error}; delete this line") from error
+    check_type(entry, dict[str, float | None], where)
+    check_entries({"step": None} | entry, {"step": Count}, where)
+    return dict(entry)
+
+
 def run_holding(path: Path) -> Path | None:
     """The run directory that contains `path`, if there is one."""
     return next((folder for folder in (path, *path.parents) if is_run(folder)), None)
@@ -327,6 +363,7 @@ def read_config(path: Path) -> dict[str, Any]:
             f"{file} does not name the kind of its run: it is empty or damaged; "
             "restore it"
         )
+    check_type(config, _Config, str(file))
     return config
 
 
@@ -369,13 +406,14 @@ def _check_new(parent: Path, name: Path | None) -> None:
                     f"run folder {path} exists and is not empty; choose another name, "
                     "or continue it with --resume"
                 )
-    probe = temporary_name(parent / "probe")
-    with os_errors_as_user_errors(parent):
-        parent.mkdir(parents=True, exist_ok=True)
-        try:
-            probe.write_bytes(bytes(4096))
-        finally:
-            probe.unlink(missing_ok=True)
+    _check_no_file(parent)
+    check_writable(parent)
+
+
+def _check_no_file(parent: Path) -> None:
+    """Refuse a parent of runs that is a file."""
+    if parent.exists() and not parent.is_dir():
+        raise UserError(f"--run_dir must be a folder, got the file {parent}")
 
 
 def _check_inside(parent: Path, name: Path) -> None:

@@ -4,7 +4,6 @@ import logging
 import os
 import re
 import shutil
-import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,11 +20,11 @@ from circuitcut.storage.atomic import (
 from circuitcut.storage.errors import UserError
 from circuitcut.storage.processes import by_first
 
-_LOCK = ".lock"
-_OLD = 60.0
-"""Seconds after which a half-built folder is that of a killed process; building one
-takes a fraction of a second."""
+_LOCK, _BUILD_LOCK = ".lock", ".building.lock"
+_PATIENCE = 10.0
+"""Seconds to wait for other processes that build; one takes a fraction of a second."""
 _TEMPORARY = re.compile(r"\..+\.[0-9a-f]{8}\.tmp")
+_HALF_BUILT = re.compile(r"\..+\.new\.[0-9a-f]{8}\.tmp")
 
 _log = logging.getLogger(__name__)
 
@@ -33,17 +32,11 @@ _log = logging.getLogger(__name__)
 def build_folder(path: Path, content: Mapping[str, Any]) -> None:
     """Make the folder `path` with JSON files by name, in one rename.
 
-    Half-built folders that killed processes left beside it are removed.
-
     Raises:
         UserError: When it cannot be written, or is there and not empty.
     """
-    with os_errors_as_user_errors(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        for left in path.parent.iterdir():
-            if is_temporary(left) and _age(left) > _OLD:
-                _remove(left)
-        temporary = temporary_name(path)
+    with os_errors_as_user_errors(path), _building(path.parent):
+        temporary = _half_built(path)
         temporary.mkdir()
         try:
             for file, value in content.items():
@@ -52,6 +45,56 @@ def build_folder(path: Path, content: Mapping[str, Any]) -> None:
             sync(path.parent)
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
+
+
+def check_writable(parent: Path) -> None:
+    """Refuse a folder in which no run can be built; it is made if it is missing.
+
+    Raises:
+        UserError: With what the operating system says.
+    """
+    with os_errors_as_user_errors(parent), _building(parent):
+        probe = _half_built(parent / "probe")
+        try:
+            probe.write_bytes(bytes(4096))
+        finally:
+            probe.unlink(missing_ok=True)
+
+
+def _half_built(path: Path) -> Path:
+    return temporary_name(path.with_name(f"{path.name}.new"))
+
+
+@contextmanager
+def _building(parent: Path) -> Iterator[None]:
+    """The lock that every process holds while it builds a run in this folder.
+
+    Whatever is half-built there is therefore of a process that was killed, and removed.
+
+    Raises:
+        UserError: When another process holds the lock for long.
+    """
+    parent.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(parent / _BUILD_LOCK)
+    try:
+        lock.acquire(timeout=_PATIENCE)
+    except Timeout as error:
+        raise UserError(
+            f"another process has been making a run in {parent} for {_PATIENCE:g} s; "
+            "stop it, or name another folder with --run_dir"
+        ) from error
+    except NotImplementedError:
+        _log.warning("%s cannot be locked: half-built runs in it stay", parent)
+    else:
+        for left in parent.iterdir():
+            if _HALF_BUILT.fullmatch(left.name):
+                _remove(left)
+    try:
+        yield
+    finally:
+        if lock.is_locked:
+            (parent / _BUILD_LOCK).unlink(missing_ok=True)
+            lock.release()
 
 
 @contextmanager
@@ -99,14 +142,6 @@ def _acquire(lock: FileLock, path: Path) -> None:
             ) from error
         except NotImplementedError:
             _log.warning("%s cannot be locked: let no other process resume it", path)
-
-
-def _age(path: Path) -> float:
-    """Seconds since a folder was changed; 0 where it has just been renamed."""
-    try:
-        return time.time() - path.stat().st_mtime
-    except OSError:
-        return 0.0
 
 
 def _remove(path: Path) -> None:

@@ -21,9 +21,13 @@ Head = Literal[
     "causal_lm", "language_model", "token_classification", "image_classification"
 ]
 """`language_model` is causal for a decoder and masked for an encoder."""
+LANGUAGE_HEADS: tuple[Head, ...] = ("causal_lm", "language_model")
+"""Heads with a class for every token of the vocabulary."""
 Batch = dict[str, Tensor]
 MODEL_INPUTS = ("input_ids", "attention_mask", "pixels")
 NO_TARGET = -100
+NO_WORD = -1
+"""Of a position that is of no word, in a batch's `word`."""
 
 
 @runtime_checkable
@@ -90,8 +94,10 @@ class Task(ABC):
     True only at positions with a target), `weights` (batch, seq) and `real` (batch,
     seq; True at tokens that are neither padding nor special). Per example it holds
     `cluster` (the document, for the bootstrap) and `unseen` (no entity of the example
-    occurs in another split). An image batch holds `pixels` (batch, pixel) and the same
-    keys with shape (batch,).
+    occurs in another split). Where a text is given in words (`words_of`) it also holds
+    `word` (batch, seq; the number of the word in its text, -1 at other positions) and
+    `example` (batch,; the number of the text in its split). An image batch holds
+    `pixels` (batch, pixel) and the same keys with shape (batch,).
     """
 
     name: ClassVar[str]
@@ -99,6 +105,9 @@ class Task(ABC):
     concept_metric: Metric
     retain_metric: Metric
     defaults: ClassVar[TaskDefaults]
+    concept: str | None = None
+    """What `--concept` names or, without it, what the data or the task choose; None
+    where the task has one concept only."""
     eval_batch: int = 64
     """Examples of one forward pass in evaluation; the scores do not depend on it."""
     n_heldout: int | None = None
@@ -182,6 +191,13 @@ class Task(ABC):
         chosen = self.scored(split, examples)
         for first in range(0, len(chosen), size):
             yield chosen[first : first + size]
+
+    def words_of(self, split: Split) -> Sequence[Sequence[str]] | None:
+        """The words of every example, where `word` and `example` of a batch tell them.
+
+        None: the task's texts are tokens, or it has none.
+        """
+        return None
 
     def counterfactual(self, batch: Batch) -> Batch:
         """The paired corrupted inputs, aligned position by position.
@@ -271,7 +287,7 @@ def can_have_pairs(task: type[Task]) -> bool:
 _OF_TOKENS = frozenset(
     {
         "input_ids", "corrupted_ids", "attention_mask", "targets", "concept", "retain",
-        "weights", "real",
+        "weights", "real", "word",
     }
 )  # fmt: skip
 

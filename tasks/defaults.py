@@ -4,27 +4,42 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from circuitcut.storage.flag_ranges import (
+    BATCH,
+    COUNT,
+    COUNT_OR_0,
+    DECAY,
+    LEARNING_RATE,
+    SCALE_OR_0,
+    WITHIN,
+    Range,
+)
+
+
+def _number(default: Any, within: Range) -> Any:
+    return field(default=default, metadata={WITHIN: within})
+
 
 @dataclass(frozen=True)
 class BaseRecipe:
     """Size and training settings of a base model."""
 
-    n_steps: int | None = None
+    n_steps: int | None = _number(None, COUNT)
     """Training steps; None means three epochs over the base split."""
-    batch_size: int = 16
-    lr: float = 1e-4
-    weight_decay: float = 0.01
+    batch_size: int = _number(16, BATCH)
+    lr: float = _number(1e-4, LEARNING_RATE)
+    weight_decay: float = _number(0.01, DECAY)
     schedule: Literal["constant", "linear", "cosine", "late"] = "linear"
-    warmup: int = 0
+    warmup: int = _number(0, COUNT_OR_0)
     tokenizer_kind: Literal["word", "wordpiece", "bpe"] = "word"
-    vocab_size: int = 4096
-    n_layers: int = 2
-    d_model: int = 128
-    n_heads: int = 4
-    max_positions: int = 128
-    d_hidden: int = 50
+    vocab_size: int = _number(4096, Range(1, 10**6))
+    n_layers: int = _number(2, Range(1, 1000))
+    d_model: int = _number(128, Range(1, 2**16))
+    n_heads: int = _number(4, Range(1, 2**16))
+    max_positions: int = _number(128, Range(4, 2**20))
+    d_hidden: int = _number(50, Range(1, 10**6))
     """Hidden units of the image MLP."""
-    embedding_noise: float = 0.0
+    embedding_noise: float = _number(0.0, SCALE_OR_0)
     """Normal noise added to token embeddings in training; 1 is their std."""
 
 

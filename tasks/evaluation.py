@@ -1,7 +1,8 @@
 """Scores of a cut or uncut model on a split, with bootstrap intervals."""
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from copy import copy
 from dataclasses import dataclass, field
 from functools import cache, partial
 from typing import Any
@@ -14,6 +15,7 @@ from circuitcut.storage.errors import UserError
 from circuitcut.storage.modes import evaluating
 from circuitcut.storage.progress import Progress
 from circuitcut.tasks.base import (
+    LANGUAGE_HEADS,
     Batch,
     Outputs,
     Predictions,
@@ -31,6 +33,8 @@ BEHAVIOURS = ("concept", "retain")
 OF_CONCEPT = "of_concept_"
 _RESAMPLES_AT_ONCE = 64
 _POSITIONS_AT_ONCE = 128
+_LOGITS_AT_ONCE = 2**26
+"""Logits of one pass: 256 MiB in float32, and as much again for their logarithms."""
 """Of KL: several tensors of their logits are in memory."""
 
 
@@ -161,7 +165,11 @@ def evaluate_cuts(
     batches = _limited(
         task.evaluation_batches(split, size=size or task.eval_batch), limit
     )
-    known, places = _by_length(_with_concept(batches) if only_concept else batches)
+    config = getattr(model, "config", None)
+    known, places = _passes(
+        _with_concept(batches) if only_concept else batches,
+        getattr(config, "vocab_size", 0) if task.head in LANGUAGE_HEADS else 0,
+    )
     if not known:
         raise UserError(f"split {split!r} of task {task.name!r} has no examples")
     counts: list[dict[str, list[Tensor]]] = [{} for _ in range(n_cuts)]
@@ -218,15 +226,50 @@ def _evaluation(
     )
 
 
-def _by_length(batches: Iterable[Batch]) -> tuple[list[Batch], list[Tensor]]:
-    """The batches in groups of like length, and the place of each example in order."""
+def _passes(
+    batches: Iterable[Batch], n_classes: int
+) -> tuple[list[Batch], list[Tensor]]:
+    """The batches in groups of like length whose logits are not too many.
+
+    Returns:
+        The groups, and the place of each group's examples in the order of the split.
+    """
     groups, places, n_before = [], [], 0
     for batch in batches:
-        for rows in by_length(batch):
-            groups.append(rows_of(batch, rows))
-            places.append(n_before + rows.nonzero().flatten())
+        counted = batch["concept"] | batch["retain"]
+        for like in by_length(batch):
+            n_logits = int(counted[like].sum()) * n_classes
+            n_parts = -(-n_logits // _LOGITS_AT_ONCE) or 1
+            for rows in like.nonzero().flatten().chunk(n_parts):
+                groups.append(rows_of(batch, rows))
+                places.append(n_before + rows)
         n_before += len(batch["cluster"])
     return groups, places
+
+
+def check_scored(task: Task, splits: Sequence[Split]) -> None:
+    """Check that the scored examples of some splits have the concept, and the rest.
+
+    Raises:
+        UserError: When `n_heldout` chose none of those that the split has.
+    """
+    if task.n_heldout is None:
+        return
+    every = copy(task)
+    every.n_heldout = None
+    for split in splits:
+        for key, what in (("concept", "with the concept"), ("retain", "to retain")):
+            if not _has(task, split, key) and _has(every, split, key):
+                raise UserError(
+                    f"--n_heldout {task.n_heldout} leaves no example {what} among "
+                    f"those of split {split!r} that are scored; give more, or leave it "
+                    "out"
+                )
+
+
+def _has(task: Task, split: Split, key: str) -> bool:
+    batches = task.evaluation_batches(split, size=task.eval_batch)
+    return any(batch[key].any() for batch in batches)
 
 
 def _with_concept(batches: Iterable[Batch]) -> Iterator[Batch]:

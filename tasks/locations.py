@@ -112,6 +112,7 @@ class LocationsTask(Task):
 
     def __init__(self, corpus: NerCorpus, tokenizer: Any, options: TaskOptions):
         self.corpus = corpus
+        self.concept = ",".join(corpus.concept_types)
         self.labels = corpus.labels
         self._tokenizer = tokenizer
         self._options = options
@@ -249,6 +250,10 @@ class LocationsTask(Task):
         """Number of sentences."""
         return len(self.corpus.splits[split])
 
+    def words_of(self, split: Split) -> list[tuple[str, ...]]:
+        """The words of every sentence."""
+        return [sentence.words for sentence in self.corpus.splits[split]]
+
     def concept_classes(
         self, batch: Batch, where: Tensor
     ) -> Int[Tensor, "position concept"]:
@@ -323,6 +328,8 @@ class LocationsTask(Task):
             "retain": labelled & ~concept,
             "weights": self._weight[targets.clamp(min=0)] * labelled,
             "real": rows.tokens.real[index, :seq],
+            "word": rows.tokens.words[index, :seq].long(),
+            "example": index,
             "cluster": rows.cluster[index],
             "unseen": rows.unseen[index],
         }
@@ -376,7 +383,7 @@ def _spans_of(
     total: Mapping[str, float], prefix: str, kinds: Sequence[str]
 ) -> tuple[float, float, float]:
     tp, fp, fn = (
-        sum(total[f"{prefix}{outcome}:{kind}"] for kind in kinds)
+        sum((total[f"{prefix}{outcome}:{kind}"] for kind in kinds), 0.0)
         for outcome in OUTCOMES
     )
     return precision_recall_f1(tp, fp, fn)

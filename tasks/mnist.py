@@ -118,6 +118,8 @@ class MnistTask(Task):
     ):
         del tokenizer, options  # images have no tokens, and `read` used the options
         self.corpus = corpus
+        names = ",".join(map(str, corpus.concept_digits))
+        self.concept = _GROUPED * corpus.is_grouped + names
         digits = torch.tensor(corpus.concept_digits)
         named = ", ".join(map(str, corpus.concept_digits))
         named = f"digit{'s' * (len(digits) > 1)} {named}"

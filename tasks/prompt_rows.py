@@ -14,6 +14,7 @@ import numpy as np
 from jaxtyping import Int
 
 from circuitcut.data.prompts.records import MASK, PromptRecord, around, places
+from circuitcut.data.prompts.splits import FEWEST
 from circuitcut.storage.errors import UserError
 from circuitcut.tasks.base import NO_TARGET
 from circuitcut.tasks.language_rows import (
@@ -26,7 +27,6 @@ from circuitcut.tasks.language_rows import (
 
 MASKED_SHARE = 0.15
 """Share of the tokens of a text that are masked for an encoder, as for BERT."""
-FEWEST_PROMPTS = 10
 PROMPT, TEXT = range(2)
 """`kind` of a row."""
 _CARRIER = "to "
@@ -120,7 +120,7 @@ def prompt_rows(records: Sequence[PromptRecord], reader: Reader) -> PromptRows:
     """Rows of the prompts whose answer is one token.
 
     Raises:
-        UserError: When fewer than `FEWEST_PROMPTS` are left, or a counterfactual prompt
+        UserError: When fewer than `FEWEST` are left, or a counterfactual prompt
             has another number of words and of tokens, or its mask elsewhere.
     """
     coded = _coded(records, reader)
@@ -145,13 +145,19 @@ def prompt_rows(records: Sequence[PromptRecord], reader: Reader) -> PromptRows:
         cluster = clusters[_group(record)]
         rows[record.text] = _row(record, found, others, cluster, reader.masked)
     found_rows = PromptRows(rows, rivals, {k: tuple(v) for k, v in left_out.items()})
-    if len(rows) < FEWEST_PROMPTS:
+    if len(rows) < FEWEST:
         raise UserError(
-            f"at least {FEWEST_PROMPTS} prompts must have an answer that is a single "
-            f"token, got {len(rows)} of {len(records)} ({found_rows.reasons()}); use "
-            "another model or other answers"
+            f"at least {FEWEST} prompts must have an answer that is a single token, "
+            f"got {len(rows)} of {len(records)} prompts; {_more(found_rows)}"
         )
     return found_rows
+
+
+def _more(rows: PromptRows) -> str:
+    """What to do where too few prompts are left."""
+    if not rows.left_out:
+        return "give more prompts"
+    return f"use another model or other answers (left out: {rows.reasons()})"
 
 
 def _group(record: PromptRecord) -> str:

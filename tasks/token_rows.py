@@ -10,7 +10,7 @@ from torch import Tensor
 
 from circuitcut.data.ner.tagged import TaggedSentence
 from circuitcut.storage.errors import UserError
-from circuitcut.tasks.base import NO_TARGET
+from circuitcut.tasks.base import NO_TARGET, NO_WORD
 
 
 @dataclass(frozen=True)
@@ -22,6 +22,9 @@ class TokenRows:
     """Label of each word at one of its pieces; `NO_TARGET` at all other pieces."""
     real: Bool[Tensor, "example seq"]
     """True at pieces of the text, which are neither padding nor special tokens."""
+    words: Int[Tensor, "example seq"]
+    """Number of the word, in its sentence, that each piece is of; `NO_WORD` at padding
+    and special tokens."""
     lengths: Int[Tensor, "example"]
 
     @classmethod
@@ -54,12 +57,14 @@ class TokenRows:
             return_special_tokens_mask=True,
         )
         label_ids = {label: index for index, label in enumerate(labels)}
-        targets = []
+        targets, words = [], []
         for row, sentence in enumerate(sentences):
             special = encoded["special_tokens_mask"][row]
             pieces = _pieces_and_words(
                 sentence, encoded["offset_mapping"][row], special
             )
+            of_piece = dict(pieces)
+            words.append([of_piece.get(i, NO_WORD) for i in range(len(special))])
             if label_piece == "first":
                 pieces.reverse()
             targets.append([NO_TARGET] * len(special))
@@ -71,6 +76,7 @@ class TokenRows:
             _padded(encoded["input_ids"], padding_id(tokenizer)),
             _padded(targets, NO_TARGET),
             special_mask == 0,
+            _padded(words, NO_WORD),
             torch.tensor([len(ids) for ids in encoded["input_ids"]]),
         )
 

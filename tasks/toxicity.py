@@ -47,6 +47,7 @@ from circuitcut.tasks.language_rows import (
 from circuitcut.tasks.settings.toxicity import DEFAULTS
 from circuitcut.tasks.toxicity_classifier import (
     Scorer,
+    check_words_recur,
     classifier_scores,
     detoxify_scorer,
     fit_classifier,
@@ -97,7 +98,10 @@ class ToxicityTask(Task):
         )
         known = {record.text for record in records}
         records += [record for record in to_retain if record.text not in known]
-        return split_texts(records, seed=options.split_seed)
+        corpus = split_texts(records, seed=options.split_seed)
+        if options.toxicity_scorer == "builtin":
+            check_words_recur([record.text for record in corpus.records["base"]])
+        return corpus
 
     def __init__(self, corpus: TextCorpus, tokenizer: Any, options: TaskOptions):
         self._corpus = corpus

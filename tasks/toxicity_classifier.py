@@ -1,5 +1,6 @@
 """A small toxicity classifier: logistic regression on TF-IDF of words and pairs."""
 
+import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -12,6 +13,8 @@ Scorer = Callable[[Sequence[str]], np.ndarray]
 """Function from texts to `(text,)` bools, True for a toxic text."""
 MAX_PER_CLASS = 10_000
 DETOXIFY_BATCH = 64
+FEWEST_TEXTS = 20
+"""Of a kind, with which words usually recur in `base`."""
 
 
 def fit_classifier(toxic: Sequence[str], other: Sequence[str]) -> Scorer:
@@ -33,6 +36,25 @@ def fit_classifier(toxic: Sequence[str], other: Sequence[str]) -> Scorer:
     )
     model.fit([*toxic, *other], [True] * len(toxic) + [False] * len(other))
     return lambda texts: np.asarray(model.predict(list(texts)), dtype=bool)
+
+
+def check_words_recur(texts: Sequence[str]) -> None:
+    """Refuse texts that leave the classifier without a feature.
+
+    Raises:
+        UserError: When no word of two letters or more occurs in two of the texts.
+    """
+    seen: set[str] = set()
+    for text in texts:
+        words = set(re.findall(r"\w\w+", text.lower()))
+        if not seen.isdisjoint(words):
+            return
+        seen |= words
+    raise UserError(
+        f"the {len(texts)} texts of split 'base' must share a word, got none that "
+        "occurs in two: the classifier of continuations learns from such words; give "
+        f"more texts, at least {FEWEST_TEXTS} toxic and {FEWEST_TEXTS} others"
+    )
 
 
 def detoxify_scorer() -> Scorer:

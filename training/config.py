@@ -3,6 +3,7 @@
 import argparse
 import logging
 import os
+import re
 import sys
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -10,15 +11,24 @@ from contextlib import contextmanager, suppress
 from dataclasses import MISSING, asdict, fields
 from pathlib import Path
 from types import NoneType
-from typing import Any, NoReturn, TypeVar, get_args, get_type_hints
+from typing import Any, NoReturn, TypedDict, TypeVar, get_args, get_type_hints
 
 from transformers.hf_argparser import HfArgumentParser
 from transformers.utils import logging as transformers_logging
 
 from circuitcut.storage.atomic import jsonable, read_object
 from circuitcut.storage.errors import UserError
+from circuitcut.storage.flag_fields import DECIDES_DEFAULTS, FREE_TEXT, OWN_METADATA
+from circuitcut.storage.flag_ranges import check_word
 from circuitcut.storage.progress import FIRST, Waiting
 from circuitcut.storage.provenance import PROVENANCE
+from circuitcut.storage.reading.typed_fields import check_entries, check_type
+from circuitcut.storage.stopping import FULL, full
+from circuitcut.training.interruption import (
+    last_words,
+    leave_on_signals,
+    stopped_by_signals,
+)
 
 T = TypeVar("T")
 PROGRAM = "circuitcut"
@@ -30,6 +40,7 @@ RESOLVED = "resolved"
 """In config.json: names of the flags whose value the program chose."""
 _log = logging.getLogger(__name__)
 _imports = Waiting("loading torch and transformers", first=FIRST)
+_at_end_of_imports: list[Callable[[], None]] = []
 _KEYS_OF_THE_RUN = ("kind", "name", "resume", RESOLVED, PROVENANCE)
 """Keys of a config.json that describe the saved run and are not read as flags."""
 
@@ -68,6 +79,7 @@ def parse_config(
     parser = _Parser(config_class, description or config_class.__doc__ or "")
     argv = sys.argv[1:] if argv is None else argv
     try:
+        parser.check_words(argv)
         saved = _saved_config(argv)
         flags = [] if saved is None else _flags_of(config_class, *saved)
         words = [word for word in argv if word not in _HELP]
@@ -75,11 +87,12 @@ def parse_config(
             flags = _flags_of(config_class, as_given(saved[0]), saved[1])
         if len(words) < len(argv):
             parser.show_chosen([*flags, *words])
+        parser.check_words(flags)
         parser.parse_args([*flags, *argv])  # refuses unknown flags by name
         parsed = parser.parse_args_into_dataclasses(
             [*flags, *argv], look_for_args_file=False
         )
-    except ValueError as error:
+    except (ValueError, OSError) as error:
         parser.error(str(error))
     return parsed[0]
 
@@ -102,6 +115,7 @@ def parse_first(module: str, config_class: type[Any], description: str | None) -
         return
     parse_config(config_class, description=description)
     _quiet_libraries()
+    _at_end_of_imports.append(leave_on_signals(Path(sys.argv[0]).name))
     _log.info("loading torch and transformers")
     _imports.start()
 
@@ -110,22 +124,27 @@ def run_script(main: Callable[[T], Any], config_class: type[T]) -> None:
     """Parse the command line and run `main`; `--help` shows the script's docstring.
 
     Raises:
-        SystemExit: With status 2 after a UserError and 130 after an interruption; both
-            print one line on stderr. Any other exception keeps its traceback.
+        SystemExit: With status 2 after a UserError or on a full disk, 130 after SIGINT
+            and 143 after SIGTERM; all print one line on stderr. Any other exception
+            keeps its traceback.
     """
     description = sys.modules[main.__module__].__doc__
     _imports.stop()
-    config = parse_config(config_class, description=description)
-    _quiet_libraries()
+    while _at_end_of_imports:
+        _at_end_of_imports.pop()()
     try:
-        main(config)
+        with stopped_by_signals():
+            config = parse_config(config_class, description=description)
+            _quiet_libraries()
+            main(config)
     except UserError as error:
         _exit(2, f"error: {error}")
+    except OSError as error:
+        if error.errno not in FULL:
+            raise
+        _exit(2, f"error: {full(error)}")
     except KeyboardInterrupt as error:
-        names = {field.name for field in fields(config_class)}  # type: ignore[arg-type]
-        resume = "if the run had begun, continue it with --resume RUN"
-        hint = str(error) or (resume if "resume" in names else "start it again")
-        _exit(130, f"interrupted: {hint}")
+        _exit(*last_words(error))
     else:  # not after an error: other processes may still wait for this one
         leave_process_group()
 
@@ -159,6 +178,36 @@ def saved_flags(config: Any) -> dict[str, Any]:
     }
 
 
+def check_saved(config_class: type, saved: Mapping[str, Any], path: Path) -> None:
+    """Check that the flags in a saved config have the types of their fields.
+
+    A flag may be null, which older runs wrote, or the word `none`. Entries that are no
+    flags are no matter of this.
+
+    Args:
+        path: Of the file, for messages.
+
+    Raises:
+        UserError: Naming the flag, what it must be, and what was found.
+    """
+    flags = {f.name for f in fields(config_class)}
+    hints = get_type_hints(config_class)
+    given = {
+        name: _in_json(hints[name])
+        for name, value in saved.items()
+        if name in flags and value not in (None, NONE)
+    }
+    check_entries(saved, given, str(path))
+
+
+def _in_json(hint: Any) -> Any:
+    """A type hint of a flag as its value stands in JSON: paths are text."""
+    parts = get_args(hint)
+    if NoneType in parts:
+        return _in_json(parts[0]) | None
+    return str if hint is Path else hint
+
+
 def has_choice_none(hint: Any) -> bool:
     """Whether the word `none` is one of the choices of a flag with this type."""
     return any(NONE in get_args(part) for part in (hint, *get_args(hint)))
@@ -171,6 +220,8 @@ def as_given(saved: Mapping[str, Any]) -> dict[str, Any]:
 
 
 _HELP = {"-h", "--help"}
+_LONG = 200
+"""Characters of a word after which an error message cuts it."""
 _FIRST, _LAST = ("data", "model", "what is cut"), "run"
 """The first headings of the help text, and the last one."""
 
@@ -207,8 +258,11 @@ class _Parser(HfArgumentParser):
         hints = get_type_hints(config_class)
         optional = [name for name in hints if NoneType in get_args(hints[name])]
         self._deciding = [
-            f.name for f in fields(config_class) if f.metadata.get("decides_defaults")
+            f.name for f in fields(config_class) if f.metadata.get(DECIDES_DEFAULTS)
         ]
+        self._free_texts = {
+            f"--{f.name}" for f in fields(config_class) if f.metadata.get(FREE_TEXT)
+        }
         self._optional = {f"--{name}" for name in optional}
         super().__init__(
             config_class,
@@ -217,6 +271,8 @@ class _Parser(HfArgumentParser):
             formatter_class=_Help,
             usage="%(prog)s [flags]",
         )
+        # argparse takes -1 for a value, but -1e-3 and -inf for flags
+        self._negative_number_matcher = re.compile(r"-(\.?[0-9]|inf|nan)", re.I)
         self.add_argument(
             "--config",
             type=Path,
@@ -224,7 +280,7 @@ class _Parser(HfArgumentParser):
         )
 
     def add_argument(self, *names: Any, **settings: Any) -> argparse.Action:
-        for key in ("has_own_default", "decides_defaults"):  # of storage.flag_fields
+        for key in OWN_METADATA:
             settings.pop(key, None)
         if settings.get("nargs") == "+":
             settings["nargs"] = "*"
@@ -248,6 +304,22 @@ class _Parser(HfArgumentParser):
         for heading in dict.fromkeys(self._headings.values()):
             self._groups[heading] = self.add_argument_group(heading)
         super()._add_dataclass_arguments(dtype)
+
+    def check_words(self, argv: Sequence[str]) -> None:
+        """Refuse words that no file name and no JSON text can hold.
+
+        Raises:
+            UserError: Naming the flag that the word belongs to.
+        """
+        name = "an argument"
+        for word in argv:
+            value = word
+            if word.startswith("--"):
+                name, _, value = word.partition("=")
+                check_word("a flag", name)
+                if "=" not in word:
+                    continue
+            check_word(name, value, free=name in self._free_texts)
 
     def show_chosen(self, argv: Sequence[str]) -> None:
         """Add the values of flags that are not given to the help texts.
@@ -296,7 +368,11 @@ class _Parser(HfArgumentParser):
     def error(self, message: str) -> NoReturn:
         if self._raises:
             raise ValueError(message)
-        self.exit(2, f"{self.prog}: error: {' '.join(message.split())}\n")
+        words = [
+            word if len(word) <= _LONG else f"{word[:_LONG]}..."
+            for word in message.split()
+        ]
+        self.exit(2, f"{self.prog}: error: {' '.join(words)}\n")
 
 
 def _shown(value: Any) -> str:
@@ -351,11 +427,20 @@ def _saved_config(argv: list[str]) -> tuple[dict[str, Any], Path] | None:
     saved = read_object(path)
     if not saved:
         raise UserError(f"{path} is empty: it must hold the flags of a run; restore it")
+    check_type(saved, _OfTheRun, str(path))
     return saved, path
+
+
+class _OfTheRun(TypedDict, total=False):
+    """Entries of a config.json that are no flags, of those that are read here."""
+
+    kind: str
+    resolved: list[str] | None
 
 
 def _flags_of(config_class: Any, saved: Mapping[str, Any], path: Path) -> list[str]:
     """The command line flags that are equivalent to a saved config."""
+    check_saved(config_class, saved, path)
     defaults = {field.name: field.default for field in fields(config_class)}
     flags: list[str] = []
     for name, value in saved.items():
@@ -369,8 +454,6 @@ def _flags_of(config_class: Any, saved: Mapping[str, Any], path: Path) -> list[s
                     f"it is from a {kind} run; this script cannot repeat or resume it"
                 )
             raise UserError(f"{path}: unknown key {name!r}; {hint}")
-        if isinstance(value, dict):
-            raise UserError(f"{path}: the value of {name!r} must not be an object")
         if isinstance(value, list):
             flags += [f"--{name}", *map(str, value)]
         elif value is not None:

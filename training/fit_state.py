@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from circuitcut.storage.checkpoints import latest_step, load_latest
 from circuitcut.storage.errors import UserError
+from circuitcut.storage.reading.typed_fields import check_type
 from circuitcut.training.fit_arguments import Ascent
 from circuitcut.training.fit_settings import FitSettings
 from circuitcut.training.schedules import learning_rate_factor
@@ -119,6 +120,9 @@ class FitState:
             )
         for kind, tensors in self._tensors.items():
             _check_shapes(kind, tensors, tree[kind], folder)
+        parameters = [*self._minimised, *self._maximised]
+        for key, entry in tree["optimiser"].items():
+            _check_moments(key, entry, parameters[int(key)], folder)
         with torch.no_grad():
             for kind, tensors in self._tensors.items():
                 for name, tensor in tensors.items():
@@ -147,6 +151,10 @@ def _check_tree(step: int, tree: Mapping[str, Any]) -> None:
     kinds = {"settings", "parameters", "maximised", "buffers", "optimiser"}
     if not kinds <= tree.keys():
         raise UserError(f"it lacks {', '.join(sorted(kinds - tree.keys()))}")
+    check_type(tree["settings"], dict[str, Any], "its settings")
+    check_type(tree["optimiser"], dict[str, Any], "its optimiser")
+    for kind in sorted(kinds - {"settings"}):
+        _check_tensors(kind, tree[kind])
     settings, entries = tree["settings"], tree["optimiser"]
     has_moments = settings.get("optimiser") != "sgd" or settings.get("momentum")
     if step and has_moments and not entries:
@@ -155,6 +163,17 @@ def _check_tree(step: int, tree: Mapping[str, Any]) -> None:
         return
     if lacking := [key for key, entry in entries.items() if entry.keys() != _MOMENTS]:
         raise UserError(f"its optimiser lacks the moments of parameter {lacking[0]}")
+
+
+def _check_tensors(kind: str, tree: Any) -> None:
+    """Refuse anything but tensors by name; of the optimiser, by parameter and name."""
+    groups = tree.values() if kind == "optimiser" else [tree]
+    for group in groups:
+        is_named = isinstance(group, Mapping)
+        if not is_named or not all(isinstance(t, Tensor) for t in group.values()):
+            raise UserError(f"its {kind} are not tensors by name")
+    if kind == "optimiser" and not all(key.isdecimal() for key in tree):
+        raise UserError("its optimiser does not number the parameters")
 
 
 def _make_optimiser(
@@ -214,6 +233,19 @@ def _check_shapes(
                 f"the checkpoint in {folder} has {kind} {name!r} of shape "
                 f"{tuple(stored.shape)} ({stored.dtype}), got {tuple(tensor.shape)} "
                 f"({tensor.dtype}); resume with the flags of the run"
+            )
+
+
+def _check_moments(
+    key: str, entry: Mapping[str, Tensor], parameter: Tensor, folder: Path
+) -> None:
+    for name, moment in entry.items():
+        shape = torch.Size() if name == "step" else parameter.shape
+        if moment.shape != shape or not moment.is_floating_point():
+            raise UserError(
+                f"the checkpoint in {folder} has the moment {name} of parameter {key} "
+                f"with shape {tuple(moment.shape)} ({moment.dtype}), expected "
+                f"{tuple(shape)}; resume with the flags of the run"
             )
 
 

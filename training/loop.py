@@ -89,7 +89,7 @@ def fit(
                 origin = {PROVENANCE: dict(checkpoints.provenance)}
                 save_state(folder, done, state.tree() | origin)
             if stopping or (done == n_steps and stop.is_set()):
-                raise interruption(done, folder)
+                raise interruption(done, folder, stop.number)
     accelerator.wait_for_everyone()
 
 

@@ -5,6 +5,12 @@ from typing import Literal
 
 from circuitcut.storage.errors import UserError
 from circuitcut.storage.flag_fields import flag
+from circuitcut.storage.flag_ranges import (
+    PROBABILITY,
+    Range,
+    check_flags,
+    check_number,
+)
 
 Convention = Literal["folded", "raw"]
 TAU = 0.5
@@ -25,24 +31,29 @@ class WeightSettings:
         "vectors centred where that is a LayerNorm, as in the published counts; raw: "
         "as stored",
     )
-    tau: float = flag(TAU, "a cosine above it, or below minus it, counts as aligned")
-    alpha: float = flag(
-        ALPHA, "share of chance cosines outside their region, beta and mismatched"
+    tau: float = flag(
+        TAU,
+        "a cosine above it, or below minus it, counts as aligned",
+        within=PROBABILITY,
     )
-    n_bins: int = flag(10, "bins of the cosines from -1 to 1, an even number")
+    alpha: float = flag(
+        ALPHA,
+        "share of chance cosines outside their region, beta and mismatched",
+        within=PROBABILITY,
+    )
+    n_bins: int = flag(
+        10, "bins of the cosines from -1 to 1, an even number", within=Range(2, 1000)
+    )
     n_pairs: int = flag(
-        20_000, "mismatched pairs of neurons drawn in every MLP, for their region"
+        20_000,
+        "mismatched pairs of neurons drawn in every MLP, for their region",
+        within=Range(100, 10**7),
     )
 
     def __post_init__(self) -> None:
-        check_tau(self.tau)
-        check_alpha(self.alpha)
-        if self.n_bins < 2 or self.n_bins % 2:
-            raise UserError(f"--n_bins must be even and positive, got {self.n_bins}")
-        if self.n_pairs < 100:
-            raise UserError(
-                f"--n_pairs must be at least 100 for quantiles, got {self.n_pairs}"
-            )
+        check_flags(self)
+        if self.n_bins % 2:
+            raise UserError(f"--n_bins must be even, got {self.n_bins}")
 
 
 def check_tau(tau: float) -> None:
@@ -51,11 +62,7 @@ def check_tau(tau: float) -> None:
     Raises:
         UserError: When it is not between 0 and 1.
     """
-    if not 0 < tau < 1:
-        raise UserError(
-            f"--tau must lie between 0 and 1, both excluded, got {tau}; the published "
-            "classes have 0.5"
-        )
+    check_number("--tau", tau, PROBABILITY)
 
 
 def check_alpha(alpha: float) -> None:
@@ -64,5 +71,4 @@ def check_alpha(alpha: float) -> None:
     Raises:
         UserError: When it is not between 0 and 1.
     """
-    if not 0 < alpha < 1:
-        raise UserError(f"--alpha must lie between 0 and 1, both excluded, got {alpha}")
+    check_number("--alpha", alpha, PROBABILITY)

@@ -5,16 +5,15 @@ axes, then the size of each axis as a 32-bit integer) and the values, row by row
 Format: http://yann.lecun.com/exdb/mnist/.
 """
 
-import gzip
 import math
 import struct
-import zlib
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from circuitcut.storage.errors import UserError
+from circuitcut.storage.reading.files import read_bytes
 
 PARTS = ("train", "t10k")
 _UNSIGNED_BYTE = 8
@@ -27,7 +26,7 @@ def read_idx(path: Path, *, n_axes: int) -> Tensor:
         UserError: When the file cannot be read, is not IDX of unsigned bytes, has
             another number of axes, or its size differs from the one in its header.
     """
-    content = _content(path)
+    content = read_bytes(path)
     length = 4 + 4 * n_axes
     if len(content) < length:
         raise UserError(
@@ -89,17 +88,3 @@ def _find(folder: Path, part: str, ending: str) -> Path:
         f"{folder} has no file {name} or {name}.gz; an MNIST folder holds images and "
         f"labels of both {' and '.join(PARTS)}"
     )
-
-
-def _content(path: Path) -> bytes:
-    try:
-        if path.suffix == ".gz":
-            with gzip.open(path, "rb") as file:
-                return file.read()
-        return path.read_bytes()
-    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-        raise UserError(
-            f"{path}: truncated or not gzip ({error}); download it again"
-        ) from error
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror})") from error

@@ -10,11 +10,16 @@ from circuitcut.data.ioi.records import IoiCorpus, IoiRecord
 from circuitcut.data.ioi.words import NAMES
 from circuitcut.data.tables import TableRow
 from circuitcut.storage.errors import UserError
+from circuitcut.storage.reading.typed_fields import shown, shown_names
 
 HELD_OUT_NAME_SHARE = 0.2
 SPLIT_SHARES = {"mask": 0.5, "tune": 0.15, "relearn": 0.25, "heldout": 0.1}
+FEWEST = 10
+"""Prompts, each with names of its own, that fill four splits."""
 N_BASE = 10_000
 N_PLAIN = 400
+MOST_CHARACTERS = 20_000
+"""Of one prompt; no model here has room for more."""
 
 
 def prompt_records(
@@ -34,9 +39,17 @@ def _record(
     values, where = row.values, row.where
     column = prompt_column or _first_of(row, "prompt", "clean")
     text = _string(row, column).rstrip()
+    if len(text) > MOST_CHARACTERS:
+        raise UserError(
+            f"{where}: a prompt must have at most {MOST_CHARACTERS:,} characters, got "
+            f"{len(text):,}"
+        )
     metadata = values.get("metadata")
     details: Mapping[str, Any] = metadata if isinstance(metadata, Mapping) else {}
-    subject = str(values.get("subject") or details.get("subject") or "").strip()
+    subject = values.get("subject") or details.get("subject") or ""
+    if not isinstance(subject, str):
+        raise UserError(f"{where}: subject must be text, got {shown(subject)}")
+    subject = subject.strip()
     if answer_column or "answer" in values:
         io = _string(row, answer_column or "answer").strip()
     elif "choices" in values:
@@ -57,7 +70,7 @@ def _first_of(row: TableRow, *names: str) -> str:
             return name
     raise UserError(
         f"{row.where}: a row must have a column {' or '.join(names)}, "
-        f"got {', '.join(map(str, row.values))}; name it with --text_column"
+        f"got {shown_names(row.values)}; name it with --text_column"
     )
 
 
@@ -76,11 +89,15 @@ def choice_of(row: TableRow) -> str:
     """
     choices, key = row.values["choices"], row.values.get("answerKey")
     if (
-        not isinstance(choices, Sequence)
-        or not isinstance(key, int)
+        not isinstance(choices, list)
+        or type(key) is not int
         or not 0 <= key < len(choices)
+        or not isinstance(choices[key], str)
     ):
-        raise UserError(f"{row.where}: answerKey must be an index into choices")
+        raise UserError(
+            f"{row.where}: answerKey must be an index into choices, a list of texts, "
+            f"got {shown(key)}"
+        )
     return str(choices[key]).strip()
 
 
@@ -159,7 +176,7 @@ def split_prompts(records: Sequence[IoiRecord], *, seed: int) -> IoiCorpus:
         if not prompts:
             raise UserError(
                 f"split {split!r} of the prompts is empty: {len(records)} prompts with "
-                f"{len(names)} names are too few; give more prompts"
+                f"{len(names)} names are too few; give at least {FEWEST}"
             )
     return IoiCorpus(_with_plain_texts(splits, known, sorted(held_out), seed), held_out)
 

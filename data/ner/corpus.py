@@ -18,6 +18,8 @@ from circuitcut.storage.errors import UserError
 
 LOCATION_TYPES = ("loc", "location", "locations", "gpe", "place", "geo-loc", "geo")
 """Names of location types in data sets; the first one in the data is the concept."""
+FEWEST = 10
+"""Sentences of the concept that usually reach all five splits."""
 
 
 @dataclass(frozen=True)
@@ -100,9 +102,11 @@ def split_corpus(
     corpus = NerCorpus(splits, concept_types)
     for split, members in splits.items():
         if not any(map(corpus.has_concept, members)):
+            n_with = sum(map(corpus.has_concept, sentences))
             raise UserError(
                 f"split {split!r} ({len(members)} sentences) holds no entity of type "
-                f"{', '.join(concept_types)}; give more data or another --split_seed"
+                f"{', '.join(concept_types)}, of the {n_with} in the data; give more "
+                f"(about {FEWEST}), or another --split_seed"
             )
     return corpus
 

@@ -1,6 +1,5 @@
 """Tagged sentences from local files: CoNLL columns, JSON, a token and a label file."""
 
-import gzip
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,6 +8,7 @@ from circuitcut.data.ner.tables import is_tagged_table, table_sentences
 from circuitcut.data.ner.tagged import TaggedSentence, normalised
 from circuitcut.data.splits import SOURCES, Source
 from circuitcut.storage.errors import UserError
+from circuitcut.storage.reading.files import files_in, lines_of, read_text
 
 DOCUMENT_START = "-DOCSTART-"
 SUFFIXES = (".conll", ".bio", ".iob", ".iob2", ".tsv", ".txt", ".json", ".jsonl")
@@ -61,9 +61,9 @@ def read_tagged(
             return list(table_sentences(file, text_column, label_column))
         return list(_conll(file))
 
-    if path.is_file():
+    if not path.is_dir():
         return _collected([(path, sentences(path))])
-    files = sorted(file for file in path.iterdir() if _is_tagged_text(file))
+    files = [file for file in files_in(path) if _is_tagged_text(file)]
     if not files:
         raise UserError(
             f"--data folder {path} holds no file ending in {', '.join(SUFFIXES)}"
@@ -111,7 +111,7 @@ def _conll(file: Path) -> Iterator[_Lines]:
     words: list[str] = []
     tags: list[str] = []
     document, n_columns = 0, 0
-    for number, line in enumerate([*read_lines(file), ""], start=1):
+    for number, line in enumerate([*lines_of(read_text(file)), ""], start=1):
         columns = line.rstrip().split("\t") if "\t" in line else line.split()
         starts_document = bool(columns) and columns[0].startswith(DOCUMENT_START)
         if not line.strip() or starts_document:
@@ -135,7 +135,8 @@ def _conll(file: Path) -> Iterator[_Lines]:
 
 def _pairs(tokens_file: Path, labels_file: Path) -> Iterator[_Lines]:
     """Sentence i: its words are line i of one file, its labels line i of the other."""
-    tokens, labels = read_lines(tokens_file), read_lines(labels_file)
+    tokens = lines_of(read_text(tokens_file))
+    labels = lines_of(read_text(labels_file))
     if len(tokens) != len(labels):
         raise UserError(
             f"{tokens_file} has {len(tokens)} lines but {labels_file} has "
@@ -152,23 +153,3 @@ def _pairs(tokens_file: Path, labels_file: Path) -> Iterator[_Lines]:
             )
         if words:
             yield words, tags, 0
-
-
-def read_lines(file: Path) -> list[str]:
-    """Lines of a UTF-8 text file, gzipped or not, without line ends.
-
-    Raises:
-        UserError: When the file is missing, unreadable or not UTF-8.
-    """
-    try:
-        data = file.read_bytes()
-        text = (gzip.decompress(data) if file.suffix == ".gz" else data).decode(
-            "utf-8-sig"
-        )
-    except UnicodeDecodeError as error:
-        line = error.object[: error.start].count(b"\n") + 1
-        raise UserError(f"{file}:{line}: not UTF-8; convert the file first") from error
-    except (OSError, EOFError) as error:
-        raise UserError(f"cannot read {file}: {error}") from error
-    lines = text.replace("\r\n", "\n").split("\n")
-    return lines[:-1] if lines[-1] == "" else lines

@@ -6,6 +6,7 @@ from typing import Any
 
 from circuitcut.data.tables import TableRow, read_table, table_format
 from circuitcut.storage.errors import UserError
+from circuitcut.storage.reading.typed_fields import shown_names
 
 TABLES = ("json", "jsonl")
 TOKEN_COLUMNS = ("tokens", "words", "token")
@@ -47,7 +48,7 @@ def _texts(
     if column is None:
         raise UserError(
             f"{row.where}: {flag} must name a column of this row, got "
-            f"{name or 'none'}; the row has {', '.join(row.values)}"
+            f"{name or 'none'}; the row has {shown_names(row.values)}"
         )
     values: Any = row.values[column]
     if not isinstance(values, list) or not all(isinstance(v, str) for v in values):

@@ -1,6 +1,5 @@
 """Prompts with answers from tables, under the usual names of their columns."""
 
-import json
 import logging
 import random
 import re
@@ -8,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from circuitcut.data.ioi.files import choice_of, names_of
+from circuitcut.data.ioi.files import MOST_CHARACTERS, choice_of, names_of
 from circuitcut.data.prompts.records import (
     COLUMNS,
     MASK,
@@ -19,6 +18,8 @@ from circuitcut.data.prompts.records import (
 from circuitcut.data.tables import TableRow
 from circuitcut.data.text.records import TextRecord
 from circuitcut.storage.errors import UserError
+from circuitcut.storage.reading.strict_json import JsonProblem, parse_json
+from circuitcut.storage.reading.typed_fields import shown, shown_names
 
 MOST_RIVALS = 100
 """Rivals of one prompt that are taken from other rows."""
@@ -87,6 +88,11 @@ def prompt_records(
 def _record(row: TableRow, columns: _Columns) -> PromptRecord:
     column = columns.of(row, "prompt") or _missing(row, columns, "prompt")
     prompt = _with_one_mask(_string(row, column).strip(), row)
+    if len(prompt) > MOST_CHARACTERS:
+        raise UserError(
+            f"{row.where}: a prompt must have at most {MOST_CHARACTERS:,} characters, "
+            f"got {len(prompt):,}"
+        )
     answer, rivals = _answer(row, columns, prompt)
     continues = answer.startswith(_CONTINUES)
     if continues and MASK in prompt:
@@ -140,12 +146,12 @@ def _rivals(row: TableRow, columns: _Columns, answer: str) -> tuple[str, ...]:
         return ()
     if isinstance(value, str):
         value = _listed(value)
-    if not isinstance(value, Sequence) or not all(
-        isinstance(rival, str | int | float) for rival in value
+    if not isinstance(value, list) or not all(
+        type(rival) in (str, int, float) for rival in value
     ):
         raise UserError(
             f"{row.where}: column {columns.of(row, 'rivals')!r} must hold texts, got "
-            f"{value!r}"
+            f"{shown(value)}"
         )
     names = dict.fromkeys(str(rival).strip() for rival in value)
     rivals = tuple(name for name in names if name and name != answer)
@@ -161,8 +167,8 @@ def _listed(text: str) -> Any:
     """A cell as a list: JSON, or separated by `|` or, without one, by commas."""
     if text.lstrip().startswith("["):
         try:
-            return json.loads(text)
-        except json.JSONDecodeError:
+            return parse_json(text)
+        except JsonProblem:
             return None
     return text.split("|" if "|" in text else ",")
 
@@ -234,14 +240,16 @@ def _string(row: TableRow, column: str) -> str:
     if isinstance(value, int | float) and not isinstance(value, bool):
         value = str(value)
     if not isinstance(value, str) or not value.strip():
-        raise UserError(f"{row.where}: column {column!r} must hold text, got {value!r}")
+        raise UserError(
+            f"{row.where}: column {column!r} must hold text, got {shown(value)}"
+        )
     return value
 
 
 def _missing(row: TableRow, columns: _Columns, column: Column) -> str:
     given = columns.prompt if column == "prompt" else columns.answer
     flag = "--text_column" if column == "prompt" else "--label_column"
-    names = ", ".join(map(str, row.values))
+    names = shown_names(row.values)
     if given is not None:
         raise UserError(f"{row.where}: {flag} {given!r} must be a column, got {names}")
     raise UserError(

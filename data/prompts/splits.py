@@ -7,6 +7,8 @@ from dataclasses import replace
 from circuitcut.data.prompts.records import PromptRecord, PromptsCorpus
 from circuitcut.storage.errors import UserError
 
+FEWEST = 10
+"""Prompts below which no split says anything."""
 SPLIT_SHARES = {"mask": 0.4, "heldout": 0.2, "tune": 0.15, "relearn": 0.25}
 """Share of the prompts in each split; they are filled in this order."""
 
@@ -27,7 +29,8 @@ def split_prompts(prompts: Sequence[PromptRecord], *, seed: int) -> PromptsCorpu
     if len(groups) < len(SPLIT_SHARES):
         raise UserError(
             f"the prompts must fill {len(SPLIT_SHARES)} splits, got {len(prompts)} "
-            f"prompts in {len(groups)} groups; give more prompts, or smaller groups"
+            f"prompts in {len(groups)} groups; give at least {FEWEST} prompts in "
+            f"{len(SPLIT_SHARES)} groups"
         )
     splits = _filled(sorted(groups.values(), key=lambda g: _digest(g[0], seed)))
     seen = {p.answer for name in ("mask", "tune", "relearn") for p in splits[name]}

@@ -1,6 +1,5 @@
 """Toxic and neutral texts from user files: labelled tables, and plain retain text."""
 
-import json
 import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -12,13 +11,15 @@ from circuitcut.data.tables import (
     TableRow,
     read_hub_table,
     read_table,
-    read_text,
     suffix_of,
     table_format,
 )
 from circuitcut.data.text.cleaning import clean, clean_with_spans
 from circuitcut.data.text.records import TextRecord
 from circuitcut.storage.errors import UserError
+from circuitcut.storage.reading.files import files_in, lines_of, read_text
+from circuitcut.storage.reading.strict_json import JsonProblem, parse_json
+from circuitcut.storage.reading.typed_fields import shown_names
 
 _TEXT_NAMES = "text tweet comment_text comment content sentence post body message"
 TEXT_COLUMNS = (*_TEXT_NAMES.split(), "test_case")
@@ -38,7 +39,6 @@ _NEUTRAL_NAMES = frozenset(
     ]
 )
 _TEXT_SUFFIXES = (".txt", ".text", ".tokens", ".raw", "")
-_HEADING = re.compile(r"^\s*(= )+.*( =)+\s*$")
 _TITLE = re.compile(r"^\s*= [^=]")
 CHUNK_WORDS = 80
 TOXIC_FROM = 0.5
@@ -76,7 +76,7 @@ def read_rows(
 def _files_of(path: Path) -> list[Path]:
     if not path.is_dir():
         return [path]
-    files = sorted(file for file in path.iterdir() if file.is_file())
+    files = [file for file in files_in(path) if file.is_file()]
     tables = [file for file in files if table_format(file)]
     texts = [file for file in files if suffix_of(file) in _TEXT_SUFFIXES[:-1]]
     if not tables and not texts:
@@ -90,8 +90,8 @@ def _files_of(path: Path) -> list[Path]:
 def _plain_rows(path: Path) -> Iterable[TableRow]:
     """Lines in pieces of at most 80 words; a WikiText heading starts a document."""
     document = ""
-    for number, line in enumerate(read_text(path).splitlines(), start=1):
-        if _HEADING.match(line):
+    for number, line in enumerate(lines_of(read_text(path)), start=1):
+        if _is_heading(line):
             if _TITLE.match(line):
                 document = f"{path.name} {number}"
             continue
@@ -100,6 +100,12 @@ def _plain_rows(path: Path) -> Iterable[TableRow]:
             text = " ".join(words[first : first + CHUNK_WORDS])
             values = {"text": text, "document": document or f"{path.name} {number}"}
             yield TableRow(f"{path}, line {number}", values)
+
+
+def _is_heading(line: str) -> bool:
+    """Whether a line has the form `= Title =` or `= = Section = =`."""
+    line = line.strip()
+    return len(line) > 3 and line.startswith("= ") and line.endswith(" =")
 
 
 def labelled_texts(
@@ -123,6 +129,8 @@ def labelled_texts(
         UserError: When a column or label is missing or its value is not understood. The
             message never contains a text.
     """
+    if not rows:
+        raise UserError("--data must hold at least one text, got none")
     text_column = _column(rows, text_column, TEXT_COLUMNS, "text_column")
     has_spans = SPANS_COLUMN in rows[0].values and label_column is None
     known = [name for name in LABEL_COLUMNS if name in rows[0].values]
@@ -149,15 +157,24 @@ def read_retained(data: str, text_column: str | None) -> list[TextRecord]:
     """Texts of the file, folder or hub data set that `--retain_data` names.
 
     Raises:
-        UserError: When it cannot be read or has no column of text.
+        UserError: When it cannot be read, or has no column of text or no text in it.
     """
-    return retained_texts(read_rows(data, "auto", None, None), text_column)
+    rows = read_rows(data, "auto", None, None)
+    texts = retained_texts(rows, text_column) if rows else []
+    if not texts:
+        raise UserError(
+            f"--retain_data {data} holds no text; give at least 10 texts, or leave it "
+            "out"
+        )
+    return texts
 
 
 def retained_texts(
     rows: Sequence[TableRow], text_column: str | None
 ) -> list[TextRecord]:
     """All texts of the rows as further text to retain."""
+    if not rows:
+        return []
     if text_column is not None and text_column not in rows[0].values:
         text_column = None
     column = _column(rows, text_column, TEXT_COLUMNS, "text_column")
@@ -189,13 +206,13 @@ def _record(
 
 
 def _offsets(row: TableRow, n_characters: int) -> list[int]:
-    value = row.values[SPANS_COLUMN]
+    value = row.values.get(SPANS_COLUMN)
     try:
-        offsets = json.loads(value) if isinstance(value, str) else value
-    except json.JSONDecodeError:
+        offsets = parse_json(value) if isinstance(value, str) else value
+    except JsonProblem:
         offsets = None
-    if not isinstance(offsets, Sequence) or not all(
-        isinstance(offset, int) and 0 <= offset < n_characters for offset in offsets
+    if not isinstance(offsets, list) or not all(
+        type(offset) is int and 0 <= offset < n_characters for offset in offsets
     ):
         raise UserError(
             f"{row.where}: column 'spans' must hold a list of character offsets into "
@@ -217,7 +234,7 @@ def _column(
     got = "none of the usual names" if name is None else repr(name)
     raise UserError(
         f"--{option} must name a column of {rows[0].where.split(',')[0]} "
-        f"({', '.join(map(str, columns))}), got {got}"
+        f"({shown_names(columns)}), got {got}"
     )
 
 
@@ -239,7 +256,7 @@ def _toxic_flags(
             raise UserError(
                 f"--concept_values must occur in column {column!r}, got "
                 f"{', '.join(missing)}; the column holds "
-                f"{', '.join(sorted(set(values))[:10])}"
+                f"{shown_names(sorted(set(values)), 10)}"
             )
         return [value in toxic_values for value in values]
     if column == "class" and rows[0].values.keys() >= _VOTE_COLUMNS:

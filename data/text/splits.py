@@ -14,6 +14,8 @@ SPLIT_SHARES = {
     "relearn": (0.12, 2000),
     "mask": (0.2, 4000),
 }
+FEWEST = 6
+"""Texts of a kind that fill five splits, each a document of its own."""
 SPLITS = ("base", "mask", "tune", "relearn", "heldout")
 RUN_WORDS = 5
 
@@ -36,7 +38,8 @@ def split_texts(records: Sequence[TextRecord], *, seed: int) -> TextCorpus:
                 n = sum((record.kind == "toxic") == toxic for record in records)
                 raise UserError(
                     f"the data must hold {name} for five splits, got {n} of them and "
-                    f"none for {split!r}; give more data, or --retain_data"
+                    f"none for {split!r}; give at least {FEWEST} of each, or "
+                    "--retain_data"
                 )
     heldout = by_split.pop("heldout")
     rest = [record for texts in by_split.values() for record in texts]

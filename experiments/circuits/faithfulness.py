@@ -66,7 +66,7 @@ def rankings(
     """
     ranked: Rankings = {}
     for path, mask in learned.items():
-        gate = str(mask.provenance["gate"])
+        gate = str(mask.provenance.get("gate") or "learned")
         number = sum(method == gate for method, *_ in ranked)
         ranked[gate, number, "signed"] = ranking_of_run(path, mask)
     for method in rankers.methods:

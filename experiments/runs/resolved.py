@@ -31,6 +31,7 @@ def resolved(experiment: Experiment, config: TaskConfig, **values: Any) -> Exper
     """
     changes: dict[str, Any] = {
         "model": config.model_name,
+        "concept": config.concept or experiment.task.concept,
         "n_heldout": experiment.task.n_heldout,
         "revision": _revision(experiment),
     }

@@ -52,33 +52,11 @@ class _WriterGradients:
         head_rows.flatten(1).addr_(head_gates, d_mlp_read)
 
     def add_layer(self, d_reads: Tensor, tokens: slice) -> None:
-        """Nothing: `add_reads` adds them."""
+        """Nothing: they are added writer by writer, to `rows_of`."""
 
-    def add_reads(
-        self,
-        gates: Tensor,
-        d_reads: Tensor,
-        writers: slice,
-        tokens: slice,
-        gated_rows: Tensor | None,
-        *,
-        is_first: bool,
-    ) -> Tensor | None:
-        """D[w] += sum_r g[r, w] dL/dread[r] of some writers w.
-
-        Args:
-            gates: g[r, w] of these writers, (reader, writer).
-            d_reads: dL/dread of a tile of tokens, (reader, tile, d_model).
-            writers: Which ones.
-            tokens: The tile.
-            gated_rows: y of these writers and the tile, (writer, tile, d_model).
-            is_first: Nothing has been added to their rows yet.
-
-        Returns:
-            The tile's part of dL/dg, (reader, writer); None without `gated_rows`.
-        """
-        rows = self.rows[writers, tokens]
-        return through_reads(d_reads, gates, gated_rows, rows, add=not is_first)
+    def rows_of(self, writers: slice, tokens: slice) -> Tensor:
+        """D[w, t] of some writers and a tile, (writer, tile, d_model), to add to."""
+        return self.rows[writers, tokens]
 
     def release(self) -> None:
         """Give the rows' buffer back, once nothing reads it any more."""
@@ -110,19 +88,8 @@ class _SharedGradient:
         n_new = self.graph.n_attention_readers + self.graph.parallel
         self.total[tokens] += d_reads[:n_new].sum(0)
 
-    def add_reads(
-        self,
-        gates: Tensor,
-        d_reads: Tensor,
-        writers: slice,
-        tokens: slice,
-        gated_rows: Tensor | None,
-        *,
-        is_first: bool,
-    ) -> Tensor | None:
-        """dL/dg alone: `add_layer` adds to D."""
-        del writers, tokens, is_first
-        return through_reads(d_reads, gates, gated_rows, None)
+    def rows_of(self, writers: slice, tokens: slice) -> None:
+        """Nothing to add to: `add_layer` adds to D."""
 
     def release(self) -> None:
         """No buffer to give back."""
@@ -278,9 +245,8 @@ class Backward:
         gated_rows = None
         if self.d_keep is not None:
             gated_rows = self.gated_rows[writers, tokens]
-        of_tile = self.running.add_reads(
-            gates, d_reads, writers, tokens, gated_rows, is_first=is_first
-        )
+        d_rows = self.running.rows_of(writers, tokens)
+        of_tile = through_reads(d_reads, gates, gated_rows, d_rows, add=not is_first)
         if of_tile is not None:
             d_gates += of_tile
 

@@ -6,15 +6,15 @@ Here d[w, t] is h[w, t] - a[w, t] carried through every norm since it was writte
 the norm's own statistics. Only writers with a closed edge are carried, so a mask that
 breaks something costs little more than the plain model. Autograd goes through it, and
 keeps a copy of what is carried for every norm: so weights are trained under a held
-mask. Gates are held here: one at 1 gets a gradient only where its writer and its reader
-have a closed edge. Derivation: docs/edge_engine.md, section 9.
+mask. Where gates are trained too, all writers are carried, for a gate at 1 has a
+gradient like any other. Derivation: docs/edge_engine.md, section 9.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from circuitcut.masks.edges.attention import attend
@@ -33,7 +33,7 @@ class _Differences:
     """d[w, t] of the writers with closed edges, at the current place of the stream."""
 
     numbers: list[int]
-    """Writers that have a closed edge, in the graph's order."""
+    """Writers that have a closed edge or a trained one, in the graph's order."""
     rows: list[Float[Tensor, "token d_model"]] = field(default_factory=list)
     """Of those that have written so far."""
 
@@ -63,7 +63,7 @@ def run_beside(
     model, graph = run.model, run.model.graph
     closed = 1 - keep.to(stream)
     live = stream.reshape(-1, model.d_model)  # (token, d_model)
-    differences = _Differences(writers_of(graph, closed != 0))
+    differences = _Differences(writers_of(graph, _counts(closed)))
     if 0 in differences.numbers:
         differences.append(run, [live])
     assert model.parts.norms_on_stream is not None
@@ -95,6 +95,11 @@ def run_beside(
     return (live if removed is None else live - removed[0]).view_as(stream)
 
 
+def _counts(closed: Tensor) -> Bool[Tensor, "*edge"]:
+    """Edges that take something out of a read, or whose gates get a gradient."""
+    return (closed != 0) | closed.requires_grad
+
+
 def _written(folded: FoldedLayer, by_head: Tensor, head: int) -> Tensor:
     """h[n] = o[n] O[n] + k[n] of a head: (token, head, d_head) to (token, d_model)."""
     written = by_head[:, head] @ folded.write[head]
@@ -116,7 +121,7 @@ def _projected(
     together = folded.read.transpose(0, 1).reshape(live.shape[1], -1)
     plain = (live @ together).view(len(live), n_readers, width).transpose(0, 1)
     plain = plain + folded.read_bias
-    readers = (closed != 0).any(1).nonzero()[:, 0]
+    readers = _counts(closed).any(1).nonzero()[:, 0]
     removed = differences.removed_from(closed[readers]) if len(readers) else None
     if removed is None:
         return plain

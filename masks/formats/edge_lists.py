@@ -12,7 +12,7 @@ import re
 from collections.abc import Mapping
 from itertools import compress
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import torch
 from jaxtyping import Bool, Float
@@ -22,6 +22,7 @@ from circuitcut.models.residual.connected_edges import connected
 from circuitcut.models.residual.graph import ResidualGraph
 from circuitcut.storage.atomic import read_json, write_text
 from circuitcut.storage.errors import UserError
+from circuitcut.storage.reading.typed_fields import check_type, shown
 
 _EDGE_PRUNING = {
     "input": "tok_embeds",
@@ -86,6 +87,7 @@ def read_graph_json(
             f"{path} is no EAP-IG graph: it must hold an object with cfg, nodes and "
             "edges"
         )
+    check_type(content, _GraphFile, str(path))
     _check_cfg(path, content["cfg"], _cfg(graph, d_model))
     _check_neurons(path, content["nodes"])
     edges = content["edges"]
@@ -93,6 +95,17 @@ def read_graph_json(
     kept = _column(path, graph, edges, "in_graph")
     scores = _column(path, graph, edges, "score")
     return None if kept is None else binary(path, graph, kept), scores
+
+
+class _Edge(TypedDict, total=False):
+    in_graph: bool | float | None
+    score: float | None
+
+
+class _GraphFile(TypedDict):
+    cfg: dict[str, Any]
+    nodes: dict[str, Any]
+    edges: dict[str, _Edge]
 
 
 def kept_edges(graph: ResidualGraph, kept: Bool[Tensor, "edge"]) -> list[list[str]]:
@@ -128,7 +141,7 @@ def read_kept_edges(path: Path, graph: ResidualGraph) -> Bool[Tensor, "edge"]:
     if unknown:
         raise UserError(
             f"{path} names {len(unknown)} edges that this model does not have, first "
-            f"{unknown[0][0]} to {unknown[0][1]}"
+            f"{shown(unknown[0][0])} to {shown(unknown[0][1])}"
         )
     kept[[place[tuple(pair)] for pair in pairs]] = True
     return kept
@@ -145,14 +158,7 @@ def read_edge_values(path: Path, graph: ResidualGraph) -> Float[Tensor, "edge"]:
     if not isinstance(values, dict):
         raise UserError(f'{path} must hold an object like {{"a0.h1->m3": 1}}')
     _check_names(path, graph, values)
-    wrong = [
-        name for name, value in values.items() if not isinstance(value, int | float)
-    ]
-    if wrong:
-        raise UserError(
-            f"{path} must give every edge a number, got {values[wrong[0]]!r} at "
-            f"{wrong[0]}"
-        )
+    check_type(values, dict[str, float | bool], str(path))
     return torch.tensor([float(values[name]) for name in graph.edges()])
 
 
@@ -197,10 +203,11 @@ def _cfg(graph: ResidualGraph, d_model: int) -> dict[str, int | bool]:
     }
 
 
-def _check_cfg(path: Path, content: Any, expected: Mapping[str, int | bool]) -> None:
-    cfg = content if isinstance(content, dict) else {}
+def _check_cfg(
+    path: Path, cfg: Mapping[str, Any], expected: Mapping[str, int | bool]
+) -> None:
     differences = [
-        f"{key} {cfg[key]} against {value} here"
+        f"{key} {shown(cfg[key])} against {value} here"
         for key, value in expected.items()
         if key in cfg and cfg[key] != value
     ]
@@ -211,9 +218,11 @@ def _check_cfg(path: Path, content: Any, expected: Mapping[str, int | bool]) -> 
         )
 
 
-def _check_neurons(path: Path, nodes: Any) -> None:
-    for name, entry in nodes.items() if isinstance(nodes, dict) else ():
-        if isinstance(entry, dict) and not all(entry.get("neurons") or [True]):
+def _check_neurons(path: Path, nodes: Mapping[str, Any]) -> None:
+    for name, entry in nodes.items():
+        neurons = entry.get("neurons") if isinstance(entry, dict) else None
+        check_type(neurons, list[bool | float] | None, f"{path}: neurons of {name}")
+        if not all(neurons or [True]):
             raise UserError(
                 f"{path} leaves single dimensions of what {name} writes out of the "
                 "graph (neurons), but a mask on edges has whole edges only; use a "
@@ -221,13 +230,12 @@ def _check_neurons(path: Path, nodes: Any) -> None:
             )
 
 
-def _check_names(path: Path, graph: ResidualGraph, edges: Any) -> None:
+def _check_names(path: Path, graph: ResidualGraph, entries: Mapping[str, Any]) -> None:
     names = list(graph.edges())
-    entries = edges if isinstance(edges, Mapping) else {}
     known = set(names)
     unknown = [name for name in entries if name not in known]
     missing = [name for name in names if name not in entries]
-    problems = [f"{len(unknown)} unknown, first {unknown[0]}"] if unknown else []
+    problems = [f"{len(unknown)} unknown, first {shown(unknown[0])}"] if unknown else []
     problems += [f"{len(missing)} missing, first {missing[0]}"] if missing else []
     if problems:
         raise UserError(
@@ -240,8 +248,7 @@ def _column(
     path: Path, graph: ResidualGraph, edges: Mapping[str, Any], key: str
 ) -> Float[Tensor, "edge"] | None:
     """The entry `key` of all edges as numbers; None if no edge has it."""
-    entries = [edges[name] for name in graph.edges()]
-    values = [e.get(key) if isinstance(e, dict) else None for e in entries]
+    values = [edges[name].get(key) for name in graph.edges()]
     if all(value is None for value in values):
         return None
     wrong = [i for i, v in enumerate(values) if not isinstance(v, int | float)]

@@ -12,6 +12,8 @@ is unpickled.
 * `disco_gp`: the mask logits, (writer, head), above 0 keeps.
 """
 
+import io
+import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,6 +34,8 @@ from circuitcut.masks.formats.edge_matrices import (
 from circuitcut.models.residual.graph import ResidualGraph
 from circuitcut.storage.atomic import read_tensors, write_tensors
 from circuitcut.storage.errors import UserError
+from circuitcut.storage.reading.files import MOST_BYTES, read_bytes
+from circuitcut.storage.reading.typed_fields import shown
 
 
 @dataclass(frozen=True)
@@ -137,6 +141,11 @@ def load_tensors(path: Path) -> dict[str, Float[Tensor, "..."]]:
             f"{path} must be a .safetensors or .npz file, because other files of "
             "tensors may hold code; docs/formats.md shows how to save one"
         )
+    for key, value in tensors.items():
+        if value.is_complex() or not value.isfinite().all():
+            raise UserError(
+                f"{path} must hold real, finite numbers; {shown(key)} has others"
+            )
     return {key: value.float() for key, value in tensors.items()}
 
 
@@ -277,11 +286,22 @@ def _some(names: list[str]) -> str:
 
 
 def _arrays(path: Path) -> dict[str, Tensor]:
+    raw = io.BytesIO(read_bytes(path))
     try:
-        with np.load(path, allow_pickle=False) as arrays:
+        with zipfile.ZipFile(raw) as file:
+            size = sum(entry.file_size for entry in file.infolist())
+        if size > MOST_BYTES:
+            raise UserError(
+                f"{path} holds more than {MOST_BYTES // 2**20:,} MiB when "
+                "decompressed, the most that is read"
+            )
+        raw.seek(0)
+        with np.load(raw, allow_pickle=False) as arrays:
             return {key: torch.from_numpy(arrays[key]) for key in arrays.files}
-    except (OSError, ValueError, TypeError, EOFError) as error:
-        reason = getattr(error, "strerror", None) or str(error)
+    except UserError:
+        raise
+    except Exception as error:  # zipfile and numpy raise whatever the bytes lead to
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
         raise UserError(
             f"cannot read {path}: {reason}; write the file with numpy.savez from "
             "arrays of numbers"

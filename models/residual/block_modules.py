@@ -3,7 +3,7 @@
 Decoders have norms before their readers, encoders have norms on the stream itself.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -198,6 +198,34 @@ def graph_of(
         position,
         value_bias,
     )
+
+
+def check_modules(
+    blocks: Sequence[nn.Module], parts: BlockParts, model_type: str
+) -> None:
+    """Refuse blocks without a module that reads or writes the residual stream.
+
+    Raises:
+        UserError: Naming the first module that is missing.
+    """
+    names = [parts.attention, parts.output, *parts.mlp]
+    names += [f"{parts.attention}.{name}" for name in parts.projections]
+    norms = (
+        parts.norm_in,
+        parts.norm_mlp,
+        parts.norm_attention,
+        parts.norm_written,
+        *(parts.norms_on_stream or ()),
+    )
+    names += [norm for norm in norms if norm is not None]
+    for layer, block in enumerate(blocks):
+        present = dict(block.named_modules())
+        missing = [name for name in names if name not in present]
+        if missing:
+            raise UserError(
+                f"block {layer} of this {model_type} has no module {missing[0]!r}; "
+                f"its residual graph needs {', '.join(names)}"
+            )
 
 
 def last_norm_of(model: nn.Module, last_block: str) -> str:

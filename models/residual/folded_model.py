@@ -16,12 +16,12 @@ from transformers.pytorch_utils import Conv1D
 from circuitcut.models.architectures import ARCHITECTURES, architecture_of, d_head
 from circuitcut.models.residual.block_modules import (
     PARTS,
+    check_modules,
     graph_of,
     last_norm_of,
     parts_of,
 )
 from circuitcut.models.residual.graph import AttentionBias, Position, ValueBias
-from circuitcut.storage.errors import UserError
 
 
 @dataclass(frozen=True)
@@ -94,7 +94,7 @@ class ResidualModel:
         paths = [block.format(layer) for layer in range(self.graph.n_layers)]
         self.blocks: list[Any] = [self.base.get_submodule(path) for path in paths]
         self._modules: dict[tuple[int, str], Any] = {}
-        self._check_modules(config.model_type)
+        check_modules(self.blocks, self.parts, config.model_type)
         self.d_model, self.d_head = config.hidden_size, d_head(config)
         last_norm = self.base.get_submodule(last_norm_of(model, paths[-1]))
         self.is_post_norm = self.parts.norms_on_stream is not None
@@ -280,27 +280,6 @@ class ResidualModel:
             part.repeat_interleave(n_heads // n_groups, 0) for part in (key, value)
         )
         return torch.cat([query, key, value], -1)
-
-    def _check_modules(self, model_type: str) -> None:
-        parts = self.parts
-        names = [parts.attention, parts.output, *parts.mlp]
-        names += [f"{parts.attention}.{name}" for name in parts.projections]
-        norms = (
-            parts.norm_in,
-            parts.norm_mlp,
-            parts.norm_attention,
-            parts.norm_written,
-            *(parts.norms_on_stream or ()),
-        )
-        names += [norm for norm in norms if norm is not None]
-        for layer, block in enumerate(self.blocks):
-            present = dict(block.named_modules())
-            missing = [name for name in names if name not in present]
-            if missing:
-                raise UserError(
-                    f"block {layer} of this {model_type} has no module {missing[0]!r}; "
-                    f"its residual graph needs {', '.join(names)}"
-                )
 
 
 assert PARTS.keys() <= ARCHITECTURES.keys()

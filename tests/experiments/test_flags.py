@@ -8,12 +8,12 @@ import pytest
 from circuitcut.experiments.flags import (
     TaskConfig,
     base_recipe,
-    command,
     run_dir_flag,
     task_flags,
 )
 from circuitcut.scripts.train_base import TrainBaseConfig
 from circuitcut.scripts.train_mask import TrainMaskConfig
+from circuitcut.storage.command_lines import command
 from circuitcut.training.config import parse_config
 
 

@@ -52,7 +52,8 @@ def test_the_sink_is_left_out_of_means_and_of_cuts(
     assert abs(values.values[first][SINK].item()) < 1.0
     ids = special_ids(planted, SETTINGS)
     assert warn_of_poison(planted, _sites(planted), values, ids) is None
-    assert caplog.text == ""
+    warned = [record for record in caplog.records if record.levelname != "INFO"]
+    assert warned == []  # INFO: progress of the means on a slow machine
 
 
 def test_a_mean_with_the_sink_in_it_is_told(

@@ -13,7 +13,7 @@ from circuitcut.attribution.registry import METHODS
 from circuitcut.experiments.defaults.of_mask import WITHOUT_BUDGET, settings_of
 from circuitcut.experiments.load import load
 from circuitcut.experiments.mask_config import MaskConfig
-from circuitcut.experiments.plan import Plan, plan
+from circuitcut.experiments.plan import Plan, plan, read_superset
 from circuitcut.experiments.settings import MaskSettings, saved_settings
 from circuitcut.masks.ablation import zero_values
 from circuitcut.masks.frozen_mask import FrozenMask
@@ -28,7 +28,7 @@ MNIST = {"task": "mnist", "device": "cpu"}
 
 def planned(**flags: Any) -> Plan:
     config = MaskConfig(**MNIST, **flags)
-    return plan(config, load(config))
+    return plan(config, load(config), superset=read_superset(config))
 
 
 def test_a_task_s_recipe_is_plain_data_that_settings_take():
@@ -73,9 +73,15 @@ def test_every_setting_with_a_help_text_is_a_flag_and_no_other():
         ({"k_min": 9.0, "k_max": 4.0}, "0 < k_min <= k_max"),
         ({"k_max": 1e6}, "k_min <= k_max < 3200"),
         ({"n_ablated": 3201}, "at most the 3200 units"),
-        ({"keep_prob": 1.5, "gate": "hard_concrete"}, "keep_prob must lie strictly"),
-        ({"temperature_end": 0.0, "gate": "topk"}, "must be positive"),
-        ({"noise_end": 0.0}, "must be positive"),
+        (
+            {"keep_prob": 1.5, "gate": "hard_concrete"},
+            "keep_prob must be a number",
+        ),
+        (
+            {"temperature_end": 0.0, "gate": "topk"},
+            "temperature_end must be",
+        ),
+        ({"noise_end": 0.0}, "noise_end must be"),
         ({"gate": "clamped", "penalty": "budget"}, "cannot hold a budget"),
         ({"penalty": "lagrangian", "target_ablated": 4e3}, r"are trained \(3200\)"),
         ({"round_every": 5}, "round_every needs --gate clamped, got hard_concrete"),

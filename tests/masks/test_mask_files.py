@@ -10,7 +10,6 @@ import torch
 
 from circuitcut.masks.ablation import AblationValues, mean_values, zero_values
 from circuitcut.masks.frozen_mask import FrozenMask
-from circuitcut.masks.mask_files import check_unchanged
 from circuitcut.models.architectures import sites_of
 from circuitcut.models.weights_hash import weights_hash, weights_sha256
 from circuitcut.storage.atomic import read_tensors, write_tensors
@@ -247,7 +246,7 @@ def test_a_changed_entry_of_the_header_is_refused(folder):
     provenance = json.loads((folder / "mask.json").read_text())["provenance"]
     _edit(folder, provenance=provenance | {"task": "mnist"})
     with pytest.raises(UserError, match=r"mask\.json was changed since it was written"):
-        check_unchanged(folder)
+        FrozenMask.load(folder)
 
 
 def test_a_mask_without_checksums_is_read_and_said_to_be_unchecked(
@@ -267,3 +266,52 @@ def test_the_hash_of_all_weights_sees_every_value(model, mask, tmp_path):
         model.transformer.h[1].mlp.c_fc.weight[3, 5] += 1e-3
     with pytest.raises(UserError, match="other weights"):
         FrozenMask.load(tmp_path, model)
+
+
+_SITE = {"kind": "neurons", "module": "h.0", "layer": 0, "n_units": 3, "unit_size": 1}
+
+
+@pytest.mark.parametrize(
+    ("entries", "told"),
+    [
+        ({"format_version": True}, "format version true, this program reads version 1"),
+        ({"sites": {}}, "entry sites must be a list, got an object"),
+        ({"sites": [[]]}, r"entry sites\[0\] must be an object, got \[\]"),
+        ({"sites": [_SITE | {"n_units": "3"}]}, r"n_units must be a whole .* got '3'"),
+        ({"sites": [_SITE | {"n_units": -3}]}, r"sites\[0\].n_units .* got -3"),
+        ({"sites": [_SITE | {"kind": "nerves"}]}, r"sites\[0\].kind must be 'neurons'"),
+        ({"sites": [_SITE | {"axis": 1}]}, r"with no entry but graph, kind, .*'axis'"),
+        ({"sites": [_SITE, _SITE]}, "names the site h.0:neurons twice"),
+        ({"sites": [_SITE | {"kind": "edges"}]}, "a site of edges must have a graph"),
+        ({"special_ids": [0.5]}, r"special_ids\[0\] must be a whole number"),
+        ({"provenance": []}, "provenance: must be an object"),
+        ({"provenance": {"task": 3}}, "entry task must be a text or null, got 3"),
+        ({"provenance": {"settings": []}}, "settings must be an object or null"),
+        (
+            {"n_ablated": None},
+            "n_ablated must be a whole number of 64 bits of at least",
+        ),
+    ],
+)
+def test_an_entry_of_a_wrong_type_is_named(folder, entries, told):
+    _without_checksums(folder)
+    _edit(folder, **entries)
+    with pytest.raises(UserError, match=told):
+        FrozenMask.load(folder)
+
+
+@pytest.mark.parametrize(
+    ("value", "told"),
+    [
+        (torch.ones(63), r"of shape \(64,\), got torch.float32 of shape \(63,\)"),
+        (torch.ones(64).long(), r"must be floating-point .* got torch.int64"),
+        (torch.full((64,), float("nan")), "holds NaN or infinity"),
+    ],
+)
+def test_ablation_values_that_cannot_stand_in_are_named(folder, value, told):
+    _without_checksums(folder)
+    path = folder / "mask.safetensors"
+    name = "value/transformer.h.0.mlp.c_proj:neurons"
+    write_tensors(path, read_tensors(path) | {name: value})
+    with pytest.raises(UserError, match=told):
+        FrozenMask.load(folder)

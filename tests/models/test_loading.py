@@ -321,7 +321,9 @@ def test_a_damaged_mlp_folder_is_told(tmp_path: Path, damage: str):
         edit_config(folder, n_in=None)
     else:
         truncate(folder)
-    with pytest.raises(UserError, match=r"model\.safetensors (does not hold|is trunc)"):
+    with pytest.raises(
+        UserError, match=r"safetensors (does not hold|is trunc)|n_in must"
+    ):
         load_model(str(folder), head="image_classification")
 
 
@@ -422,3 +424,24 @@ def test_an_encoder_without_its_language_model_head_is_refused(
     _, folder = saved(tmp_path, kind, "token_classification")
     with pytest.raises(UserError, match="no head of a masked language model"):
         load_model(str(folder), head="language_model")
+
+
+@pytest.mark.parametrize(
+    ("entries", "message"),
+    [
+        ({"vocab_size": 10**12}, r"describes [0-9,]+ parameters, but the weights"),
+        ({"n_embd": 10**7}, r"describes [0-9,]+ parameters|cannot be used"),
+        ({"n_layer": 10**9}, "says 1000000000 layers, but the weights are"),
+        ({"n_layer": 0}, "says 0 layers"),
+        ({"n_layer": "two"}, "cannot be used"),
+        ({"model_type": ["gpt2"]}, "entry model_type must be a text"),
+        ({"id2label": ["O"]}, "entry id2label must be an object or null"),
+    ],
+)
+def test_a_config_of_another_model_is_refused_before_memory_is_taken(
+    tmp_path: Path, entries: dict[str, object], message: str
+):
+    _, folder = saved(tmp_path)
+    edit_config(folder, **entries)
+    with pytest.raises(UserError, match=message):
+        load_model(str(folder), head="causal_lm")

@@ -2,7 +2,9 @@
 
 import copy
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -13,7 +15,7 @@ from circuitcut.masks.frozen_mask import FrozenMask
 from circuitcut.models.loading import LoadedModel
 from circuitcut.models.sites import Site
 from circuitcut.relearning.conditions import Condition
-from circuitcut.relearning.finetune import finetune_
+from circuitcut.relearning.finetune import finetune_, held_model
 from circuitcut.relearning.holding import frozen_entries
 from circuitcut.relearning.protocol import RelearnSettings, run_condition
 from circuitcut.relearning.study import Findings, Study
@@ -65,8 +67,20 @@ def _n_hooks(model: nn.Module) -> int:
     return sum(map(len, hooks))
 
 
+def _fit_held_(
+    model: nn.Module, loss: Any, settings: FitSettings, **given: Any
+) -> None:
+    """`finetune_` as the protocol of relearning trains."""
+    mask, watch = given["mask"], given["watch"]
+    with held_model(model, mask, "all") as tuned:
+        tuned.fit_(loss, settings, watch=watch)
+
+
 @pytest.mark.parametrize("gradients_on", [True, False])
-def test_one_step_is_the_one_worked_out_by_hand(gradients_on: bool):
+@pytest.mark.parametrize("train_", [finetune_, _fit_held_])
+def test_one_step_is_the_one_worked_out_by_hand(
+    gradients_on: bool, train_: Callable[..., None]
+):
     """y = W x', x' = (1, -1, 2): the second input 5 is replaced by the value -1.
 
     y - t = (1, -2), dL/dW = (y - t) x'^T with a second column of 0 and the norm 5, so
@@ -78,7 +92,7 @@ def test_one_step_is_the_one_worked_out_by_hand(gradients_on: bool):
     model.requires_grad_(gradients_on)
     x, target = torch.tensor([1.0, 5.0, 2.0]), torch.tensor([4.0, -1.0])
     norms: list[float] = []
-    finetune_(
+    train_(
         model,
         lambda model, step: (model(x) - target).square().sum() / 2,
         FitSettings(1, 0.5, "sgd", weight_decay=0.5, clip_norm=2.5),
@@ -265,6 +279,55 @@ def test_relearning_trains_by_the_same_steps(
     finetune_(model, loss, settings, mask=mask)
     assert all(map(torch.equal, model.parameters(), models[0].parameters()))
     assert not torch.equal(model.output.weight, loaded.model.output.weight)
+
+
+def test_relearning_clips_the_gradient_without_the_held_entries(
+    task: Task, loaded: LoadedModel, mask: FrozenMask, tmp_path: Path
+):
+    """The norm, and the step of SGD that it scales, against autograd of torch."""
+    ((site, _),) = mask.keep.items()
+    mean = AblationValues("mean", {site: torch.full((12,), 0.7)})
+    mask = replace(mask, ablated=mean)
+    model = copy.deepcopy(loaded.model).requires_grad_(True)
+    batch = task.finetune_batch("relearn", 0, size=6, seed=3)
+    with mask.applied(model):
+        task.finetune_loss(model, batch).backward()
+    gradients = [p.grad.clone() for p in model.parameters()]
+    ((weight, where),) = frozen_entries(model, mask)
+    held = torch.zeros_like(weight.grad).masked_scatter(where, weight.grad[where])
+    assert held.norm() > 0.1  # what must not count
+    for gradient, parameter in zip(gradients, model.parameters(), strict=True):
+        if parameter is weight:
+            gradient -= held
+    norm = float(torch.cat([g.flatten() for g in gradients]).norm())
+    expected = [
+        p.detach() - 0.5 * g / 2  # lr 0.5, clipped to half its norm
+        for p, g in zip(model.parameters(), gradients, strict=True)
+    ]
+    norms: list[float] = []
+    models: list[nn.Module] = []
+
+    def at_end(condition: Condition, model: nn.Module, held: FrozenMask | None) -> dict:
+        models.append(model)
+        return {}
+
+    chosen = RelearnSettings(
+        n_steps=1,
+        batch_size=6,
+        lr=0.5,
+        optimiser="sgd",
+        weight_decay=0.0,
+        clip_norm=norm / 2,
+        n_evaluations=1,
+    )
+    run_condition(
+        Study(task, loaded, mask, chosen),
+        Condition("cut", "lasting", 3),
+        tmp_path,
+        findings=Findings(at_end, lambda _, step, log: norms.append(log["grad_norm"])),
+    )
+    assert norms == pytest.approx([norm])
+    torch.testing.assert_close(list(models[0].parameters()), expected)
 
 
 Refused = tuple[Callable[[], nn.Module], dict, str]

@@ -228,7 +228,7 @@ def test_a_resumed_condition_has_the_numbers_of_an_uninterrupted_one(
 
 @pytest.mark.parametrize(
     ("trained", "message"),
-    [("lora:0", "must be at least 1"), ("lora", "has no adapters")],
+    [("lora:0", "must be a whole number from 1"), ("lora", "has no adapters")],
 )
 def test_wrong_ways_to_ask_for_adapters(trained: str, message: str):
     model = tiny_model("gpt2", "causal_lm")

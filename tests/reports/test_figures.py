@@ -1,6 +1,9 @@
 """Which figures a run has, and that each has a caption."""
 
+import logging
 from typing import Any
+
+import pytest
 
 from circuitcut.reports.figures import CAPTIONS, FIGURES, draw_all
 from circuitcut.reports.load import Run, load_run
@@ -8,6 +11,7 @@ from circuitcut.reports.mask_figures import training_curves
 from circuitcut.reports.relearning_figures import recovery_by_examples
 from circuitcut.reports.score_figures import score_by_size, scores_by_method
 from circuitcut.reports.whereabouts import probe_by_layer, redistribution_by_layer
+from circuitcut.storage import progress
 from tests.reports.conftest import mask_results, relearn_results
 
 
@@ -35,3 +39,12 @@ def test_all_figures_of_a_run_are_written_as_png(mask_run: Run):
     for name, path in written.items():
         assert path == mask_run.path / "figures" / f"{name}.png"
         assert path.read_bytes().startswith(b"\x89PNG")
+
+
+def test_drawing_that_lasts_says_so(
+    mask_run: Run, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+):
+    monkeypatch.setattr(progress, "WAIT", 0.0)
+    with caplog.at_level(logging.INFO, "circuitcut"):
+        draw_all(mask_run)
+    assert caplog.messages[0].startswith("drawing the figures, ")

@@ -2,6 +2,7 @@
 
 import base64
 import re
+import sys
 from html import escape
 from html.parser import HTMLParser
 from pathlib import Path
@@ -191,6 +192,19 @@ def test_commands_to_repeat_and_go_on_are_shown(text: str, paths: dict[str, Path
     for kind, path in paths.items():
         assert f"python scripts/{kind}.py --config {path}/config.json" in text
     assert "python scripts/relearn.py" in text
+
+
+def test_the_command_to_repeat_names_the_python_that_wrote_the_report(
+    write_run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    (tmp_path / ".venv/bin").mkdir(parents=True)
+    (tmp_path / ".venv/bin/python").touch(mode=0o755)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "executable", str(tmp_path / ".venv/bin/python"))
+    monkeypatch.setattr(sys, "argv", ["scripts/report.py"])
+    run = load_run(write_run({**curve_results("attribute"), "next": None}))
+    again = f".venv/bin/python scripts/attribute.py --config {run.path}/config.json"
+    assert f"<pre>{again}</pre>" in page([(run, {})])
 
 
 def test_a_mask_and_its_relearning_give_their_warning_once(write_run: Any):

@@ -19,6 +19,8 @@ from tests.reports.conftest import (
     relearn_results,
     stability_results,
 )
+from tests.reports.staged import stages_results
+from tests.reports.weighed import select_results, weight_results
 
 RESULTS: dict[str, Callable[[], dict[str, Any]]] = {
     "train_mask": mask_results,
@@ -28,6 +30,9 @@ RESULTS: dict[str, Callable[[], dict[str, Any]]] = {
     "faithfulness": faithfulness_results,
     "import_mask": import_results,
     "stability": stability_results,
+    "relearn_stages": stages_results,
+    "select_mask": select_results,
+    "weight_classes": weight_results,
 }
 
 
@@ -108,3 +113,78 @@ def test_the_first_runs_of_version_2_are_read_without_its_later_entries(write_ru
     for later in ("heads", "warning"):
         del whole[later]
     assert load_run(write_run(whole)).results == whole
+
+
+@pytest.mark.parametrize(
+    ("kind", "entries", "expected"),
+    [
+        (
+            "train_mask",
+            {"per_site": {}},
+            "entry per_site must be a list, got an object",
+        ),
+        ("train_mask", {"n_units": True}, "entry n_units must be a whole number"),
+        ("train_mask", {"n_units": 0}, "entry n_units .* of at least 1, got 0"),
+        (
+            "train_mask",
+            {"scores": {"cut": {"f1": "0.5"}}},
+            r"scores.cut.f1 must be a nu",
+        ),
+        (
+            "train_mask",
+            {"scores": {"mine": []}},
+            "scores: entry mine must be an object",
+        ),
+        ("train_mask", {"intervals": {"cut": {"f1": [1]}}}, "must be a list of 2, got"),
+        ("train_mask", {"concept_metric": None}, "entry concept_metric must be an obj"),
+        (
+            "train_mask",
+            {"curve": [[]]},
+            r"entry curve\[0\] must be an object, got \[\]",
+        ),
+        ("import_mask", {"circuit": {"kept": 1}}, "circuit must be an object with"),
+        ("relearn", {"summary": [None]}, r"entry summary\[0\] must be an object"),
+        ("stability", {"pairs": 3}, "entry pairs must be a list, got 3"),
+        ("faithfulness", {"units": "edges"}, "entry units must be a list, got 'edges'"),
+        ("evaluate", {"kind": ["evaluate"]}, "entry kind must be a text"),
+    ],
+)
+def test_an_entry_of_a_wrong_type_is_named(
+    kind: str, entries: dict[str, Any], expected: str, write_run: Any
+):
+    path = write_run(RESULTS[kind]())
+    results = json.loads((path / "results.json").read_text())
+    (path / "results.json").write_text(json.dumps(results | entries))
+    with pytest.raises(UserError, match=rf"results\.json.*{expected}"):
+        load_run(path)
+
+
+@pytest.mark.parametrize(
+    "entries", [{"summary": []}, {"recovery": [], "rows": [], "summary": []}]
+)
+def test_entries_that_contradict_each_other_are_said_to(
+    entries: dict[str, Any], write_run: Any, tmp_path: Path
+):
+    path = write_run(relearn_results() | entries)
+    with pytest.raises(
+        UserError, match=r"results\.json cannot be shown: entries contr"
+    ):
+        write_report([path], tmp_path / "report.html")
+    assert not (tmp_path / "report.html").exists()
+
+
+@pytest.mark.parametrize(
+    ("line", "expected"),
+    [
+        (b'{"step": 1, "loss": "low"}', "line 1: entry loss must be a number or null"),
+        (b'{"loss": 1.0}', "line 1: entry step must be a whole number"),
+        (b"[1]", r"line 1: must be an object, got \[1\]"),
+        (b'{"step": 1, "loss": \xff}', "line 1: text must be UTF-8"),
+        (b'{"step": 1, "loss": NaN}', "line 1 is not JSON: NaN is no JSON number"),
+    ],
+)
+def test_a_wrong_line_of_metrics_is_named(line: bytes, expected: str, write_run: Any):
+    path = write_run(mask_results())
+    (path / "metrics.jsonl").write_bytes(line + b"\n")
+    with pytest.raises(UserError, match=rf"metrics\.jsonl, {expected}"):
+        load_run(path)

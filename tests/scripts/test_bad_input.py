@@ -2,9 +2,11 @@
 
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from circuitcut.experiments import load
 from circuitcut.scripts import evaluate, faithfulness, relearn, report, train_mask
 from circuitcut.scripts.attribute import AttributeConfig
 from circuitcut.training.config import run_script
@@ -76,6 +78,27 @@ def test_wrong_flags_of_train_mask_are_refused(
     assert not list((tmp_path / "runs").glob("*/mask.safetensors"))
 
 
+@pytest.mark.parametrize(
+    ("script", "config", "flag"),
+    [(train_mask, MASK, "--superset"), (evaluate, evaluate.EvaluateConfig, "--mask")],
+)
+def test_a_mask_is_read_before_the_model(
+    script: Any,
+    config: Any,
+    flag: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+):
+    def model_of(*_: Any) -> Any:
+        raise AssertionError("the model is loaded first")
+
+    monkeypatch.setattr(load, "_model", model_of)
+    (tmp_path / "mask.json").write_text("{}")
+    message = refused(script, config, [flag, str(tmp_path)], monkeypatch, capsys)
+    assert "mask.json" in message
+
+
 def test_a_malformed_line_is_named_with_its_number(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -111,7 +134,11 @@ def test_an_unwritable_run_folder_is_refused_before_training(
     file = tmp_path / "a_file"
     file.write_text("")
     flags = [*fast, "--run_dir", str(file)]
-    assert "a_file" in refused(train_mask, MASK, flags, monkeypatch, capsys)
+    message = refused(train_mask, MASK, flags, monkeypatch, capsys)
+    assert f"--run_dir must be a folder, got the file {file}" in message
+    flags = ["--run_dir", str(file)]
+    message = refused(report, report.ReportConfig, flags, monkeypatch, capsys)
+    assert f"--run_dir must be a folder, got the file {file}" in message
 
 
 @pytest.mark.parametrize(
@@ -224,9 +251,15 @@ def test_evaluate_and_attribute_check_their_flags(
 @pytest.mark.parametrize(
     ("flags", "said"),
     [
-        (["--task", "toxicity", "--n_prompts", "1"], "one toxic and one neutral"),
+        (
+            ["--task", "toxicity", "--n_prompts", "1"],
+            "--n_prompts must be a whole number from 2",
+        ),
         (["--task", "ioi", "--n_prompts", "9"], "belongs to --task toxicity"),
-        (["--attribution_batches", "0"], "--attribution_batches must be positive"),
+        (
+            ["--attribution_batches", "0"],
+            "--attribution_batches must be a whole number from 1",
+        ),
     ],
 )
 def test_wrong_numbers_of_prompts_and_batches(
@@ -245,12 +278,12 @@ def test_wrong_numbers_of_prompts_and_batches(
     [
         (["--fractions", "0.5"], "two or more"),
         (["--fractions", "0.5", "0.1"], "rise"),
-        (["--fractions", "0.5", "1.5"], "in (0, 1]"),
+        (["--fractions", "0.5", "1.5"], "above 0 and at most 1, got 1.5"),
         (["--split", "test"], "--split must be one of"),
         (["--methods", "guess"], "--methods must be among"),
         (["--task", "ioi", "--methods", "probeless"], "cannot rank edges"),
         (["--units", "heads", "--methods", "eap"], "ranks edges alone"),
-        (["--n_random", "-1"], "not negative"),
+        (["--n_random", "-1"], "a whole number from 0"),
         (["--units", "heads", "--count", "mib"], "is about masks on all edges alone"),
         (["--mask", "nowhere"], "missing folder nowhere"),
         (["--mask", "x", "--units", "edges"], "leave them out"),

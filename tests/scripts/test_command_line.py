@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 
-from circuitcut.experiments.flags import command
 from circuitcut.scripts import command_line
 from circuitcut.scripts.command_line import VERBS
 
@@ -55,28 +54,6 @@ def test_a_verb_takes_the_flags_of_its_script(
     assert stopped.value.code == 2
     error = capsys.readouterr().err
     assert error.startswith("circuitcut train-mask: error: --task must be one of")
-
-
-def test_the_next_command_is_given_in_the_way_of_this_one(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-):
-    for name in ("python", "circuitcut"):
-        (tmp_path / "bin").mkdir(exist_ok=True)
-        (tmp_path / "bin" / name).touch(mode=0o755)
-    monkeypatch.setattr(sys, "executable", str(tmp_path / "bin" / "python"))
-    monkeypatch.chdir(tmp_path)
-
-    def next_of(program: str) -> str:
-        monkeypatch.setattr(sys, "argv", [program])
-        return command("export_mask", {"mask": "x"})
-
-    monkeypatch.setenv("PATH", str(tmp_path / "bin"))
-    assert next_of("bin/circuitcut train-mask") == "circuitcut export-mask --mask x"
-    assert next_of("scripts/relearn.py") == "python scripts/export_mask.py --mask x"
-    monkeypatch.setenv("PATH", "/usr/bin")  # the environment is not activated
-    assert next_of("bin/circuitcut train-mask") == "bin/circuitcut export-mask --mask x"
-    found = next_of("/code/scripts/relearn.py")
-    assert found == "bin/python /code/scripts/export_mask.py --mask x"
 
 
 @pytest.mark.slow  # loads everything in a new process

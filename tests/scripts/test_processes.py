@@ -29,15 +29,26 @@ import importlib, json, sys
 
 from circuitcut.training.config import leave_process_group, parse_config
 
-for name, config_name, flags in json.loads(sys.argv[1]):
-    script = importlib.import_module(f"circuitcut.scripts.{name}")
-    script.main(parse_config(getattr(script, config_name), flags))
-leave_process_group()  # as `run_script` does: its threads must not outlive Python
+try:
+    for name, config_name, flags in json.loads(sys.argv[1]):
+        script = importlib.import_module(f"circuitcut.scripts.{name}")
+        script.main(parse_config(getattr(script, config_name), flags))
+finally:
+    leave_process_group()  # as `run_script` does: its threads must not outlive Python
 """
 
 
 def _launch(folder: Path, jobs: list[tuple[str, str, list[str]]]) -> str:
-    """Scripts one after the other on two CPU processes; their output.
+    """Scripts one after the other on two CPU processes; their output."""
+    done = _launched(folder, jobs, {"ACCELERATE_USE_CPU": "1"})
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def _launched(
+    folder: Path, jobs: list[tuple[str, str, list[str]]], given: dict[str, str]
+) -> subprocess.CompletedProcess[str]:
+    """Scripts on two processes with further environment variables.
 
     `accelerate launch --cpu` starts several only under MPI, hence the environment.
     """
@@ -45,9 +56,9 @@ def _launch(folder: Path, jobs: list[tuple[str, str, list[str]]]) -> str:
     program.write_text(PROGRAM)
     launch = "-m accelerate.commands.launch --multi_gpu --num_processes 2"
     launch += f" --main_process_port {_free_port()}"
-    own = {"ACCELERATE_USE_CPU": "1", "OMP_NUM_THREADS": "1"}
+    own = {"OMP_NUM_THREADS": "1", **given}
     own["CIRCUITCUT_CACHE"] = str(folder / "cache")
-    done = subprocess.run(
+    return subprocess.run(
         [sys.executable, *launch.split(), str(program), json.dumps(jobs)],
         env={**os.environ, **own},
         capture_output=True,
@@ -55,8 +66,6 @@ def _launch(folder: Path, jobs: list[tuple[str, str, list[str]]]) -> str:
         timeout=480,
         check=False,
     )
-    assert done.returncode == 0, done.stderr
-    return done.stdout
 
 
 def _free_port() -> int:
@@ -165,3 +174,14 @@ def test_relearning_on_two_processes_measures_what_one_measures(one: Path, two: 
         assert first["scores"] == pytest.approx(second["scores"], rel=1e-3)
         for key in ("condition", "limit", "step", "examples"):
             assert first[key] == second[key]
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="accelerate connects GPUs itself")
+def test_processes_that_accelerate_does_not_connect_are_refused(tmp_path: Path):
+    """They would train alone, each on the same batches, and write one after another."""
+    flags = [*TASK, *MASK, "--run_dir", str(tmp_path / "runs")]
+    job = ("train_mask", "TrainMaskConfig", flags)
+    done = _launched(tmp_path, [job], {})
+    assert done.returncode != 0
+    assert "2 processes were started, but accelerate connects 1" in done.stderr
+    assert not (tmp_path / "runs").exists()

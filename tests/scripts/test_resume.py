@@ -84,7 +84,7 @@ def finished(made: Path, tmp_path: Path) -> Path:
     ("flags", "said"),
     [
         (["--base_seed", "7"], "base_seed (0 before, 7 now)"),
-        (["--concept", "5"], "concept (none before, 5 now)"),
+        (["--concept", "5"], "concept (3 before, 5 now)"),
         (["--ablation", "zero"], "ablation (mean before, zero now)"),
         (["--direction", "isolate", "--concept_objective", "kl"], "direction (break"),
         (["--batch_size", "3"], "batch_size (128 before, 3 now)"),
@@ -132,6 +132,25 @@ def test_data_and_weights_that_changed_since_are_refused(
         trained(["--resume", str(unfinished)])
 
 
+def test_a_changed_base_model_of_never_learned_is_refused(
+    finished: Path, monkeypatch: pytest.MonkeyPatch
+):
+    flags = ["--mask", str(finished), "--run_dir", str(finished.parent), *RELEARN]
+    flags += ["--conditions", "uncut", "never_learned"]
+    stopped(monkeypatch, 3, relearned, *flags)
+    (run,) = (path for path in finished.parent.iterdir() if path != finished)
+    config = read_json(run / "config.json")
+    digest = config["provenance"]["never_learned_sha256"]
+    assert digest not in (config["provenance"]["weights_sha256"], None)
+    made_with = config["provenance"] | {"never_learned_sha256": "0" * 64}
+    write_json(run / "config.json", config | {"provenance": made_with})
+    with pytest.raises(UserError, match="changed: the base weights of never_learned"):
+        relearned(["--resume", str(run)])
+    write_json(run / "config.json", config)
+    relearned(["--resume", str(run)])
+    assert read_json(run / "results.json")["provenance"] == config["provenance"]
+
+
 def test_what_a_run_is_made_with_stands_in_all_its_files(unfinished: Path):
     trained(["--resume", str(unfinished)])
     made_with = read_json(unfinished / "config.json")["provenance"]
@@ -150,6 +169,8 @@ def test_what_a_run_is_made_with_stands_in_all_its_files(unfinished: Path):
     assert None not in made_with["settings"].values()
     assert None not in read_json(unfinished / "config.json").values()
     assert made_with["settings"]["lr_schedule"] == "late"
+    assert made_with["settings"]["concept"] == "3"  # the task's own
+    assert read_json(unfinished / "config.json")["concept"] == "3"
 
 
 def test_a_config_repeats_its_run_after_the_defaults_have_changed(

@@ -55,9 +55,9 @@ def test_a_class_and_its_control_are_runs_that_evaluate_accepts(
     ("flags", "message"),
     [
         (["--classes", "lazy"], "got 'lazy'"),
-        (["--classes", "weakening", "--tau", "1.5"], "--tau must lie between 0 and 1"),
-        (["--n_ablated", "0"], "--n_ablated must be positive, got 0"),
-        (["--fraction", "1.5"], "--fraction must lie in"),
+        (["--classes", "weakening", "--tau", "1.5"], "--tau must be a number above 0"),
+        (["--n_ablated", "0"], "--n_ablated must be a whole number from 1"),
+        (["--fraction", "1.5"], "--fraction must be a number above 0"),
         (["--n_ablated", "3", "--fraction", "0.5"], "say the same"),
     ],
 )

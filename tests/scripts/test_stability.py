@@ -102,7 +102,7 @@ def test_what_cannot_be_compared_is_refused(tmp_path: Path):
     breaking = _saved(tmp_path / "two", sites, {0}, direction="break")
     for flags, message in (
         ([isolating], "at least two"),
-        ([isolating, f"{isolating}/."], "every run once"),
+        ([isolating, f"{isolating}/."], "every value once"),
         ([isolating, breaking], "got both"),
         ([isolating, str(tmp_path)], "missing folder|got folder"),
     ):

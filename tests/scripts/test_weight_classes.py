@@ -209,11 +209,11 @@ def test_an_encoder_has_no_vocabulary(tmp_path: Path):
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["--tau", "1"], "--tau must lie between 0 and 1"),
-        (["--alpha", "0"], "--alpha must lie between 0 and 1"),
+        (["--tau", "1"], "--tau must be a number above 0"),
+        (["--alpha", "0"], "--alpha must be a number above 0"),
         (["--revisions", "main"], "--revisions must be two or more"),
         (["--revision", "a", "--revisions", "a", "b"], "cannot both be given"),
-        (["--n_words", "0"], "--n_words must be positive"),
+        (["--n_words", "0"], "--n_words must be a whole number from 1"),
     ],
 )
 def test_a_wrong_flag_is_one_line_and_exit_code_2(

@@ -199,7 +199,7 @@ def test_json_that_is_missing_or_broken_is_told_with_its_line(tmp_path: Path):
     with pytest.raises(UserError, match=r"broken.json is not JSON \(line 3"):
         read_json(tmp_path / "broken.json")
     (tmp_path / "bytes.json").write_bytes(b"\xff\xfe")
-    with pytest.raises(UserError, match=r"bytes.json is not UTF-8"):
+    with pytest.raises(UserError, match=r"bytes.json, line 1: text must be UTF-8"):
         read_json(tmp_path / "bytes.json")
 
 

@@ -6,6 +6,7 @@ import platform
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,7 @@ from hypothesis import strategies as st
 
 from circuitcut.storage import run_folder
 from circuitcut.storage.errors import UserError
+from circuitcut.storage.provenance import source_commit
 from circuitcut.storage.run_directory import (
     RunDirectory,
     check_not_of_a_run,
@@ -72,7 +74,9 @@ def test_without_git_the_commit_is_unknown(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setenv("PATH", str(tmp_path))
+    source_commit.cache_clear()
     assert _create(tmp_path).environment["commit"] is None
+    source_commit.cache_clear()
 
 
 def test_a_named_folder_is_taken_when_empty_and_refused_when_not(tmp_path: Path):
@@ -87,7 +91,7 @@ def test_a_named_folder_is_taken_when_empty_and_refused_when_not(tmp_path: Path)
 
 def test_a_run_folder_that_cannot_be_written_is_named_before_any_work(tmp_path: Path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match=r"cannot write .*file"):
+    with pytest.raises(UserError, match=r"--run_dir must be a folder.*file"):
         _create(tmp_path / "file")
 
 
@@ -238,16 +242,69 @@ def test_a_run_folder_appears_with_all_its_files_or_not_at_all(
     assert not (tmp_path / "half").exists()
     (left,) = [path for path in tmp_path.iterdir() if path.name.startswith(".")]
     assert (left / "config.json").exists()
-    os.utime(left, (0, 0))
     half = _create(tmp_path, name=Path("half"))
     assert {path.name for path in tmp_path.iterdir()} == {"whole", "half"}
     assert half.environment["seed"] == 3
+
+
+BUILDS = """
+import os, sys
+from pathlib import Path
+from circuitcut.storage import run_folder
+
+def waits(file, value):
+    file.write_text("{}")
+    os.utime(file.parent, (0, 0))  # it looks as if it were old
+    print("builds", flush=True)
+    sys.stdin.readline()
+
+run_folder.write_json = waits
+run_folder.build_folder(Path(sys.argv[1]) / "slow", {"config.json": {}})
+"""
+
+
+@pytest.fixture
+def builder(tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
+    """Another process in the midst of making the run `slow`, for long."""
+    program = [sys.executable, "-c", BUILDS, str(tmp_path)]
+    with subprocess.Popen(
+        program, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "builds\n"
+        yield process
+        process.kill()
+
+
+def test_a_run_that_a_living_process_builds_is_left_alone(
+    tmp_path: Path,
+    builder: subprocess.Popen[str],
+    monkeypatch: pytest.MonkeyPatch,
+):
+    monkeypatch.setattr(run_folder, "_PATIENCE", 0.2)
+    with pytest.raises(UserError, match="another process has been making a run in"):
+        _create(tmp_path, name=Path("other"))
+    assert builder.communicate("go on\n")[0] == ""
+    assert builder.returncode == 0
+    _create(tmp_path, name=Path("other"))
+    assert {path.name for path in tmp_path.iterdir()} == {"slow", "other"}
+
+
+def test_what_a_killed_process_built_is_removed_at_once(
+    tmp_path: Path, builder: subprocess.Popen[str]
+):
+    builder.kill()
+    builder.wait()
+    assert any(path.name.startswith(".slow.new.") for path in tmp_path.iterdir())
+    _create(tmp_path, name=Path("other"))
+    assert {path.name for path in tmp_path.iterdir()} == {"other"}
 
 
 PROGRAM = """
 import sys
 from pathlib import Path
 from circuitcut.storage.errors import UserError
+from circuitcut.storage.provenance import source_commit
 from circuitcut.storage.run_directory import RunDirectory
 
 try:

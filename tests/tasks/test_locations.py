@@ -21,7 +21,7 @@ from circuitcut.data.ner.tagged import TaggedSentence
 from circuitcut.data.sampling import shuffled
 from circuitcut.models.tokenizer_training import train_tokenizer
 from circuitcut.storage.errors import UserError
-from circuitcut.tasks.base import NO_TARGET, TaskOptions
+from circuitcut.tasks.base import NO_TARGET, NO_WORD, TaskOptions
 from circuitcut.tasks.evaluation import evaluate
 from circuitcut.tasks.locations import LocationsTask
 from circuitcut.tasks.span_counts import SpanCounter
@@ -217,6 +217,22 @@ def test_every_word_has_one_label_under_every_tokenizer(kind, label_piece, is_de
         for document, targets in zip(batch["cluster"], batch["targets"], strict=True):
             labels = [task.labels[t] for t in targets[targets != NO_TARGET]]
             assert labels == rows[document][1].split()
+
+
+@pytest.mark.parametrize("label_piece", ["first", "last"])
+def test_every_piece_has_the_number_of_its_word(tokenizer, label_piece):
+    rows = [("Bob left New Yorker calmly", "B-PER O B-LOC I-LOC O"), *MIXED]
+    task = task_of(tokenizer, heldout=rows, label_piece=label_piece)
+    batch = next(iter(task.evaluation_batches("heldout", size=100)))
+    row = batch["example"].tolist().index(0)
+    # [CLS] Bob left New Yo ##rk ##er calmly [SEP]
+    assert batch["word"][row].tolist() == [NO_WORD, 0, 1, 2, 3, 3, 3, 4, NO_WORD]
+    assert ((batch["word"] == NO_WORD) == ~batch["real"]).all()
+    texts = task.words_of("heldout")
+    assert texts[0][3] == "Yorker"
+    assert [len(texts[e]) - 1 for e in batch["example"]] == batch["word"].amax(
+        1
+    ).tolist()
 
 
 def test_words_beyond_the_longest_input_are_left_out(tokenizer):

@@ -231,6 +231,13 @@ def test_a_concept_is_digits_or_grouped_digits(concept: str, parsed: tuple):
 
 
 @pytest.mark.parametrize(
+    ("given", "named"), [(None, "3"), ("8,3", "3,8"), ("grouped:3", "grouped:3")]
+)
+def test_the_concept_has_a_name_without_the_flag_too(given: str | None, named: str):
+    assert make_task(concept=given).concept == named
+
+
+@pytest.mark.parametrize(
     "concept", ["", "x", "10", "3,3", "-1", "grouped:", "LOC", "0,1,2,3,4,5,6,7,8,9"]
 )
 def test_any_other_concept_is_refused_with_an_example(concept: str):

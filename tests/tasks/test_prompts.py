@@ -275,7 +275,9 @@ def test_answers_of_several_or_unknown_tokens_are_left_out_with_their_rows(
 def test_a_tokenizer_without_one_token_answers_is_refused_with_the_rows(
     tmp_path: Path,
 ):
-    with pytest.raises(UserError, match=r"got 0 of 60 \(.*a.jsonl, line 1, line 2,"):
+    with pytest.raises(
+        UserError, match=r"got 0 of 60 prompts; .*a.jsonl, line 1, line 2,"
+    ):
         task_on(tmp_path, rows_of_file(), kind="bpe", vocabulary="a b c")
 
 

@@ -17,8 +17,10 @@ import torch
 from torch import Tensor, nn
 
 from circuitcut.storage.checkpoints import latest_step, load_latest
+from circuitcut.storage.command_lines import command
 from circuitcut.storage.errors import UserError
 from circuitcut.storage.run_directory import RunDirectory
+from circuitcut.storage.stopping import Stopped
 from circuitcut.training.fit_arguments import Ascent, Checkpoints, Watch
 from circuitcut.training.fit_state import saved_steps
 from circuitcut.training.loop import FitSettings, fit
@@ -217,11 +219,15 @@ def test_sigterm_stops_like_an_interrupt_and_handlers_are_put_back(tmp_path: Pat
     handlers = [signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)]
     problem = Problem()
     problem.stop_at, problem.stop_with = 2, signal.SIGTERM
-    run = RunDirectory.create(tmp_path, kind="x", task="t", model="m", config={})
-    with pytest.raises(KeyboardInterrupt) as caught:
+    run = RunDirectory.create(
+        tmp_path, kind="train_mask", task="t", model="m", config={}
+    )
+    with pytest.raises(Stopped) as caught, run.locked():
         problem.fit(SETTINGS["adam"], run.checkpoint_path / "cut")
-    hint = f"3 steps are saved; continue with --resume {run.path}"
-    assert str(caught.value) == hint
+    assert caught.value.number == signal.SIGTERM
+    assert caught.value.said == "3 steps are saved"
+    again = command("train_mask", {"resume": run.path})
+    assert caught.value.hint == f"continue with {again}"
     assert [signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)] == handlers
 
 

@@ -163,7 +163,7 @@ def test_bins_are_those_of_the_formula():
 
 @pytest.mark.parametrize("tau", [0.0, 1.0, -0.5, 2.0, math.nan])
 def test_a_threshold_outside_0_to_1_is_refused(tau: float):
-    with pytest.raises(UserError, match="tau must lie between 0 and 1"):
+    with pytest.raises(UserError, match="tau must be a number above 0 and below 1"):
         classify(cosines(0.0, 0.0, 0.0), tau)
 
 

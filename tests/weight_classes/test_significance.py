@@ -108,5 +108,5 @@ def test_planted_alignment_is_outside_of_both_regions():
 
 @pytest.mark.parametrize("alpha", [0.0, 1.0, math.nan])
 def test_a_level_outside_0_to_1_is_refused(alpha: float):
-    with pytest.raises(UserError, match="alpha must lie between 0 and 1"):
+    with pytest.raises(UserError, match="alpha must be a number above 0 and below 1"):
         beta_region(8, alpha)

@@ -100,12 +100,12 @@ def test_a_malformed_file_is_told_by_name(
 
 
 def test_missing_truncated_and_empty_places_are_told(tmp_path: Path):
-    with pytest.raises(UserError, match="does not exist"):
+    with pytest.raises(UserError, match="No such file"):
         read(tmp_path / "none.csv")
     with pytest.raises(UserError, match="got none"):
         read(tmp_path)
     (tmp_path / "a.csv.gz").write_bytes(b"\x1f\x8b\x08")
-    with pytest.raises(UserError, match="cannot be read"):
+    with pytest.raises(UserError, match="truncated or not gzip"):
         read(tmp_path / "a.csv.gz")
     (tmp_path / "b.csv").write_bytes(b"prompt\n\xff")
     with pytest.raises(UserError, match=r"b\.csv, line 2: text must be UTF-8"):
@@ -145,3 +145,14 @@ def test_the_shared_prompts_are_read_whole():
         r for r in corpus.records["heldout"] if {r.io, r.subject} <= corpus.unseen_names
     ]
     assert len(unseen) >= 20
+
+
+def test_columns_of_one_name_are_refused_and_those_without_a_name_are_not(
+    tmp_path: Path,
+):
+    row = "Then Mary and John met and John saw,Mary"
+    (tmp_path / "a.csv").write_text(f"prompt,answer,,\n{row},,\n")
+    assert read(tmp_path / "a.csv")[0].io == "Mary"
+    (tmp_path / "b.csv").write_text(f"prompt,answer,answer\n{row},Ann\n")
+    with pytest.raises(UserError, match="columns must differ, got 'answer' twice"):
+        read(tmp_path / "b.csv")

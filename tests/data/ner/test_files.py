@@ -125,7 +125,7 @@ def test_missing_paths_wrong_formats_and_other_encodings_are_refused(tmp_path):
         read(tmp_path)
     path = tmp_path / "latin.conll"
     path.write_bytes("A O\n\nKöln B-LOC\n".encode("latin-1"))
-    with pytest.raises(UserError, match=r"latin\.conll:3: not UTF-8"):
+    with pytest.raises(UserError, match=r"latin\.conll, line 3: text must be UTF-8"):
         read(path)
     with pytest.raises(UserError, match="data_format must be"):
         read_tagged(path, None, "xml")
@@ -133,7 +133,7 @@ def test_missing_paths_wrong_formats_and_other_encodings_are_refused(tmp_path):
         read_tagged(path, None, "parallel")
     truncated = tmp_path / "cut.conll.gz"
     truncated.write_bytes(gzip.compress(b"A O\n" * 100)[:20])
-    with pytest.raises(UserError, match="cannot read"):
+    with pytest.raises(UserError, match="truncated or not gzip"):
         read(truncated)
 
 
@@ -202,3 +202,13 @@ def test_the_token_and_label_pair_has_the_published_counts():
     tags = [tag for s in data.sentences for tag in s.tags]
     assert len(data.sentences) == 2500
     assert tags.count("SEM:named_entity:location") == 3302
+
+
+@pytest.mark.parametrize("end", ["\r", "\r\n"])
+def test_files_of_other_systems_give_the_same_sentences(tmp_path: Path, end: str):
+    text = "Paris B-LOC\nis O\n\nAnn B-PER\nran O\n"
+    (tmp_path / "a.conll").write_bytes(text.encode())
+    (tmp_path / "b.conll").write_bytes(text.replace("\n", end).encode())
+    here, there = (read(tmp_path / name).sentences for name in ("a.conll", "b.conll"))
+    assert [s.words for s in there] == [("Paris", "is"), ("Ann", "ran")]
+    assert there == here

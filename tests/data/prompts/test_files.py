@@ -145,7 +145,7 @@ def test_retained_texts_stand_beside_prompts_or_in_rows_of_their_own(tmp_path: P
         ({"prompt": "", "answer": "Paris"}, "column 'prompt' must hold text, got ''"),
         (
             {"prompt": PROMPT, "answer": None},
-            "column 'answer' must hold text, got None",
+            "column 'answer' must hold text, got null",
         ),
         ({"prompt": PROMPT, "answer": ["a"]}, "column 'answer' must hold text"),
         ({"prompt": "A dog is a", "answer": "cat"}, "'cat', and 'pet' in .*line 1"),

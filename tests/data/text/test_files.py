@@ -10,7 +10,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from circuitcut.data.text.cleaning import clean, clean_with_spans
-from circuitcut.data.text.files import labelled_texts, read_rows, retained_texts
+from circuitcut.data.text.files import (
+    labelled_texts,
+    read_retained,
+    read_rows,
+    retained_texts,
+)
 from circuitcut.data.text.records import TextRecord
 from circuitcut.storage.errors import UserError
 
@@ -156,3 +161,30 @@ def test_the_shared_texts_are_recognised(path: str, n_toxic: int, n_neutral: int
     # repeated texts are dropped, some of them only equal once they are cleaned
     assert found.count("toxic") == pytest.approx(n_toxic, rel=0.02)
     assert found.count("neutral") == pytest.approx(n_neutral, rel=0.02)
+
+
+@pytest.mark.parametrize("content", ["", "\n \n", " = Title = \n"])
+def test_an_empty_file_of_texts_to_retain_is_refused(tmp_path: Path, content: str):
+    (tmp_path / "a.txt").write_text(content)
+    with pytest.raises(UserError, match=r"--retain_data .*a\.txt holds no text"):
+        read_retained(str(tmp_path / "a.txt"), None)
+
+
+def test_headings_are_told_from_text_in_linear_time(tmp_path: Path):
+    text = " = Title = \n= Not a title\n = = Part = = \nEnd =\n"
+    (tmp_path / "a.txt").write_text(text + "= " * 200_000 + "x\n")
+    texts = [record.text for record in read_retained(str(tmp_path / "a.txt"), None)]
+    assert texts[:2] == ["= Not a title", "End ="]
+
+
+def test_a_row_without_the_column_of_spans_is_named(tmp_path: Path):
+    (tmp_path / "a.jsonl").write_text('{"text": "a b", "spans": [0]}\n{"text": "c"}\n')
+    rows = read_rows(str(tmp_path / "a.jsonl"), "auto", None, None)
+    with pytest.raises(UserError, match=r"a\.jsonl, line 2: column 'spans' must hold"):
+        labelled_texts(
+            rows,
+            text_column=None,
+            label_column=None,
+            concept_values=(),
+            all_toxic=False,
+        )

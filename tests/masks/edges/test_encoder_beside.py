@@ -63,6 +63,24 @@ def test_values_and_gates_gradient_are_those_of_the_stack(
         torch.testing.assert_close(of_trained, of_frozen, atol=1e-9, rtol=1e-9)
 
 
+@pytest.mark.parametrize("with_values", [False, True])
+@pytest.mark.parametrize("closed", [[], [17]])
+def test_gates_at_one_beside_trained_weights_get_the_gradient_of_the_frozen_model(
+    closed: list[int], with_values: bool
+):
+    model, rng = trainable("bert"), torch.Generator().manual_seed(0)
+    stack = EdgeStack(ResidualModel(model))
+    keep = torch.ones(stack.model.graph.n_edges, dtype=torch.float64)
+    keep[closed] = 0.5
+    keep.requires_grad_()
+    ablated = random_values(stack, rng) if with_values else None
+    _, of_trained = with_gradient(model, stack, keep, ablated)
+    model.requires_grad_(False)
+    _, of_frozen = with_gradient(model, stack, keep, ablated)
+    assert (of_frozen.abs() > 1e-12).sum() > 100
+    torch.testing.assert_close(of_trained, of_frozen, atol=1e-9, rtol=1e-9)
+
+
 @pytest.mark.parametrize("kind", FAMILIES)
 @pytest.mark.parametrize("n_cut", [1, 5, 40])
 @pytest.mark.parametrize("attention_bias", ["always", "heads"])

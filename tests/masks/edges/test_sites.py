@@ -1,7 +1,6 @@
 """Edges as sites: gates, ablation values, frozen masks and their files."""
 
 import gc
-import json
 import weakref
 from pathlib import Path
 from typing import Any
@@ -9,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from transformers import GPT2Config, GPT2LMHeadModel
 from transformers.pytorch_utils import Conv1D
 
 from circuitcut.masks.ablation import (
@@ -396,11 +396,11 @@ def test_a_mask_of_another_graph_is_refused_with_the_difference(tmp_path: Path):
         gated(model, mixed, soft(mixed), zero_values(mixed)),
     ):
         pass
-    masks[1].save(tmp_path)
-    header = json.loads((tmp_path / "mask.json").read_text())
-    for site in header["sites"]:
-        site["graph"]["n_heads"] = site["graph"]["n_kv_heads"] = 8
-    (tmp_path / "mask.json").write_text(json.dumps(header))
+    shape = {"n_embd": 32, "n_layer": model.config.n_layer, "n_head": 8}
+    wider = GPT2LMHeadModel(GPT2Config(vocab_size=len(model.lm_head.weight), **shape))
+    of_wider = sites_of(wider, ["edges"])
+    saved = FrozenMask.random(of_wider, zero_values(of_wider), n_ablated=3, seed=0)
+    saved.save(tmp_path)
     with pytest.raises(UserError, match="another residual graph: heads 8 against 4"):
         FrozenMask.load(tmp_path, model)
     with (

@@ -792,7 +792,7 @@ def _json(**changes: Any) -> str:
             _json(edges={"input->m0": None}),
             "110 edges .* got 109: 1 missing, first input->m0",
         ),
-        (_json(edges={"m9->logits": {}}), "1 unknown, first m9->logits"),
+        (_json(edges={"m9->logits": {}}), "1 unknown, first 'm9->logits'"),
         (
             _json(edges={"input->m0": {"score": 1, "in_graph": 0.3}}),
             "got 0.3 at input->m0",

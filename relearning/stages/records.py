@@ -1,0 +1,164 @@
+"""What is kept of a stage: stage.json, tensors by unit, and the weights.
+
+A stage is complete when its stage.json is there, which is written last and has the
+SHA-256 of the files beside it. docs/schema.md lists the entries.
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from circuitcut.relearning.records import Measurement
+from circuitcut.storage.atomic import (
+    jsonable,
+    read_object,
+    read_tensors,
+    write_json,
+    write_tensors,
+)
+from circuitcut.storage.checksums import check_digest, file_digest
+from circuitcut.storage.errors import UserError
+
+HEADER, UNITS, WEIGHTS = "stage.json", "units.safetensors", "weights.safetensors"
+FORMAT_VERSION = 1
+_COUNT = "count."
+
+
+@dataclass(frozen=True)
+class StageRecord:
+    """A finished stage of one arm."""
+
+    header: Mapping[str, Any]
+    """The content of stage.json."""
+    tensors: Mapping[str, Tensor]
+    """Of units.safetensors: by unit over all levels, (unit, ...), and the counts of
+    every held-out example."""
+
+    def measurement(self) -> Measurement:
+        """The scores, with the counts that the bootstrap resamples."""
+        header = self.header
+        counts = {
+            name.removeprefix(_COUNT): value
+            for name, value in self.tensors.items()
+            if name.startswith(_COUNT)
+        }
+        return Measurement(
+            header["step"],
+            header["examples"],
+            _none_to_nan(header["scores"]),
+            _none_to_nan(header["unseen_scores"]),
+            header["distance"],
+            counts,
+            self.tensors["clusters"],
+            self.tensors["unseen"],
+        )
+
+
+def measured_tensors(measured: Measurement) -> dict[str, Tensor]:
+    """The tensors of a measurement as a stage keeps them."""
+    tensors = {_COUNT + name: value for name, value in measured.counts.items()}
+    return tensors | {"clusters": measured.clusters, "unseen": measured.unseen}
+
+
+@dataclass(frozen=True)
+class StageFiles:
+    """The folder of one stage."""
+
+    folder: Path
+    made_with: Mapping[str, Any]
+    """What decides the numbers: `base_sha256` and settings; compared on reading."""
+    writes: bool = True
+    """False on all but one process of a distributed run."""
+
+    def load(self) -> StageRecord | None:
+        """The stage, if it is complete; None otherwise.
+
+        Raises:
+            UserError: When it is damaged, or of another base model or other settings.
+        """
+        path = self.folder / HEADER
+        if not path.exists():
+            return None
+        header = read_object(path)
+        if header.get("format_version") != FORMAT_VERSION:
+            raise UserError(
+                f"{path} has format_version {header.get('format_version')!r}, this "
+                f"program reads {FORMAT_VERSION}"
+            )
+        self._check_made_with(header, path)
+        check_digest(self.folder / UNITS, header["sha256"].get(UNITS), path)
+        return StageRecord(header, read_tensors(self.folder / UNITS))
+
+    def _check_made_with(self, header: Mapping[str, Any], path: Path) -> None:
+        saved = header.get("made_with") or {}
+        if saved.get("base_sha256") != self.made_with.get("base_sha256"):
+            raise UserError(
+                f"{path} is a stage of another base model (SHA-256 "
+                f"{str(saved.get('base_sha256'))[:8]}, this one has "
+                f"{str(self.made_with.get('base_sha256'))[:8]}); restore the base "
+                "model, or start a new run"
+            )
+        other = [k for k, v in self.made_with.items() if saved.get(k) != v]
+        if other:
+            raise UserError(
+                f"{path} was made with other {', '.join(other)}; resume with the "
+                "settings of the run, or start a new one"
+            )
+
+    def save(
+        self,
+        content: Mapping[str, Any],
+        tensors: Mapping[str, Tensor],
+        weights: nn.Module | None,
+    ) -> StageRecord:
+        """Write the stage, stage.json last; the record as it will be read back."""
+        header: dict[str, Any] = {
+            "format_version": FORMAT_VERSION,
+            **content,
+            "made_with": dict(self.made_with),
+        }
+        if not self.writes:
+            return StageRecord(jsonable(header), tensors)
+        write_tensors(self.folder / UNITS, tensors)
+        digests = {UNITS: file_digest(self.folder / UNITS)}
+        if weights is not None:
+            write_tensors(self.folder / WEIGHTS, weights.state_dict())
+            digests[WEIGHTS] = file_digest(self.folder / WEIGHTS)
+        header = dict(jsonable(header | {"sha256": digests}))
+        write_json(self.folder / HEADER, header)
+        return StageRecord(header, tensors)
+
+    def load_weights_(self, model: nn.Module) -> None:
+        """Read the weights after this stage into `model`.
+
+        Raises:
+            UserError: When they are missing, damaged or of another model.
+        """
+        path = self.folder / WEIGHTS
+        header = read_object(self.folder / HEADER)
+        self._check_made_with(header, self.folder / HEADER)
+        if not path.exists():
+            raise UserError(
+                f"{path} is gone, from which the next stage begins; restore it, or "
+                f"delete {self.folder} and the later stages beside it"
+            )
+        check_digest(path, header["sha256"].get(WEIGHTS), self.folder / HEADER)
+        try:
+            model.load_state_dict(read_tensors(path))
+        except RuntimeError as error:
+            raise UserError(
+                f"{path} is of another model: {' '.join(str(error).split())[:200]}"
+            ) from error
+
+    def remove_weights(self) -> None:
+        """Delete the weights; the scores and units stay."""
+        if self.writes:
+            (self.folder / WEIGHTS).unlink(missing_ok=True)
+
+
+def _none_to_nan(scores: Mapping[str, float | None]) -> dict[str, float]:
+    return {name: math.nan if v is None else v for name, v in scores.items()}
