@@ -64,7 +64,7 @@ class WeightClassesConfig(flags_of(WeightSettings)):  # type: ignore[misc]
 
     def __post_init__(self) -> None:
         check_flags(self)
-        self.settings  # noqa: B018  # checks them
+        self.settings  # checks them
         if self.revisions and self.revision is not None:
             raise UserError(
                 f"--revision {self.revision!r} and --revisions cannot both be given; "
@@ -76,8 +76,7 @@ class WeightClassesConfig(flags_of(WeightSettings)):  # type: ignore[misc]
                 "there is --revision"
             )
 
-    @property
-    def settings(self) -> WeightSettings:
+    def weight_settings(self) -> WeightSettings:
         """The part that the classification reads."""
         return WeightSettings(
             self.convention, self.tau, self.alpha, self.n_bins, self.n_pairs
@@ -116,7 +115,7 @@ def main(config: WeightClassesConfig) -> Path:
     series = [open_checkpoint(config.model, revision) for revision in revisions]
     check_one_model(series)
     shown = _shown(config, series[-1])
-    analyses = [analyse(c, config.settings, seed=config.seed) for c in series]
+    analyses = [analyse(c, config.weight_settings(), seed=config.seed) for c in series]
     made_with = {
         "settings": config_dict(config),
         "code_version": code_version(),

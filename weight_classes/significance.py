@@ -106,7 +106,7 @@ def mismatched_regions(
         UserError: When `alpha` is not between 0 and 1.
     """
     check_alpha(alpha)
-    ends = {name: (alpha / 2, 1 - alpha / 2) for name in pairs}
+    ends = dict.fromkeys(pairs, (alpha / 2, 1 - alpha / 2))
     regions = {
         name: tuple(np.quantile(pairs[name].double().numpy(), ends[name]).tolist())
         for name in pairs

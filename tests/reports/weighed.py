@@ -1,4 +1,4 @@
-"""Results of weight_classes.py and select_mask.py, by hand: two layers of ten neurons."""
+"""Results of weight_classes.py and select_mask.py by hand: two layers of ten."""
 
 from typing import Any
 
@@ -20,14 +20,16 @@ def _entry(n_weakening: int, n_units: int) -> dict[str, Any]:
             sums[groups[name]] += number
         return sums
 
-    quartiles = dict.fromkeys(COSINES, [-0.9, -0.1, 0.1, 0.2, 0.8])
-    quartiles |= dict.fromkeys(("norm_gate", "norm_in", "norm_out"), [1, 2, 3, 4, 5.0])
+    quartiles = {key: [-0.9, -0.1, 0.1, 0.2, 0.8] for key in COSINES}
+    quartiles |= {
+        key: [1, 2, 3, 4, 5.0] for key in ("norm_gate", "norm_in", "norm_out")
+    }
     return {
         "n_units": n_units,
         "classes": classes,
         "half_coarse": grouped(HALF_COARSE),
         "coarse": grouped(COARSE),
-        "bins": dict.fromkeys(COSINES, [n_weakening, n_units - n_weakening]),
+        "bins": {key: [n_weakening, n_units - n_weakening] for key in COSINES},
         "quartiles": quartiles,
         "outside": {
             region: dict.fromkeys(COSINES, n_weakening)
@@ -38,7 +40,7 @@ def _entry(n_weakening: int, n_units: int) -> dict[str, Any]:
 
 def weight_results() -> dict[str, Any]:
     """Three of twenty neurons weaken what they read, two of them in layer 1."""
-    region = dict.fromkeys(COSINES, [-0.1, 0.1])
+    region = {key: [-0.1, 0.1] for key in COSINES}
     layers = [
         {"layer": layer, "n_mlps": 1, "mismatched_region": region, **_entry(n, 10)}
         for layer, n in enumerate((1, 2))
