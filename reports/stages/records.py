@@ -12,7 +12,7 @@ from circuitcut.reports.stages.arms import Names, arm_folder
 from circuitcut.storage.atomic import read_object, read_tensors
 from circuitcut.storage.checksums import check_digest
 from circuitcut.storage.errors import UserError
-from circuitcut.storage.typed_fields import Digest, check_entries
+from circuitcut.storage.reading.typed_fields import Digest, check_entries
 
 HEADER, UNITS = "stage.json", "units.safetensors"
 Values = NDArray[np.float64]
