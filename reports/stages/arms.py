@@ -38,14 +38,6 @@ def arm_name(arm: Names, *, share: bool = False) -> str:
     return f"{name}, {percent(arm[0], 1)} pruned" if share and arm[0] else name
 
 
-def arm_folder(arm: Names) -> str:
-    """Name of the arm's folder within a seed."""
-    share, condition, holding = arm
-    if condition == "uncut":
-        return str(condition)
-    return f"{condition}-{holding}-{share:g}"
-
-
 def stage_name(stage: int | None) -> str:
     """`base`, `pruned`, `stage 1`, ..."""
     if stage is None:

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from circuitcut.reports.load import Run
-from circuitcut.reports.stages.arms import Names, arm_folder
+from circuitcut.reports.stages.arms import Names, names
 from circuitcut.storage.atomic import read_object, read_tensors
 from circuitcut.storage.checksums import check_digest
 from circuitcut.storage.errors import UserError
@@ -37,23 +37,21 @@ def unit_values(run: Run, seed: int, arm: Names) -> list[UnitValues]:
         UserError: When a record is damaged, or has another number of units than
             results.json says.
     """
+    n_units = sum(level["n_units"] for level in run.results["levels"])
     folder = run.path / "seeds" / f"seed-{seed}"
-    stages = sorted(
-        {
-            row["stage"]
-            for row in run.results["stages"]
-            if row["stage"] is not None
-            and (row["condition"], row["holding"]) == arm[1:]
-        }
-    )
+    named = [e for e in run.results["arms"] if names(e) == arm and e["seed"] == seed]
+    stages = {
+        row["stage"]
+        for row in run.results["stages"]
+        if row["stage"] is not None and names(row) == arm
+    }
     folders: dict[int | None, Path] = {None: folder / "base"}
-    for stage in stages:
-        folders[stage] = folder / "arms" / arm_folder(arm) / f"stage-{stage}"
-    if not all(
-        (f / HEADER).exists() and (f / UNITS).exists() for f in folders.values()
-    ):
+    for stage in sorted(stages):
+        of_arm = folder / "arms" / Path(named[0]["folder"]).name
+        folders[stage] = of_arm / f"stage-{stage}"
+    files = [f / name for f in folders.values() for name in (HEADER, UNITS)]
+    if not all(file.exists() for file in files):
         return []
-    n_units = run.results["n_units"]
     return [_values(stage, folder, n_units) for stage, folder in folders.items()]
 
 
@@ -63,21 +61,20 @@ def _values(stage: int | None, folder: Path, n_units: int) -> UnitValues:
     check_entries(content, {"sha256": dict[str, Digest]}, str(header))
     check_digest(file, (content.get("sha256") or {}).get(UNITS), header)
     tensors = read_tensors(file)
-    return UnitValues(
-        stage,
-        _column(tensors, "saliency", n_units, file),
-        _column(tensors, "similarity", n_units, file),
-    )
+    saliency = _column(tensors.get("saliency"), "saliency", n_units, file)
+    similarity = np.full(n_units, np.nan)  # the base model's record has none
+    if "similarity" in tensors:
+        similarity = _column(tensors["similarity"], "similarity", n_units, file)
+    return UnitValues(stage, saliency, similarity)
 
 
-def _column(tensors: dict[str, Any], name: str, n_units: int, file: Path) -> Values:
-    """A tensor by unit as numbers, all NaN where the record lacks it."""
-    if name not in tensors:
-        return np.full(n_units, np.nan)
-    if tuple(tensors[name].shape) != (n_units,):
+def _column(tensor: Any, name: str, n_units: int, file: Path) -> Values:
+    """A tensor by unit as numbers."""
+    shape = None if tensor is None else tuple(tensor.shape)
+    if shape != (n_units,) or not tensor.is_floating_point():
         raise UserError(
-            f"{file} must have {name} of shape ({n_units},), as many units as "
-            f"results.json, got {tuple(tensors[name].shape)}; restore the file"
+            f"{file} must have {name}, floating-point numbers of shape ({n_units},), "
+            f"as many units as results.json, got {shape or 'none'}; restore the file"
         )
-    values: Values = tensors[name].double().numpy()
+    values: Values = tensor.double().numpy()
     return values

@@ -55,6 +55,7 @@ from circuitcut.relearning.stages.records import (
 )
 from circuitcut.reports.html import consistent, page, write_report
 from circuitcut.reports.load import load_run
+from circuitcut.reports.stages.records import unit_values
 from circuitcut.scripts.evaluate import EvaluateConfig
 from circuitcut.scripts.train_mask import TrainMaskConfig
 from circuitcut.storage.atomic import (
@@ -76,6 +77,7 @@ from circuitcut.training.fit_state import load_fit
 from circuitcut.training.loop import FitSettings, fit
 from tests.models.tiny import tiny_loaded, tiny_model
 from tests.reports import conftest as runs
+from tests.reports.staged import stages_results, write_records
 
 
 @dataclass(frozen=True)
@@ -422,6 +424,17 @@ def _read_stage(folder: Path) -> Any:
     return record and (record.measurement(), step_of(folder / "stage-1"))
 
 
+def _study_run(folder: Path) -> None:
+    _run(stages_results)(folder)
+    write_records(folder)
+
+
+def _read_units(folder: Path) -> Any:
+    run = load_run(folder)
+    with consistent([run]):
+        return unit_values(run, 0, (0.1, "cut", "lasting"))
+
+
 def _of_seed(folder: Path) -> None:
     file = folder / "rankings.safetensors"
     write_tensors(file, {"random": torch.ones(3)})
@@ -480,6 +493,17 @@ RUNS |= {
             "stage-1/stage.json",
             "stage-1/units.safetensors",
             "stage-1/weights.safetensors",
+        ),
+        8,
+    ),
+    "units of a stage in a report": Reader(
+        ("reports.stages.records",),
+        _study_run,
+        _read_units,
+        (
+            "results.json",
+            "seeds/seed-0/base/stage.json",
+            "seeds/seed-0/base/units.safetensors",
         ),
         8,
     ),

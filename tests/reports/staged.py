@@ -154,7 +154,7 @@ def write_records(run: Path) -> None:
     for seed in range(2):
         folder = run / "seeds" / f"seed-{seed}"
         _record(folder / "base", {"saliency": saliency})
-        arm = folder / "arms" / "cut-lasting-0.1"
+        arm = folder / "arms" / "cut"
         _record(arm / "stage-0", {"saliency": saliency, "similarity": similarity})
         _record(arm / "stage-1", {"saliency": last, "similarity": similarity})
 

@@ -138,11 +138,11 @@ def test_all_figures_are_written_in_both_formats(run: Run):
 
 
 def test_a_damaged_record_and_one_of_another_model_are_refused(run: Run):
-    stage = run.path / "seeds/seed-0/arms/cut-lasting-0.1/stage-1"
+    stage = run.path / "seeds/seed-0/arms/cut/stage-1"
     file = stage / "units.safetensors"
     write_tensors(file, {"saliency": torch.zeros(7)})
     with pytest.raises(UserError, match=r"units\.safetensors is not the file"):
         unit_values(run, 0, CUT)
     (stage / "stage.json").write_text('{"sha256": {}}')
-    with pytest.raises(UserError, match=r"saliency of shape \(200,\).*got \(7,\)"):
+    with pytest.raises(UserError, match=r"saliency, .* of shape \(200,\).*got \(7,\)"):
         unit_values(run, 0, CUT)
