@@ -5,12 +5,16 @@ that ends in .gz is gzip.
 """
 
 import gzip
+import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 
 from circuitcut.storage.errors import UserError
+from circuitcut.storage.reading.files import check_regular
+
+MOST_LINE = 2**20
 
 
 def read_word_vectors(path: Path, words: Sequence[str]) -> np.ndarray:
@@ -70,11 +74,19 @@ def _row(path: Path, number: int, numbers: Iterable[str]) -> np.ndarray:
 
 
 def _lines(path: Path) -> Iterator[str]:
+    """The lines, one at a time: such files have gigabytes."""
+    check_regular(path)
     opener = gzip.open if path.suffix == ".gz" else open
     try:
         with opener(path, "rt", encoding="utf-8") as file:
-            yield from file
-    except (OSError, EOFError) as error:
+            while line := file.readline(MOST_LINE):
+                if len(line) == MOST_LINE:
+                    raise UserError(
+                        f"--word_vectors {path} has a line of {MOST_LINE:,} characters "
+                        "or more; give a word and its numbers on each line"
+                    )
+                yield line
+    except (OSError, EOFError, zlib.error) as error:
         raise UserError(f"cannot read --word_vectors {path}: {error}") from error
     except UnicodeDecodeError as error:
         raise UserError(

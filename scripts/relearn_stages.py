@@ -52,12 +52,12 @@ from circuitcut.experiments.stages.seed_study import (
     vocabulary_of,
 )
 from circuitcut.relearning.stages.arms import Arm
-from circuitcut.relearning.stages.records import HEADER
+from circuitcut.relearning.stages.records import step_of
 from circuitcut.relearning.stages.retraining import stage_folder
 from circuitcut.relearning.top_words import UNWORDED
 from circuitcut.reports.stages import stage_rows
 from circuitcut.reports.tables import format_table
-from circuitcut.storage.atomic import read_object, write_json
+from circuitcut.storage.atomic import write_json
 from circuitcut.storage.run_directory import RunDirectory
 from circuitcut.training.tracking import Tracker
 
@@ -172,8 +172,8 @@ def _cut_metrics(run: RunDirectory, folder: Path, seed: int) -> None:
     """Cut off what a killed process logged after the last stage it finished."""
     for path in sorted((folder / "arms").glob("*")):
         number, first = 0, 0
-        while (file := stage_folder(path, number) / HEADER).exists():
-            number, first = number + 1, read_object(file)["step"]
+        while (step := step_of(stage_folder(path, number))) is not None:
+            number, first = number + 1, step
         run.truncate_metrics(first, prefix=f"seed{seed}/{path.name}/")
 
 

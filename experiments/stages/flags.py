@@ -19,6 +19,7 @@ from circuitcut.storage.flag_ranges import (
     POSITIVE,
     PROBABILITY,
     SEED,
+    Range,
 )
 from circuitcut.tasks.settings.options import Split
 from circuitcut.training.schedules import Schedule
@@ -85,7 +86,9 @@ class StagesConfig(TaskConfig):
         within=SEED,
     )
     n_stages: int = flag(
-        4, "stages of retraining; optimiser and schedule begin anew", within=COUNT
+        4,
+        "stages of retraining; optimiser and schedule begin anew",
+        within=Range(1, 1000),
     )
     epochs: float = flag(
         2.0, "epochs of a stage over the relearn split", within=POSITIVE

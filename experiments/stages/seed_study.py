@@ -40,6 +40,8 @@ from circuitcut.relearning.stages.records import (
     StageFiles,
     StageRecord,
     measured_tensors,
+    read_kept,
+    read_scan,
 )
 from circuitcut.relearning.stages.retraining import (
     OnLog,
@@ -53,12 +55,10 @@ from circuitcut.relearning.study import RelearnSettings
 from circuitcut.relearning.top_words import UNWORDED
 from circuitcut.storage.atomic import (
     jsonable,
-    read_object,
-    read_tensors,
     write_json,
     write_tensors,
 )
-from circuitcut.storage.checksums import check_digest, file_digest
+from circuitcut.storage.checksums import file_digest
 from circuitcut.storage.processes import by_first
 from circuitcut.tasks.base import Split
 from circuitcut.tasks.evaluation import evaluate
@@ -234,8 +234,7 @@ class SeedStudy:
         file = self.folder / BASE / f"{VECTORS_FILE}.safetensors"
         if not self._has(file, file.with_suffix(".json")):
             self._save(file, {"vectors": self._read_vectors()}, {})
-        check_digest(file, self._header(file)["sha256"], file.with_suffix(".json"))
-        return read_tensors(file)["vectors"]
+        return read_kept(file)[0]["vectors"]
 
     def _read_vectors(self) -> Tensor:
         assert self.vocabulary is not None
@@ -248,9 +247,7 @@ class SeedStudy:
         """Scores of all units by every ranking, and the seconds they took."""
         file = self.folder / BASE / f"{RANKINGS_FILE}.safetensors"
         if self._has(file, file.with_suffix(".json")):
-            header = self._header(file)
-            check_digest(file, header["sha256"], file.with_suffix(".json"))
-            saved = read_tensors(file)
+            saved, header = read_kept(file)
             in_order = {name: saved[name] for name in self.config.rankings}
             return in_order, dict(header["seconds"])
         model, seed = self.experiment.loaded.model, self.config.seed + self.seed
@@ -276,7 +273,7 @@ class SeedStudy:
         """Scores of the pruned model at every share, not retrained."""
         path = self.folder / SCAN
         if self._has(path):
-            return list(read_object(path)["rows"])
+            return read_scan(path)
         names = dict.fromkeys(["cut", *self.config.conditions])
         shares = sorted(set(self.config.shares))
         scanned = arms(list(names), self.config.holdings, shares, self.seed)
@@ -422,10 +419,6 @@ class SeedStudy:
             content = {**header, "sha256": file_digest(file)}
             write_json(file.with_suffix(".json"), content)
         self.experiment.accelerator.wait_for_everyone()
-
-    @staticmethod
-    def _header(file: Path) -> dict[str, Any]:
-        return read_object(file.with_suffix(".json"))
 
 
 def vocabulary_of(config: StagesConfig, experiment: Experiment) -> Vocabulary | None:

@@ -8,7 +8,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NotRequired, TypedDict
 
 from torch import Tensor, nn
 
@@ -22,10 +22,59 @@ from circuitcut.storage.atomic import (
 )
 from circuitcut.storage.checksums import check_digest, file_digest
 from circuitcut.storage.errors import UserError
+from circuitcut.storage.reading.typed_fields import Count, Digest, check_type
 
 HEADER, UNITS, WEIGHTS = "stage.json", "units.safetensors", "weights.safetensors"
 FORMAT_VERSION = 1
 _COUNT = "count."
+Scores = dict[str, float | None]
+
+
+class _MadeWith(TypedDict):
+    base_sha256: NotRequired[Digest | None]
+
+
+class _Header(TypedDict):
+    """Types of the entries of stage.json; `stage` is null for the base model."""
+
+    format_version: int
+    condition: str
+    seed: Count
+    stage: Count | None
+    step: Count
+    examples: Count
+    distance: float | None
+    scores: Scores
+    unseen_scores: Scores
+    made_with: _MadeWith
+    sha256: dict[str, Digest]
+    holding: NotRequired[str | None]
+    share: NotRequired[float]
+    n_pruned: NotRequired[dict[str, Count]]
+    tune: NotRequired[Scores]
+    fresh_mask: NotRequired[dict[str, Any] | None]
+
+
+class _Kept(TypedDict):
+    """Types of the JSON file beside tensors that a seed keeps."""
+
+    sha256: Digest
+    seconds: NotRequired[dict[str, float]]
+
+
+class _Row(TypedDict):
+    condition: str
+    holding: str | None
+    share: float
+    seed: Count
+    n_pruned: Count
+    tune: Scores
+
+
+class _Scanned(TypedDict):
+    """Types of scan.json."""
+
+    rows: list[_Row]
 
 
 @dataclass(frozen=True)
@@ -83,15 +132,28 @@ class StageFiles:
         path = self.folder / HEADER
         if not path.exists():
             return None
+        header = self._header()
+        check_digest(self.folder / UNITS, header["sha256"].get(UNITS), path)
+        tensors = read_tensors(self.folder / UNITS)
+        missing = {"clusters", "unseen"} - tensors.keys()
+        if missing:
+            raise UserError(
+                f"{self.folder / UNITS} lacks {', '.join(sorted(missing))}; delete "
+                f"{self.folder} and the later stages beside it, and resume"
+            )
+        return StageRecord(header, tensors)
+
+    def _header(self) -> dict[str, Any]:
+        path = self.folder / HEADER
         header = read_object(path)
         if header.get("format_version") != FORMAT_VERSION:
             raise UserError(
                 f"{path} has format_version {header.get('format_version')!r}, this "
                 f"program reads {FORMAT_VERSION}"
             )
+        check_type(header, _Header, str(path))
         self._check_made_with(header, path)
-        check_digest(self.folder / UNITS, header["sha256"].get(UNITS), path)
-        return StageRecord(header, read_tensors(self.folder / UNITS))
+        return header
 
     def _check_made_with(self, header: Mapping[str, Any], path: Path) -> None:
         saved = header.get("made_with") or {}
@@ -139,8 +201,7 @@ class StageFiles:
             UserError: When they are missing, damaged or of another model.
         """
         path = self.folder / WEIGHTS
-        header = read_object(self.folder / HEADER)
-        self._check_made_with(header, self.folder / HEADER)
+        header = self._header()
         if not path.exists():
             raise UserError(
                 f"{path} is gone, from which the next stage begins; restore it, or "
@@ -158,6 +219,44 @@ class StageFiles:
         """Delete the weights; the scores and units stay."""
         if self.writes:
             (self.folder / WEIGHTS).unlink(missing_ok=True)
+
+
+def step_of(folder: Path) -> int | None:
+    """The step after which a stage ends; None: it is not finished.
+
+    Raises:
+        UserError: When its stage.json is damaged.
+    """
+    path = folder / HEADER
+    if not path.exists():
+        return None
+    header = read_object(path)
+    check_type(header, _Header, str(path))
+    return int(header["step"])
+
+
+def read_kept(file: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Tensors that a seed keeps, and the content of the JSON file beside them.
+
+    Raises:
+        UserError: When one of them is damaged.
+    """
+    path = file.with_suffix(".json")
+    header = read_object(path)
+    check_type(header, _Kept, str(path))
+    check_digest(file, header["sha256"], path)
+    return read_tensors(file), header
+
+
+def read_scan(path: Path) -> list[dict[str, Any]]:
+    """Scores of the pruned model at every share, a row an arm.
+
+    Raises:
+        UserError: When the file is damaged.
+    """
+    content = read_object(path)
+    check_type(content, _Scanned, str(path))
+    return list(content["rows"])
 
 
 def _none_to_nan(scores: Mapping[str, float | None]) -> dict[str, float]:

@@ -52,5 +52,5 @@ def test_what_is_wrong_is_named(text: str, said: str, tmp_path: Path):
 
 
 def test_a_file_that_is_not_there_is_named(tmp_path: Path):
-    with pytest.raises(UserError, match="cannot read --word_vectors"):
+    with pytest.raises(UserError, match=r"nowhere\.txt: .*check the path"):
         read_word_vectors(tmp_path / "nowhere.txt", WORDS)

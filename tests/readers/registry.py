@@ -21,6 +21,7 @@ from circuitcut.data.ner.files import read_tagged
 from circuitcut.data.prompts.files import prompt_records
 from circuitcut.data.tables import read_tables
 from circuitcut.data.text.files import labelled_texts, read_retained, read_rows
+from circuitcut.data.word_vectors import read_word_vectors
 from circuitcut.experiments.base_model import _damage, _record
 from circuitcut.experiments.saved_runs import (
     checked_ranking,
@@ -45,6 +46,13 @@ from circuitcut.models.mlp import MLP_TYPE
 from circuitcut.models.residual.block_modules import graph_of
 from circuitcut.relearning.conditions import Condition
 from circuitcut.relearning.records import ConditionFiles, ConditionRun, Measurement
+from circuitcut.relearning.stages.records import (
+    StageFiles,
+    measured_tensors,
+    read_kept,
+    read_scan,
+    step_of,
+)
 from circuitcut.reports.html import consistent, page, write_report
 from circuitcut.reports.load import load_run
 from circuitcut.scripts.evaluate import EvaluateConfig
@@ -58,7 +66,7 @@ from circuitcut.storage.atomic import (
     write_tensors,
 )
 from circuitcut.storage.checkpoints import load_latest
-from circuitcut.storage.checksums import digests_of
+from circuitcut.storage.checksums import digests_of, file_digest
 from circuitcut.storage.errors import UserError
 from circuitcut.storage.reading.files import read_text
 from circuitcut.storage.run_directory import RunDirectory
@@ -389,6 +397,46 @@ def _read_condition(folder: Path) -> Any:
     return files.is_finished, files.load(CONDITION, resume=True)
 
 
+def _stage_files(folder: Path) -> StageFiles:
+    return StageFiles(folder / "stage-1", {"base_sha256": 64 * "0"})
+
+
+def _stage(folder: Path) -> None:
+    counts = {"concept_tp": torch.tensor([1.0, 2.0])}
+    clusters, unseen = torch.tensor([0, 1]), torch.tensor([True, False])
+    scores = {"concept_f1": 0.5, "retain_f1": float("nan")}
+    measured = Measurement(3, 24, scores, {}, 0.1, counts, clusters, unseen)
+    content = {
+        **{"condition": "cut", "holding": "lasting", "share": 0.1, "seed": 0},
+        **{"stage": 1, "step": 3, "examples": 24, "distance": 0.1},
+        **{"scores": scores, "unseen_scores": {}, "n_pruned": {"0": 2}},
+        "fresh_mask": None,
+    }
+    weights = torch.nn.Linear(2, 1)
+    _stage_files(folder).save(content, measured_tensors(measured), weights)
+
+
+def _read_stage(folder: Path) -> Any:
+    record = _stage_files(folder).load()
+    _stage_files(folder).load_weights_(torch.nn.Linear(2, 1))
+    return record and (record.measurement(), step_of(folder / "stage-1"))
+
+
+def _of_seed(folder: Path) -> None:
+    file = folder / "rankings.safetensors"
+    write_tensors(file, {"random": torch.ones(3)})
+    seconds = {"random": 0.1}
+    digest = file_digest(file)
+    write_json(folder / "rankings.json", {"seconds": seconds, "sha256": digest})
+    row = {"condition": "cut", "holding": "lasting", "share": 0.1, "seed": 0}
+    row |= {"n_pruned": 2, "tune": {"concept_f1": 0.5}}
+    write_json(folder / "scan.json", {"rows": [row]})
+
+
+def _read_of_seed(folder: Path) -> Any:
+    return read_kept(folder / "rankings.safetensors"), read_scan(folder / "scan.json")
+
+
 def _base(folder: Path) -> None:
     (folder / "model.bin").write_bytes(b"weights")
     record = {"recipe": {"n_steps": 3}, "heldout": {"f1": 0.5}, "revision": None}
@@ -423,6 +471,31 @@ RUNS |= {
         _read_condition,
         ("condition.json", "condition.json", "counts-00000002.safetensors"),
         20,
+    ),
+    "stage": Reader(
+        ("relearning.stages.records",),
+        _stage,
+        _read_stage,
+        (
+            "stage-1/stage.json",
+            "stage-1/units.safetensors",
+            "stage-1/weights.safetensors",
+        ),
+        8,
+    ),
+    "word vectors": Reader(
+        ("data.word_vectors",),
+        lambda folder: (folder / "a.txt").write_text("2 2\na 1 2\nb 3 4.5\n"),
+        lambda folder: read_word_vectors(folder / "a.txt", ["a", "B"]),
+        ("a.txt",),
+        30,
+    ),
+    "what a seed keeps": Reader(
+        ("relearning.stages.records",),
+        _of_seed,
+        _read_of_seed,
+        ("rankings.json", "rankings.safetensors", "scan.json"),
+        8,
     ),
     "cached base model": Reader(
         ("experiments.base_model",), _base, _read_base, ("base.json",)

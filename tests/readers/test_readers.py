@@ -157,7 +157,7 @@ READING = {
 """Functions that read files or their texts; whoever imports one is a reader."""
 CALLS = {
     *("open", "read_text", "read_bytes", "from_pretrained", "GGUFReader", "loads"),
-    *("decompress",),
+    *("decompress", "opener"),
 }
 """Names of other calls that read."""
 OF_THEIR_OWN = {

@@ -18,6 +18,7 @@ from circuitcut.training.tracking import Tracker
 
 SMALL = ["--base_steps", "60", "--base_recipe", "d_model=16", "vocab_size=300"]
 SMALL += ["--epochs", "0.5", "--n_stages", "2", "--shares", "0.1", "0.5"]
+SMALL += ["--batch_size", "8"]
 SMALL += ["--seeds", "0", "1", "--device", "cpu"]
 N_LEVELS, WIDTH = 3, 16
 
@@ -219,14 +220,14 @@ def test_vectors_without_any_of_the_words_are_refused_before_a_run_begins(
 @pytest.mark.parametrize(
     ("flags", "said"),
     [
-        (["--shares", "1.5"], "--shares must be shares"),
+        (["--shares", "1.5"], "--shares must be a number"),
         (["--retrain", "auto", "0.1"], "--retrain must be shares, or auto alone"),
         (["--ranking", "guess"], "--ranking must be among probeless"),
         (["--compare", "guess"], "--compare must be among"),
         (["--holdings", "twice"], "--holdings must be among"),
-        (["--seeds", "-1"], "--seeds must be numbers"),
-        (["--n_stages", "0"], "--n_stages must be positive"),
-        (["--epochs", "0"], "--epochs must be positive"),
+        (["--seeds", "-1"], "--seeds must be a whole number"),
+        (["--n_stages", "0"], "--n_stages must be a whole number"),
+        (["--epochs", "0"], "--epochs must be a number"),
         (["--task", "mnist"], "no words to read"),
         (["--word_vectors", "nowhere.txt"], "must be an existing file"),
     ],
