@@ -64,7 +64,7 @@ class WeightClassesConfig(flags_of(WeightSettings)):  # type: ignore[misc]
 
     def __post_init__(self) -> None:
         check_flags(self)
-        _ = self.settings  # checks them
+        self.weight_settings()  # checks them
         if self.revisions and self.revision is not None:
             raise UserError(
                 f"--revision {self.revision!r} and --revisions cannot both be given; "
