@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from math import ceil
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -27,6 +28,7 @@ from circuitcut.reports.drawing import (
 from circuitcut.reports.load import Run
 from circuitcut.reports.weights.tables import COSINES, NORMS, REGIONS
 from circuitcut.storage.atomic import read_tensors
+from circuitcut.storage.errors import UserError
 
 SILVER = "#BDBDBD"
 UNITS_FILE = "units.safetensors"
@@ -308,8 +310,29 @@ def _grid(run: Run) -> tuple[Figure, Sequence[Axes]]:
 
 def _units(run: Run) -> dict[str, np.ndarray]:
     """Cosines, classes and layers of all neurons."""
-    tensors = read_tensors(run.path / UNITS_FILE)
-    return {name: value.numpy() for name, value in tensors.items()}
+    return units_of(run.path, gated=run.results["weights"]["gated"])
+
+
+def units_of(folder: Path, *, gated: bool) -> dict[str, np.ndarray]:
+    """The numbers of every neuron that `weight_classes.py` kept, (unit,) by name.
+
+    Raises:
+        UserError: When the file is damaged or lacks one.
+    """
+    path = folder / UNITS_FILE
+    tensors = read_tensors(path)
+    needed = ["layer", "class", "in_out", *(["gate_in", "gate_out"] if gated else [])]
+    missing = [name for name in needed if name not in tensors]
+    if missing:
+        raise UserError(f"{path} lacks {', '.join(missing)}; make the run again")
+    shape = tensors["layer"].shape
+    for name in needed:
+        if tensors[name].dim() != 1 or tensors[name].shape != shape:
+            raise UserError(
+                f"{path} must hold as many of {name} as of layer, got "
+                f"{tuple(tensors[name].shape)} and {tuple(shape)}; make the run again"
+            )
+    return {name: tensors[name].numpy() for name in needed}
 
 
 def _numbers(layers: Sequence[Mapping[str, Any]]) -> dict[int, int | str]:
