@@ -72,8 +72,8 @@ def _stages(axes: Axes, results: Results, share: float, side: str) -> None:
         )
         line(axes, points, arm_name(arm), condition_look(entries[0]))
     metric = results[f"{side}_metric"]
-    if metric.get("chance"):
-        axes.axhline(metric["chance"], color=GREY, linestyle=":", label="a guess")
+    if metric.get("chance") and metric["higher_is_better"]:
+        axes.axhline(metric["chance"], color=GREY, linestyle="--", label="a guess")
     if base is not None:
         axes.axhline(base, color=BLACK, linestyle=":", linewidth=1, label="base model")
     axes.set_xticks(range(len(stages)), stages_axis(stages))

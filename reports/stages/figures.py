@@ -35,7 +35,8 @@ _CUT = "The arm is the first cut (mask held, where there is one); the tables hav
 CAPTIONS = {
     "score_by_stage": "Scores on held-out data, mean over seeds. Top: the concept. "
     "Bottom: the rest, on an axis of its own. Pruned: right after the cut; a stage is "
-    "a retraining with a new optimiser and schedule. Dotted: base model. Bands: 95 % "
+    "a retraining with a new optimiser and schedule. Dotted: base model; "
+    "dashed grey: a guess, where it is not 0. Bands: 95 % "
     "bootstrap intervals over seeds and documents.",
     "score_by_share": "Scores on held-out data right after pruning, without "
     "retraining, against the share of the hidden units of all levels that is pruned. "
