@@ -72,8 +72,8 @@ lint: install
 	$(BIN)/ruff check .
 
 # mypy does not follow the package's __path__: it gets a folder of symbolic links.
-PACKAGES := storage data tasks models masks training attribution relearning reports \
-            experiments scripts benchmarks
+PACKAGES := storage data tasks models masks weight_classes training attribution relearning \
+            reports experiments scripts benchmarks
 TYPES := build/types
 
 types: install

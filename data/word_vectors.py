@@ -66,7 +66,7 @@ def _row(path: Path, number: int, numbers: Iterable[str]) -> np.ndarray:
     except ValueError as error:
         raise UserError(
             f"{path}:{number}: expected a word and numbers, separated by one space: "
-            f"{error}"
+            f"{str(error)[:200]}"
         ) from error
     if not len(row) or not np.isfinite(row).all():
         raise UserError(f"{path}:{number}: expected finite numbers after the word")

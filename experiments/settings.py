@@ -224,10 +224,12 @@ def saved_settings(run: Path) -> MaskSettings | None:
         saved = _NOT_YET | saved
     names = {f.name for f in fields(MaskSettings)}
     if not isinstance(saved, dict) or set(saved) != names:
-        got = sorted(saved) if isinstance(saved, dict) else type(saved).__name__
+        found = set(saved) if isinstance(saved, dict) else set()
+        differs = sorted(name[:40] for name in found ^ names)
         raise UserError(
-            f"{path} must hold the settings {sorted(names)}, got {got}; the run is of "
-            "another version of this program"
+            f"{path} must hold the settings of a mask training, one by one; lacking or "
+            f"unknown: {', '.join(differs)[:400]}; the run is of another version of "
+            "this program"
         )
     check_entries(saved, get_type_hints(MaskSettings), str(path))
     return MaskSettings(**saved)

@@ -49,7 +49,7 @@ from circuitcut.models.token_head import TokenClassifier
 from circuitcut.storage.atomic import read_tensors
 from circuitcut.storage.errors import UserError
 
-__all__ = ["LoadedModel", "frozen", "load_model", "save_model"]
+__all__ = ["LoadedModel", "frozen", "load_model", "load_tokenizer", "save_model"]
 
 _SPARE = 10_000_000
 """Parameters that a configuration may describe beyond twice those in the files."""
@@ -200,7 +200,7 @@ def _load_text_model(
     bars = not source.is_local and sys.stderr.isatty()
     with quiet(bars=bars), torch.random.fork_rng(devices=[]):
         config = _config(source, names)
-        tokenizer = _load_tokenizer(source, config)
+        tokenizer = load_tokenizer(source, config.vocab_size)
         _check_size(source, config, shapes)
         torch.manual_seed(seed)
         if names is not None:
@@ -321,12 +321,16 @@ def _from_pretrained(
     return model, sorted(renewed | set(info["missing_keys"]))
 
 
-def _load_tokenizer(source: Source, config: Any) -> Any:
+def load_tokenizer(source: Source, vocab_size: int) -> Any:
     """The fast tokenizer of a model, with padding on the right.
 
     A tokenizer without a padding token (GPT-2's) pads with its end-of-text token. This
     is safe: `attention_mask` hides padding from the model, and the batches mark
     positions with masks and never compare ids with the padding id.
+
+    Raises:
+        UserError: When the files have none, it has no vocabulary or padding token, or
+            ids that the model has no embeddings for.
     """
     try:
         tokenizer = AutoTokenizer.from_pretrained(source.path, **source.arguments)
@@ -341,10 +345,10 @@ def _load_tokenizer(source: Source, config: Any) -> Any:
             "tokenizers library reads; put tokenizer.json beside its config.json"
         )
     largest = max(tokenizer.get_vocab().values())
-    if largest >= config.vocab_size:
+    if largest >= vocab_size:
         raise UserError(
             f"the tokenizer of {source.name!r} has ids up to {largest}, but its model "
-            f"has only {config.vocab_size} embeddings; take both from the same model"
+            f"has only {vocab_size} embeddings; take both from the same model"
         )
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token

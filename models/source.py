@@ -2,7 +2,7 @@
 
 import logging
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -24,7 +24,7 @@ from circuitcut.storage.reading.typed_fields import Positive, check_entries
 
 logger = logging.getLogger(__name__)
 WEIGHTS_FILE = "model.safetensors"
-_INDEX_FILE = "model.safetensors.index.json"
+INDEX_FILE = "model.safetensors.index.json"
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 _HEADS = ("causal_lm", "masked_lm", "token_classification", "image_classification")
 
@@ -122,8 +122,13 @@ def _gguf_of(path: Path) -> Path | None:
     return files[0] if files else None
 
 
-def read_config(source: Source) -> tuple[Source, dict[str, Any]]:
+def read_config(
+    source: Source, *, check_type: Callable[[str], Any] = architecture_named
+) -> tuple[Source, dict[str, Any]]:
     """The model's config.json, and the source with the commit that it came from.
+
+    Args:
+        check_type: Raises a UserError for a `model_type` that is not supported.
 
     Raises:
         UserError: When the file is missing or corrupt, the model is not on the hub, its
@@ -141,7 +146,7 @@ def read_config(source: Source) -> tuple[Source, dict[str, Any]]:
     check_entries(config, _TYPES, str(file))
     if config["model_type"] == MLP_TYPE:
         check_entries(config, _TYPES_OF_MLP, str(file))
-    architecture_named(config["model_type"])
+    check_type(config["model_type"])
     if config.get("quantization_config"):
         raise UserError(
             f"{file} says that the weights are quantized; use the model in float32, "
@@ -217,7 +222,7 @@ def check_files(source: Source) -> dict[str, tuple[int, ...]]:
     for name in _READ_BY_TRANSFORMERS:
         if (folder / name).exists():
             read_object(folder / name)
-    index = folder / _INDEX_FILE
+    index = folder / INDEX_FILE
     if index.exists():
         entries = read_json(index)
         if not isinstance(entries, dict) or "weight_map" not in entries:

@@ -21,6 +21,16 @@ from circuitcut.reports.score_figures import (
     scores_by_method,
 )
 from circuitcut.reports.stages import figures as of_stages
+from circuitcut.reports.weights.figures import (
+    change_by_layer,
+    class_shares,
+    cosine_density,
+    cosine_histograms,
+    cosine_scatter,
+    medians_by_model,
+    norms_by_layer,
+    outside_by_layer,
+)
 from circuitcut.reports.whereabouts import probe_by_layer, redistribution_by_layer
 from circuitcut.storage.atomic import write_bytes
 from circuitcut.storage.progress import Waiting
@@ -50,9 +60,20 @@ FIGURES: dict[str, dict[str, Draw]] = {
     },
     "attribute": {"score_by_size": score_by_size},
     "import_mask": {"mask_by_layer": mask_by_layer},
+    "select_mask": {"mask_by_layer": mask_by_layer},
     "faithfulness": {"faithfulness": faithfulness_curves},
     "stability": {},
     "relearn_stages": of_stages.FIGURES,
+    "weight_classes": {
+        "class_shares": class_shares,
+        "cosine_histograms": cosine_histograms,
+        "cosine_scatter": cosine_scatter,
+        "cosine_density": cosine_density,
+        "medians_by_model": medians_by_model,
+        "norms_by_layer": norms_by_layer,
+        "outside_by_layer": outside_by_layer,
+        "change_by_layer": change_by_layer,
+    },
 }
 """Kind of run -> its figures in the order of the report."""
 
@@ -96,6 +117,28 @@ CAPTIONS = of_stages.CAPTIONS | {
     "1: the concept can be decoded, .5: chance. Dotted, in the same colours: control "
     "with shuffled training labels. Bands: from the lowest to the highest random cut. "
     "Points are moved sideways so that equal values can be seen.",
+    "class_shares": "Classes of the neurons in each layer, typical and atypical ones "
+    "together. Left: shares of the layer's neurons. Right: numbers, on an axis that is "
+    "logarithmic above 1.",
+    "cosine_histograms": "Distribution of each cosine in each layer, in cells of .02; "
+    "the colour is logarithmic. Line: median. cos(w_gate, w_in) is never negative "
+    "after the refactor.",
+    "cosine_scatter": "Every neuron by its cosines with w_out, one panel a layer. "
+    "Lines: the threshold tau. Right of both: what it writes is what it reads "
+    "(strengthening); left: its opposite (weakening).",
+    "cosine_density": "The same, as the number of neurons in cells of .04.",
+    "medians_by_model": "Median of each cosine in each layer over relative depth. "
+    "Band, of one model alone: quartiles.",
+    "norms_by_layer": "Norms of the vectors of each layer's neurons: median, and "
+    "quartiles as a band. In the convention folded the reading vectors contain the "
+    "gain of the norm before the MLP.",
+    "outside_by_layer": "Neurons whose cosine is larger than chance gives: outside the "
+    "region of independent Gaussian vectors (beta), outside that of vectors of two "
+    "different neurons (mismatched pairs), and outside the beta region at alpha "
+    "divided by the number of the model's neurons (corrected).",
+    "change_by_layer": "Left: neurons of each class along the training series. Right: "
+    "cosine of the same vector in the first and in the last revision, median and "
+    "quartiles of each layer; 1 is a vector that has not turned.",
 }
 """Figure -> what it shows."""
 

@@ -13,6 +13,7 @@ from circuitcut.reports.opening import (
     recovery_sentence,
 )
 from circuitcut.reports.tables import first_and_last
+from circuitcut.reports.weights.opening import weight_findings
 from circuitcut.reports.words import (
     examples,
     format_cell,
@@ -119,8 +120,10 @@ FINDINGS: dict[str, Callable[[Run], list[str]]] = {
     "evaluate": named_findings,
     "attribute": published_findings,
     "import_mask": named_findings,
+    "select_mask": lambda _: [],
     "faithfulness": faithfulness_findings,
     "stability": lambda _: [],
+    "weight_classes": weight_findings,
     "relearn_stages": lambda _: [],
 }
 """Kind of run -> its further sentences."""

@@ -24,9 +24,13 @@ KIND_NAMES = {
     "evaluate": "Evaluation of a mask",
     "attribute": "Attribution without training",
     "import_mask": "Imported mask",
+    "select_mask": "Neurons of a class",
     "faithfulness": "Faithfulness of circuits",
     "stability": "Stability of masks",
+    "weight_classes": "Classes of neurons by weights",
 }
+NO_TASK = "none"
+"""Stands for the task of a run that has none."""
 SIDES = ("concept", "retain")
 """Both scores of a task; a run names their metrics."""
 
@@ -52,7 +56,8 @@ class Run:
     def title(self) -> str:
         """Kind, task and model in words."""
         task, model = self.results["task"], self.results["model"]
-        return f"{KIND_NAMES[self.kind]}: task {task}, model {model}"
+        of_task = "" if task == NO_TASK else f"task {task}, "
+        return f"{KIND_NAMES[self.kind]}: {of_task}model {model}"
 
 
 def load_run(path: Path) -> Run:

@@ -8,6 +8,7 @@ from circuitcut.reports.load import SIDES, Run
 from circuitcut.reports.stages.tables import stages_opening
 from circuitcut.reports.tables import first_and_last
 from circuitcut.reports.verdict import KEPT, LOST, share_left, verdict
+from circuitcut.reports.weights.opening import selection_opening, weight_opening
 from circuitcut.reports.words import (
     HOLDINGS,
     count_of,
@@ -293,8 +294,10 @@ OPENINGS: dict[str, Callable[[Run], Opening]] = {
     "evaluate": evaluation_opening,
     "attribute": attribution_opening,
     "import_mask": import_opening,
+    "select_mask": selection_opening,
     "faithfulness": faithfulness_opening,
     "stability": stability_opening,
+    "weight_classes": weight_opening,
     "relearn_stages": stages_opening,
 }
 """Kind of run -> its first sentences."""

@@ -34,6 +34,18 @@ from circuitcut.reports.tables import (
     stability_rows,
 )
 from circuitcut.reports.verdict import THRESHOLDS
+from circuitcut.reports.weights.tables import (
+    bin_rows,
+    change_rows,
+    class_rows,
+    median_rows,
+    outside_rows,
+    quartile_rows,
+    region_rows,
+    series_rows,
+    total_rows,
+    vocabulary_rows,
+)
 from circuitcut.reports.whereabouts import location_rows, probe_rows, word_rows
 from circuitcut.reports.words import format_cell, metric_name, metric_unit, plural
 
@@ -237,6 +249,49 @@ def _stability_tables(results: Results) -> list[Table]:
 OVER_SEEDS = "Means over seeds; brackets: 95 % intervals over seeds by Student's t."
 
 
+def _weight_tables(results: Results) -> list[Table]:
+    beta = results["beta"]
+    regions = (
+        f"Beta: independent Gaussian vectors in {beta['n_dimensions']} dimensions, "
+        f"alpha {beta['alpha']:g}. Mismatched pairs: vectors of two different neurons "
+        f"of one MLP, {results['weights']['n_pairs']:,} pairs drawn. Corrected: beta "
+        f"at alpha / {results['n_units']:,} (Bonferroni, over the model's neurons)."
+    )
+    found = [
+        Table("Neurons by class", total_rows(results), _weights_note(results)),
+        Table("Tokens nearest to a neuron's vectors", vocabulary_rows(results), WORDS),
+        Table("Neurons of each class by layer", class_rows(results)),
+        Table("The same, by the sign of cos(w_in, w_out) alone", _coarse(results)),
+        Table("Medians by layer", median_rows(results)),
+        Table("Quartiles by layer", quartile_rows(results)),
+        Table("Neurons by cosine", bin_rows(results), "Bins include their lower end."),
+        Table("Share of neurons outside chance", outside_rows(results), regions),
+        Table("Regions of chance", region_rows(results), regions),
+        Table("Classes along the training series", series_rows(results)),
+        Table("Median cosine, first to last revision", change_rows(results)),
+    ]
+    return found
+
+
+def _coarse(results: Results) -> list[Row]:
+    return class_rows(results, "coarse") if results["weights"]["gated"] else []
+
+
+def _weights_note(results: Results) -> str:
+    weights = results["weights"]
+    return (
+        f"Threshold tau {weights['tau']:g}, convention {weights['convention']}"
+        f"{', centred' if weights['centred'] else ''}, {weights['family']} of "
+        f"{len(results['layers'])} layers, d_model {weights['d_model']}."
+    )
+
+
+WORDS = (
+    "Scores: product of the vector, at length 1, with the token's unembedding (folded: "
+    "times the gain of the final norm). +gate and -gate: w_gate and its opposite."
+)
+
+
 def _stages_tables(results: Results) -> list[Table]:
     scores = _metric_note(results)
     return [
@@ -310,8 +365,10 @@ TABLES: dict[str, Callable[[Results], list[Table]]] = {
     "evaluate": _score_tables,
     "attribute": _score_tables,
     "import_mask": _import_tables,
+    "select_mask": _site_table,
     "faithfulness": _faithfulness_tables,
     "stability": _stability_tables,
+    "weight_classes": _weight_tables,
     "relearn_stages": _stages_tables,
 }
 """Kind of run -> its tables in the order of the report."""
@@ -332,6 +389,7 @@ TERMS = {
     "evaluate": CUT_TERMS,
     "attribute": {key: CUT_TERMS[key] for key in ("concept, rest", "attribution cut")},
     "import_mask": {"ablated": "Replaced by the unit's ablation value."},
+    "select_mask": {"ablated": "Replaced by the unit's ablation value."},
     "relearn": {
         "concept examples": "Training examples of the fine-tuning that hold the "
         "concept. Cut, uncut and randomly cut models get the same examples.",
@@ -368,6 +426,20 @@ TERMS = {
     "stability": {
         "random masks": "Masks that choose as many units as these, drawn uniformly: "
         "from all units, or as many at every site.",
+    },
+    "weight_classes": {
+        "w_gate, w_in, w_out": "A gated neuron adds act(w_gate · x) (w_in · x) w_out "
+        "to the residual stream. w_in and w_out change their sign together where "
+        "w_gate · w_in is negative, which leaves the model as it is.",
+        "strengthening, weakening": "It writes what it reads with w_in: cos(w_in, "
+        "w_out) is above tau; or its opposite: below minus tau.",
+        "conditional": "Of a strengthening or weakening neuron: w_out is not aligned "
+        "with w_gate. Else w_gate says the same as w_in.",
+        "proportional change": "w_out is aligned with w_gate and not with w_in.",
+        "orthogonal output": "w_out is aligned with neither.",
+        "atypical": "cos(w_gate, w_in) is not what the other two cosines suggest.",
+        "folded, raw": "Folded: the gain of the norm before the MLP belongs to w_gate "
+        "and w_in. Raw: vectors as they are stored.",
     },
 }
 """Kind of run -> words a reader needs."""

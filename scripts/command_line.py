@@ -20,6 +20,8 @@ VERBS = {
     "attribute": ("circuitcut.scripts.attribute", "AttributeConfig"),
     "faithfulness": ("circuitcut.scripts.faithfulness", "FaithfulnessConfig"),
     "stability": ("circuitcut.scripts.stability", "StabilityConfig"),
+    "weight-classes": ("circuitcut.scripts.weight_classes", "WeightClassesConfig"),
+    "select-mask": ("circuitcut.scripts.select_mask", "SelectConfig"),
     "report": ("circuitcut.scripts.report", "ReportConfig"),
     "export-mask": ("circuitcut.scripts.export_mask", "ExportConfig"),
     "import-mask": ("circuitcut.scripts.import_mask", "ImportConfig"),
@@ -53,7 +55,7 @@ def main() -> None:
 def _usage() -> str:
     lines = ["usage: circuitcut VERB [flags]", "       circuitcut VERB --help", ""]
     for verb, (module, _) in VERBS.items():
-        lines.append(f"  {verb:<14}{_summary(module)}")
+        lines.append(f"  {verb:<16}{_summary(module)}")
     return "\n".join(lines)
 
 

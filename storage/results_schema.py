@@ -21,7 +21,10 @@ ENTRIES: dict[str, frozenset[str]] = {
     "faithfulness": frozenset({"split", "masks", "scores", "curve", "areas"}),
     "stability": frozenset({"chosen", "masks", "pairs", "mean", "per_site"})
     | {"by_number_of_masks", "shared"},
+    "weight_classes": frozenset({"weights", "beta", "layers", "total", "tying"})
+    | {"series", "change", "beside", "vocabulary"},
     "import_mask": frozenset({"file", "format", "per_site", "circuit"}),
+    "select_mask": frozenset({"selection", "per_site"}),
     "relearn": frozenset({"mask", "rows", "summary", "recovery", "never_learned"})
     | {"probe", "after", "words_note", "warning"},
     "relearn_stages": frozenset({"levels", "seeds", "shares", "retrained", "choice"})

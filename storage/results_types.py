@@ -15,6 +15,7 @@ from circuitcut.storage.reading.typed_fields import (
     Positive,
     check_entries,
 )
+from circuitcut.storage.reading.weight_types import WEIGHT_ENTRIES, Selection
 from circuitcut.storage.results_schema import ENTRIES
 
 Score = float | None
@@ -449,6 +450,13 @@ _OF_KIND: dict[str, dict[str, Any]] = {
         "retain_metric": Metric | None,
         "masks": list[ComparedMask],
         "per_site": list[SharedSite],
+    },
+    "select_mask": {"n_ablated": Count, "n_units": Positive, "selection": Selection},
+    "weight_classes": {
+        "n_units": Positive,
+        "concept_metric": Metric | None,
+        "retain_metric": Metric | None,
+        **WEIGHT_ENTRIES,
     },
 }
 """Entries that have other types in a kind of run."""

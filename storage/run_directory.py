@@ -42,7 +42,7 @@ _PACKAGES = ("transformers", "accelerate", "numpy")
 _CONFIG, _ENVIRONMENT = "config.json", "environment.json"
 _METRICS, _RESULTS = "metrics.jsonl", "results.json"
 _RESUMED = {"train_mask", "relearn"}
-_WITH_MASK = {"train_mask", "import_mask"}
+_WITH_MASK = {"train_mask", "import_mask", "select_mask"}
 
 
 class _Config(TypedDict):

@@ -16,6 +16,7 @@ ALLOWED: dict[str, set[str]] = {
     "reports": {"storage"},
     "tasks": {"data", "storage"},
     "masks": {"models", "storage"},
+    "weight_classes": {"masks", "models", "storage"},
     "attribution": {"masks", "models", "tasks", "training", "storage"},
     "relearning": {"attribution", "masks", "models", "tasks", "training", "storage"},
 }

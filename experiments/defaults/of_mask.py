@@ -96,7 +96,7 @@ def settings_of(
         if getattr(config, f.name, None) is not None
     }
     for name in {"k_min", "k_max"} & given.keys():
-        given[name] = as_units(given[name], n_units)
+        given[name] = as_units(float(given[name]), n_units)
     settings = replace(settings, **given)
     if edges and config.positions is None:  # as all published masks on edges
         settings = replace(settings, positions="all")

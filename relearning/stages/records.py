@@ -43,7 +43,7 @@ class _Header(TypedDict):
     stage: Count | None
     step: Count
     examples: Count
-    distance: float | None
+    distance: float
     scores: Scores
     unseen_scores: Scores
     made_with: _MadeWith
@@ -260,4 +260,4 @@ def read_scan(path: Path) -> list[dict[str, Any]]:
 
 
 def _none_to_nan(scores: Mapping[str, float | None]) -> dict[str, float]:
-    return {name: math.nan if v is None else v for name, v in scores.items()}
+    return {name: math.nan if v is None else float(v) for name, v in scores.items()}

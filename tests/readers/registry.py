@@ -56,6 +56,7 @@ from circuitcut.relearning.stages.records import (
 from circuitcut.reports.html import consistent, page, write_report
 from circuitcut.reports.load import load_run
 from circuitcut.reports.stages.records import unit_values
+from circuitcut.reports.weights.figures import units_of
 from circuitcut.scripts.evaluate import EvaluateConfig
 from circuitcut.scripts.train_mask import TrainMaskConfig
 from circuitcut.storage.atomic import (
@@ -75,6 +76,7 @@ from circuitcut.training.config import config_dict, parse_config
 from circuitcut.training.fit_arguments import Checkpoints
 from circuitcut.training.fit_state import load_fit
 from circuitcut.training.loop import FitSettings, fit
+from circuitcut.weight_classes.checkpoint import open_checkpoint
 from tests.models.tiny import tiny_loaded, tiny_model
 from tests.reports import conftest as runs
 from tests.reports.staged import stages_results, write_records
@@ -435,6 +437,21 @@ def _read_units(folder: Path) -> Any:
         return unit_values(run, 0, (0.1, "cut", "lasting"))
 
 
+@cache
+def _llama() -> Any:
+    return tiny_model("llama", "causal_lm")
+
+
+def _read_weights(folder: Path) -> Any:
+    return open_checkpoint(str(folder)).read("layers.0.mlp.up_proj.weight")
+
+
+def _neurons(folder: Path) -> None:
+    names = ("layer", "class", "in_out", "gate_in", "gate_out")
+    tensors = {name: torch.zeros(4) for name in names}
+    write_tensors(folder / "units.safetensors", tensors)
+
+
 def _of_seed(folder: Path) -> None:
     file = folder / "rankings.safetensors"
     write_tensors(file, {"random": torch.ones(3)})
@@ -505,6 +522,20 @@ RUNS |= {
             "seeds/seed-0/base/stage.json",
             "seeds/seed-0/base/units.safetensors",
         ),
+        8,
+    ),
+    "weights of neurons": Reader(
+        ("weight_classes.checkpoint",),
+        lambda folder: _llama().save_pretrained(folder),
+        _read_weights,
+        ("config.json", "model.safetensors"),
+        8,
+    ),
+    "numbers of neurons": Reader(
+        ("reports.weights.figures",),
+        _neurons,
+        lambda folder: units_of(folder, gated=True),
+        ("units.safetensors",),
         8,
     ),
     "word vectors": Reader(

@@ -25,7 +25,7 @@ MOST_SECONDS = 20
 """That one file may take, on a loaded machine; most take milliseconds."""
 MOST_CHARACTERS = 2_000
 """Of a message: it stands on one line of a terminal."""
-SLOW = 30
+SLOW = 10
 """Times the examples of the default suite."""
 
 

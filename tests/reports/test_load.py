@@ -20,6 +20,7 @@ from tests.reports.conftest import (
     stability_results,
 )
 from tests.reports.staged import stages_results
+from tests.reports.weighed import select_results, weight_results
 
 RESULTS: dict[str, Callable[[], dict[str, Any]]] = {
     "train_mask": mask_results,
@@ -30,6 +31,8 @@ RESULTS: dict[str, Callable[[], dict[str, Any]]] = {
     "import_mask": import_results,
     "stability": stability_results,
     "relearn_stages": stages_results,
+    "select_mask": select_results,
+    "weight_classes": weight_results,
 }
 
 

@@ -20,6 +20,7 @@ from tests.reports.conftest import (
     relearn_results,
     stability_results,
 )
+from tests.reports.weighed import select_results, weight_results
 
 RESULTS = [
     mask_results(),
@@ -29,6 +30,8 @@ RESULTS = [
     import_results(),
     faithfulness_results(),
     stability_results(),
+    select_results(),
+    weight_results(),
 ]
 
 
