@@ -25,7 +25,10 @@ html_show_copyright = False
 html_copy_source = False
 
 myst_heading_anchors = 4
-suppress_warnings = ["myst.header"]  # a results page may begin below its title
+suppress_warnings = [
+    "myst.header",  # a results page may begin below its title
+    "ref.python",  # a dimension of a tensor has the name of several attributes
+]
 nitpicky = True
 nitpick_ignore_regex = [
     ("py:obj", ".*"),  # code in docstrings that names nothing documented

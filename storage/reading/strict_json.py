@@ -25,7 +25,7 @@ class JsonProblem(ValueError):
 
     @property
     def place(self) -> str:
-        """`line 3: ` and the problem, or the problem alone."""
+        """The problem after its line, as in `line 3: it is empty`, or alone."""
         return f"line {self.line}: {self}" if self.line else str(self)
 
 
