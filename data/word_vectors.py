@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from circuitcut.storage.errors import UserError
+from circuitcut.storage.errors import UserError, one_line
 from circuitcut.storage.reading.files import check_regular
 
 MOST_LINE = 2**20
@@ -66,7 +66,7 @@ def _row(path: Path, number: int, numbers: Iterable[str]) -> np.ndarray:
     except ValueError as error:
         raise UserError(
             f"{path}:{number}: expected a word and numbers, separated by one space: "
-            f"{str(error)[:200]}"
+            f"{one_line(error)}"
         ) from error
     if not len(row) or not np.isfinite(row).all():
         raise UserError(f"{path}:{number}: expected finite numbers after the word")

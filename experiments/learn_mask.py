@@ -5,8 +5,7 @@ learned = learn_mask(model, sites, loss, MaskSettings(n_steps=200))
 mask = learned.freeze(n_ablated=24)
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,7 +27,7 @@ from circuitcut.masks.registry import GATES
 from circuitcut.models.sites import Site
 from circuitcut.models.weights_hash import weights_hash, weights_sha256
 from circuitcut.storage.errors import UserError
-from circuitcut.storage.modes import evaluating
+from circuitcut.storage.modes import evaluating, weights_frozen
 from circuitcut.storage.provenance import code_version
 from circuitcut.training.fit_arguments import NO_CHECKPOINTS, Checkpoints
 
@@ -146,7 +145,7 @@ def learn_mask(
             "retain_loss": float(retain.detach()),
         }
 
-    with evaluating(model), _weights_frozen(model):
+    with evaluating(model), weights_frozen(model):
         gates = optimise_gates(
             sites,
             settings,
@@ -190,16 +189,3 @@ def _shown(losses: object) -> str:
     if isinstance(losses, Tensor):
         return f"a tensor of shape {tuple(losses.shape)}"
     return type(losses).__name__
-
-
-@contextmanager
-def _weights_frozen(model: nn.Module) -> Iterator[None]:
-    """No gradient for the weights; afterwards their flags are as before."""
-    trained = [weight for weight in model.parameters() if weight.requires_grad]
-    for weight in trained:
-        weight.requires_grad_(False)
-    try:
-        yield
-    finally:
-        for weight in trained:
-            weight.requires_grad_(True)

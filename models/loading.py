@@ -42,12 +42,11 @@ from circuitcut.models.source import (
     check_head,
     errors_of_config,
     find_source,
-    one_line,
     read_config,
 )
 from circuitcut.models.token_head import TokenClassifier
 from circuitcut.storage.atomic import read_tensors
-from circuitcut.storage.errors import UserError
+from circuitcut.storage.errors import UserError, one_line
 
 __all__ = ["LoadedModel", "frozen", "load_model", "load_tokenizer", "save_model"]
 

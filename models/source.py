@@ -18,7 +18,7 @@ from circuitcut.models.gguf_files import converted
 from circuitcut.models.mlp import MLP_TYPE
 from circuitcut.models.packaged import PACKAGES, packaged_file
 from circuitcut.storage.atomic import read_json, read_object, read_shapes
-from circuitcut.storage.errors import UserError
+from circuitcut.storage.errors import UserError, one_line
 from circuitcut.storage.hub_access import offline_without_answer
 from circuitcut.storage.reading.typed_fields import Positive, check_entries
 
@@ -171,12 +171,6 @@ def _download_config(source: Source) -> Path:
             "revision and the network"
         ) from error
     return Path(file)
-
-
-def one_line(error: Exception) -> str:
-    """The first 200 characters of another library's error message, on one line."""
-    message = " ".join(str(error).split()) or type(error).__name__
-    return message if len(message) <= 200 else f"{message[:197]}..."
 
 
 def check_head(source: Source, config: dict[str, Any], head: str) -> None:

@@ -1,4 +1,4 @@
-"""The tables of a report as files: CSV with every digit, LaTeX as they are shown."""
+"""Tables as files: CSV with every digit, LaTeX and Markdown as they are shown."""
 
 import csv
 import io
@@ -22,6 +22,7 @@ SPECIAL = {
     "\u00d7": r"$\times$",
     "‖": r"$\Vert$",
     "≥": r"$\geq$",
+    "|": r"\textbar{}",
     "<": r"\textless{}",
     ">": r"\textgreater{}",
 }
@@ -51,7 +52,29 @@ def file_name(title: str) -> str:
 
 def csv_text(table: Table) -> str:
     """The table's data, or its rows where it has none beside them, with a header."""
-    rows = table.data or table.rows
+    return comma_separated(table.data or table.rows)
+
+
+def latex_text(table: Table) -> str:
+    """A `table` environment; title and note are its caption."""
+    title = table.title if table.title.endswith(".") else f"{table.title}."
+    caption = escaped(f"{title} {table.note}".strip())
+    return (
+        f"\\begin{{table}}\n\\centering\n\\caption{{{caption}}}\n"
+        f"{latex(table.rows)}\\end{{table}}\n"
+    )
+
+
+def markdown(rows: Sequence[Row]) -> str:
+    """Rows as a table of GitHub's Markdown; numbers as in reports."""
+    columns = columns_of(rows)
+    lines = [columns, ["---"] * len(columns), *_cells(rows)]
+    safe = [[cell.replace("|", "\\|") for cell in line] for line in lines]
+    return "".join(f"| {' | '.join(line)} |\n" for line in safe)
+
+
+def comma_separated(rows: Sequence[Row]) -> str:
+    """Rows as CSV with a header; numbers in full."""
     buffer = io.StringIO()
     writer = csv.DictWriter(buffer, columns_of(rows), lineterminator="\n", restval="")
     writer.writeheader()
@@ -59,30 +82,15 @@ def csv_text(table: Table) -> str:
     return buffer.getvalue()
 
 
-def latex_text(table: Table) -> str:
-    """A `table` environment of the package booktabs; title and note as its caption."""
-    columns = columns_of(table.rows)
-    kinds = "".join("r" if _is_numeric(table.rows, c) else "l" for c in columns)
-    lines = [[escaped(format_cell(row.get(c))) for c in columns] for row in table.rows]
-    body = [" & ".join(cells) + r" \\" for cells in lines]
-    title = table.title if table.title.endswith(".") else f"{table.title}."
-    caption = escaped(f"{title} {table.note}".strip())
-    return "\n".join(
-        [
-            r"\begin{table}",
-            r"\centering",
-            rf"\caption{{{caption}}}",
-            rf"\begin{{tabular}}{{{kinds}}}",
-            r"\toprule",
-            " & ".join(escaped(column) for column in columns) + r" \\",
-            r"\midrule",
-            *body,
-            r"\bottomrule",
-            r"\end{tabular}",
-            r"\end{table}",
-            "",
-        ]
-    )
+def latex(rows: Sequence[Row]) -> str:
+    """Rows as a `tabular` with the rules of the package booktabs."""
+    columns = columns_of(rows)
+    kinds = "".join("r" if _is_numeric(rows, c) else "l" for c in columns)
+    head, *body = [
+        " & ".join(map(escaped, line)) + r" \\" for line in [columns, *_cells(rows)]
+    ]
+    lines = [rf"\begin{{tabular}}{{{kinds}}}", r"\toprule", head, r"\midrule"]
+    return "\n".join([*lines, *body, r"\bottomrule", r"\end{tabular}"]) + "\n"
 
 
 def escaped(text: str) -> str:
@@ -93,6 +101,11 @@ def escaped(text: str) -> str:
 def columns_of(rows: Sequence[Row]) -> list[str]:
     """The keys of all rows, in order."""
     return list(dict.fromkeys(column for row in rows for column in row))
+
+
+def _cells(rows: Sequence[Row]) -> list[list[str]]:
+    columns = columns_of(rows)
+    return [[format_cell(row.get(c)) for c in columns] for row in rows]
 
 
 def _is_numeric(rows: Sequence[Row], column: str) -> bool:

@@ -181,15 +181,14 @@ from circuitcut.experiments.describe import header
 from circuitcut.experiments.load import (
     Experiment,
     load,
-    make_accelerator,
     provenance_of,
 )
 from circuitcut.experiments.micro_batches import check_relearning
 from circuitcut.experiments.runs.data_of_mask import other_data_warning, same_data
 from circuitcut.experiments.runs.resolved import resolved
 from circuitcut.experiments.runs.resuming import (
+    begin_or_continue,
     begun,
-    check_flags,
     check_inputs,
     data_check,
 )
@@ -224,12 +223,7 @@ from circuitcut.training.tracking import Tracker
 
 def main(config: RelearnConfig) -> Path:
     """Begin a run, or continue one that no other process works on."""
-    make_accelerator(config)  # connects the processes: one of them locks the run
-    if config.resume is None:
-        return _relearned(config, None)
-    with RunDirectory.continued(config.resume, "relearn") as resumed:
-        check_flags(config, resumed)
-        return _relearned(config, resumed)
+    return begin_or_continue(config, config.resume, "relearn", _relearned)
 
 
 def _relearned(config: RelearnConfig, resumed: RunDirectory | None) -> Path:

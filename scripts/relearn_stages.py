@@ -13,8 +13,8 @@ same bits. The built-in encoder takes about four minutes on two cores.
 """
 
 import logging
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -39,11 +39,10 @@ from circuitcut.experiments.describe import header
 from circuitcut.experiments.load import (
     Experiment,
     load,
-    make_accelerator,
     provenance_of,
 )
 from circuitcut.experiments.runs.resolved import resolved
-from circuitcut.experiments.runs.resuming import begun, check_flags, data_check
+from circuitcut.experiments.runs.resuming import begin_or_continue, begun, data_check
 from circuitcut.experiments.saved_runs import new_run
 from circuitcut.experiments.stages.results import summarised
 from circuitcut.experiments.stages.seed_study import (
@@ -68,12 +67,7 @@ logger = logging.getLogger(__name__)
 
 def main(config: RelearnStagesConfig) -> Path:
     """Begin a run, or continue one that no other process works on."""
-    make_accelerator(config)  # connects the processes: one of them locks the run
-    if config.resume is None:
-        return _studied(config, None)
-    with RunDirectory.continued(config.resume, "relearn_stages") as resumed:
-        check_flags(config, resumed)
-        return _studied(config, resumed)
+    return begin_or_continue(config, config.resume, "relearn_stages", _studied)
 
 
 def _studied(config: RelearnStagesConfig, resumed: RunDirectory | None) -> Path:
@@ -92,7 +86,7 @@ def _studied(config: RelearnStagesConfig, resumed: RunDirectory | None) -> Path:
     if vocabulary is not None and run.is_writer:
         write_json(run.path / "words.json", vocabulary.record())
     lock = nullcontext() if resumed else run.locked()
-    with lock, Tracker(run) as tracker, _resumable(run):
+    with lock, Tracker(run) as tracker:
         results, shares, choice = [], config.retrained(), None
         for seed in config.seeds:
             is_first = seed == config.seeds[0]
@@ -129,17 +123,6 @@ def _studied(config: RelearnStagesConfig, resumed: RunDirectory | None) -> Path:
         run.write_results(written)
     _show(written, run.path)
     return run.path
-
-
-@contextmanager
-def _resumable(run: RunDirectory) -> Iterator[None]:
-    """Say how an interrupted study goes on."""
-    try:
-        yield
-    except KeyboardInterrupt as error:
-        raise KeyboardInterrupt(
-            f"finished stages are kept; continue with --resume {run.path}"
-        ) from error
 
 
 def _experiment(

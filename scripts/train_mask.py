@@ -53,13 +53,12 @@ from circuitcut.experiments.gate_training import (
 from circuitcut.experiments.load import (
     Experiment,
     load,
-    make_accelerator,
     provenance_of,
 )
 from circuitcut.experiments.mean_check import warn_of_poison
 from circuitcut.experiments.plan import Plan, plan, read_superset
 from circuitcut.experiments.runs.resolved import hashes_of, with_plan
-from circuitcut.experiments.runs.resuming import begun, check_flags, data_check
+from circuitcut.experiments.runs.resuming import begin_or_continue, begun, data_check
 from circuitcut.experiments.saved_runs import new_run, save_frozen
 from circuitcut.experiments.watch import show_frozen, watched
 from circuitcut.masks.frozen_mask import FrozenMask
@@ -74,17 +73,13 @@ from circuitcut.training.tracking import Tracker
 
 def main(config: TrainMaskConfig) -> Path:
     """Begin a run, or continue one that no other process works on."""
-    make_accelerator(config)  # connects the processes: one of them locks the run
-    if config.resume is None:
-        RunDirectory.check(config.run_dir, config.name)
-        return _trained(config, None)
-    with RunDirectory.continued(config.resume, "train_mask") as resumed:
-        check_flags(config, resumed)
-        return _trained(config, resumed)
+    return begin_or_continue(config, config.resume, "train_mask", _trained)
 
 
 def _trained(config: TrainMaskConfig, resumed: RunDirectory | None) -> Path:
     """Load, plan, train the gates, freeze, finish, describe."""
+    if resumed is None:
+        RunDirectory.check(config.run_dir, config.name)
     superset = read_superset(config)
     experiment = load(config, data_check(resumed))
     planned = plan(config, experiment, superset=superset, resumed=config.resume)

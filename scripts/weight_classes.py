@@ -86,7 +86,7 @@ class WeightClassesConfig(flags_of(WeightSettings)):  # type: ignore[misc]
 parse_first(__name__, WeightClassesConfig, __doc__)
 
 from circuitcut.models.loading import load_tokenizer
-from circuitcut.reports.figures import draw_all
+from circuitcut.reports.figures import FIGURE_FOLDER, FIGURES
 from circuitcut.reports.html import write_report
 from circuitcut.reports.load import load_run
 from circuitcut.reports.tables import format_table
@@ -159,10 +159,12 @@ def _show(run: Path, results: dict[str, Any]) -> None:
         write_text(run / "vocabulary.txt", text)
         print(text)
     write_tables(run / "tables", results)
-    loaded = load_run(run)
-    for figure in draw_all(loaded).values():
-        print(f"figure: {figure}")
-    print(f"report: {write_report([run], run / 'report.html')}")
+    report = write_report([run], run / "report.html")  # draws the figures
+    for name in FIGURES["weight_classes"]:
+        figure = run / FIGURE_FOLDER / f"{name}.png"
+        if figure.exists():  # some need several revisions or models
+            print(f"figure: {figure}")
+    print(f"report: {report}")
     print(f"run: {run}\nnext: {results['next']}")
 
 

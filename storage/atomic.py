@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from safetensors import SafetensorError, safe_open
 
-from circuitcut.storage.errors import UserError
+from circuitcut.storage.errors import UserError, one_line
 from circuitcut.storage.reading.files import check_regular, read_text, unreadable
 from circuitcut.storage.reading.strict_json import JsonProblem, parse_json
 from circuitcut.storage.stopping import FULL, WriteError
@@ -145,7 +145,7 @@ def read_shapes(
     Raises:
         UserError: As in `read_tensors`, or when a weight has another data type.
     """
-    with _safetensors_errors(path), safe_open(path, framework="pt") as file:
+    with open_tensors(path) as file:
         slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
         dtypes = {name: piece.get_dtype() for name, piece in slices.items()}
         shapes = {name: tuple(piece.get_shape()) for name, piece in slices.items()}
@@ -160,8 +160,19 @@ def read_shapes(
 
 def read_metadata(path: Path) -> dict[str, str]:
     """The text entries of a safetensors file's header; errors as in `read_tensors`."""
-    with _safetensors_errors(path), safe_open(path, framework="pt") as file:
+    with open_tensors(path) as file:
         return file.metadata() or {}
+
+
+@contextmanager
+def open_tensors(path: Path) -> Iterator[Any]:
+    """A safetensors file of which only the header is read; errors as in `read_tensors`.
+
+    Yields:
+        What `safetensors.safe_open` gives, for torch.
+    """
+    with _safetensors_errors(path), safe_open(path, framework="pt") as file:
+        yield file
 
 
 @contextmanager
@@ -173,10 +184,9 @@ def _safetensors_errors(path: Path) -> Iterator[None]:
     except OSError as error:
         raise unreadable(path, error) from error
     except (SafetensorError, LookupError, TypeError, ValueError, RuntimeError) as error:
-        reason = " ".join(str(error).split())[:200]
         raise UserError(
-            f"{path} is truncated or not a safetensors file ({reason}); restore it or "
-            "make it again"
+            f"{path} is truncated or not a safetensors file ({one_line(error)}); "
+            "restore it or make it again"
         ) from error
 
 

@@ -1,4 +1,4 @@
-"""Evaluation mode within a `with` block; in `storage` because all packages use it."""
+"""Modes of a model within a `with` block; here because all packages use them."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,3 +16,16 @@ def evaluating(model: nn.Module) -> Iterator[None]:
     finally:
         for module in were_training:
             module.training = True
+
+
+@contextmanager
+def weights_frozen(model: nn.Module) -> Iterator[None]:
+    """No gradient for the weights; afterwards their flags are as before."""
+    trained = [weight for weight in model.parameters() if weight.requires_grad]
+    for weight in trained:
+        weight.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for weight in trained:
+            weight.requires_grad_(True)

@@ -9,7 +9,6 @@ from typing import Any
 
 from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError
-from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from circuitcut.models.source import (
@@ -17,11 +16,10 @@ from circuitcut.models.source import (
     WEIGHTS_FILE,
     Source,
     find_source,
-    one_line,
     read_config,
 )
-from circuitcut.storage.atomic import read_object
-from circuitcut.storage.errors import UserError
+from circuitcut.storage.atomic import open_tensors, read_object
+from circuitcut.storage.errors import UserError, one_line
 from circuitcut.weight_classes.layouts import Layout, layout_named
 
 _log = logging.getLogger(__name__)
@@ -124,7 +122,7 @@ def open_checkpoint(name: str, revision: str | None = None) -> Checkpoint:
 
     def read(tensor: str) -> Tensor:
         file = files[tensor]()
-        with _opened(file) as tensors:
+        with open_tensors(file) as tensors:
             return tensors.get_tensor(tensor)
 
     return Checkpoint(name, source, config, frozenset(files), read)
@@ -151,14 +149,14 @@ def _files_of(source: Source) -> dict[str, Callable[[], Path]]:
 
     index = _index(source)
     if index is None:
-        with _opened(_file(source, WEIGHTS_FILE)) as tensors:
+        with open_tensors(_file(source, WEIGHTS_FILE)) as tensors:
             return dict.fromkeys(tensors.keys(), file_named(WEIGHTS_FILE))
     entries = read_object(index).get("weight_map")
     if not isinstance(entries, dict) or not entries:
         raise UserError(f"{index} has no weight_map; restore it")
     if source.is_local:
         for shard in sorted(set(entries.values())):
-            with _opened(_file(source, shard)):
+            with open_tensors(_file(source, shard)):
                 pass
     return {tensor: file_named(shard) for tensor, shard in entries.items()}
 
@@ -202,18 +200,3 @@ def _unreachable(source: Source, file: str, error: Exception) -> UserError:
         f"{file} of {source.name!r} cannot be downloaded ({one_line(error)}); check "
         "the revision and the network, or name a model with safetensors files"
     )
-
-
-def _opened(file: Path) -> Any:
-    """An open safetensors file; only its header is read.
-
-    Raises:
-        UserError: When it is truncated or of another kind.
-    """
-    try:
-        return safe_open(file, framework="pt")
-    except (SafetensorError, OSError) as error:
-        raise UserError(
-            f"{file} is truncated or not a safetensors file ({one_line(error)}); copy "
-            "it again"
-        ) from error

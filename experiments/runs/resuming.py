@@ -2,17 +2,43 @@
 
 import logging
 from collections.abc import Callable, Mapping
-from typing import Any
+from pathlib import Path
+from typing import Any, TypeVar
 
 from circuitcut.experiments.flags import TaskConfig
-from circuitcut.experiments.load import deciding
+from circuitcut.experiments.load import deciding, make_accelerator
 from circuitcut.storage.errors import UserError
 from circuitcut.storage.provenance import PROVENANCE, differences, setting_differences
 from circuitcut.storage.run_directory import RunDirectory
 from circuitcut.tasks.base import Corpus
 from circuitcut.training.config import config_dict
 
+C = TypeVar("C", bound=TaskConfig)
 _log = logging.getLogger(__name__)
+
+
+def begin_or_continue(
+    config: C,
+    resume: Path | None,
+    kind: str,
+    work: Callable[[C, RunDirectory | None], Path],
+) -> Path:
+    """Do the work of a new run, or of that of `--resume`, locked against others.
+
+    Args:
+        resume: The run that goes on; None: a new one.
+        work: Called with the flags and the run that goes on; returns the run's path.
+
+    Raises:
+        UserError: When the run that goes on is finished, of another kind or of other
+            flags, or another process works on it.
+    """
+    make_accelerator(config)  # connects the processes: one of them locks the run
+    if resume is None:
+        return work(config, None)
+    with RunDirectory.continued(resume, kind) as resumed:
+        check_flags(config, resumed)
+        return work(config, resumed)
 
 
 def check_flags(config: TaskConfig, run: RunDirectory) -> None:

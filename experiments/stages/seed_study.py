@@ -4,10 +4,9 @@ Files in the seed's folder: `base/` (a stage record, with the rankings and word 
 beside it), `scan.json` and `arms/ARM/stage-N/`. What is there is not computed again.
 """
 
-import logging
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from copy import deepcopy
 from dataclasses import asdict, dataclass
 from functools import cached_property
@@ -59,15 +58,13 @@ from circuitcut.storage.atomic import (
     write_tensors,
 )
 from circuitcut.storage.checksums import file_digest
+from circuitcut.storage.modes import weights_frozen
 from circuitcut.storage.processes import by_first
 from circuitcut.tasks.base import Split
 from circuitcut.tasks.evaluation import evaluate
 
 BASE, SCAN = "base", "scan.json"
 RANKINGS_FILE, VECTORS_FILE = "rankings", "vectors"
-MOMENTS_ALONE = ("probeless", "probeless_labels")
-"""Rankings that need one pass, and that units are ranked anew by at every stage."""
-_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -134,7 +131,7 @@ class SeedStudy:
         Args:
             shares: Those that are retrained; None: as the scan chooses.
         """
-        base = self.base()
+        base = self.base
         rankings, seconds = self.rankings()
         scan = self.scan(rankings[self.config.ranking])
         chosen = shares if shares is not None else [self.choice(scan).share]
@@ -171,6 +168,7 @@ class SeedStudy:
 
     # -- the base model ---------------------------------------------------------------
 
+    @cached_property
     def base(self) -> StageRecord:
         """Scores and reading of the base model; measured where there is no record."""
         files = StageFiles(self.folder / BASE, self._base_made_with(), self._writes)
@@ -301,7 +299,7 @@ class SeedStudy:
 
     def choice(self, scan: Sequence[Mapping[str, Any]]) -> Choice:
         """The share at which the concept is gone, by the cut's scores on `tune`."""
-        task, base = self.experiment.task, self.base().header["tune"]
+        task, base = self.experiment.task, self.base.header["tune"]
         holding = self.config.holdings[0]
         names = task.concept_metric.name, task.retain_metric.name
 
@@ -390,7 +388,7 @@ class SeedStudy:
         if not self._wants_fresh(which):
             return {"fresh_mask": None}, {}
         settings = mask_settings(self.config, self.n_units)
-        with _without_gradients(model):
+        with weights_frozen(model):
             scores = learned_scores(
                 self.experiment, model, self.sites, settings, left_out
             )
@@ -433,19 +431,6 @@ def source_of(config: StagesConfig, experiment: Experiment) -> WordSource:
     """The words that rank and are read."""
     ids = experiment.loaded.special_ids
     return WordSource(experiment.task, config.words_split, ids)
-
-
-@contextmanager
-def _without_gradients(model: nn.Module) -> Iterator[None]:
-    """No weight asks for a gradient in the block."""
-    asking = [p for p in model.parameters() if p.requires_grad]
-    for parameter in asking:
-        parameter.requires_grad_(False)
-    try:
-        yield
-    finally:
-        for parameter in asking:
-            parameter.requires_grad_(True)
 
 
 def _number(value: float | None) -> float:

@@ -33,7 +33,7 @@ from circuitcut.masks.formats.edge_matrices import (
 )
 from circuitcut.models.residual.graph import ResidualGraph
 from circuitcut.storage.atomic import read_tensors, write_tensors
-from circuitcut.storage.errors import UserError
+from circuitcut.storage.errors import UserError, one_line
 from circuitcut.storage.reading.files import MOST_BYTES, read_bytes
 from circuitcut.storage.reading.typed_fields import shown
 
@@ -301,8 +301,7 @@ def _arrays(path: Path) -> dict[str, Tensor]:
     except UserError:
         raise
     except Exception as error:  # zipfile and numpy raise whatever the bytes lead to
-        reason = " ".join(str(error).split())[:200] or type(error).__name__
         raise UserError(
-            f"cannot read {path}: {reason}; write the file with numpy.savez from "
-            "arrays of numbers"
+            f"cannot read {path}: {one_line(error)}; write the file with numpy.savez "
+            "from arrays of numbers"
         ) from error

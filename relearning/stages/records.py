@@ -21,7 +21,7 @@ from circuitcut.storage.atomic import (
     write_tensors,
 )
 from circuitcut.storage.checksums import check_digest, file_digest
-from circuitcut.storage.errors import UserError
+from circuitcut.storage.errors import UserError, one_line
 from circuitcut.storage.reading.typed_fields import Count, Digest, check_type
 
 HEADER, UNITS, WEIGHTS = "stage.json", "units.safetensors", "weights.safetensors"
@@ -145,13 +145,7 @@ class StageFiles:
 
     def _header(self) -> dict[str, Any]:
         path = self.folder / HEADER
-        header = read_object(path)
-        if header.get("format_version") != FORMAT_VERSION:
-            raise UserError(
-                f"{path} has format_version {header.get('format_version')!r}, this "
-                f"program reads {FORMAT_VERSION}"
-            )
-        check_type(header, _Header, str(path))
+        header = _read_header(path)
         self._check_made_with(header, path)
         return header
 
@@ -211,9 +205,7 @@ class StageFiles:
         try:
             model.load_state_dict(read_tensors(path))
         except RuntimeError as error:
-            raise UserError(
-                f"{path} is of another model: {' '.join(str(error).split())[:200]}"
-            ) from error
+            raise UserError(f"{path} is of another model: {one_line(error)}") from error
 
     def remove_weights(self) -> None:
         """Delete the weights; the scores and units stay."""
@@ -228,11 +220,18 @@ def step_of(folder: Path) -> int | None:
         UserError: When its stage.json is damaged.
     """
     path = folder / HEADER
-    if not path.exists():
-        return None
+    return int(_read_header(path)["step"]) if path.exists() else None
+
+
+def _read_header(path: Path) -> dict[str, Any]:
     header = read_object(path)
+    if header.get("format_version") != FORMAT_VERSION:
+        raise UserError(
+            f"{path} has format_version {header.get('format_version')!r}, this "
+            f"program reads {FORMAT_VERSION}"
+        )
     check_type(header, _Header, str(path))
-    return int(header["step"])
+    return header
 
 
 def read_kept(file: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:

@@ -153,6 +153,7 @@ def test_an_empty_file_a_folder_a_pipe_and_a_device_are_answered_at_once(
 READING = {
     *("read_json", "read_object", "read_tensors", "read_metadata", "read_shapes"),
     *("read_text", "read_bytes", "parse_json", "safe_open", "load_file"),
+    "open_tensors",
 }
 """Functions that read files or their texts; whoever imports one is a reader."""
 CALLS = {

@@ -5,7 +5,7 @@ from typing import Any
 from circuitcut.reports.findings import FINDINGS
 from circuitcut.reports.load import load_run
 from circuitcut.reports.opening import OPENINGS
-from circuitcut.reports.weights.files import comma_separated, latex, markdown
+from circuitcut.reports.table_files import comma_separated, latex, markdown
 from circuitcut.reports.weights.tables import (
     class_rows,
     median_rows,

@@ -18,8 +18,16 @@ from typing import Any
 import pytest
 
 from circuitcut.experiments import base_model
+from circuitcut.experiments.stages import seed_study
 from circuitcut.relearning import protocol
-from circuitcut.scripts import attribute, evaluate, faithfulness, relearn, train_mask
+from circuitcut.scripts import (
+    attribute,
+    evaluate,
+    faithfulness,
+    relearn,
+    relearn_stages,
+    train_mask,
+)
 from circuitcut.storage import atomic
 from circuitcut.storage.run_directory import RunDirectory
 from circuitcut.training.config import parse_config, run_script
@@ -30,10 +38,15 @@ MASK = ["--n_steps", "4", "--n_ablated", "150", "--n_random", "1"]
 MASK += ["--attribution", "none"]
 RELEARN = ["--n_steps", "4", "--limits", "4", "--seeds", "0", "--n_evaluations", "2"]
 RELEARN += ["--device", "cpu", "--conditions", "cut", "uncut"]
+STUDY = ["--model", "tiny-encoder", "--base_steps", "60", "--epochs", "0.1"]
+STUDY += ["--base_recipe", "d_model=16", "vocab_size=300", "--n_stages", "1"]
+STUDY += ["--shares", "0.5", "--seeds", "0", "--conditions", "cut", "--device", "cpu"]
+STUDY += ["--compare", "none", "--holdings", "lasting"]
 UNITS = ["--units", "weights", "--methods", "probeless", "--n_batches", "1"]
 CONFIGS: dict[ModuleType, Any] = {
     train_mask: train_mask.TrainMaskConfig,
     relearn: relearn.RelearnConfig,
+    relearn_stages: relearn_stages.RelearnStagesConfig,
     evaluate: evaluate.EvaluateConfig,
     attribute: attribute.AttributeConfig,
     faithfulness: faithfulness.FaithfulnessConfig,
@@ -46,6 +59,7 @@ MOMENTS = [
     (relearn, relearn, "probe_conditions", 1),
     (relearn, protocol, "evaluate", 2),
     (relearn, relearn, "describe", 1),
+    (relearn_stages, seed_study, "run_arm", 1),
 ]
 """Script, module and name of a function, and which of its calls sends the signal."""
 CASES = [
@@ -72,6 +86,7 @@ def flags_of(script: ModuleType, mask: Path) -> list[str]:
     return {
         train_mask: [*FAST, *MASK],
         relearn: ["--mask", str(mask), *RELEARN],
+        relearn_stages: STUDY,
         evaluate: ["--mask", str(mask), "--device", "cpu"],
         attribute: [*FAST, *UNITS, "--sizes", "8"],
         faithfulness: [*FAST, *UNITS, "--n_random", "0"],
