@@ -190,7 +190,13 @@ def _record(
                 handle = module.register_forward_pre_hook(keep)
             hooks.callback(handle.remove)
         _without_head(model, sites)(**inputs)
-    return recorded
+    ids = inputs.get("input_ids")
+    if ids is None:
+        return recorded
+    return {  # some modules see batch and seq as one axis (OPT)
+        name: value if value.dim() > 2 else value.unflatten(0, ids.shape)
+        for name, value in recorded.items()
+    }
 
 
 def _without_head(model: nn.Module, sites: Sequence[Site]) -> nn.Module:

@@ -98,6 +98,8 @@ class _Batch:
     def __init__(self, special_ids: Sequence[int]):
         self.special_ids = tuple(special_ids)
         self.rows: Rows | None = None
+        self.shape: torch.Size | None = None
+        """(batch, seq) of the inputs, where they are texts."""
         self.n_cached = 0
         self.is_paused = False
 
@@ -113,9 +115,11 @@ class _Batch:
     def read(self, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         cache = kwargs.get("past_key_values")
         self.n_cached = 0 if cache is None else cache.get_seq_length()
+        ids = kwargs.get("input_ids", args[0] if args else None)
+        inputs = kwargs.get("inputs_embeds") if ids is None else ids
+        self.shape = None if inputs is None else inputs.shape[:2]
         if not self.special_ids:
             return
-        ids = kwargs.get("input_ids", args[0] if args else None)
         if ids is None:
             raise UserError(
                 "argument special_ids needs a model called with input_ids, got none; "
@@ -147,6 +151,13 @@ class _Gate(ABC):
     @abstractmethod
     def install(self) -> Callable[[], object]:
         """Install the gates; return a function that removes them."""
+
+    def by_token(self, x: Tensor) -> Tensor:
+        """x, in (batch, seq, width) where the module sees both as one axis (OPT)."""
+        shape = self.batch.shape
+        if x.dim() != 2 or shape is None or len(x) != shape.numel():
+            return x
+        return x.unflatten(0, shape)
 
     def value_at(self, x: Tensor) -> Tensor | None:
         """The ablation values of the positions of `x`, broadcastable to it."""
@@ -202,7 +213,9 @@ class _ActivationGate(_Gate):
             )
         wide, cut = self.wide.to(x.device), self.cut
         cut = None if cut is None else cut.to(x.device)
-        return mix(x, wide, self.value_at(x), self.batch.rows, cut)
+        tokens = self.by_token(x)
+        mixed = mix(tokens, wide, self.value_at(tokens), self.batch.rows, cut)
+        return mixed if tokens is x else mixed.flatten(0, 1)
 
 
 class _WeightGate(_Gate):
@@ -239,6 +252,8 @@ class _WeightGate(_Gate):
         if self.batch.is_paused:
             return self.linear(x, weight, bias)
         keep = self.keep.to(device=weight.device, dtype=weight.dtype).view_as(weight)
+        tokens = self.by_token(x)
+        is_flat, x = tokens is not x, tokens
         ablated_input = self.value_at(x)
         output = self.linear(x, weight * keep, bias)
         if ablated_input is not None:
@@ -246,7 +261,7 @@ class _WeightGate(_Gate):
         rows = self.batch.rows
         if rows is not None:
             output[rows] = self.linear(x[rows], weight, bias)
-        return output
+        return output.flatten(0, 1) if is_flat else output
 
     def linear(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         stored = weight.T if isinstance(self.module, Conv1D) else weight

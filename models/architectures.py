@@ -3,8 +3,8 @@
 The input of attention's output projection is the concatenation of the query heads (also
 with grouped queries; `d_head` may differ from `d_model / n_head`). The input of the
 MLP's output projection is the neurons after the non-linearity (in gated MLPs after the
-product). A block of transformers 5 returns a tensor, so the output of a pre-norm block
-is the residual stream. In a post-norm encoder the residual stream is the output of the
+product). A block of transformers 5 returns a tensor (in GPT-Neo, GPT-J and Bloom a tuple
+that begins with it), so the output of a pre-norm block is the residual stream. In a post-norm encoder the residual stream is the output of the
 last LayerNorm.
 """
 
@@ -64,6 +64,38 @@ _GPT2 = Architecture(
     embeddings=("drop",),  # the only module with token plus position embeddings
     d_mlp=lambda config: config.n_inner or 4 * config.n_embd,
 )
+_GPT_NEO = Architecture(
+    block="h.{}",
+    neurons="h.{}.mlp.c_proj",
+    heads="h.{}.attn.attention.out_proj",
+    hidden="h.{}",
+    embeddings=("drop",),
+    d_mlp=lambda config: config.intermediate_size or 4 * config.hidden_size,
+)
+_GPTJ = Architecture(
+    block="h.{}",
+    neurons="h.{}.mlp.fc_out",
+    heads="h.{}.attn.out_proj",
+    hidden="h.{}",
+    embeddings=("drop",),
+    d_mlp=lambda config: config.n_inner or 4 * config.n_embd,
+)
+_OPT = Architecture(
+    block="decoder.layers.{}",
+    neurons="decoder.layers.{}.fc2",
+    heads="decoder.layers.{}.self_attn.out_proj",
+    hidden="decoder.layers.{}",
+    # no module has the sum of token and position embeddings as its output
+    d_mlp=attrgetter("ffn_dim"),
+)
+_BLOOM = Architecture(
+    block="h.{}",
+    neurons="h.{}.mlp.dense_4h_to_h",
+    heads="h.{}.self_attention.dense",
+    hidden="h.{}",
+    embeddings=("word_embeddings_layernorm",),
+    d_mlp=lambda config: 4 * config.hidden_size,
+)
 _GPT_NEOX = Architecture(
     block="layers.{}",
     neurons="layers.{}.mlp.dense_4h_to_h",
@@ -71,7 +103,7 @@ _GPT_NEOX = Architecture(
     hidden="layers.{}",
     embeddings=("emb_dropout",),
 )
-# Gemma 2 scales its embeddings by sqrt(d_model) inside `embed_tokens` (transformers 5):
+# Gemma 1 to 3 scale their embeddings by sqrt(d_model) inside `embed_tokens` (transformers 5):
 # there too the output of that module is the first state of the residual stream.
 _LLAMA = Architecture(
     block="layers.{}",
@@ -87,6 +119,24 @@ _BERT = Architecture(
     hidden="encoder.layer.{}.output.LayerNorm",
     # ELECTRA has a projection if its embeddings are narrower than its blocks.
     embeddings=("embeddings.LayerNorm", "embeddings_project"),
+    is_decoder=False,
+)
+# Pre-norm encoders: blocks write the residual stream itself, as in decoders.
+_XLM_R_XL = Architecture(
+    block="encoder.layer.{}",
+    neurons="encoder.layer.{}.output.dense",
+    heads="encoder.layer.{}.attention.output.dense",
+    hidden="encoder.layer.{}",
+    embeddings=("embeddings.dropout",),  # the only module with the sum of embeddings
+    is_decoder=False,
+)
+# Its fused `Wi` makes both halves of a gated MLP; `Wo` reads their product.
+_MODERNBERT = Architecture(
+    block="layers.{}",
+    neurons="layers.{}.mlp.Wo",
+    heads="layers.{}.attn.Wo",
+    hidden="layers.{}",
+    embeddings=("embeddings.norm",),
     is_decoder=False,
 )
 _DISTILBERT = Architecture(
@@ -108,18 +158,27 @@ _MLP = Architecture(
 
 ARCHITECTURES: dict[str, Architecture] = {
     "gpt2": _GPT2,
+    "gpt_neo": _GPT_NEO,
     "gpt_neox": _GPT_NEOX,
+    "gptj": _GPTJ,
+    "opt": _OPT,
+    "bloom": _BLOOM,
     "llama": _LLAMA,
     "mistral": _LLAMA,
     "qwen2": _LLAMA,
     "qwen3": _LLAMA,
+    "gemma": _LLAMA,
     "gemma2": _LLAMA,
+    "gemma3_text": _LLAMA,
+    "olmo": _LLAMA,
     "olmo2": _LLAMA,
     "phi3": _LLAMA,
     "bert": _BERT,
     "roberta": _BERT,
     "xlm-roberta": _BERT,
+    "xlm-roberta-xl": _XLM_R_XL,
     "electra": _BERT,
+    "modernbert": _MODERNBERT,
     "distilbert": _DISTILBERT,
     MLP_TYPE: _MLP,
 }
@@ -278,7 +337,9 @@ def _measured_widths(model: Any, sites: Sequence[Site]) -> dict[str, int | str]:
                 widths[site.name] = module.weight.numel()
             elif site.kind == "hidden":
                 handle = module.register_forward_hook(
-                    lambda _module, _args, output, site=site: record(site, output)
+                    lambda _module, _args, output, site=site: record(
+                        site, output[0] if isinstance(output, tuple) else output
+                    )
                 )
                 stack.callback(handle.remove)
             else:
