@@ -6,6 +6,7 @@ from circuitcut.storage.reading.typed_fields import Between, Count, Positive
 
 Layer = Annotated[int, Between(0, 10_000)]
 Probability = Annotated[float, Between(0, 1)]
+Share = Annotated[float, Between(0, 1)]
 Cosine = Annotated[float, Between(-1.001, 1.001)]
 Counts = dict[str, Count]
 Quartiles = dict[str, tuple[float, float, float, float, float]]
@@ -116,10 +117,16 @@ class Selection(TypedDict):
 
     classes: list[str]
     n_of_classes: Positive
-    control: Literal["none", "layer"]
+    control: Literal["none", "layer", "frequency"]
     tau: Probability
     convention: Literal["folded", "raw"]
     gated: NotRequired[bool]
+    take: NotRequired[Literal["drawn", "most_frequent", "least_frequent"]]
+    tolerance: NotRequired[Share]
+    when: NotRequired[str]
+    theta: NotRequired[float | None]
+    at_positions: NotRequired[list[Count]]
+    on: NotRequired[dict[str, Share] | None]
 
 
 WEIGHT_ENTRIES = {
