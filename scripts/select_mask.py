@@ -108,7 +108,11 @@ from circuitcut.experiments.saved_runs import new_run, save_frozen
 from circuitcut.experiments.settings import MaskSettings
 from circuitcut.masks.ablation import AblationValues
 from circuitcut.masks.frozen_mask import FrozenMask
-from circuitcut.masks.neurons.values import conditional_means, rule_values
+from circuitcut.masks.neurons.values import (
+    check_gates,
+    conditional_means,
+    rule_values,
+)
 from circuitcut.models.architectures import sites_of
 from circuitcut.models.sites import Site
 from circuitcut.weight_classes.activity import Activity, activity_of
@@ -258,6 +262,7 @@ def _values(
     settings, rule = _settings(config), config.rule
     if rule is None:
         return ablation_values(experiment, sites, settings)
+    check_gates(experiment.loaded.model, sites, rule)
     flipped, means = flipped_of(checkpoint, config.convention), None
     if rule.kind == "mean":
         key = "retain" if config.mean_over == "retain" else "real"

@@ -7,9 +7,12 @@ and the texts that change most, so that memory does not grow with the corpus.
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
+from statistics import fmean
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Int
+from scipy import stats
 from torch import Tensor, nn
 
 from circuitcut.masks.frozen_mask import FrozenMask
@@ -141,6 +144,53 @@ def _pass(
 def _add(streams: Mapping[str, Stream], values: Measured, texts: Tensor) -> None:
     for name, stream in streams.items():
         stream.add(values[name], texts)
+
+
+def summary_of(
+    names: Sequence[tuple[str, int | None, str]], effects: Sequence[Effect]
+) -> list[dict[str, Any]]:
+    """Ablated minus clean of every set and condition, draws of one control together.
+
+    Args:
+        names: Set, number of the draw (None: not drawn) and condition of each effect.
+
+    Returns:
+        One entry a set and condition. Each measure has its `mean` over tokens, of
+        several draws the mean of their means; `interval`, 95 %: of a drawn set over
+        draws by Student's t, of another one over texts; and `range`, the least and
+        greatest mean of a draw.
+    """
+    groups: dict[tuple[str, str], list[tuple[int | None, Effect]]] = {}
+    for (of_set, draw, when), effect in zip(names, effects, strict=True):
+        groups.setdefault((of_set, when), []).append((draw, effect))
+    return [
+        {
+            "set": of_set,
+            "when": when,
+            "n_draws": sum(draw is not None for draw, _ in pairs),
+            "measures": {
+                name: _over_draws(
+                    [effect.difference[name] for _, effect in pairs],
+                    is_drawn=pairs[0][0] is not None,
+                )
+                for name in MEASURES
+            },
+        }
+        for (of_set, when), pairs in groups.items()
+    ]
+
+
+def _over_draws(streams: Sequence[Stream], *, is_drawn: bool) -> dict[str, Any]:
+    means = [stream.mean for stream in streams]
+    mean, ends = fmean(means), [min(means), max(means)]
+    if not is_drawn:
+        interval: list[float | None] = list(streams[0].interval())
+        return {"mean": mean, "interval": interval, "range": None}
+    half = None
+    if len(means) > 1:
+        half = float(stats.t.ppf(0.975, len(means) - 1) * stats.sem(means))
+    interval = [None, None] if half is None else [mean - half, mean + half]
+    return {"mean": mean, "interval": interval, "range": ends}
 
 
 def batched(

@@ -83,7 +83,7 @@ class RuleGate:
             handle.remove()
 
     def on_gate(self, _: nn.Module, __: tuple[Any, ...], output: Tensor) -> None:
-        """Note the signs of the gates, which come first where w_in is joined to them."""
+        """Note the signs of the gates; where w_in is joined to them they come first."""
         if not self.batch.is_paused:
             cut = self.cut.to(output.device)
             self.gate = output.detach().index_select(-1, cut) > 0

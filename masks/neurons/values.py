@@ -46,6 +46,19 @@ def rule_values(
     return AblationValues(rule.kind, dict(means or {}), rule, by_name)
 
 
+def check_gates(model: nn.Module, sites: Sequence[Site], rule: Rule) -> None:
+    """Refuse a rule that asks for the signs of gates that there are not.
+
+    Raises:
+        UserError: When neurons have no gate, or the family is not in the table.
+    """
+    if rule.gate != "any" and any(gate_path(model, site) is None for site in sites):
+        raise UserError(
+            f"condition {rule.condition} needs gated neurons, but those of this model "
+            "have no gate; use post+ or post-"
+        )
+
+
 def conditional_means(
     model: nn.Module,
     sites: Sequence[Site],
@@ -64,11 +77,7 @@ def conditional_means(
     """
     sums = {site.name: _ConditionalSum(site.width) for site in sites}
     signs = {site.name: f for site, f in zip(sites, flipped, strict=True)}
-    if rule.gate != "any" and any(gate_path(model, site) is None for site in sites):
-        raise UserError(
-            f"condition {rule.condition} needs gated neurons, but those of this model "
-            "have no gate; use post+ or post-"
-        )
+    check_gates(model, sites, rule)
 
     def see(site: Site, seen: Seen) -> None:
         matches = torch.ones_like(seen.post, dtype=torch.bool)

@@ -1,4 +1,4 @@
-"""Types of the entries of results.json of weight_classes.py and select_mask.py."""
+"""Types of the entries of results.json of the scripts about classes of neurons."""
 
 from typing import Annotated, Literal, NotRequired, TypedDict
 
@@ -129,6 +129,132 @@ class Selection(TypedDict):
     on: NotRequired[dict[str, Share] | None]
 
 
+Number = float | None
+Ends = tuple[Number, Number]
+
+
+class Effected(TypedDict):
+    """Which neurons were ablated, and how."""
+
+    classes: list[str]
+    take: str
+    tolerance: Share
+    tau: Probability
+    convention: Literal["folded", "raw"]
+    n_of_classes: Positive
+    controls: list[str]
+    draws: Positive
+    gated: bool
+    theta: float | None
+    at_positions: list[Count]
+
+
+class Corpus(TypedDict):
+    """What was measured on."""
+
+    data: str
+    n_texts: Count
+    n_tokens: Count
+    length: Positive
+    sample: Count
+
+
+class Spread(TypedDict):
+    """A measure over tokens."""
+
+    mean: float
+    interval: Ends
+    least: float
+    quantiles: tuple[float, float, float, float, float, float, float]
+    greatest: float
+
+
+Set = Literal["class", "layer", "frequency"]
+
+
+class MeasuredEffect(TypedDict):
+    """One ablation."""
+
+    set: Set
+    draw: Count | None
+    when: str
+    ablated: dict[str, float]
+    difference: dict[str, Spread]
+
+
+class OverDraws(TypedDict):
+    """A measure of a set, ablated minus clean."""
+
+    mean: float
+    interval: Ends
+    range: tuple[float, float] | None
+
+
+class SummedEffect(TypedDict):
+    """All draws of a set under one condition."""
+
+    set: Set
+    when: str
+    n_draws: Count
+    measures: dict[str, OverDraws]
+
+
+_ActiveSet = TypedDict(
+    "_ActiveSet",
+    {
+        "set": Set,
+        "draw": Count | None,
+        "on": Share,
+        "gate+/post+": Share,
+        "gate+/post-": Share,
+        "gate-/post+": Share,
+        "gate-/post-": Share,
+        "written": float,
+    },
+)
+
+
+class ActiveLayer(TypedDict):
+    """Frequencies of a layer's neurons."""
+
+    layer: Layer
+    n_of_classes: Count
+    on: Share | None
+    on_of_others: Share | None
+    correlations: dict[str, float | None]
+
+
+class ChangedToken(TypedDict):
+    """A token and the change of its probability."""
+
+    token: str
+    change: float
+
+
+class ChangedText(TypedDict):
+    """A text that an ablation changes most."""
+
+    when: str
+    text: Count
+    position: Count
+    context: str
+    next: str
+    clean: float
+    ablated: float
+    promoted: list[ChangedToken]
+    suppressed: list[ChangedToken]
+
+
+EFFECT_ENTRIES = {
+    "selection": Effected,
+    "corpus": Corpus,
+    "clean": dict[str, Spread],
+    "effects": list[MeasuredEffect],
+    "summary": list[SummedEffect],
+    "activity": list[_ActiveSet],
+    "activity_by_layer": list[ActiveLayer],
+    "changed": list[ChangedText],
+}
 WEIGHT_ENTRIES = {
     "weights": Weights,
     "beta": Beta,
