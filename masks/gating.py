@@ -25,9 +25,15 @@ from circuitcut.masks.edges.sites import (
     writer_values,
 )
 from circuitcut.masks.mixing import Rows, mix
+from circuitcut.masks.neurons.rule_gate import RuleGate
 from circuitcut.masks.uncopied import uncopied
 from circuitcut.models.sites import Site
-from circuitcut.models.spared import FIRST_POSITION, spared_positions
+from circuitcut.models.spared import (
+    FIRST_POSITION,
+    by_token,
+    first_positions,
+    spared_positions,
+)
 from circuitcut.storage.errors import UserError
 
 _FEW = 0.1
@@ -66,15 +72,21 @@ def gated(
         UserError: When a site is not in the model, or its gates or ablation values have
             the wrong shape.
     """
-    batch = _Batch(special_ids)
+    batch = _Batch(special_ids, ablated.rule.positions if ablated.rule else ())
     modules, edges = modules_and_edges(sites)
+    if edges and ablated.rule is not None:
+        raise UserError(
+            f"ablation {ablated.kind} by a rule is for neurons, got edges; use zero, "
+            "mean or counterfactual values"
+        )
     gates = [
         gate
         for site in modules
         if (gate := _gate(model, site, keep, ablated, batch)) is not None
     ]
     with ExitStack() as stack:
-        stack.enter_context(uncopied([model, *(gate.module for gate in gates)]))
+        hooked = [module for gate in gates for module in gate.modules]
+        stack.enter_context(uncopied([model, *hooked]))
         if special_ids or not ablated.is_pooled:
             # the base: it also runs alone, without its head
             base: nn.Module = getattr(model, "base_model", model)
@@ -95,8 +107,9 @@ def gated(
 class _Batch:
     """Facts about the inputs of the current forward pass that the gates need."""
 
-    def __init__(self, special_ids: Sequence[int]):
+    def __init__(self, special_ids: Sequence[int], positions: Sequence[int] = ()):
         self.special_ids = tuple(special_ids)
+        self.positions = tuple(positions)
         self.rows: Rows | None = None
         self.shape: torch.Size | None = None
         """(batch, seq) of the inputs, where they are texts."""
@@ -118,15 +131,21 @@ class _Batch:
         ids = kwargs.get("input_ids", args[0] if args else None)
         inputs = kwargs.get("inputs_embeds") if ids is None else ids
         self.shape = None if inputs is None else inputs.shape[:2]
-        if not self.special_ids:
+        if not self.special_ids and not self.positions:
             return
         if ids is None:
+            name = "special_ids" if self.special_ids else "positions"
             raise UserError(
-                "argument special_ids needs a model called with input_ids, got none; "
-                "pass input_ids or no special_ids"
+                f"argument {name} needs a model called with input_ids, got none; pass "
+                f"input_ids or no {name}"
             )
         mask = kwargs.get("attention_mask")
         spared = spared_positions(ids, mask, self.special_ids, self.n_cached)
+        if self.positions:
+            seq = torch.arange(ids.shape[1], device=ids.device) + self.n_cached
+            place = seq - first_positions(ids, mask)[:, None]  # (batch, seq)
+            asked = torch.tensor(self.positions, device=ids.device)
+            spared |= ~torch.isin(place, asked)
         self.rows = spared.nonzero(as_tuple=True)
 
 
@@ -148,16 +167,14 @@ class _Gate(ABC):
         self.value = value
         self.batch = batch
 
+    @property
+    def modules(self) -> tuple[nn.Module, ...]:
+        """Modules that are changed."""
+        return (self.module,)
+
     @abstractmethod
     def install(self) -> Callable[[], object]:
         """Install the gates; return a function that removes them."""
-
-    def by_token(self, x: Tensor) -> Tensor:
-        """x, in (batch, seq, width) where the module sees both as one axis (OPT)."""
-        shape = self.batch.shape
-        if x.dim() != 2 or shape is None or len(x) != shape.numel():
-            return x
-        return x.unflatten(0, shape)
 
     def value_at(self, x: Tensor) -> Tensor | None:
         """The ablation values of the positions of `x`, broadcastable to it."""
@@ -213,9 +230,9 @@ class _ActivationGate(_Gate):
             )
         wide, cut = self.wide.to(x.device), self.cut
         cut = None if cut is None else cut.to(x.device)
-        tokens = self.by_token(x)
+        tokens = by_token(x, self.batch.shape)
         mixed = mix(tokens, wide, self.value_at(tokens), self.batch.rows, cut)
-        return mixed if tokens is x else mixed.flatten(0, 1)
+        return mixed.view_as(x)
 
 
 class _WeightGate(_Gate):
@@ -252,8 +269,7 @@ class _WeightGate(_Gate):
         if self.batch.is_paused:
             return self.linear(x, weight, bias)
         keep = self.keep.to(device=weight.device, dtype=weight.dtype).view_as(weight)
-        tokens = self.by_token(x)
-        is_flat, x = tokens is not x, tokens
+        is_flat, x = x.dim() == 2, by_token(x, self.batch.shape)
         ablated_input = self.value_at(x)
         output = self.linear(x, weight * keep, bias)
         if ablated_input is not None:
@@ -261,7 +277,7 @@ class _WeightGate(_Gate):
         rows = self.batch.rows
         if rows is not None:
             output[rows] = self.linear(x[rows], weight, bias)
-        return output.flatten(0, 1) if is_flat else output
+        return output.flatten(0, -2) if is_flat else output
 
     def linear(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         stored = weight.T if isinstance(self.module, Conv1D) else weight
@@ -274,7 +290,7 @@ def _gate(
     keep: Mapping[str, Tensor],
     ablated: AblationValues,
     batch: _Batch,
-) -> _Gate | None:
+) -> _Gate | RuleGate | None:
     """The gates of one site; None if a frozen mask keeps all its units."""
     try:
         module = model.get_submodule(site.module)
@@ -285,6 +301,8 @@ def _gate(
     gates = _gates_at(site, keep)
     if gates.dtype == torch.bool and bool(gates.all()):
         return None
+    if ablated.rule is not None:
+        return RuleGate(model, site, gates, ablated, batch)
     kind = _WeightGate if site.kind == "weights" else _ActivationGate
     return kind(module, site, gates, value_of(ablated, site), batch)
 
@@ -333,8 +351,13 @@ def value_of(ablated: AblationValues, site: Site) -> Tensor | None:
     """The ablation value of a site; None means zero, which is faster.
 
     Raises:
-        UserError: When `ablated` has no value at this site.
+        UserError: When `ablated` has no value at this site, or is a rule.
     """
+    if ablated.rule is not None:
+        raise UserError(
+            f"ablation {ablated.kind} by a rule has no one value at {site.name}; for "
+            "this method take zero or mean at all tokens"
+        )
     if ablated.kind == "zero":
         return None
     if site.name not in ablated.values:

@@ -63,6 +63,7 @@ FIGURES: dict[str, dict[str, Draw]] = {
     "select_mask": {"mask_by_layer": mask_by_layer},
     "faithfulness": {"faithfulness": faithfulness_curves},
     "stability": {},
+    "class_effects": {},
     "relearn_stages": of_stages.FIGURES,
     "weight_classes": {
         "class_shares": class_shares,

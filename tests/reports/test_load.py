@@ -20,7 +20,7 @@ from tests.reports.conftest import (
     stability_results,
 )
 from tests.reports.staged import stages_results
-from tests.reports.weighed import select_results, weight_results
+from tests.reports.weighed import effect_results, select_results, weight_results
 
 RESULTS: dict[str, Callable[[], dict[str, Any]]] = {
     "train_mask": mask_results,
@@ -33,6 +33,7 @@ RESULTS: dict[str, Callable[[], dict[str, Any]]] = {
     "relearn_stages": stages_results,
     "select_mask": select_results,
     "weight_classes": weight_results,
+    "class_effects": effect_results,
 }
 
 

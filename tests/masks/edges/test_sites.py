@@ -30,7 +30,6 @@ from circuitcut.models.sites import Site
 from circuitcut.storage.errors import UserError
 from tests.models.tiny import (
     D_MODEL,
-    DECODERS,
     N_HEADS,
     N_LAYERS,
     exact_norms,
@@ -39,8 +38,8 @@ from tests.models.tiny import (
     tiny_model,
 )
 
-PRE_NORM = [kind for kind in PARTS if kind in DECODERS]
-"""In encoders the statistics of norms are those of live writers, ablated or not."""
+PRE_NORM = [kind for kind, parts in PARTS.items() if parts.norms_on_stream is None]
+"""In post-norm encoders the statistics of norms are those of live writers, ablated or not."""
 
 
 def double(kind: str = "gpt2") -> Any:
