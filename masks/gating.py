@@ -27,6 +27,7 @@ from circuitcut.masks.edges.sites import (
 from circuitcut.masks.mixing import Rows, mix
 from circuitcut.masks.neurons.rule_gate import RuleGate
 from circuitcut.masks.uncopied import uncopied
+from circuitcut.models.architectures import text_module
 from circuitcut.models.sites import Site
 from circuitcut.models.spared import (
     FIRST_POSITION,
@@ -89,8 +90,9 @@ def gated(
         stack.enter_context(uncopied([model, *hooked]))
         if special_ids or not ablated.is_pooled:
             # the base: it also runs alone, without its head
-            base: nn.Module = getattr(model, "base_model", model)
-            handle = base.register_forward_pre_hook(batch.read, with_kwargs=True)
+            handle = text_module(model).register_forward_pre_hook(
+                batch.read, with_kwargs=True
+            )
             stack.callback(handle.remove)
         for gate in gates:
             stack.callback(gate.install())

@@ -53,6 +53,8 @@ class Architecture:
     embeddings: tuple[str, ...] = ()
     """The last existing module of these; its output is the embedding level."""
     is_decoder: bool = True
+    texts: str = ""
+    """The module that gets the texts, where a head calls it and not the base model."""
     d_mlp: Callable[[Any], int] = attrgetter("intermediate_size")
     gate: str | None = None
     """Module of a gated MLP whose output, or the first half of it, is (batch, seq,
@@ -89,6 +91,7 @@ _OPT = Architecture(
     heads="decoder.layers.{}.self_attn.out_proj",
     hidden="decoder.layers.{}",
     # no module has the sum of token and position embeddings as its output
+    texts="decoder",
     d_mlp=attrgetter("ffn_dim"),
 )
 _BLOOM = Architecture(
@@ -212,6 +215,16 @@ def architecture_named(model_type: str) -> Architecture:
             f"{', '.join(sorted(ARCHITECTURES))}"
         )
     return ARCHITECTURES[model_type]
+
+
+def text_module(model: nn.Module) -> Any:
+    """The module that gets the inputs, with a head and without: of most the base model.
+
+    Of OPT it is the decoder. A model outside the table is its own base model.
+    """
+    base: nn.Module = getattr(model, "base_model", model)
+    known = ARCHITECTURES.get(getattr(_config_of(model), "model_type", ""))
+    return base if known is None else base.get_submodule(known.texts)
 
 
 def n_layers(model: nn.Module) -> int:
@@ -406,9 +419,11 @@ def _checked_layers(
     requested_layers = sorted(set(known if layers is None else layers))
     outside = [layer for layer in requested_layers if layer not in known]
     if outside or not requested_layers:
+        no_level = "hidden" in units and not architecture.embeddings
         raise UserError(
             f"argument layers must name layers {known[0]} to {known[-1]} of this model "
             f"for {' '.join(units)}, got {outside if outside else 'none'}"
+            + ("; no module has its sum of embeddings as output" * no_level)
         )
     return requested_layers
 

@@ -26,7 +26,7 @@ from circuitcut.masks.edges.stack import EdgeStack
 from circuitcut.masks.edges.stack_cache import residual_model, stack_of, writers_seen
 from circuitcut.masks.edges.writers import record_writers
 from circuitcut.masks.uncopied import uncopied
-from circuitcut.models.architectures import architecture_of
+from circuitcut.models.architectures import architecture_of, text_module
 from circuitcut.models.residual.folded_model import ResidualModel
 from circuitcut.models.spared import first_positions
 from circuitcut.models.without_cache import without_cache
@@ -108,9 +108,8 @@ def edge_gated(
     with _run_instead(stack, run) as blocks, ExitStack() as undo:
         if first is not None:
             first.blocks = blocks
-            read = stack.model.base.register_forward_pre_hook(
-                first.read, with_kwargs=True
-            )
+            texts = text_module(stack.model.model)
+            read = texts.register_forward_pre_hook(first.read, with_kwargs=True)
             undo.callback(read.remove)
         yield
 

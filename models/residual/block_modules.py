@@ -54,14 +54,13 @@ class BlockParts:
     position: str | None = None
     """Position embedding below the base model, where it is added to the stream."""
     counts_real_tokens: bool = False
-    """Positions are counted from the first token that is no padding (OPT)."""
+    """Positions are counted from the first token that is no padding (OPT, Bloom)."""
     returns_tuple: bool = False
     """A block returns the stream as the first entry of a tuple."""
     attention_arguments: Mapping[str, Any] = field(default_factory=dict)
     """Arguments with which attention adds nothing to what its heads write (Bloom)."""
     excluded: Callable[[Any], str | None] = lambda config: None
     """Why a configuration has no residual graph; None where it has one."""
-
 
 
 def _excluded_opt(config: Any) -> str | None:
@@ -87,7 +86,9 @@ def _excluded_bloom(config: Any) -> str | None:
 
 def _excluded_olmo(config: Any) -> str | None:
     if config.clip_qkv is not None:
-        return f"it clips queries, keys and values in place (clip_qkv {config.clip_qkv})"
+        return (
+            f"it clips queries, keys and values in place (clip_qkv {config.clip_qkv})"
+        )
     return None
 
 
@@ -172,6 +173,7 @@ PARTS: dict[str, BlockParts] = {
         norm_mlp="post_attention_layernorm",
         fused="by head",
         returns_tuple=True,
+        counts_real_tokens=True,
         attention_arguments={"residual": 0.0},
         excluded=_excluded_bloom,
     ),
