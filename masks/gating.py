@@ -89,10 +89,9 @@ def gated(
         hooked = [module for gate in gates for module in gate.modules]
         stack.enter_context(uncopied([model, *hooked]))
         if special_ids or not ablated.is_pooled:
-            # the base: it also runs alone, without its head
-            handle = text_module(model).register_forward_pre_hook(
-                batch.read, with_kwargs=True
-            )
+            # not the model: the base also runs alone, without its head
+            texts = text_module(model)
+            handle = texts.register_forward_pre_hook(batch.read, with_kwargs=True)
             stack.callback(handle.remove)
         for gate in gates:
             stack.callback(gate.install())

@@ -3,9 +3,9 @@
 The input of attention's output projection is the concatenation of the query heads (also
 with grouped queries; `d_head` may differ from `d_model / n_head`). The input of the
 MLP's output projection is the neurons after the non-linearity (in gated MLPs after the
-product). A block of transformers 5 returns a tensor (in GPT-Neo, GPT-J and Bloom a tuple
-that begins with it), so the output of a pre-norm block is the residual stream. In a post-norm encoder the residual stream is the output of the
-last LayerNorm.
+product). A block of transformers 5 returns a tensor (in GPT-Neo, GPT-J and Bloom a
+tuple that begins with it), so the output of a pre-norm block is the residual stream. In
+a post-norm encoder the residual stream is the output of the last LayerNorm.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -109,8 +109,9 @@ _GPT_NEOX = Architecture(
     hidden="layers.{}",
     embeddings=("emb_dropout",),
 )
-# Gemma 1 to 3 scale their embeddings by sqrt(d_model) inside `embed_tokens` (transformers 5):
-# there too the output of that module is the first state of the residual stream.
+# Gemma 1 to 3 scale their embeddings by sqrt(d_model) inside `embed_tokens`
+# (transformers 5): there too the output of that module is the first state of the
+# residual stream.
 _LLAMA = Architecture(
     block="layers.{}",
     neurons="layers.{}.mlp.down_proj",

@@ -26,7 +26,7 @@ GREEDY: dict[str, Any] = {
 
 def decoder(kind: str) -> tuple[Any, EdgeStack, Tensor]:
     model = tiny_model(kind, "causal_lm").double().requires_grad_(False)
-    rng = torch.Generator().manual_seed(4)
+    rng = torch.Generator().manual_seed(5)
     # not tied to the embeddings, so that a token does not make itself likely
     head = model.get_output_embeddings()
     head.weight = nn.Parameter(torch.randn(head.weight.shape, generator=rng).double())
@@ -96,7 +96,7 @@ def test_settings_of_the_model_itself_are_left_as_they_were():
 @pytest.mark.parametrize("kind", FAMILIES)
 def test_left_padding_gives_the_text_of_each_row_alone(kind: str):
     model, stack, keep = decoder(kind)
-    if kind == "gemma2":  # its padding is NaN in double precision
+    if kind in ("gemma2", "bloom"):  # their padding is NaN in double precision
         stack = EdgeStack(residual_model(model.float(), graph_of(model)))
     padded = torch.cat([torch.zeros_like(IDS[:, :3]), IDS[:, :2]], 1)
     both = torch.cat([IDS, padded])
