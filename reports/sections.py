@@ -91,6 +91,10 @@ FURTHER_NOTES = {
     "margin": "Margin: how far the right answer is preferred, in nats; 0 at chance.",
     "top1": "Top-1 accuracy: share of prompts whose most probable token, of the whole "
     "vocabulary, is the right one, 0 to 1; chance is near 0.",
+    "other_accuracy": "Accuracy on other facts: share of the prompts about known facts "
+    "of other relations whose object beats the other objects of its relation, 0 to 1.",
+    "near_accuracy": "Accuracy on neighbours: the same of prompts about other subjects "
+    "of which the concept's objects are true, 0 to 1.",
     "kl_retain": "KL: mean KL(uncut \u2016 cut) per position, in nats; 0 is no change "
     "of the predictions.",
 }

@@ -16,6 +16,9 @@ import torch
 from torch import nn
 
 from circuitcut.data.digits.digits import digits_from_folder
+from circuitcut.data.facts.bmlama import read_bmlama
+from circuitcut.data.facts.concept import chosen_facts
+from circuitcut.data.facts.files import read_facts
 from circuitcut.data.ioi.files import prompt_records as ioi_records
 from circuitcut.data.ner.files import read_tagged
 from circuitcut.data.prompts.files import prompt_records
@@ -72,6 +75,7 @@ from circuitcut.storage.checksums import digests_of, file_digest
 from circuitcut.storage.errors import UserError
 from circuitcut.storage.reading.files import read_text
 from circuitcut.storage.run_directory import RunDirectory
+from circuitcut.tasks.facts.known import _read as known_read
 from circuitcut.training.config import config_dict, parse_config
 from circuitcut.training.fit_arguments import Checkpoints
 from circuitcut.training.fit_state import load_fit
@@ -129,6 +133,39 @@ PROMPTS = [
     {"prompt": "The capital of Italy is", "answer": "Rome", "relation": "capital"},
     {"prompt": "", "answer": "", "retained": "A text to retain."},
 ]
+FACTS: list[dict[str, Any]] = [
+    {
+        "subject": "France",
+        "relation": "P36",
+        "object": "Paris",
+        "prompts": ["The capital of {} is", "[Y] rules [X]"],
+        "neighbourhood": ["The capital of Gaul is"],
+        "counterfactual": "Rome",
+        "choices": "Rome|Oslo",
+    },
+    {
+        "requested_rewrite": {
+            "prompt": "The capital of {} is",
+            "relation_id": "P36",
+            "target_new": {"str": "Rome"},
+            "target_true": {"str": "Paris"},
+            "subject": "France",
+        },
+        "paraphrase_prompts": ["France is ruled from"],
+        "neighborhood_prompts": ["The capital of Gaul is"],
+    },
+    {"retain": "A text to retain."},
+]
+LRE = {
+    "name": "capital",
+    "prompt_templates": ["The capital of {} is"],
+    "prompt_templates_zs": ["{} is ruled from"],
+    "samples": [{"subject": "France", "object": "Paris"}],
+}
+BMLAMA = (
+    "Prompt\tAns\tCandidate Ans\tSubject\r\n"
+    "France is ruled from <mask>.\tParis\tRome, Paris\tFrance\r\n"
+)
 TOXIC = [
     {"text": "you silly fool", "toxic": 1, "spans": [4, 5, 6]},
     {"text": "what a lovely day", "toxic": 0, "spans": [0]},
@@ -189,6 +226,29 @@ def _toxic(name: str) -> Callable[[Path], Any]:
     return read
 
 
+def _pararel(folder: Path) -> None:
+    patterns = [{"pattern": "The capital of [X] is [Y]."}, {"pattern": "[Y] rules [X]"}]
+    tuples = [{"sub_label": "France", "obj_label": "Paris"}]
+    for name, rows in (("patterns", patterns), ("tuples", tuples)):
+        (folder / name).mkdir()
+        (folder / name / "P36.jsonl").write_bytes(_jsonl(rows))
+
+
+def _languages(folder: Path) -> None:
+    (folder / "en.tsv").write_text(BMLAMA)
+    (folder / "fr.tsv").write_text(BMLAMA.replace("ruled from", "chez"))
+
+
+def _chosen(folder: Path) -> Any:
+    facts, _ = read_facts(str(folder / "facts.jsonl"))
+    return chosen_facts(facts, str(folder / "concept.tsv"))
+
+
+def _concept(folder: Path) -> None:
+    (folder / "facts.jsonl").write_bytes(_jsonl(FACTS))
+    (folder / "concept.tsv").write_text("subject\trelation\nFrance\tP36\n")
+
+
 def _digits(folder: Path) -> None:
     for part in ("train", "t10k"):
         images = struct.pack(">4I", 0x803, 3, 2, 2) + bytes(range(12))
@@ -238,6 +298,40 @@ DATA = {
         _prompts("a.jsonl"),
         ("a.jsonl",),
         20,
+    ),
+    "facts jsonl": Reader(
+        ("data.facts.tables", "data.facts.files", *_TABLES),
+        _file("a.jsonl", _jsonl(FACTS)),
+        lambda folder: read_facts(str(folder / "a.jsonl")),
+        ("a.jsonl",),
+        20,
+    ),
+    "relation of lre": Reader(
+        ("data.facts.lre",),
+        _file("a.json", json.dumps(LRE).encode()),
+        lambda folder: read_facts(str(folder / "a.json")),
+        ("a.json",),
+    ),
+    "pararel": Reader(
+        ("data.facts.pararel",),
+        _pararel,
+        lambda folder: read_facts(str(folder), "pararel"),
+        ("patterns/P36.jsonl", "tuples/P36.jsonl"),
+    ),
+    "bmlama": Reader(
+        ("data.facts.bmlama",),
+        _languages,
+        lambda folder: read_bmlama(folder / "fr.tsv"),
+        ("en.tsv", "fr.tsv"),
+    ),
+    "concept of facts": Reader(
+        ("data.facts.concept",), _concept, _chosen, ("concept.tsv", "facts.jsonl")
+    ),
+    "known facts": Reader(
+        ("tasks.facts.known",),
+        lambda folder: write_json(folder / "a.json", {"right": [True, False]}),
+        lambda folder: known_read(folder / "a.json", 2),
+        ("a.json",),
     ),
     "toxic csv": Reader(
         ("data.text.files", *_TABLES),
