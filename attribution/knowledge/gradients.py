@@ -35,7 +35,7 @@ from circuitcut.storage.errors import UserError
 from circuitcut.storage.modes import evaluating, weights_frozen
 
 N_STEPS = 20
-POSITIONS = 256
+POSITIONS = 384
 """Positions (tokens) of all copies in one pass: this bounds memory. Fewer would be
 slower, more would not be faster on one thread."""
 

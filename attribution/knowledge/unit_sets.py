@@ -49,7 +49,8 @@ def coarse(
     given = [name for name, value in rules.items() if value is not None]
     if len(given) != 1:
         raise UserError(
-            f"give exactly one of {', '.join(rules)}, got {' and '.join(given) or 'none'}"
+            f"give exactly one of {', '.join(rules)}, got "
+            f"{' and '.join(given) or 'none'}"
         )
     if threshold is not None:
         chosen = scores > threshold
