@@ -35,9 +35,11 @@ from circuitcut.storage.errors import UserError
 from circuitcut.storage.modes import evaluating, weights_frozen
 
 N_STEPS = 20
-POSITIONS = 384
-"""Positions (tokens) of all copies in one pass: this bounds memory. Fewer would be
-slower, more would not be faster on one thread."""
+POSITIONS = 640
+"""Positions (tokens) of all copies in one pass: this bounds memory to twice that of a
+forward pass of BERT-base, weights included. More would hardly be faster."""
+_HEAD_ROWS = 128
+"""Copies in one pass through the head."""
 
 
 @dataclass(frozen=True)
@@ -212,9 +214,27 @@ def _sweep(
                 leaves.append(leaf)
                 states.append(begun)
                 rows = torch.cat([rows, rows.new_full((n,), copies.prompt)])
-        p = base.predict(torch.cat(states), rows)
-        gradients = torch.autograd.grad(p.sum(), leaves)
-    return gradients, p.detach().view(-1, n)
+        last = torch.cat(states)
+        p, pulled = _of_head(base, last, rows)
+        gradients = torch.autograd.grad(last, leaves, pulled)
+    return gradients, p.view(-1, n)
+
+
+def _of_head(
+    base: BasePass, states: Float[Tensor, "row mask d_model"], rows: Int[Tensor, "row"]
+) -> tuple[Float[Tensor, "row"], Float[Tensor, "row mask d_model"]]:
+    """The probabilities, and their gradients at the output of the last block.
+
+    In parts of `_HEAD_ROWS` rows, because logits are as wide as the vocabulary.
+    """
+    p, gradients = [], []
+    parts = states.detach().split(_HEAD_ROWS), rows.split(_HEAD_ROWS)
+    for part, of_part in zip(*parts, strict=True):
+        part.requires_grad_()
+        of_rows = base.predict(part, of_part)
+        gradients += torch.autograd.grad(of_rows.sum(), part)
+        p.append(of_rows.detach())
+    return torch.cat(p), torch.cat(gradients)
 
 
 def _begin(
