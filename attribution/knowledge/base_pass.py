@@ -125,8 +125,8 @@ class BasePass:
         with self._recorded():
             logits = self.model(input_ids=self.batch.ids, **mask).logits
         self.logits = at(logits, self.batch.positions)
-        kind = self.model.config.model_type  # type: ignore[union-attr]
-        parts = PARTS.get(kind)
+        config: Any = self.model.config
+        parts = PARTS.get(config.model_type)
         if parts is not None and parts.norms_on_stream is not None:
             self.first_norm = parts.norms_on_stream[0]
 

@@ -276,7 +276,7 @@ def _pulled(
     projection: nn.Module, gradient: Float[Tensor, "*row d_model"]
 ) -> Float[Tensor, "*row unit"]:
     """W^T dP/dy."""
-    weight: Tensor = projection.weight.detach()  # type: ignore[assignment]
+    weight = projection.get_parameter("weight").detach()
     if isinstance(projection, Conv1D):  # stored as (in, out)
         return gradient @ weight.T
     return gradient @ weight

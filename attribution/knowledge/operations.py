@@ -215,7 +215,7 @@ def _kept(model: nn.Module, units: Collection[Unit]) -> Iterator[None]:
 
 def _values(module: nn.Module) -> Float[Tensor, "unit d_model"]:
     """What every neuron writes: a view of the projection's weight."""
-    weight: Tensor = module.weight.detach()  # type: ignore[assignment,operator]
+    weight = module.get_parameter("weight").detach()
     return weight if isinstance(module, Conv1D) else weight.T  # Conv1D is (in, out)
 
 

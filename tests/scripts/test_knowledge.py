@@ -9,12 +9,12 @@ import pytest
 from circuitcut.experiments.knowledge import study
 from circuitcut.masks.frozen_mask import FrozenMask
 from circuitcut.models.loading import load_model
-from circuitcut.scripts import evaluate, knowledge, report
+from circuitcut.scripts import evaluate, knowledge
 from circuitcut.storage.errors import UserError
 from circuitcut.training.config import parse_config
 
 SMALL = [
-    *("--base_steps", "150", "--device", "cpu", "--n_facts", "12", "--most_facts", "8"),
+    *("--base_steps", "120", "--device", "cpu", "--n_facts", "12", "--most_facts", "8"),
     *("--n_paraphrases", "3", "--n_steps", "5", "--n_others", "3", "--n_heldout", "8"),
 ]
 
@@ -61,11 +61,12 @@ def test_units_effects_mask_and_checkpoint_of_the_built_in_facts(
         assert (by_unit.abs().sum(1) == 0).tolist() == (~mask.keep[site.name]).tolist()
     config = parse_config(
         evaluate.EvaluateConfig,
-        ["--mask", str(path), "--run_dir", str(tmp_path / "runs"), "--device", "cpu"],
+        [
+            *("--mask", str(path), "--run_dir", str(tmp_path / "runs")),
+            *("--device", "cpu", "--n_heldout", "8"),
+        ],
     )
     assert results(evaluate.main(config))["n_ablated"] == 5
-    page = report.main(report.ReportConfig(runs=[path])).read_text()
-    assert "Suppressing a fact" in page
 
 
 def stop_at_fact_5(monkeypatch: pytest.MonkeyPatch, method: str) -> None:
@@ -114,7 +115,7 @@ def test_a_killed_run_continues_to_the_same_files(
         (["--task", "ioi"], "--task must be facts"),
         (["--threshold", "0.1", "--adaptive", "0.2"], "give one of them"),
         (["--n_ablated", "3"], "give --to_mask"),
-        (["--percentile", "100"], "--percentile must be a whole number above 0"),
+        (["--percentile", "100"], "--percentile must be a number above 0"),
         (["--grid", "left"], "invalid choice"),
     ],
 )

@@ -19,7 +19,7 @@ from circuitcut.models.architectures import sites_of
 from circuitcut.storage.errors import UserError
 from tests.models.tiny import DECODERS, ENCODERS, exact_norms, tiny_model
 
-N_STEPS = 3
+N_STEPS = 2
 
 
 def model_of(kind: str) -> Any:
