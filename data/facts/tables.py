@@ -22,8 +22,14 @@ from circuitcut.storage.reading.typed_fields import check_type, shown, shown_nam
 ONE_RELATION = "facts"
 """The relation of rows that name none."""
 Column = Literal[
-    *("subject", "relation", "object", "prompts", "neighbourhood"),
-    *("counterfactual", "choices", "retained"),
+    "subject",
+    "relation",
+    "object",
+    "prompts",
+    "neighbourhood",
+    "counterfactual",
+    "choices",
+    "retained",
 ]
 COLUMNS: dict[Column, tuple[str, ...]] = {
     "subject": ("subject", "sub_label", "head"),

@@ -131,8 +131,8 @@ class FactsTask(Task):
         concept = options.concept
         further: list[TextRecord] = []
         if options.data is None:
-            built_in, texts = generate_facts(seed)
-            facts, concept = list(built_in), concept or CAPITAL
+            built_in, sentences = generate_facts(seed)
+            facts, texts, concept = list(built_in), list(sentences), concept or CAPITAL
         else:
             facts, texts = read_facts(
                 options.data,
@@ -679,7 +679,7 @@ def _with_rivals(asked: _Asked) -> _Asked:
 def _rivals_of_prompts(
     objects: Objects, facts: Sequence[Fact], prompts: Sequence[AskedPrompt]
 ) -> tuple[tuple[Int[np.ndarray, "_rival"], ...], ...]:
-    """Those of every prompt; prompts of a fact in which it has the same tokens share."""
+    """Those of every prompt, found once for prompts with the same tokens of a fact."""
     found: dict[tuple[int, bool, tuple[int, ...]], Any] = {}
     rivals = []
     for prompt in prompts:
