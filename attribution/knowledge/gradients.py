@@ -172,15 +172,16 @@ def _attributions(
     ]
     n_at_once = max(1, n_positions // (len(shares) * base.n_queries))
     shape = (len(prompts), n_masks, base.n_layers)
-    mean = torch.zeros(*shape, base.layers[0].written.shape[-1], dtype=dtype)
+    wide = torch.promote_types(dtype, torch.float32)
+    mean = torch.zeros(*shape, base.layers[0].written.shape[-1], dtype=wide)
     zeroed = torch.zeros(shape, dtype=torch.float64) if check else None
-    weight = torch.tensor(weights, device=device, dtype=dtype)
+    weight = torch.tensor(weights, device=device, dtype=wide)
     for first in range(0, len(groups), n_at_once):
         together = groups[first : first + n_at_once]
         gradients, p = _sweep(base, together, steps)
         for copies, gradient, of_steps in zip(together, gradients, p, strict=True):
             place = copies.prompt, copies.mask, copies.layer
-            mean[place] = (weight @ gradient).cpu()
+            mean[place] = (weight @ gradient.to(wide)).cpu()
             if zeroed is not None:
                 zeroed[place] = of_steps[-1].double().cpu()
     scores = [
@@ -276,7 +277,7 @@ def _pulled(
     projection: nn.Module, gradient: Float[Tensor, "*row d_model"]
 ) -> Float[Tensor, "*row unit"]:
     """W^T dP/dy."""
-    weight = projection.get_parameter("weight").detach()
+    weight = projection.get_parameter("weight").detach().to(gradient.dtype)
     if isinstance(projection, Conv1D):  # stored as (in, out)
         return gradient @ weight.T
     return gradient @ weight

@@ -8,13 +8,9 @@ from circuitcut.data.facts.records import Fact, FactsCorpus
 from circuitcut.experiments.knowledge.flags import KnowledgeFlags
 from circuitcut.experiments.load import Experiment
 from circuitcut.storage.errors import UserError
-from circuitcut.tasks.facts.asked import AskedPrompt, asked_facts
-from circuitcut.tasks.facts.known import (
-    KNOWN_SHARE,
-    cached_right_prompts,
-    shares_right,
-)
-from circuitcut.tasks.language_rows import pad_id_of, prefix_ids
+from circuitcut.tasks.facts.asked import AskedPrompt
+from circuitcut.tasks.facts.known import KNOWN_SHARE
+from circuitcut.tasks.facts.task import FactsTask
 
 
 @dataclass(frozen=True)
@@ -49,60 +45,36 @@ class KnownFacts:
 def known_facts(config: KnowledgeFlags, experiment: Experiment) -> KnownFacts:
     """The known facts, as many of every relation as of the others.
 
+    Args:
+        experiment: Its task has asked the model.
+
     Raises:
         UserError: When the model knows none of them.
     """
-    corpus, loaded = experiment.corpus, experiment.loaded
+    task, corpus = experiment.task, experiment.corpus
+    assert isinstance(task, FactsTask)
     assert isinstance(corpus, FactsCorpus)
-    facts = corpus.concept
-    if config.facts == "all":
-        facts = (*facts, *corpus.others)
-    tokenizer, masked = loaded.tokenizer, not loaded.is_decoder
-    options = config.task_options("last" if loaded.is_decoder else "first")
-    asked = asked_facts(
-        facts,
-        tokenizer,
-        masked=masked,
-        max_length=config.max_length,
-        prefix=prefix_ids(tokenizer, options),
-    )
-    assert tokenizer is not None
-    most = config.n_paraphrases
-    by_fact = [prompts[:most] for prompts in asked.of_fact(len(facts))]
-    prompts = [prompt for of_fact in by_fact for prompt in of_fact]
-    right = cached_right_prompts(
-        prompts,
-        loaded.model,
-        pad_id_of(tokenizer),
-        "knowledge",
-        loaded.weights_sha256,
-        tokenizer.backend_tokenizer.to_str(),
-        corpus.fingerprint(),
-        repr((config.facts, most, config.max_length)),
-        repr((options.prefix, options.bos, options.chat)),
-    )
-    shares = shares_right(prompts, right, len(facts))
-    known = [
-        fact for fact, share in zip(facts, shares, strict=True) if share >= KNOWN_SHARE
+    of_concept = {fact.key for fact in corpus.concept}
+    rows = [
+        (fact, prompts, share)
+        for fact, prompts, share in task.known_facts()
+        if config.facts == "all" or fact.key in of_concept
     ]
+    known = {fact.key: prompts for fact, prompts, share in rows if share >= KNOWN_SHARE}
     if not known:
         raise UserError(
-            f"{config.model_name} knows none of the {len(facts)} facts (their object "
-            f"has rank 1 in half of the prompts of none; {sum(map(bool, by_fact))} can "
-            "be asked); use another model, or other facts with --data or --concept"
+            f"{config.model_name} knows none of the {len(rows)} facts: their object "
+            "has rank 1 in less than half of the prompts; use another model, or other "
+            "facts with --data or --concept"
         )
-    by_key = {fact.key: of_fact for fact, of_fact in zip(facts, by_fact, strict=True)}
-    drawn = evenly_drawn(known, config.most_facts, config.seed)
+    facts = [fact for fact, _, _ in rows if fact.key in known]
+    drawn = evenly_drawn(facts, config.most_facts, config.seed)
     return KnownFacts(
         tuple(
-            KnownFact(
-                fact,
-                tuple(by_key[fact.key]),
-                tuple(prompts_of(by_key[fact.key])),
-            )
+            KnownFact(fact, tuple(known[fact.key]), tuple(prompts_of(known[fact.key])))
             for fact in drawn
         ),
-        len(facts),
-        sum(map(bool, by_fact)),
+        len(rows),
+        sum(bool(prompts) for _, prompts, _ in rows),
         len(known),
     )

@@ -55,6 +55,8 @@ UNITS = ("refined", "one_prompt", "random")
 scores; as many random ones of the same layers."""
 _AT_ONCE = 4
 """Prompts in one batch of attributions."""
+_MOST_IN_POOL = 200
+"""Facts from which those of other relations are drawn; more would fill the memory."""
 
 
 @dataclass
@@ -188,10 +190,17 @@ class Study:
     # -- effects ---------------------------------------------------------------------
 
     def _pool(self) -> BasePass | None:
-        """One prompt of every fact, the first."""
+        """The first prompt of the facts of the pool."""
         if not self.config.n_others:
             return None
-        return BasePass.run(self.model, [fact.prompts[0] for fact in self.facts])
+        prompts = [self.facts[number].prompts[0] for number in self._in_pool]
+        return BasePass.run(self.model, prompts)
+
+    @cached_property
+    def _in_pool(self) -> list[int]:
+        """Numbers of evenly spaced facts."""
+        step = -(-len(self.facts) // _MOST_IN_POOL)
+        return list(range(0, len(self.facts), step))
 
     def _effect(self, number: int, pool: BasePass | None) -> EffectRecord:
         sets = self._sets(number)
@@ -222,9 +231,13 @@ class Study:
         }
 
     def _others(self, number: int) -> list[int]:
-        """Facts of other relations, drawn."""
+        """Facts of other relations, drawn: their places in the pool."""
         relation = self.facts[number].fact.relation
-        numbers = [i for i, f in enumerate(self.facts) if f.fact.relation != relation]
+        numbers = [
+            place
+            for place, other in enumerate(self._in_pool)
+            if self.facts[other].fact.relation != relation
+        ]
         order = torch.randperm(len(numbers), generator=self._rng(number, 3)).tolist()
         return sorted(numbers[i] for i in order[: self.config.n_others])
 
