@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from circuitcut.reports import knowledge
 from circuitcut.reports.circuits.edge_names import edge_rows, head_rows
 from circuitcut.reports.load import Run
 from circuitcut.reports.stages.tables import level_rows, scan_rows, stage_rows
@@ -363,6 +364,30 @@ def _stages_tables(results: Results) -> list[Table]:
     ]
 
 
+def _knowledge_tables(results: Results) -> list[Table]:
+    return [
+        Table(
+            "Probability of the object under scaled units",
+            knowledge.effect_rows(results),
+            "Change: mean over facts of after / before - 1; brackets: 95 % bootstrap "
+            "interval over facts. Facts without units are left out.",
+            flat(results["effects"]),
+        ),
+        Table(
+            "Units by layer",
+            knowledge.layer_rows(results),
+            "Share of all units of all prompts (coarse) or facts (refined).",
+            flat(results["layers"]),
+        ),
+        Table(
+            "Overlap of the units of two facts",
+            [dict(row) for row in results["overlap"]],
+            "Mean Jaccard index, 0 to 1; random: of sets of the same sizes drawn from "
+            "all neurons.",
+        ),
+    ]
+
+
 TABLES: dict[str, Callable[[Results], list[Table]]] = {
     "train_mask": _mask_tables,
     "relearn": _relearn_tables,
@@ -370,6 +395,7 @@ TABLES: dict[str, Callable[[Results], list[Table]]] = {
     "attribute": _score_tables,
     "import_mask": _import_tables,
     "select_mask": _site_table,
+    "knowledge": _knowledge_tables,
     "faithfulness": _faithfulness_tables,
     "stability": _stability_tables,
     "weight_classes": _weight_tables,
@@ -394,6 +420,7 @@ TERMS = {
     "attribute": {key: CUT_TERMS[key] for key in ("concept, rest", "attribution cut")},
     "import_mask": {"ablated": "Replaced by the unit's ablation value."},
     "select_mask": {"ablated": "Replaced by the unit's ablation value."},
+    "knowledge": knowledge.TERMS,
     "relearn": {
         "concept examples": "Training examples of the fine-tuning that hold the "
         "concept. Cut, uncut and randomly cut models get the same examples.",

@@ -25,6 +25,8 @@ ENTRIES: dict[str, frozenset[str]] = {
     | {"series", "change", "beside", "vocabulary"},
     "import_mask": frozenset({"file", "format", "per_site", "circuit"}),
     "select_mask": frozenset({"selection", "per_site"}),
+    "knowledge": frozenset({"facts", "sizes", "layers", "effects", "overlap"})
+    | {"per_site"},
     "relearn": frozenset({"mask", "rows", "summary", "recovery", "never_learned"})
     | {"probe", "after", "words_note", "warning"},
     "relearn_stages": frozenset({"levels", "seeds", "shares", "retrained", "choice"})

@@ -212,6 +212,21 @@ class FactsTask(Task):
         logger.info("%s", task._known_in_words())
         return task
 
+    def known_facts(self) -> list[tuple[Fact, list[AskedPrompt], float]]:
+        """Every fact, the concept's first, with its prompts in tokens.
+
+        The number is the share of the prompts in which its object has rank 1; of a task
+        that is not yet `for_model` it is 0.
+        """
+        found = []
+        for kind in (CONCEPT, OTHER):
+            asked = self._of_kind[kind]
+            n = len(asked.facts)
+            by_fact = asked.found.of_fact(n)
+            shares = self._known.get(kind, [0.0] * n)
+            found += list(zip(asked.facts, by_fact, shares, strict=True))
+        return found
+
     def files(self) -> dict[str, Any]:
         """known.json: which facts the model knows, what the splits share, chance."""
         return {"known.json": self._summary()} if self._known else {}

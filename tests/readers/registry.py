@@ -26,6 +26,11 @@ from circuitcut.data.tables import read_tables
 from circuitcut.data.text.files import labelled_texts, read_retained, read_rows
 from circuitcut.data.word_vectors import read_word_vectors
 from circuitcut.experiments.base_model import _damage, _record
+from circuitcut.experiments.knowledge.records import (
+    EffectRecord,
+    FoundRecord,
+    read_records,
+)
 from circuitcut.experiments.saved_runs import (
     checked_ranking,
     mask_at,
@@ -83,6 +88,7 @@ from circuitcut.training.loop import FitSettings, fit
 from circuitcut.weight_classes.checkpoint import open_checkpoint
 from tests.models.tiny import tiny_loaded, tiny_model
 from tests.reports import conftest as runs
+from tests.reports.known import knowledge_results
 from tests.reports.staged import stages_results, write_records
 
 
@@ -405,6 +411,7 @@ RESULTS: dict[str, Callable[[], dict[str, Any]]] = {
     "import_mask": runs.import_results,
     "faithfulness": runs.faithfulness_results,
     "stability": runs.stability_results,
+    "knowledge": knowledge_results,
 }
 RUNS = {
     f"report of {kind}": Reader(
@@ -934,4 +941,42 @@ def _made(folder: Path) -> Path:
     return folder
 
 
-READERS: dict[str, Reader] = DATA | RUNS | MASKS | MODELS | FOUNDATIONS
+FOUND = [
+    {
+        "fact": number,
+        "subject": "France",
+        "relation": "capital",
+        "object": "Paris",
+        "prompts": [
+            {
+                "text": "The capital of France is",
+                "gold": "Paris",
+                "predicted": "Paris",
+                "probability": 0.75,
+                "coarse": [[0, 3], [1, 2]],
+            }
+        ],
+    }
+    for number in range(2)
+]
+EFFECTS = [
+    {"fact": number, "own": {"before": 0.5, "refined suppress": 0.1}, "others": {}}
+    for number in range(2)
+]
+KNOWLEDGE = {
+    f"records of knowledge neurons, {name}": Reader(
+        ("experiments.knowledge.records",),
+        _file(f"{name}.jsonl", _jsonl(entries)),
+        lambda folder, name=name, kind=kind: read_records(
+            folder / f"{name}.jsonl", kind
+        ),
+        (f"{name}.jsonl",),
+        20,
+    )
+    for name, entries, kind in (
+        ("found", FOUND, FoundRecord),
+        ("effects", EFFECTS, EffectRecord),
+    )
+}
+
+READERS: dict[str, Reader] = DATA | RUNS | KNOWLEDGE | MASKS | MODELS | FOUNDATIONS
