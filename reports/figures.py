@@ -65,6 +65,7 @@ FIGURES: dict[str, dict[str, Draw]] = {
     "knowledge": {"units_by_layer": knowledge.units_by_layer},
     "faithfulness": {"faithfulness": faithfulness_curves},
     "stability": {},
+    "class_effects": {},
     "relearn_stages": of_stages.FIGURES,
     "weight_classes": {
         "class_shares": class_shares,

@@ -126,6 +126,7 @@ FINDINGS: dict[str, Callable[[Run], list[str]]] = {
     "faithfulness": faithfulness_findings,
     "stability": lambda _: [],
     "weight_classes": weight_findings,
+    "class_effects": lambda _: [],
     "relearn_stages": lambda _: [],
 }
 """Kind of run -> its further sentences."""

@@ -29,6 +29,7 @@ KIND_NAMES = {
     "faithfulness": "Faithfulness of circuits",
     "stability": "Stability of masks",
     "weight_classes": "Classes of neurons by weights",
+    "class_effects": "Ablation of a class of neurons",
 }
 NO_TASK = "none"
 """Stands for the task of a run that has none."""

@@ -9,7 +9,11 @@ from circuitcut.reports.load import SIDES, Run
 from circuitcut.reports.stages.tables import stages_opening
 from circuitcut.reports.tables import first_and_last
 from circuitcut.reports.verdict import KEPT, LOST, share_left, verdict
-from circuitcut.reports.weights.opening import selection_opening, weight_opening
+from circuitcut.reports.weights.opening import (
+    effects_opening,
+    selection_opening,
+    weight_opening,
+)
 from circuitcut.reports.words import (
     HOLDINGS,
     count_of,
@@ -300,6 +304,7 @@ OPENINGS: dict[str, Callable[[Run], Opening]] = {
     "faithfulness": faithfulness_opening,
     "stability": stability_opening,
     "weight_classes": weight_opening,
+    "class_effects": effects_opening,
     "relearn_stages": stages_opening,
 }
 """Kind of run -> its first sentences."""

@@ -35,6 +35,14 @@ from circuitcut.reports.tables import (
     stability_rows,
 )
 from circuitcut.reports.verdict import THRESHOLDS
+from circuitcut.reports.weights.effect_tables import (
+    activity_rows,
+    changed_rows,
+    clean_rows,
+    draw_rows,
+    layer_rows,
+    summary_rows,
+)
 from circuitcut.reports.weights.tables import (
     bin_rows,
     change_rows,
@@ -278,6 +286,28 @@ def _weight_tables(results: Results) -> list[Table]:
     return found
 
 
+def _effect_tables(results: Results) -> list[Table]:
+    corpus, selection = results["corpus"], results["selection"]
+    unit = "Loss and entropy in nats a token, rank 1 for the most likely token. "
+    over = (
+        f"{corpus['n_tokens']:,} tokens of {corpus['n_texts']:,} texts. Brackets: 95 % "
+        "interval, of the class over texts, of a control over draws."
+    )
+    often = (
+        "On: share of the tokens with a gate above 0. Quadrants: signs of the gate "
+        f"and of the activation. Cosines: weights {selection['convention']}."
+    )
+    by = "Promoted and suppressed: change of the probability of the next token."
+    return [
+        Table("Ablated minus clean", summary_rows(results), unit + over),
+        Table("How often neurons are on", activity_rows(results), often),
+        Table("Texts that change most", changed_rows(results), by),
+        Table("Every ablation and measure", draw_rows(results), unit + over),
+        Table("The clean model", clean_rows(results), unit + over),
+        Table("Frequencies by layer", layer_rows(results), often),
+    ]
+
+
 def _coarse(results: Results) -> list[Row]:
     return class_rows(results, "coarse") if results["weights"]["gated"] else []
 
@@ -399,6 +429,7 @@ TABLES: dict[str, Callable[[Results], list[Table]]] = {
     "faithfulness": _faithfulness_tables,
     "stability": _stability_tables,
     "weight_classes": _weight_tables,
+    "class_effects": _effect_tables,
     "relearn_stages": _stages_tables,
 }
 """Kind of run -> its tables in the order of the report."""
@@ -421,6 +452,11 @@ TERMS = {
     "import_mask": {"ablated": "Replaced by the unit's ablation value."},
     "select_mask": {"ablated": "Replaced by the unit's ablation value."},
     "knowledge": knowledge.TERMS,
+    "class_effects": {
+        "ablated": "Replaced by zero, a mean or another function of the activation.",
+        "control": "As many neurons of each layer outside the class, drawn at random; "
+        "by frequency: each of them is on about as often as one of the class.",
+    },
     "relearn": {
         "concept examples": "Training examples of the fine-tuning that hold the "
         "concept. Cut, uncut and randomly cut models get the same examples.",

@@ -23,6 +23,7 @@ VERBS = {
     "weight-classes": ("circuitcut.scripts.weight_classes", "WeightClassesConfig"),
     "knowledge": ("circuitcut.scripts.knowledge", "KnowledgeConfig"),
     "select-mask": ("circuitcut.scripts.select_mask", "SelectConfig"),
+    "class-effects": ("circuitcut.scripts.class_effects", "ClassEffectsConfig"),
     "report": ("circuitcut.scripts.report", "ReportConfig"),
     "export-mask": ("circuitcut.scripts.export_mask", "ExportConfig"),
     "import-mask": ("circuitcut.scripts.import_mask", "ImportConfig"),

@@ -21,7 +21,7 @@ from tests.reports.conftest import (
 )
 from tests.reports.known import knowledge_results
 from tests.reports.staged import stages_results
-from tests.reports.weighed import select_results, weight_results
+from tests.reports.weighed import effect_results, select_results, weight_results
 
 RESULTS: dict[str, Callable[[], dict[str, Any]]] = {
     "train_mask": mask_results,
@@ -35,6 +35,7 @@ RESULTS: dict[str, Callable[[], dict[str, Any]]] = {
     "select_mask": select_results,
     "knowledge": knowledge_results,
     "weight_classes": weight_results,
+    "class_effects": effect_results,
 }
 
 
