@@ -6,11 +6,13 @@ from circuitcut.tasks.locations import LocationsTask
 from circuitcut.tasks.mnist import MnistTask
 from circuitcut.tasks.prompts import PromptsTask
 from circuitcut.tasks.toxicity import ToxicityTask
+from circuitcut.tasks.words import WordsTask
 
 TASKS: dict[str, type[Task]] = {
     "locations": LocationsTask,
     "ioi": IoiTask,
     "prompts": PromptsTask,
     "toxicity": ToxicityTask,
+    "words": WordsTask,
     "mnist": MnistTask,
 }
