@@ -359,9 +359,12 @@ def _options_dict(experiment: Experiment) -> dict[str, Any]:
     """JSON-able form of the task options, with the concept that the task chose.
 
     Without the kind of language model, which the hash of the weights tells, and without
-    the number of sampled prompts, which changes no training.
+    the number of sampled prompts, which changes no training. Without a list of words
+    its entry is left out, so that base models from before there were lists are found.
     """
     options = asdict(experiment.config.task_options("first"))
+    if options["concept_words"] is None:
+        del options["concept_words"]
     options["concept"] = options["concept"] or experiment.task.concept
     return {
         key: str(v) if isinstance(v, Path) else v
