@@ -129,7 +129,10 @@ def main(config: WordRankingConfig) -> dict[str, float]:
         "time_ratio": statistics.median(ratios),
         **memory,
     }
-    print("  ".join(f"{name} {value:,.4g}" for name, value in found.items()))
+    shown = (
+        f"{k} {v:,}" if isinstance(v, int) else f"{k} {v:.3f}" for k, v in found.items()
+    )
+    print("  ".join(shown))
     return found
 
 
