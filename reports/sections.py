@@ -7,6 +7,12 @@ from typing import Any
 from circuitcut.reports import knowledge
 from circuitcut.reports.circuits.edge_names import edge_rows, head_rows
 from circuitcut.reports.load import Run
+from circuitcut.reports.stages.change_tables import (
+    level_change_rows,
+    polysemantic_change_rows,
+    relearned_rows,
+)
+from circuitcut.reports.stages.statements import statement_rows
 from circuitcut.reports.stages.tables import level_rows, scan_rows, stage_rows
 from circuitcut.reports.stages.unit_tables import (
     flat,
@@ -338,6 +344,20 @@ def _stages_tables(results: Results) -> list[Table]:
             flat(results["summary"]),
         ),
         Table(
+            "Statements of Lo et al. (2024), and what is found here",
+            statement_rows(results),
+            "Confirmed: the 95 % interval over seeds (Student's t) lies on the "
+            "statement's side; not testable: no interval, no random cut, or the random "
+            "cut takes less than 5 % of the score. Points: percentage points, from the "
+            "base model to the last stage where no stage is named.",
+        ),
+        Table(
+            "Scores as a share of the base model's",
+            relearned_rows(results),
+            f"Held-out data, above a guess, 1: the seed's base model. {OVER_SEEDS}",
+            flat(results.get("relearned", [])),
+        ),
+        Table(
             "Units that took over, with their words",
             took_over_rows(results),
             "The units that rank highest after the last stage, pruned ones left out: "
@@ -370,6 +390,24 @@ def _stages_tables(results: Results) -> list[Table]:
             "the embedding level. Means over seeds; units that are held constant are "
             "left out.",
             flat(results["stages"]),
+        ),
+        Table(
+            "Where the salient units went, cut beside random cut",
+            level_change_rows(results),
+            "Share of the salient units at each level at the base model, right after "
+            "pruning and after the last stage; the last row is their mean level. "
+            "Change: from the base model to the cut's last stage, in percentage points "
+            "(levels in the last row). Beyond the random cut's: the cut minus the "
+            "random cut after the last stage, paired by seed. Among units not pruned: "
+            "the pruned units have no rank, neither at the base model nor later. "
+            f"{OVER_SEEDS}",
+            flat(results.get("changes", [])),
+        ),
+        Table(
+            "Polysemantic units at every stage",
+            polysemantic_change_rows(results),
+            "Share of all units with words that have words of the concept and others. "
+            f"Changes in percentage points. {OVER_SEEDS}",
         ),
         Table(
             "Similarity of words between stages",

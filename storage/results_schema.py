@@ -32,7 +32,7 @@ ENTRIES: dict[str, frozenset[str]] = {
     "relearn": frozenset({"mask", "rows", "summary", "recovery", "never_learned"})
     | {"probe", "after", "words_note", "warning"},
     "relearn_stages": frozenset({"levels", "seeds", "shares", "retrained", "choice"})
-    | {"arms"}
+    | {"arms", "relearned", "changes"}
     | {"scan", "rows", "summary", "recovery", "rankings", "stages", "overlap"}
     | {"similarity", "took_over", "words_note", "warning"},
 }
@@ -41,6 +41,7 @@ _ADDED: dict[str, frozenset[str]] = {
     "train_mask": frozenset({"heads", "warning"}),
     "evaluate": frozenset({"heads", "warning", "direction"}),
     "relearn": frozenset({"warning"}),
+    "relearn_stages": frozenset({"relearned", "changes"}),
 }
 """Entries that the first runs of version 2 lack, and that a report can do without."""
 

@@ -21,6 +21,7 @@ from circuitcut.data.facts.concept import chosen_facts
 from circuitcut.data.facts.files import read_facts
 from circuitcut.data.ioi.files import prompt_records as ioi_records
 from circuitcut.data.ner.files import read_tagged
+from circuitcut.data.ner.word_lists import read_word_list
 from circuitcut.data.prompts.files import prompt_records
 from circuitcut.data.tables import read_tables
 from circuitcut.data.text.files import labelled_texts, read_retained, read_rows
@@ -278,6 +279,18 @@ DATA = {
     ),
     "tagged jsonl": Reader(
         _NER, _file("a.jsonl", _jsonl(TAGGED)), _tagged("a.jsonl"), ("a.jsonl",)
+    ),
+    "plain text": Reader(
+        ("data.ner.plain", "data.text.files"),
+        _file("a.txt", b" = One = \nAnn left .\nBob came to Ulm .\n"),
+        lambda folder: read_tagged(folder / "a.txt", None, "text"),
+        ("a.txt",),
+    ),
+    "list of words": Reader(
+        ("data.ner.word_lists",),
+        _file("a.txt", b"Ann\nNew York\n"),
+        lambda folder: read_word_list(folder / "a.txt"),
+        ("a.txt",),
     ),
     "tokens and labels": Reader(
         _NER,
