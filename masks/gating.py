@@ -129,9 +129,10 @@ class _Batch:
             return
         ids = kwargs.get("input_ids", args[0] if args else None)
         if ids is None:
+            name = "special_ids" if self.special_ids else "positions"
             raise UserError(
-                "special_ids and given positions need a model called with input_ids, "
-                "got none; pass input_ids, or leave both out"
+                f"argument {name} needs a model called with input_ids, got none; pass "
+                f"input_ids or no {name}"
             )
         mask = kwargs.get("attention_mask")
         spared = spared_positions(ids, mask, self.special_ids, self.n_cached)

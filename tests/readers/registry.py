@@ -48,6 +48,8 @@ from circuitcut.masks.formats.edge_files import (
     write_named_edges,
 )
 from circuitcut.masks.frozen_mask import FrozenMask
+from circuitcut.masks.neurons.rule import rule_of
+from circuitcut.masks.neurons.values import rule_values
 from circuitcut.models.architectures import edge_sites, sites_of
 from circuitcut.models.gguf_files import _check, _is_whole
 from circuitcut.models.loading import load_model, save_model
@@ -703,6 +705,10 @@ def _frozen(kind: str) -> FrozenMask:
     if kind == "edges":
         sites = tuple(edge_sites(_model(), _graph()))
         values = zero_values(sites)
+    elif kind == "rule":
+        sites = tuple(sites_of(_model(), ["neurons"]))
+        flipped = [torch.arange(site.width) % 2 == 0 for site in sites]
+        values = rule_values(rule_of("cap", 0.5, "post+", (1, 3)), sites, flipped)
     else:
         sites = tuple(sites_of(_model(), ["neurons", "heads"]))
         means = {site.name: torch.ones(site.width) for site in sites}
@@ -806,6 +812,12 @@ MASKS = {
         _mask("neurons"),
         _read_mask,
         ("mask.json", "mask.safetensors"),
+    ),
+    "mask with a rule": Reader(
+        ("masks.mask_files",),
+        _mask("rule", sealed=False),
+        _read_mask,
+        ("mask.json", "mask.json", "mask.safetensors"),
     ),
     "mask without checksums": Reader(
         ("masks.mask_files",),

@@ -2,6 +2,8 @@
 
 from typing import Any
 
+import pytest
+
 from circuitcut.reports.findings import FINDINGS
 from circuitcut.reports.load import load_run
 from circuitcut.reports.opening import OPENINGS
@@ -12,6 +14,12 @@ from circuitcut.reports.weights.effect_tables import (
     layer_rows,
     summary_rows,
 )
+from circuitcut.reports.weights.published import (
+    PUBLISHED,
+    Published,
+    check_rows,
+    published_of,
+)
 from circuitcut.reports.weights.tables import (
     class_rows,
     median_rows,
@@ -20,6 +28,7 @@ from circuitcut.reports.weights.tables import (
     total_rows,
     vocabulary_text,
 )
+from circuitcut.storage.errors import UserError
 from tests.reports.weighed import effect_results, select_results, weight_results
 
 
@@ -107,3 +116,21 @@ def test_a_selection_by_rule_and_frequency_says_so(write_run: Any):
     }
     _, (said,) = OPENINGS["select_mask"](load_run(write_run(results)))
     assert "on about as often (within 0.05), at tokens with gate-/post+" in said
+
+
+def test_published_numbers_add_up_and_are_compared_one_by_one():
+    """Layers times neurons a layer: 12 of 3,072, 16 of 8,192 and 12 of 3,072."""
+    sums = {name: sum(p.total.values()) for name, p in PUBLISHED.items()}
+    assert sums["gpt2"] == 12 * 3072
+    assert sums["pythia-1b"] == 16 * 8192
+    assert sum(PUBLISHED["bert-base-cased"].bins) == 12 * 3072
+    for layer in PUBLISHED["gpt2"].by_layer.values():
+        assert sum(layer.values()) == 3072
+    assert sums["olmo-7b-hf"] < 352_256
+    assert published_of("openai-community/GPT2") is PUBLISHED["gpt2"]
+    with pytest.raises(UserError, match="no numbers of the model 'smollm2'"):
+        published_of("smollm2")
+    given = Published({"weakening": 5}, {1: {"weakening": 2}}, (3, 17))
+    rows = check_rows(weight_results(), given)
+    assert [row["difference"] for row in rows] == [-2, 0, 0, 0]
+    assert rows[3]["neurons"] == "cos(w_in, w_out) from 0.0 to 1.0"
