@@ -66,7 +66,7 @@ from circuitcut.tasks.language_rows import (
     share,
     token_nll,
 )
-from circuitcut.tasks.prompt_rows import Reader, text_row
+from circuitcut.tasks.rows.prompts import Reader, text_row
 from circuitcut.tasks.settings.facts import DEFAULTS
 
 ANSWER_WEIGHT = 4.0
