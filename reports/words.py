@@ -9,6 +9,7 @@ Interval = Sequence[float | None]
 METRICS = {
     "concept_f1": "F1 of the concept",
     "retain_f1": "F1 of other types",
+    "concept_nll": "loss on the concept",
     "concept_accuracy": "accuracy on the concept",
     "retain_accuracy": "accuracy on the rest",
     "accuracy": "accuracy on the concept",

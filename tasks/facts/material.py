@@ -13,7 +13,7 @@ from circuitcut.data.facts.records import Fact, FactsCorpus
 from circuitcut.storage.errors import UserError
 from circuitcut.tasks.facts.asked import AskedFacts, AskedPrompt, asked_facts
 from circuitcut.tasks.facts.rows import CONCEPT, NEAR, OTHER, Objects, begins
-from circuitcut.tasks.prompt_rows import Reader
+from circuitcut.tasks.rows.prompts import Reader
 
 ALONE = "prompts of a relation with no other object of its length"
 Rivals = tuple[Int[np.ndarray, "_rival"], ...]
@@ -35,6 +35,10 @@ class Asked:
     def fact_of(self, number: int) -> Fact:
         """The fact of a prompt."""
         return self.facts[self.prompts[number].fact]
+
+    def of_facts(self) -> list[list[AskedPrompt]]:
+        """The prompts of each fact, in the order of `facts`."""
+        return AskedFacts(self.prompts, {}).of_fact(len(self.facts))
 
     def reasons(self) -> str:
         """Why prompts cannot be asked, how many, and where the first's fact stands."""

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from circuitcut.data.facts.concept import chosen_facts, evenly_drawn
 from circuitcut.data.facts.files import read_facts
 from circuitcut.data.facts.generated import CAPITAL, generate_facts
-from circuitcut.data.facts.records import FactsCorpus, distinct
+from circuitcut.data.facts.records import Fact, FactsCorpus, distinct
 from circuitcut.data.sampling import draw, draw_from
 from circuitcut.data.text.files import read_retained
 from circuitcut.data.text.records import TextRecord
@@ -36,6 +36,7 @@ from circuitcut.tasks.base import (
     TaskOptions,
     check_limit,
 )
+from circuitcut.tasks.facts.asked import AskedPrompt
 from circuitcut.tasks.facts.division import divide
 from circuitcut.tasks.facts.known import cached_right_prompts, shares_right
 from circuitcut.tasks.facts.material import Asked, material
@@ -59,7 +60,7 @@ from circuitcut.tasks.language_rows import (
     share,
     token_nll,
 )
-from circuitcut.tasks.prompt_rows import Reader, text_row
+from circuitcut.tasks.rows.prompts import Reader, text_row
 from circuitcut.tasks.settings.facts import DEFAULTS
 
 ANSWER_WEIGHT = 4.0
@@ -191,6 +192,20 @@ class FactsTask(Task):
             chance=self._division.chance,
             label=f"accuracy on facts of {self._corpus.name}",
         )
+
+    def known_facts(self) -> list[tuple[Fact, list[AskedPrompt], float]]:
+        """Every fact, the concept's first, with its prompts in tokens.
+
+        The number is the share of the prompts in which its object has rank 1; of a task
+        that is not yet `for_model` it is 0.
+        """
+        found = []
+        for kind in (CONCEPT, OTHER):
+            asked = self._of_kind[kind]
+            n = len(asked.facts)
+            shares = self._division.shares.get(kind, [0.0] * n)
+            found += list(zip(asked.facts, asked.of_facts(), shares, strict=True))
+        return found
 
     def files(self) -> dict[str, Any]:
         """known.json: which facts the model knows, what the splits share, chance."""

@@ -21,11 +21,17 @@ from circuitcut.data.facts.concept import chosen_facts
 from circuitcut.data.facts.files import read_facts
 from circuitcut.data.ioi.files import prompt_records as ioi_records
 from circuitcut.data.ner.files import read_tagged
+from circuitcut.data.ner.word_lists import read_word_list
 from circuitcut.data.prompts.files import prompt_records
 from circuitcut.data.tables import read_tables
 from circuitcut.data.text.files import labelled_texts, read_retained, read_rows
 from circuitcut.data.word_vectors import read_word_vectors
 from circuitcut.experiments.base_model import _damage, _record
+from circuitcut.experiments.knowledge.records import (
+    EffectRecord,
+    FoundRecord,
+    read_records,
+)
 from circuitcut.experiments.saved_runs import (
     checked_ranking,
     mask_at,
@@ -42,6 +48,8 @@ from circuitcut.masks.formats.edge_files import (
     write_named_edges,
 )
 from circuitcut.masks.frozen_mask import FrozenMask
+from circuitcut.masks.neurons.rule import rule_of
+from circuitcut.masks.neurons.values import rule_values
 from circuitcut.models.architectures import edge_sites, sites_of
 from circuitcut.models.gguf_files import _check, _is_whole
 from circuitcut.models.loading import load_model, save_model
@@ -83,6 +91,7 @@ from circuitcut.training.loop import FitSettings, fit
 from circuitcut.weight_classes.checkpoint import open_checkpoint
 from tests.models.tiny import tiny_loaded, tiny_model
 from tests.reports import conftest as runs
+from tests.reports.known import knowledge_results
 from tests.reports.staged import stages_results, write_records
 
 
@@ -273,6 +282,18 @@ DATA = {
     "tagged jsonl": Reader(
         _NER, _file("a.jsonl", _jsonl(TAGGED)), _tagged("a.jsonl"), ("a.jsonl",)
     ),
+    "plain text": Reader(
+        ("data.ner.plain", "data.text.files"),
+        _file("a.txt", b" = One = \nAnn left .\nBob came to Ulm .\n"),
+        lambda folder: read_tagged(folder / "a.txt", None, "text"),
+        ("a.txt",),
+    ),
+    "list of words": Reader(
+        ("data.ner.word_lists",),
+        _file("a.txt", b"Ann\nNew York\n"),
+        lambda folder: read_word_list(folder / "a.txt"),
+        ("a.txt",),
+    ),
     "tokens and labels": Reader(
         _NER,
         _pair,
@@ -405,6 +426,7 @@ RESULTS: dict[str, Callable[[], dict[str, Any]]] = {
     "import_mask": runs.import_results,
     "faithfulness": runs.faithfulness_results,
     "stability": runs.stability_results,
+    "knowledge": knowledge_results,
 }
 RUNS = {
     f"report of {kind}": Reader(
@@ -683,6 +705,10 @@ def _frozen(kind: str) -> FrozenMask:
     if kind == "edges":
         sites = tuple(edge_sites(_model(), _graph()))
         values = zero_values(sites)
+    elif kind == "rule":
+        sites = tuple(sites_of(_model(), ["neurons"]))
+        flipped = [torch.arange(site.width) % 2 == 0 for site in sites]
+        values = rule_values(rule_of("cap", 0.5, "post+", (1, 3)), sites, flipped)
     else:
         sites = tuple(sites_of(_model(), ["neurons", "heads"]))
         means = {site.name: torch.ones(site.width) for site in sites}
@@ -786,6 +812,12 @@ MASKS = {
         _mask("neurons"),
         _read_mask,
         ("mask.json", "mask.safetensors"),
+    ),
+    "mask with a rule": Reader(
+        ("masks.mask_files",),
+        _mask("rule", sealed=False),
+        _read_mask,
+        ("mask.json", "mask.json", "mask.safetensors"),
     ),
     "mask without checksums": Reader(
         ("masks.mask_files",),
@@ -934,4 +966,42 @@ def _made(folder: Path) -> Path:
     return folder
 
 
-READERS: dict[str, Reader] = DATA | RUNS | MASKS | MODELS | FOUNDATIONS
+FOUND = [
+    {
+        "fact": number,
+        "subject": "France",
+        "relation": "capital",
+        "object": "Paris",
+        "prompts": [
+            {
+                "text": "The capital of France is",
+                "gold": "Paris",
+                "predicted": "Paris",
+                "probability": 0.75,
+                "coarse": [[0, 3], [1, 2]],
+            }
+        ],
+    }
+    for number in range(2)
+]
+EFFECTS = [
+    {"fact": number, "own": {"before": 0.5, "refined suppress": 0.1}, "others": {}}
+    for number in range(2)
+]
+KNOWLEDGE = {
+    f"records of knowledge neurons, {name}": Reader(
+        ("experiments.knowledge.records",),
+        _file(f"{name}.jsonl", _jsonl(entries)),
+        lambda folder, name=name, kind=kind: read_records(
+            folder / f"{name}.jsonl", kind
+        ),
+        (f"{name}.jsonl",),
+        20,
+    )
+    for name, entries, kind in (
+        ("found", FOUND, FoundRecord),
+        ("effects", EFFECTS, EffectRecord),
+    )
+}
+
+READERS: dict[str, Reader] = DATA | RUNS | KNOWLEDGE | MASKS | MODELS | FOUNDATIONS
