@@ -7,10 +7,9 @@ model knows take part (`known`); the built-in model is first trained on all of t
 """
 
 import logging
-from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from copy import copy
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any, ClassVar
 
 import numpy as np
@@ -22,7 +21,6 @@ from circuitcut.data.facts.concept import chosen_facts, evenly_drawn
 from circuitcut.data.facts.files import read_facts
 from circuitcut.data.facts.generated import CAPITAL, generate_facts
 from circuitcut.data.facts.records import Fact, FactsCorpus, distinct
-from circuitcut.data.facts.splits import FactSplits, place_others, split_facts
 from circuitcut.data.sampling import draw, draw_from
 from circuitcut.data.text.files import read_retained
 from circuitcut.data.text.records import TextRecord
@@ -38,20 +36,16 @@ from circuitcut.tasks.base import (
     TaskOptions,
     check_limit,
 )
-from circuitcut.tasks.facts.asked import AskedFacts, AskedPrompt, asked_facts
-from circuitcut.tasks.facts.known import (
-    KNOWN_SHARE,
-    cached_right_prompts,
-    shares_right,
-)
+from circuitcut.tasks.facts.asked import AskedPrompt
+from circuitcut.tasks.facts.division import divide
+from circuitcut.tasks.facts.known import cached_right_prompts, shares_right
+from circuitcut.tasks.facts.material import Asked, material
 from circuitcut.tasks.facts.rows import (
     CONCEPT,
     NEAR,
     NO_RIVAL,
     OTHER,
     TEXT,
-    Objects,
-    begins,
     fact_row,
     padded_rivals,
     text_numbers,
@@ -77,31 +71,10 @@ the rest."""
 OTHER_WEIGHT = 8.0
 """Weight of another fact's object among the retained tokens of a mask-training batch,
 most of which are words of texts."""
-FEWEST_PROMPTS = 4
-"""Known prompts of the concept that fill four splits."""
 _GROUPS = {"": CONCEPT, "other_": OTHER, "near_": NEAR}
 """Beginning of the scores of each kind of prompt."""
 _SCORES = ("accuracy", "top1", "p_answer", "log_p")
-_MEASURED = ("mask", "tune", "relearn", "heldout")
 logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class _Asked:
-    """The prompts of some facts that the model can be asked, and their rivals."""
-
-    facts: tuple[Fact, ...]
-    found: AskedFacts
-    rivals: tuple[tuple[Int[np.ndarray, "_rival"], ...], ...]
-    """Of every prompt, at each token of its object."""
-
-    @property
-    def prompts(self) -> tuple[AskedPrompt, ...]:
-        return self.found.prompts
-
-    def fact_of(self, number: int) -> Fact:
-        """The fact of a prompt."""
-        return self.facts[self.prompts[number].fact]
 
 
 class FactsTask(Task):
@@ -168,7 +141,7 @@ class FactsTask(Task):
             prefix_ids(tokenizer, options),
         )
         self.retain_metric = of_vocabulary(self.retain_metric, tokenizer)
-        self._of_kind = self._asked_of_kinds()
+        self._of_kind = material(corpus, self._reader, options.n_paraphrases)
         self._n_table = _largest(self._of_kind.values())
         self._has_texts = bool(corpus.texts_of)
         if not self._has_texts and not self._of_kind[OTHER].prompts:
@@ -182,8 +155,7 @@ class FactsTask(Task):
                 "in for it; name some with --retain_data"
             )
         self._text_rows: dict[str, list[Row]] = {}
-        self._known: dict[int, list[float]] = {}
-        self._divide()
+        self._divide({})
 
     def for_model(self, model: nn.Module, weights_sha256: str) -> "FactsTask":
         """The task on the facts that this model knows, by the cache where it has them.
@@ -206,10 +178,8 @@ class FactsTask(Task):
             )
             known[kind] = shares_right(asked.prompts, right, len(asked.facts))
         task = copy(self)
-        task._known = known
-        task._text_rows = dict(self._text_rows)
-        task._divide()
-        logger.info("%s", task._known_in_words())
+        task._divide(known)
+        logger.info("%s", task._division.in_words(self._corpus.name))
         return task
 
     def known_facts(self) -> list[tuple[Fact, list[AskedPrompt], float]]:
@@ -221,15 +191,29 @@ class FactsTask(Task):
         found = []
         for kind in (CONCEPT, OTHER):
             asked = self._of_kind[kind]
-            n = len(asked.facts)
-            by_fact = asked.found.of_fact(n)
-            shares = self._known.get(kind, [0.0] * n)
+            by_fact: list[list[AskedPrompt]] = [[] for _ in asked.facts]
+            for prompt in asked.prompts:
+                by_fact[prompt.fact].append(prompt)
+            shares = self._division.shares.get(kind, [0.0] * len(by_fact))
             found += list(zip(asked.facts, by_fact, shares, strict=True))
         return found
 
+    def _divide(self, shares: Mapping[int, Sequence[float]]) -> None:
+        """Divide the prompts of known facts among the splits."""
+        seed = self._options.split_seed
+        self._division = divide(self._of_kind, shares, self._corpus, seed)
+        self._fact_rows: dict[tuple[str, int], list[Row]] = {}
+        self.concept_metric = replace(
+            self.concept_metric,
+            chance=self._division.chance,
+            label=f"accuracy on facts of {self._corpus.name}",
+        )
+
     def files(self) -> dict[str, Any]:
         """known.json: which facts the model knows, what the splits share, chance."""
-        return {"known.json": self._summary()} if self._known else {}
+        if not self._division.shares:
+            return {}
+        return {"known.json": self._division.summary(self._corpus)}
 
     def batch(self, split: Split, step: int, *, size: int, seed: int) -> Batch:
         """Half prompts of the concept; other facts and texts share the rest equally."""
@@ -399,221 +383,6 @@ class FactsTask(Task):
             "log_p": log_p,
         }
 
-    def _asked_of_kinds(self) -> dict[int, _Asked]:
-        """The prompts of the concept, of other facts and of neighbours, in tokens.
-
-        Raises:
-            UserError: When no prompt of the concept can be asked.
-        """
-        concept, others = self._corpus.concept, self._corpus.others
-        found = {
-            CONCEPT: (concept, self._ask(concept)),
-            OTHER: (others, self._ask(others)),
-            NEAR: (concept, self._ask(concept, neighbourhood=True)),
-        }
-        of_facts = [
-            (facts[prompt.fact], prompt)
-            for kind, (facts, asked) in found.items()
-            if kind != NEAR
-            for prompt in asked.prompts
-        ]
-        objects = Objects.of((*concept, *others), of_facts)
-        asked = {
-            kind: _Asked(
-                facts,
-                found_ones,
-                _rivals_of_prompts(objects, facts, found_ones.prompts),
-            )
-            for kind, (facts, found_ones) in found.items()
-        }
-        asked[CONCEPT] = _with_rivals(asked[CONCEPT])
-        if not asked[CONCEPT].prompts:
-            raise UserError(
-                f"no prompt of {self.concept} can be asked of this model: "
-                f"{_reasons(asked[CONCEPT].found)}; use another model or other prompts"
-            )
-        if asked[CONCEPT].found.left_out:
-            n = sum(map(len, asked[CONCEPT].found.left_out.values()))
-            total = n + len(asked[CONCEPT].prompts)
-            logger.info(
-                "%s: %d of %d prompts are left out (%s)",
-                self.concept,
-                n,
-                total,
-                _reasons(asked[CONCEPT].found),
-            )
-        return asked
-
-    def _ask(self, facts: Sequence[Fact], *, neighbourhood: bool = False) -> AskedFacts:
-        """The prompts of the facts, of each fact at most `n_paraphrases`."""
-        asked = asked_facts(
-            facts,
-            self._tokenizer,
-            masked=self._reader.masked,
-            max_length=self._reader.max_length,
-            prefix=self._reader.prefix,
-            neighbourhood=neighbourhood,
-        )
-        most = self._options.n_paraphrases
-        if most is None:
-            return asked
-        n_asked: Counter[int] = Counter()
-        kept = []
-        for prompt in asked.prompts:
-            n_asked[prompt.fact] += 1
-            if n_asked[prompt.fact] <= most:
-                kept.append(prompt)
-        return replace(asked, prompts=tuple(kept))
-
-    def _divide(self) -> None:
-        """Divide the prompts of known facts among the splits.
-
-        Raises:
-            UserError: When too few facts of the concept are known.
-        """
-        asked = self._of_kind[CONCEPT]
-        known = {kind: self._known_prompts(kind) for kind in (CONCEPT, OTHER)}
-        if len(known[CONCEPT]) < FEWEST_PROMPTS:
-            raise UserError(self._unknown())
-        facts = {
-            kind: [self._of_kind[kind].fact_of(i) for i in numbers]
-            for kind, numbers in known.items()
-        }
-        seed = self._options.split_seed
-        self._splits: FactSplits = split_facts(
-            facts[CONCEPT], by_object=self._corpus.by_object, seed=seed
-        )
-        others = place_others(facts[OTHER], facts[CONCEPT], self._splits, seed)
-        self._numbers: dict[str, dict[int, list[int]]] = {}
-        for split in _MEASURED:
-            near = {
-                asked.prompts[known[CONCEPT][i]].fact
-                for i in self._splits.splits[split]
-            }
-            self._numbers[split] = {
-                CONCEPT: [known[CONCEPT][i] for i in self._splits.splits[split]],
-                OTHER: [known[OTHER][i] for i in others[split]],
-                NEAR: [
-                    number
-                    for number, prompt in enumerate(self._of_kind[NEAR].prompts)
-                    if prompt.fact in near
-                ],
-            }
-        self._numbers["base"] = {
-            kind: list(range(len(self._of_kind[kind].prompts)))
-            for kind in (CONCEPT, OTHER)
-        } | {NEAR: []}
-        for split, of_kind in self._numbers.items():
-            self._numbers[split] = {
-                kind: self._facts_in_turn(kind, numbers)
-                for kind, numbers in of_kind.items()
-            }
-        self._fact_rows: dict[tuple[str, int], list[Row]] = {}
-        label = f"accuracy on facts of {self.concept}"
-        chance = _most_frequent(facts[CONCEPT])
-        self.concept_metric = replace(self.concept_metric, chance=chance, label=label)
-
-    def _facts_in_turn(self, kind: int, numbers: Sequence[int]) -> list[int]:
-        """The first prompt of every fact, then the second ones, and so on."""
-        prompts = self._of_kind[kind].prompts
-        turns: Counter[int] = Counter()
-        order = []
-        for number in numbers:
-            fact = prompts[number].fact
-            order.append((turns[fact], number))
-            turns[fact] += 1
-        return [number for _, number in sorted(order)]
-
-    def _known_prompts(self, kind: int) -> list[int]:
-        """Numbers of the prompts of known facts; of all facts before any is known."""
-        prompts = self._of_kind[kind].prompts
-        if not self._known:
-            return list(range(len(prompts)))
-        shares = self._known[kind]
-        return [
-            number
-            for number, prompt in enumerate(prompts)
-            if shares[prompt.fact] >= KNOWN_SHARE
-        ]
-
-    def _n_known(self, kind: int) -> tuple[int, int]:
-        """Known facts, and those that can be asked."""
-        facts = {prompt.fact for prompt in self._of_kind[kind].prompts}
-        known = {
-            self._of_kind[kind].prompts[number].fact
-            for number in self._known_prompts(kind)
-        }
-        return len(known), len(facts)
-
-    def _known_in_words(self) -> str:
-        (n, of), (n_others, of_others) = (
-            self._n_known(kind) for kind in (CONCEPT, OTHER)
-        )
-        return (
-            f"known facts: {n} of {of} ({n / of:.0%}) of {self.concept} (rank 1 in at "
-            f"least half of the prompts), {n_others} of {of_others} others; splits by "
-            f"{self._splits.by}; {self._splits.objects_outside:.0%} of the held-out "
-            "prompts have an object that occurs in another split"
-        )
-
-    def _unknown(self) -> str:
-        n, of = self._n_known(CONCEPT)
-        first = self._of_kind[CONCEPT].facts[0].where
-        if not self._known:
-            return (
-                f"{self.concept} must have at least {FEWEST_PROMPTS} prompts, got "
-                f"{len(self._of_kind[CONCEPT].prompts)} ({first}); give more facts or "
-                "paraphrases"
-            )
-        numbers = self._by_relation(OTHER)
-        better = sorted(numbers, key=lambda name: -numbers[name]["known"])[:5]
-        words = ", ".join(f"{name} ({numbers[name]['known']})" for name in better)
-        hint = f"; known facts of other relations: {words}" if better else ""
-        return (
-            f"the model must know facts of {self.concept} with at least "
-            f"{FEWEST_PROMPTS} prompts (rank 1 in at least half of them), got {n} of "
-            f"{of} facts, the first in {first}{hint}; choose another --concept, more "
-            "--n_facts or another model"
-        )
-
-    def _by_relation(self, kind: int) -> dict[str, dict[str, int]]:
-        asked = self._of_kind[kind]
-        facts = {prompt.fact for prompt in asked.prompts}
-        known = {asked.prompts[number].fact for number in self._known_prompts(kind)}
-        numbers: dict[str, dict[str, int]] = {}
-        for fact in sorted(facts):
-            of = numbers.setdefault(
-                asked.facts[fact].relation, {"facts": 0, "known": 0}
-            )
-            of["facts"] += 1
-            of["known"] += fact in known
-        return numbers
-
-    def _summary(self) -> dict[str, Any]:
-        asked = self._of_kind[CONCEPT]
-        n, of = self._n_known(CONCEPT)
-        elsewhere = {fact.object for fact in self._corpus.others}
-        known = [i for i, s in enumerate(self._known[CONCEPT]) if s >= KNOWN_SHARE]
-        in_others = [asked.facts[i].object in elsewhere for i in known]
-        left_out = {k: len(v) for k, v in asked.found.left_out.items()}
-        return {
-            "concept": self.concept,
-            "facts": of,
-            "known": n,
-            "share_known": n / of,
-            "prompts": len(asked.prompts),
-            "left_out": left_out,
-            "relations": self._by_relation(CONCEPT),
-            "others": self._by_relation(OTHER),
-            "split_by": self._splits.by,
-            "heldout_objects_in_other_splits": self._splits.objects_outside,
-            "objects_in_other_facts": sum(in_others) / len(in_others),
-            "chance": self.concept_metric.chance,
-            "known_facts": [
-                [*asked.facts[i].key, self._known[CONCEPT][i]] for i in known
-            ],
-        }
-
     def _pool(self, split: str, kinds: Sequence[int]) -> list[tuple[int, int]]:
         """Kind and number of the rows of a split."""
         return [
@@ -634,12 +403,7 @@ class FactsTask(Task):
 
     def _rows_of_facts(self, split: str, kind: int) -> list[Row]:
         asked = self._of_kind[kind]
-        elsewhere = {
-            self._of_kind[CONCEPT].fact_of(i).object
-            for name in _MEASURED
-            if name != split
-            for i in self._numbers[name][CONCEPT]
-        }
+        elsewhere = self._division.objects_elsewhere(split)
         clusters = self._clusters()
         return [
             fact_row(
@@ -649,7 +413,7 @@ class FactsTask(Task):
                 cluster=clusters[asked.fact_of(i).subject],
                 unseen=kind != CONCEPT or asked.fact_of(i).object not in elsewhere,
             )
-            for i in self._numbers[split][kind]
+            for i in self._division.numbers[split][kind]
         ]
 
     def _clusters(self) -> dict[str, int]:
@@ -684,7 +448,7 @@ class FactsTask(Task):
     ) -> Sequence[Int[np.ndarray, "_rival"]]:
         if kind == TEXT:
             return ()
-        return self._of_kind[kind].rivals[self._numbers[split][kind][i]]
+        return self._of_kind[kind].rivals[self._division.numbers[split][kind][i]]
 
 
 def _answers(batch: Batch) -> Bool[Tensor, "batch seq"]:
@@ -694,55 +458,8 @@ def _answers(batch: Batch) -> Bool[Tensor, "batch seq"]:
     return (first <= places) & (places < first + n)
 
 
-def _with_rivals(asked: _Asked) -> _Asked:
-    """Without the prompts whose object competes with none."""
-    alone = [not any(map(len, of)) for of in asked.rivals]
-    left_out = dict(asked.found.left_out)
-    if any(alone):
-        left_out["prompts of a relation with no other object of its length"] = [
-            asked.fact_of(i) for i, is_alone in enumerate(alone) if is_alone
-        ]
-    kept = [i for i, is_alone in enumerate(alone) if not is_alone]
-    prompts = tuple(asked.prompts[i] for i in kept)
-    return _Asked(
-        asked.facts,
-        AskedFacts(prompts, left_out),
-        tuple(asked.rivals[i] for i in kept),
-    )
-
-
-def _rivals_of_prompts(
-    objects: Objects, facts: Sequence[Fact], prompts: Sequence[AskedPrompt]
-) -> tuple[tuple[Int[np.ndarray, "_rival"], ...], ...]:
-    """Those of every prompt, found once for prompts with the same tokens of a fact."""
-    found: dict[tuple[int, bool, tuple[int, ...]], Any] = {}
-    rivals = []
-    for prompt in prompts:
-        key = prompt.fact, begins(prompt), prompt.answer_ids
-        if key not in found:
-            found[key] = tuple(objects.rivals(facts[prompt.fact], prompt))
-        rivals.append(found[key])
-    return tuple(rivals)
-
-
-def _reasons(found: AskedFacts) -> str:
-    """Why prompts cannot be asked, how many, and where the first one's fact stands."""
-    return "; ".join(
-        f"{reason}: {len(facts)}, first in {facts[0].where}"
-        for reason, facts in found.left_out.items()
-    )
-
-
-def _largest(asked: Any) -> tuple[int, int]:
+def _largest(asked: Iterable[Asked]) -> tuple[int, int]:
     """Tokens of the longest object and most rivals of one, for tables of one shape."""
     of_prompts = [of for kind in asked for of in kind.rivals]
     n_answer = max(len(of) for of in of_prompts)
     return n_answer, max(1, *(len(ids) for of in of_prompts for ids in of))
-
-
-def _most_frequent(facts: Sequence[Fact]) -> float:
-    """Share of prompts answered by the most frequent object of each relation."""
-    by_relation: dict[str, Counter[str]] = {}
-    for fact in facts:
-        by_relation.setdefault(fact.relation, Counter())[fact.object] += 1
-    return sum(max(of.values()) for of in by_relation.values()) / len(facts)

@@ -164,7 +164,8 @@ def test_only_known_facts_take_part_and_their_share_is_told(
     assert summary["others"] == {"colour": {"facts": 10, "known": 2}}
     assert {row[0] for row in summary["known_facts"]} == known - {"Thing1", "Thing2"}
     assert {row[3] for row in summary["known_facts"]} == {0.5}
-    assert of_model.concept_metric.chance == 0.2  # two of ten, of every town
+    chance = of_model.concept_metric.chance
+    assert chance == pytest.approx(0.2)  # two of ten, of every town
     assert task.files() == {}
     n_passes = model.n_passes
     task.for_model(model, "hash")
@@ -270,3 +271,22 @@ def test_a_few_scored_examples_are_of_every_kind(data: Path):
     assert min(found) == min(smallest, 2)
     task.n_heldout = 10**6
     assert task.n_examples("heldout") == sum(n_of.values())
+
+
+def test_a_model_with_one_answer_for_every_subject_knows_nothing(data: Path):
+    task = task_on(data, concept="town")
+    model = known_lines(task, {"Land3", "Land8", "Land13", "Land18"}, ways=2)
+    with pytest.raises(UserError, match="got 4 of 20 facts, all with 'Paris'"):
+        task.for_model(model, "hash")
+
+
+def test_the_chance_of_one_subject_s_facts_is_that_of_their_relations(data: Path):
+    task = task_on(data, concept="subject:Land1|Land2")
+    assert task.concept_metric.chance == pytest.approx(0.2)  # five towns, each as often
+    alone = known_lines(task, {"Land1", "Thing1"}, ways=2)
+    with pytest.raises(UserError, match="got 1 of 2 facts"):
+        task.for_model(alone, "hash")
+    both = known_lines(task, {"Land1", "Land2", "Land6"}, ways=2)
+    of_model = task.for_model(both, "another")
+    assert of_model.concept_metric.chance == pytest.approx(2 / 3)
+    assert of_model.files()["known.json"]["split_by"] == "prompt"
