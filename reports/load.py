@@ -25,6 +25,7 @@ KIND_NAMES = {
     "attribute": "Attribution without training",
     "import_mask": "Imported mask",
     "select_mask": "Neurons of a class",
+    "knowledge": "Knowledge neurons",
     "faithfulness": "Faithfulness of circuits",
     "stability": "Stability of masks",
     "weight_classes": "Classes of neurons by weights",

@@ -4,6 +4,7 @@ import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from circuitcut.reports.knowledge import knowledge_opening
 from circuitcut.reports.load import SIDES, Run
 from circuitcut.reports.stages.tables import stages_opening
 from circuitcut.reports.tables import first_and_last
@@ -299,6 +300,7 @@ OPENINGS: dict[str, Callable[[Run], Opening]] = {
     "attribute": attribution_opening,
     "import_mask": import_opening,
     "select_mask": selection_opening,
+    "knowledge": knowledge_opening,
     "faithfulness": faithfulness_opening,
     "stability": stability_opening,
     "weight_classes": weight_opening,

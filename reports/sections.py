@@ -4,8 +4,15 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from circuitcut.reports import knowledge
 from circuitcut.reports.circuits.edge_names import edge_rows, head_rows
 from circuitcut.reports.load import Run
+from circuitcut.reports.stages.change_tables import (
+    level_change_rows,
+    polysemantic_change_rows,
+    relearned_rows,
+)
+from circuitcut.reports.stages.statements import statement_rows
 from circuitcut.reports.stages.tables import level_rows, scan_rows, stage_rows
 from circuitcut.reports.stages.unit_tables import (
     flat,
@@ -99,6 +106,10 @@ FURTHER_NOTES = {
     "margin": "Margin: how far the right answer is preferred, in nats; 0 at chance.",
     "top1": "Top-1 accuracy: share of prompts whose most probable token, of the whole "
     "vocabulary, is the right one, 0 to 1; chance is near 0.",
+    "other_accuracy": "Accuracy on other facts: share of the prompts about known facts "
+    "of other relations whose object beats the other objects of its relation, 0 to 1.",
+    "near_accuracy": "Accuracy on neighbours: the same of prompts about other subjects "
+    "of which the concept's objects are true, 0 to 1.",
     "kl_retain": "KL: mean KL(uncut \u2016 cut) per position, in nats; 0 is no change "
     "of the predictions.",
 }
@@ -333,6 +344,20 @@ def _stages_tables(results: Results) -> list[Table]:
             flat(results["summary"]),
         ),
         Table(
+            "Statements of Lo et al. (2024), and what is found here",
+            statement_rows(results),
+            "Confirmed: the 95 % interval over seeds (Student's t) lies on the "
+            "statement's side; not testable: no interval, no random cut, or the random "
+            "cut takes less than 5 % of the score. Points: percentage points, from the "
+            "base model to the last stage where no stage is named.",
+        ),
+        Table(
+            "Scores as a share of the base model's",
+            relearned_rows(results),
+            f"Held-out data, above a guess, 1: the seed's base model. {OVER_SEEDS}",
+            flat(results.get("relearned", [])),
+        ),
+        Table(
             "Units that took over, with their words",
             took_over_rows(results),
             "The units that rank highest after the last stage, pruned ones left out: "
@@ -367,6 +392,24 @@ def _stages_tables(results: Results) -> list[Table]:
             flat(results["stages"]),
         ),
         Table(
+            "Where the salient units went, cut beside random cut",
+            level_change_rows(results),
+            "Share of the salient units at each level at the base model, right after "
+            "pruning and after the last stage; the last row is their mean level. "
+            "Change: from the base model to the cut's last stage, in percentage points "
+            "(levels in the last row). Beyond the random cut's: the cut minus the "
+            "random cut after the last stage, paired by seed. Among units not pruned: "
+            "the pruned units have no rank, neither at the base model nor later. "
+            f"{OVER_SEEDS}",
+            flat(results.get("changes", [])),
+        ),
+        Table(
+            "Polysemantic units at every stage",
+            polysemantic_change_rows(results),
+            "Share of all units with words that have words of the concept and others. "
+            f"Changes in percentage points. {OVER_SEEDS}",
+        ),
+        Table(
             "Similarity of words between stages",
             similarity_rows(results),
             f"Mean cosine over the units whose words differ. {OVER_SEEDS}",
@@ -389,6 +432,30 @@ def _stages_tables(results: Results) -> list[Table]:
     ]
 
 
+def _knowledge_tables(results: Results) -> list[Table]:
+    return [
+        Table(
+            "Probability of the object under scaled units",
+            knowledge.effect_rows(results),
+            "Change: mean over facts of after / before - 1; brackets: 95 % bootstrap "
+            "interval over facts. Facts without units are left out.",
+            flat(results["effects"]),
+        ),
+        Table(
+            "Units by layer",
+            knowledge.layer_rows(results),
+            "Share of all units of all prompts (coarse) or facts (refined).",
+            flat(results["layers"]),
+        ),
+        Table(
+            "Overlap of the units of two facts",
+            [dict(row) for row in results["overlap"]],
+            "Mean Jaccard index, 0 to 1; random: of sets of the same sizes drawn from "
+            "all neurons.",
+        ),
+    ]
+
+
 TABLES: dict[str, Callable[[Results], list[Table]]] = {
     "train_mask": _mask_tables,
     "relearn": _relearn_tables,
@@ -396,6 +463,7 @@ TABLES: dict[str, Callable[[Results], list[Table]]] = {
     "attribute": _score_tables,
     "import_mask": _import_tables,
     "select_mask": _site_table,
+    "knowledge": _knowledge_tables,
     "faithfulness": _faithfulness_tables,
     "stability": _stability_tables,
     "weight_classes": _weight_tables,
@@ -421,6 +489,7 @@ TERMS = {
     "attribute": {key: CUT_TERMS[key] for key in ("concept, rest", "attribution cut")},
     "import_mask": {"ablated": "Replaced by the unit's ablation value."},
     "select_mask": {"ablated": "Replaced by the unit's ablation value."},
+    "knowledge": knowledge.TERMS,
     "class_effects": {
         "ablated": "Replaced by zero, a mean or another function of the activation.",
         "control": "As many neurons of each layer outside the class, drawn at random; "

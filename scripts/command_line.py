@@ -21,6 +21,7 @@ VERBS = {
     "faithfulness": ("circuitcut.scripts.faithfulness", "FaithfulnessConfig"),
     "stability": ("circuitcut.scripts.stability", "StabilityConfig"),
     "weight-classes": ("circuitcut.scripts.weight_classes", "WeightClassesConfig"),
+    "knowledge": ("circuitcut.scripts.knowledge", "KnowledgeConfig"),
     "select-mask": ("circuitcut.scripts.select_mask", "SelectConfig"),
     "class-effects": ("circuitcut.scripts.class_effects", "ClassEffectsConfig"),
     "report": ("circuitcut.scripts.report", "ReportConfig"),

@@ -96,7 +96,9 @@ class Task(ABC):
     `cluster` (the document, for the bootstrap) and `unseen` (no entity of the example
     occurs in another split). Where a text is given in words (`words_of`) it also holds
     `word` (batch, seq; the number of the word in its text, -1 at other positions) and
-    `example` (batch,; the number of the text in its split). An image batch holds
+    `example` (batch,; the number of the text in its split), and where its tokens are
+    predicted from those before, `word_piece` and `word_concept` (batch, seq; bool; one
+    piece of every word, and of the concept's words). An image batch holds
     `pixels` (batch, pixel) and the same keys with shape (batch,).
     """
 
@@ -191,6 +193,20 @@ class Task(ABC):
         chosen = self.scored(split, examples)
         for first in range(0, len(chosen), size):
             yield chosen[first : first + size]
+
+    def for_model(self, model: nn.Module, weights_sha256: str) -> "Task":
+        """The task on what this uncut model can do; by default on everything.
+
+        Args:
+            model: As it will be cut, in evaluation mode.
+            weights_sha256: Of its weights, for caches.
+        """
+        del model, weights_sha256
+        return self
+
+    def files(self) -> dict[str, Any]:
+        """Further JSON files of a run directory, by name; by default none."""
+        return {}
 
     def words_of(self, split: Split) -> Sequence[Sequence[str]] | None:
         """The words of every example, where `word` and `example` of a batch tell them.
@@ -287,7 +303,7 @@ def can_have_pairs(task: type[Task]) -> bool:
 _OF_TOKENS = frozenset(
     {
         "input_ids", "corrupted_ids", "attention_mask", "targets", "concept", "retain",
-        "weights", "real", "word",
+        "weights", "real", "word", "word_piece", "word_concept",
     }
 )  # fmt: skip
 

@@ -22,6 +22,8 @@ class TaskOptions:
     retain_data: str | None = None
     """Further text to retain: a file, a folder or a `hub:` name."""
     concept: str | None = None
+    concept_words: Path | None = None
+    """List of words that are the concept, whatever their tags."""
     text_column: str | None = None
     label_column: str | None = None
     concept_values: tuple[str, ...] = ()
@@ -42,5 +44,11 @@ class TaskOptions:
     split_seed: int = 0
     n_prompts: int = 500
     """Held-out prompts whose sampled continuations are scored, at least 2."""
+    split_by: Literal["subject", "object"] = "subject"
+    """Facts: what no two splits share; `object`: neither subject nor object."""
+    n_facts: int = 200
+    """Facts: most facts of the concept, and most of all others together."""
+    n_paraphrases: int | None = None
+    """Facts: most prompts of one fact; None: all."""
     toxicity_scorer: Literal["builtin", "detoxify"] = "builtin"
     """Classifier of continuations: the built-in one or the Detoxify package."""
