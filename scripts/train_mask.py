@@ -128,7 +128,7 @@ def _new(
         "train_mask",
         name=config.name,
         made_with=made_with,
-        files=planned.files(),
+        files=planned.files() | experiment.task.files(),
     )
 
 
