@@ -7,6 +7,7 @@ import matplotlib
 from matplotlib.figure import Figure
 
 from circuitcut.reports.circuits.head_map import heads_by_layer
+from circuitcut.reports.circuits.trace_map import trace_map
 from circuitcut.reports.drawing import STYLE, png, svg
 from circuitcut.reports.load import Run
 from circuitcut.reports.mask_figures import mask_by_layer, training_curves
@@ -63,6 +64,7 @@ FIGURES: dict[str, dict[str, Draw]] = {
     "select_mask": {"mask_by_layer": mask_by_layer},
     "faithfulness": {"faithfulness": faithfulness_curves},
     "stability": {},
+    "trace": {"trace_map": trace_map},
     "relearn_stages": of_stages.FIGURES,
     "weight_classes": {
         "class_shares": class_shares,
@@ -80,6 +82,11 @@ FIGURES: dict[str, dict[str, Draw]] = {
 CAPTIONS = of_stages.CAPTIONS | {
     "mask_by_layer": "Units that the frozen mask ablates in each layer: number, and "
     "share of the layer's units where there are few layers.",
+    "trace_map": "Share of the lost probability of the object that comes back when a "
+    "state of the clean run is restored at one token, by the layer (of MLPs and "
+    "attention the centre of a window of layers) and the class of the token: sum over "
+    "prompts of the indirect effect by that of the total effect, means over tokens and "
+    "draws of noise. Blue: the state lowers the probability further.",
     "heads_by_layer": "Every head of the model by layer and number. Crosses: ablated "
     "heads. Colour: score of the ranking, low is ablated first; grey: no score.",
     "training_curves": "Training of the mask: losses of the concept and of the rest, "

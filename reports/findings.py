@@ -123,6 +123,7 @@ FINDINGS: dict[str, Callable[[Run], list[str]]] = {
     "select_mask": lambda _: [],
     "faithfulness": faithfulness_findings,
     "stability": lambda _: [],
+    "trace": lambda _: [],
     "weight_classes": weight_findings,
     "relearn_stages": lambda _: [],
 }

@@ -27,6 +27,7 @@ KIND_NAMES = {
     "select_mask": "Neurons of a class",
     "faithfulness": "Faithfulness of circuits",
     "stability": "Stability of masks",
+    "trace": "Causal tracing of facts",
     "weight_classes": "Classes of neurons by weights",
 }
 NO_TASK = "none"

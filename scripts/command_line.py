@@ -19,6 +19,7 @@ VERBS = {
     "evaluate": ("circuitcut.scripts.evaluate", "EvaluateConfig"),
     "attribute": ("circuitcut.scripts.attribute", "AttributeConfig"),
     "faithfulness": ("circuitcut.scripts.faithfulness", "FaithfulnessConfig"),
+    "trace": ("circuitcut.scripts.trace", "TraceConfig"),
     "stability": ("circuitcut.scripts.stability", "StabilityConfig"),
     "weight-classes": ("circuitcut.scripts.weight_classes", "WeightClassesConfig"),
     "select-mask": ("circuitcut.scripts.select_mask", "SelectConfig"),

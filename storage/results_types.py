@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, NotRequired, TypedDict
 
 from circuitcut.storage.provenance import Provenance
+from circuitcut.storage.reading.trace_types import TRACE_ENTRIES
 from circuitcut.storage.reading.typed_fields import (
     Between,
     Count,
@@ -452,6 +453,7 @@ _OF_KIND: dict[str, dict[str, Any]] = {
         "per_site": list[SharedSite],
     },
     "select_mask": {"n_ablated": Count, "n_units": Positive, "selection": Selection},
+    "trace": TRACE_ENTRIES,
     "weight_classes": {
         "n_units": Positive,
         "concept_metric": Metric | None,
