@@ -362,10 +362,13 @@ def _options_dict(experiment: Experiment) -> dict[str, Any]:
     """JSON-able form of the task options, with the concept that the task chose.
 
     Without the kind of language model, which the hash of the weights tells, without
-    the number of sampled prompts, which changes no training, and without the options of
-    facts that have their default values or change the corpus, which is hashed itself.
+    the number of sampled prompts, which changes no training, without a list of words
+    that is not there, and without the options of facts that have their default values
+    or change the corpus, which is hashed itself.
     """
     options = asdict(experiment.config.task_options("first"))
+    if options["concept_words"] is None:
+        del options["concept_words"]
     options["concept"] = options["concept"] or experiment.task.concept
     left_out = {"masked_lm", "n_prompts", "split_by", "n_facts"}
     if options["n_paraphrases"] is None:

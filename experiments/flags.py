@@ -37,9 +37,10 @@ class TaskConfig:
     headings: ClassVar[Headings] = {
         "data": (
             *("task", "data", "data_format", "labels_file", "retain_data", "concept"),
-            *("text_column", "label_column", "concept_values", "hub_config"),
-            *("hub_revision", "max_length", "prefix", "bos", "chat", "split_seed"),
-            *("n_heldout", "n_prompts", "split_by", "n_facts", "n_paraphrases"),
+            *("concept_words", "text_column", "label_column", "concept_values"),
+            *("hub_config", "hub_revision", "max_length", "prefix", "bos", "chat"),
+            *("split_seed", "n_heldout", "n_prompts", "split_by", "n_facts"),
+            "n_paraphrases",
         ),
         "model": (
             *("model", "revision", "base", "base_steps", "base_lr", "base_recipe"),
@@ -73,8 +74,13 @@ class TaskConfig:
     )
     concept: str | None = flag(
         None,
-        "the concept: an entity type (locations), digits like 3 or 3,8 (mnist), a "
-        "relation like P36, subject:NAME or a table of facts (facts)",
+        "the concept: an entity type (locations, words), digits like 3 or 3,8 (mnist), "
+        "a relation like P36, subject:NAME or a table of facts (facts)",
+    )
+    concept_words: Path | None = flag(
+        None,
+        "locations, words: the concept is the words of this list, one a line, or of "
+        "the .txt files of a folder, in place of --concept",
     )
     text_column: str | None = flag(
         None, "column of --data that holds the text (ioi, prompts: the prompt)"
@@ -195,6 +201,7 @@ class TaskConfig:
             labels_file=self.labels_file,
             retain_data=self.retain_data,
             concept=self.concept,
+            concept_words=self.concept_words,
             text_column=self.text_column,
             label_column=self.label_column,
             concept_values=tuple(self.concept_values),
@@ -318,7 +325,7 @@ def units_of(config: UnitsConfig) -> Sequence[str]:
 
 
 _OF_DATA = (
-    *("data_format", "labels_file", "text_column", "label_column"),
+    *("data_format", "labels_file", "concept_words", "text_column", "label_column"),
     *("concept_values", "hub_config", "hub_revision"),
 )
 """Flags about `--data`; built-in data know none of them."""

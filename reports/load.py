@@ -25,10 +25,12 @@ KIND_NAMES = {
     "attribute": "Attribution without training",
     "import_mask": "Imported mask",
     "select_mask": "Neurons of a class",
+    "knowledge": "Knowledge neurons",
     "faithfulness": "Faithfulness of circuits",
     "stability": "Stability of masks",
     "trace": "Causal tracing of facts",
     "weight_classes": "Classes of neurons by weights",
+    "class_effects": "Ablation of a class of neurons",
 }
 NO_TASK = "none"
 """Stands for the task of a run that has none."""

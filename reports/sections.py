@@ -4,9 +4,16 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from circuitcut.reports import knowledge
 from circuitcut.reports.circuits.edge_names import edge_rows, head_rows
 from circuitcut.reports.circuits.trace_map import effect_rows
 from circuitcut.reports.load import Run
+from circuitcut.reports.stages.change_tables import (
+    level_change_rows,
+    polysemantic_change_rows,
+    relearned_rows,
+)
+from circuitcut.reports.stages.statements import statement_rows
 from circuitcut.reports.stages.tables import level_rows, scan_rows, stage_rows
 from circuitcut.reports.stages.unit_tables import (
     flat,
@@ -35,6 +42,14 @@ from circuitcut.reports.tables import (
     stability_rows,
 )
 from circuitcut.reports.verdict import THRESHOLDS
+from circuitcut.reports.weights.effect_tables import (
+    activity_rows,
+    changed_rows,
+    clean_rows,
+    draw_rows,
+    layer_rows,
+    summary_rows,
+)
 from circuitcut.reports.weights.tables import (
     bin_rows,
     change_rows,
@@ -92,6 +107,10 @@ FURTHER_NOTES = {
     "margin": "Margin: how far the right answer is preferred, in nats; 0 at chance.",
     "top1": "Top-1 accuracy: share of prompts whose most probable token, of the whole "
     "vocabulary, is the right one, 0 to 1; chance is near 0.",
+    "other_accuracy": "Accuracy on other facts: share of the prompts about known facts "
+    "of other relations whose object beats the other objects of its relation, 0 to 1.",
+    "near_accuracy": "Accuracy on neighbours: the same of prompts about other subjects "
+    "of which the concept's objects are true, 0 to 1.",
     "kl_retain": "KL: mean KL(uncut \u2016 cut) per position, in nats; 0 is no change "
     "of the predictions.",
 }
@@ -294,6 +313,28 @@ def _weight_tables(results: Results) -> list[Table]:
     return found
 
 
+def _effect_tables(results: Results) -> list[Table]:
+    corpus, selection = results["corpus"], results["selection"]
+    unit = "Loss and entropy in nats a token, rank 1 for the most likely token. "
+    over = (
+        f"{corpus['n_tokens']:,} tokens of {corpus['n_texts']:,} texts. Brackets: 95 % "
+        "interval, of the class over texts, of a control over draws."
+    )
+    often = (
+        "On: share of the tokens with a gate above 0. Quadrants: signs of the gate "
+        f"and of the activation. Cosines: weights {selection['convention']}."
+    )
+    by = "Promoted and suppressed: change of the probability of the next token."
+    return [
+        Table("Ablated minus clean", summary_rows(results), unit + over),
+        Table("How often neurons are on", activity_rows(results), often),
+        Table("Texts that change most", changed_rows(results), by),
+        Table("Every ablation and measure", draw_rows(results), unit + over),
+        Table("The clean model", clean_rows(results), unit + over),
+        Table("Frequencies by layer", layer_rows(results), often),
+    ]
+
+
 def _coarse(results: Results) -> list[Row]:
     return class_rows(results, "coarse") if results["weights"]["gated"] else []
 
@@ -322,6 +363,20 @@ def _stages_tables(results: Results) -> list[Table]:
             "Held-out data, means over seeds; in brackets 95 % bootstrap intervals "
             f"over seeds and documents. {scores}",
             flat(results["summary"]),
+        ),
+        Table(
+            "Statements of Lo et al. (2024), and what is found here",
+            statement_rows(results),
+            "Confirmed: the 95 % interval over seeds (Student's t) lies on the "
+            "statement's side; not testable: no interval, no random cut, or the random "
+            "cut takes less than 5 % of the score. Points: percentage points, from the "
+            "base model to the last stage where no stage is named.",
+        ),
+        Table(
+            "Scores as a share of the base model's",
+            relearned_rows(results),
+            f"Held-out data, above a guess, 1: the seed's base model. {OVER_SEEDS}",
+            flat(results.get("relearned", [])),
         ),
         Table(
             "Units that took over, with their words",
@@ -358,6 +413,24 @@ def _stages_tables(results: Results) -> list[Table]:
             flat(results["stages"]),
         ),
         Table(
+            "Where the salient units went, cut beside random cut",
+            level_change_rows(results),
+            "Share of the salient units at each level at the base model, right after "
+            "pruning and after the last stage; the last row is their mean level. "
+            "Change: from the base model to the cut's last stage, in percentage points "
+            "(levels in the last row). Beyond the random cut's: the cut minus the "
+            "random cut after the last stage, paired by seed. Among units not pruned: "
+            "the pruned units have no rank, neither at the base model nor later. "
+            f"{OVER_SEEDS}",
+            flat(results.get("changes", [])),
+        ),
+        Table(
+            "Polysemantic units at every stage",
+            polysemantic_change_rows(results),
+            "Share of all units with words that have words of the concept and others. "
+            f"Changes in percentage points. {OVER_SEEDS}",
+        ),
+        Table(
             "Similarity of words between stages",
             similarity_rows(results),
             f"Mean cosine over the units whose words differ. {OVER_SEEDS}",
@@ -380,6 +453,30 @@ def _stages_tables(results: Results) -> list[Table]:
     ]
 
 
+def _knowledge_tables(results: Results) -> list[Table]:
+    return [
+        Table(
+            "Probability of the object under scaled units",
+            knowledge.effect_rows(results),
+            "Change: mean over facts of after / before - 1; brackets: 95 % bootstrap "
+            "interval over facts. Facts without units are left out.",
+            flat(results["effects"]),
+        ),
+        Table(
+            "Units by layer",
+            knowledge.layer_rows(results),
+            "Share of all units of all prompts (coarse) or facts (refined).",
+            flat(results["layers"]),
+        ),
+        Table(
+            "Overlap of the units of two facts",
+            [dict(row) for row in results["overlap"]],
+            "Mean Jaccard index, 0 to 1; random: of sets of the same sizes drawn from "
+            "all neurons.",
+        ),
+    ]
+
+
 TABLES: dict[str, Callable[[Results], list[Table]]] = {
     "train_mask": _mask_tables,
     "relearn": _relearn_tables,
@@ -387,10 +484,12 @@ TABLES: dict[str, Callable[[Results], list[Table]]] = {
     "attribute": _score_tables,
     "import_mask": _import_tables,
     "select_mask": _site_table,
+    "knowledge": _knowledge_tables,
     "faithfulness": _faithfulness_tables,
     "stability": _stability_tables,
     "trace": _trace_tables,
     "weight_classes": _weight_tables,
+    "class_effects": _effect_tables,
     "relearn_stages": _stages_tables,
 }
 """Kind of run -> its tables in the order of the report."""
@@ -420,6 +519,12 @@ TERMS = {
     "attribute": {key: CUT_TERMS[key] for key in ("concept, rest", "attribution cut")},
     "import_mask": {"ablated": "Replaced by the unit's ablation value."},
     "select_mask": {"ablated": "Replaced by the unit's ablation value."},
+    "knowledge": knowledge.TERMS,
+    "class_effects": {
+        "ablated": "Replaced by zero, a mean or another function of the activation.",
+        "control": "As many neurons of each layer outside the class, drawn at random; "
+        "by frequency: each of them is on about as often as one of the class.",
+    },
     "relearn": {
         "concept examples": "Training examples of the fine-tuning that hold the "
         "concept. Cut, uncut and randomly cut models get the same examples.",

@@ -24,12 +24,16 @@ ENTRIES: dict[str, frozenset[str]] = {
     "trace": frozenset({"tracing", "prompts", "effects"}),
     "weight_classes": frozenset({"weights", "beta", "layers", "total", "tying"})
     | {"series", "change", "beside", "vocabulary"},
+    "class_effects": frozenset({"selection", "corpus", "clean", "effects", "summary"})
+    | {"activity", "activity_by_layer", "changed"},
     "import_mask": frozenset({"file", "format", "per_site", "circuit"}),
     "select_mask": frozenset({"selection", "per_site"}),
+    "knowledge": frozenset({"facts", "sizes", "layers", "effects", "overlap"})
+    | {"per_site"},
     "relearn": frozenset({"mask", "rows", "summary", "recovery", "never_learned"})
     | {"probe", "after", "words_note", "warning"},
     "relearn_stages": frozenset({"levels", "seeds", "shares", "retrained", "choice"})
-    | {"arms"}
+    | {"arms", "relearned", "changes"}
     | {"scan", "rows", "summary", "recovery", "rankings", "stages", "overlap"}
     | {"similarity", "took_over", "words_note", "warning"},
 }
@@ -38,6 +42,7 @@ _ADDED: dict[str, frozenset[str]] = {
     "train_mask": frozenset({"heads", "warning"}),
     "evaluate": frozenset({"heads", "warning", "direction"}),
     "relearn": frozenset({"warning"}),
+    "relearn_stages": frozenset({"relearned", "changes"}),
 }
 """Entries that the first runs of version 2 lack, and that a report can do without."""
 

@@ -96,7 +96,9 @@ class Task(ABC):
     `cluster` (the document, for the bootstrap) and `unseen` (no entity of the example
     occurs in another split). Where a text is given in words (`words_of`) it also holds
     `word` (batch, seq; the number of the word in its text, -1 at other positions) and
-    `example` (batch,; the number of the text in its split). An image batch holds
+    `example` (batch,; the number of the text in its split), and where its tokens are
+    predicted from those before, `word_piece` and `word_concept` (batch, seq; bool; one
+    piece of every word, and of the concept's words). An image batch holds
     `pixels` (batch, pixel) and the same keys with shape (batch,).
     """
 
@@ -301,7 +303,7 @@ def can_have_pairs(task: type[Task]) -> bool:
 _OF_TOKENS = frozenset(
     {
         "input_ids", "corrupted_ids", "attention_mask", "targets", "concept", "retain",
-        "weights", "real", "word",
+        "weights", "real", "word", "word_piece", "word_concept",
     }
 )  # fmt: skip
 

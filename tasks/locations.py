@@ -9,18 +9,13 @@ our data have five splits.
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from circuitcut.data.hub import HUB_PREFIX, load_hub
-from circuitcut.data.ner.corpus import NerCorpus, split_corpus
-from circuitcut.data.ner.files import read_tagged
-from circuitcut.data.ner.generated import generate_ner
-from circuitcut.data.ner.hub import tagged_from_hub
+from circuitcut.data.ner.corpus import NerCorpus
 from circuitcut.data.ner.tagged import OUTSIDE, entity_type, entity_types
 from circuitcut.data.sampling import draw, draw_from, shuffled
 from circuitcut.storage.errors import UserError
@@ -42,6 +37,7 @@ from circuitcut.tasks.span_counts import (
     ratio,
     sums,
 )
+from circuitcut.tasks.tagged_data import tagged_corpus
 from circuitcut.tasks.token_rows import TokenRows
 
 CONCEPT_SHARE = 3 / 8
@@ -88,27 +84,7 @@ class LocationsTask(Task):
             UserError: When the data are missing or malformed, or do not have the
                 concept.
         """
-        if options.data is None:
-            return generate_ner(options.split_seed, concept=options.concept)
-        if options.data.startswith(HUB_PREFIX):
-            parts = load_hub(options.data, options.hub_config, options.hub_revision)
-            tagged = tagged_from_hub(parts, options.text_column, options.label_column)
-        else:
-            path = Path(options.data)
-            tagged = read_tagged(
-                path,
-                options.labels_file,
-                options.data_format,
-                options.text_column,
-                options.label_column,
-            )
-        return split_corpus(
-            tagged.sentences,
-            tagged.groups,
-            tagged.sources,
-            concept=options.concept,
-            seed=options.split_seed,
-        )
+        return tagged_corpus(options)
 
     def __init__(self, corpus: NerCorpus, tokenizer: Any, options: TaskOptions):
         self.corpus = corpus

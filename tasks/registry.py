@@ -7,6 +7,7 @@ from circuitcut.tasks.locations import LocationsTask
 from circuitcut.tasks.mnist import MnistTask
 from circuitcut.tasks.prompts import PromptsTask
 from circuitcut.tasks.toxicity import ToxicityTask
+from circuitcut.tasks.words import WordsTask
 
 TASKS: dict[str, type[Task]] = {
     "locations": LocationsTask,
@@ -14,5 +15,6 @@ TASKS: dict[str, type[Task]] = {
     "facts": FactsTask,
     "prompts": PromptsTask,
     "toxicity": ToxicityTask,
+    "words": WordsTask,
     "mnist": MnistTask,
 }

@@ -18,6 +18,9 @@ from torch import Tensor
 from circuitcut.attribution.words.states import Words
 from circuitcut.storage.errors import UserError
 
+PIECE = 256
+"""Units that are added in float64 at a time, to save memory."""
+
 
 @dataclass(frozen=True)
 class Moments:
@@ -45,13 +48,15 @@ class Moments:
                 continue
             n_labels = max(len(counts), int(words.labels.max()) + 1)
             of_label = torch.nn.functional.one_hot(words.labels, n_labels)
-            values = states.double()  # (word, unit)
-            weights = of_label.T.to(values)  # (label, word)
+            weights = of_label.T.to(states.device, torch.float64)  # (label, word)
             counts = _grown(counts, n_labels) + weights.sum(1).cpu()
-            sums = _grown(sums, n_labels, values.shape[1])
-            squares = _grown(squares, n_labels, values.shape[1])
-            sums += (weights @ values).cpu()
-            squares += (weights @ values.square()).cpu()
+            sums = _grown(sums, n_labels, states.shape[1])
+            squares = _grown(squares, n_labels, states.shape[1])
+            for first in range(0, states.shape[1], PIECE):
+                piece = slice(first, first + PIECE)
+                values = states[:, piece].double()  # (word, unit)
+                sums[:, piece] += (weights @ values).cpu()
+                squares[:, piece] += (weights @ values.square()).cpu()
             concept = words.labels[words.is_concept].unique().cpu()
             is_concept = _grown(is_concept, n_labels)
             is_concept[concept] = True

@@ -113,9 +113,18 @@ def word_states(
         for batch in shown(source.batches(), label):
             moved = to_device(batch, device)
             pieces = _pieces(source, moved)
-            recorded = record_values(model, sites, source.task.inputs(moved)).values
-            levels = [_pooled(recorded[site.name], pieces) for site in sites]
-            yield pieces.words, torch.cat(levels, dim=1)
+            recorded = dict(
+                record_values(model, sites, source.task.inputs(moved)).values
+            )
+            states = torch.empty(
+                len(pieces.words.labels), sum(s.n_units for s in sites), device=device
+            )
+            for columns, site in zip(
+                states.split([s.n_units for s in sites], dim=1), sites, strict=True
+            ):
+                columns.copy_(_pooled(recorded.pop(site.name), pieces))
+            yield pieces.words, states
+            del states
 
 
 def pooled_embeddings(
@@ -134,7 +143,8 @@ def pooled_embeddings(
 def _pieces(source: WordSource, batch: Batch) -> _Pieces:
     ids, real = batch["input_ids"], batch["real"]
     n_rows, seq = ids.shape
-    labelled = batch["concept"] | batch["retain"]
+    concept_piece = batch.get("word_concept", batch["concept"])
+    labelled = batch.get("word_piece", batch["concept"] | batch["retain"])
     places = torch.arange(seq, device=ids.device).expand_as(ids)
     word = batch["word"] if "word" in batch else torch.where(real, places, -1)
     rows = torch.arange(n_rows, device=ids.device)[:, None]
@@ -150,7 +160,7 @@ def _pieces(source: WordSource, batch: Batch) -> _Pieces:
     first = torch.full_like(kinds, seq).scatter_reduce(
         0, word_of, places[inside], "amin"
     )
-    concept = batch["concept"][row, place]
+    concept = concept_piece[row, place]
     is_tagged = source.task.head == "token_classification"
     examples = batch.get("example", torch.full_like(rows.squeeze(1), -1))
     words = Words(

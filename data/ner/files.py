@@ -4,6 +4,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from circuitcut.data.ner.plain import plain_sentences
 from circuitcut.data.ner.tables import is_tagged_table, table_sentences
 from circuitcut.data.ner.tagged import TaggedSentence, normalised
 from circuitcut.data.splits import SOURCES, Source
@@ -35,28 +36,32 @@ def read_tagged(
 ) -> TaggedFiles:
     """Sentences of a CoNLL or JSON file, a folder of them, or a token/label pair.
 
+    With the format `text` every word has the tag `O` (`data.ner.plain`).
+
     Raises:
         UserError: When a file is missing or malformed; the message names file and line.
     """
     if not path.exists():
         raise UserError(f"--data must be an existing file or folder, got {path}")
-    if data_format not in ("auto", "conll", "parallel"):
+    if data_format not in ("auto", "conll", "parallel", "text"):
         raise UserError(
-            "--data_format must be auto, conll or parallel for tagged text, "
-            f"got {data_format!r}"
+            "--data_format must be auto, conll or parallel for tagged text, or text "
+            f"with --concept_words, got {data_format!r}"
         )
     if (data_format == "parallel") > (labels_file is not None):
         raise UserError(
             "--data_format parallel needs --labels_file, the labels of --data"
         )
     if labels_file is not None:
-        if data_format == "conll" or path.is_dir():
+        if data_format in ("conll", "text") or path.is_dir():
             raise UserError(
                 f"--labels_file needs --data to be a token file, got {path}"
             )
         return _collected([(path, list(_pairs(path, labels_file)))])
 
     def sentences(file: Path) -> list[_Lines]:
+        if data_format == "text":
+            return list(plain_sentences(file))
         if data_format == "auto" and is_tagged_table(file):
             return list(table_sentences(file, text_column, label_column))
         return list(_conll(file))

@@ -14,7 +14,7 @@ from circuitcut.storage.errors import UserError
 from circuitcut.tasks.facts.asked import AskedPrompt, asked_facts
 from circuitcut.tasks.facts.known import right_prompts
 from circuitcut.tasks.language_rows import Tokens, pad_id_of, prefix_ids
-from circuitcut.tasks.prompt_rows import Reader
+from circuitcut.tasks.rows.prompts import Reader
 
 NOT_KNOWN = "prompts whose object does not have rank 1"
 NO_SUBJECT = "prompts that do not hold their subject"

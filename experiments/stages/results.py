@@ -1,6 +1,6 @@
 """results.json of a study in stages, from the records of its seeds alone."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from itertools import combinations
 from typing import Any
 
@@ -8,6 +8,8 @@ import torch
 from torch import Tensor
 
 from circuitcut.attribution.words.states import level_of
+from circuitcut.experiments.stages.changes import changes, relearned
+from circuitcut.experiments.stages.grouping import groups_of
 from circuitcut.experiments.stages.seed_study import SeedResult
 from circuitcut.models.sites import Site
 from circuitcut.relearning.records import ConditionRun
@@ -60,7 +62,9 @@ def summarised(
             "scan": [row for result in seeds for row in result.scan],
             **_measured(task, seeds, seed),
             "rankings": _rankings(seeds, sum(widths)),
+            "relearned": relearned(task, seeds),
             "stages": _stages(seeds, widths, vocabulary),
+            "changes": changes(seeds, widths, vocabulary),
             "overlap": _overlaps(seeds),
             "similarity": _similarities(seeds),
             "took_over": _took_over(seeds, widths, vocabulary),
@@ -131,24 +135,6 @@ def _rankings(seeds: Sequence[SeedResult], n_units: int) -> dict[str, Any]:
     return {"names": list(seeds[0].rankings), "seconds": seconds, "overlap": overlap}
 
 
-def _groups(
-    seeds: Sequence[SeedResult],
-) -> Iterator[tuple[dict[str, Any], list[tuple[SeedResult, list[StageRecord]]]]]:
-    """Arms that differ in seed alone: what names them, and their records."""
-    keys = dict.fromkeys(
-        (arm.share, arm.condition, arm.holding) for r in seeds for arm in r.arms
-    )
-    for share, condition, holding in keys:
-        members = [
-            (result, records)
-            for result in seeds
-            for arm, records in result.arms.items()
-            if (arm.share, arm.condition, arm.holding) == (share, condition, holding)
-        ]
-        named = {"share": share, "condition": condition, "holding": holding}
-        yield named, members
-
-
 def _stages(
     seeds: Sequence[SeedResult], widths: list[int], vocabulary: Vocabulary | None
 ) -> Rows:
@@ -157,7 +143,7 @@ def _stages(
     base = {"share": 0.0, "condition": "base", "holding": None}
     first = [record.tensors for record in [r.base for r in seeds]]
     rows = _over(base, None, [level_values(t, widths, is_concept, 0) for t in first])
-    for named, members in _groups(seeds):
+    for named, members in groups_of(seeds):
         n_top = n_pruned(named["share"], sum(widths)) if named["share"] else 0
         for stage in range(len(members[0][1])):
             values = [
@@ -185,7 +171,7 @@ def _over(named: Mapping[str, Any], stage: int | None, values: list[Rows]) -> Ro
 def _overlaps(seeds: Sequence[SeedResult]) -> Rows:
     """Overlap of top units with those of the base model and with the pruned ones."""
     rows = []
-    for named, members in _groups(seeds):
+    for named, members in groups_of(seeds):
         if named["condition"] == "uncut":
             continue
         for stage in range(len(members[0][1])):
@@ -206,7 +192,7 @@ def _similarities(seeds: Sequence[SeedResult]) -> Rows:
     if seeds[0].vectors is None:
         return []
     rows = []
-    for named, members in _groups(seeds):
+    for named, members in groups_of(seeds):
         stages = [None, *range(len(members[0][1]))]
         for one, other in combinations(stages, 2):
             values, counts = [], []

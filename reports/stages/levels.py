@@ -12,6 +12,7 @@ from circuitcut.reports.drawing import (
     BLACK,
     GREY,
     MARKS,
+    VERMILLION,
     WIDTH,
     Known,
     error_lengths,
@@ -169,7 +170,7 @@ def _shares(axes: Axes, results: Results, arm: Names) -> None:
                 [y for _, y, _ in points],
                 width,
                 yerr=_bars(points),
-                error_kw={"linewidth": 0.8, "capsize": 1.5, "ecolor": GREY},
+                error_kw={"linewidth": 0.8, "capsize": 1.5, "ecolor": VERMILLION},
                 color=colours[stage],
                 label=stage_name(stage),
             )

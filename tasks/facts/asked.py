@@ -16,7 +16,7 @@ from torch import Tensor
 from circuitcut.data.facts.records import Fact
 from circuitcut.storage.errors import UserError
 from circuitcut.tasks.language_rows import Tokens
-from circuitcut.tasks.prompt_rows import Reader
+from circuitcut.tasks.rows.prompts import Reader
 
 BEHIND = "prompts that go on behind the object, which a decoder does not read"
 LONG = "prompts longer than --max_length"

@@ -33,6 +33,7 @@ from circuitcut.tasks.base import (
     Head,
     Metric,
     Split,
+    T,
     Task,
     TaskOptions,
     check_limit,
@@ -65,7 +66,7 @@ from circuitcut.tasks.language_rows import (
     share,
     token_nll,
 )
-from circuitcut.tasks.prompt_rows import Reader, text_row
+from circuitcut.tasks.rows.prompts import Reader, text_row
 from circuitcut.tasks.settings.facts import DEFAULTS
 
 ANSWER_WEIGHT = 4.0
@@ -211,6 +212,21 @@ class FactsTask(Task):
         logger.info("%s", task._known_in_words())
         return task
 
+    def known_facts(self) -> list[tuple[Fact, list[AskedPrompt], float]]:
+        """Every fact, the concept's first, with its prompts in tokens.
+
+        The number is the share of the prompts in which its object has rank 1; of a task
+        that is not yet `for_model` it is 0.
+        """
+        found = []
+        for kind in (CONCEPT, OTHER):
+            asked = self._of_kind[kind]
+            n = len(asked.facts)
+            by_fact = asked.found.of_fact(n)
+            shares = self._known.get(kind, [0.0] * n)
+            found += list(zip(asked.facts, by_fact, shares, strict=True))
+        return found
+
     def files(self) -> dict[str, Any]:
         """known.json: which facts the model knows, what the splits share, chance."""
         return {"known.json": self._summary()} if self._known else {}
@@ -261,6 +277,25 @@ class FactsTask(Task):
         pool = self._pool(split, (CONCEPT, NEAR, OTHER, TEXT))
         for piece in self.pieces(split, pool, size):
             yield self._collated(split, piece)
+
+    def scored(self, split: Split, examples: Sequence[T]) -> Sequence[T]:
+        """`n_heldout` examples of `tune` and `heldout`, of every kind as many.
+
+        A kind with fewer than its share leaves the rest to the others, so that many
+        texts do not crowd out a concept with few prompts.
+        """
+        if split not in ("tune", "heldout") or self.n_heldout is None:
+            return examples
+        by_kind: dict[Any, list[T]] = {}
+        for example in examples:
+            by_kind.setdefault(example[0], []).append(example)  # type: ignore[index]
+        left, chosen = self.n_heldout, set[T]()
+        smallest_first = sorted(by_kind.values(), key=len)
+        for place, of in enumerate(smallest_first):
+            n = min(len(of), left // (len(smallest_first) - place))
+            chosen |= {of[i * len(of) // n] for i in range(n)}
+            left -= n
+        return [example for example in examples if example in chosen]
 
     def n_examples(self, split: Split) -> int:
         """Number of prompts and texts of a split, neighbours among them."""

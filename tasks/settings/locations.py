@@ -19,7 +19,7 @@ _TINY = ModelDefaults(
 DEFAULTS = TaskDefaults(
     model="tiny-encoder",
     units=("neurons",),
-    own_options=("labels_file", "concept"),
+    own_options=("labels_file", "concept", "concept_words"),
     has_pairs=True,
     # a real encoder has thousands of edges, and a concept uses dozens of them
     mask_on_edges={"k_min": 4.0, "k_max": 400.0},

@@ -22,6 +22,8 @@ class TaskOptions:
     retain_data: str | None = None
     """Further text to retain: a file, a folder or a `hub:` name."""
     concept: str | None = None
+    concept_words: Path | None = None
+    """List of words that are the concept, whatever their tags."""
     text_column: str | None = None
     label_column: str | None = None
     concept_values: tuple[str, ...] = ()

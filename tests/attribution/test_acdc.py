@@ -8,7 +8,7 @@ from torch import Tensor
 
 from circuitcut.attribution.acdc import acdc, removal_order, sweep
 from circuitcut.attribution.subject import Subject
-from circuitcut.benchmarks.planted_edges import CIRCUITS
+from circuitcut.benchmarks.planted.edges import CIRCUITS
 from circuitcut.masks.ablation import record_values, zero_values
 from circuitcut.masks.gating import gated
 from circuitcut.models.architectures import sites_of

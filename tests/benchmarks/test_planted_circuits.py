@@ -6,13 +6,13 @@ import pytest
 import torch
 from torch import Tensor
 
+from circuitcut.benchmarks.planted.edges import CIRCUITS, VARIATIONS, PlantedCircuit
+from circuitcut.benchmarks.planted.task import PlantedTask
 from circuitcut.benchmarks.planted_circuits import (
     SearchResult,
     precision_and_recall,
     search,
 )
-from circuitcut.benchmarks.planted_edges import CIRCUITS, VARIATIONS, PlantedCircuit
-from circuitcut.benchmarks.planted_task import PlantedTask
 from circuitcut.masks.ablation import (
     AblationValues,
     mean_values,

@@ -16,6 +16,18 @@ SCORES = {"cut": ((0.02, 0.6), (0.9, 0.7)), "uncut": ((0.95, 0.8), (0.96, 0.81))
 NAMES = ("condition", "holding", "share")
 
 
+CHANGES = (
+    ("salient_share", 0, 0.5, 0.25, [0.125, 0.375]),
+    ("salient_share", 1, 0.5, -0.25, [-0.375, -0.125]),
+    ("salient_share", None, 0.5, -0.25, [-0.375, -0.125]),
+    ("salient_share_of_others", 0, 0.5, 0.02, [-0.125, 0.165]),
+    ("salient_share_of_others", 1, 0.5, -0.02, [-0.165, 0.125]),
+    ("salient_share_of_others", None, 0.5, -0.02, [-0.165, 0.125]),
+    ("polysemantic", None, 0.25, 0.125, [None, None]),
+)
+"""Measure, level, value, change and its interval, at every stage of the cut."""
+
+
 def _word(word: str, concept: bool = False) -> dict[str, Any]:
     return {"word": word, "concept": concept}
 
@@ -85,6 +97,24 @@ def stages_results() -> dict[str, Any]:
         "rows": [],
         "summary": summary,
         "recovery": [],
+        "relearned": [
+            dict(zip(NAMES, arm, strict=True))
+            | {"stage": stage, "concept": share, "concept_interval": [0.96, 1.02]}
+            | {"retain": None, "retain_interval": [None, None]}
+            | ({"beyond_random": None} if arm[0] == "cut" else {})
+            | ({"beyond_random_interval": [None, None]} if arm[0] == "cut" else {})
+            for arm, shares in ((ARMS[0], (0.02, 0.99)), (ARMS[1], (1.0, 1.0)))
+            for stage, share in enumerate(shares)
+        ],
+        "changes": [
+            dict(zip(NAMES, ARMS[0], strict=True))
+            | {"stage": stage, "level": level, "measure": measure}
+            | {"value": value, "change": change}
+            | {"value_interval": [None, None], "change_interval": interval}
+            | {"beyond_random": 0.0, "beyond_random_interval": [-0.01, 0.01]}
+            for stage in range(2)
+            for measure, level, value, change, interval in CHANGES
+        ],
         "rankings": {"names": ["probeless"], "seconds": {}, "overlap": []},
         "stages": [
             {

@@ -56,6 +56,8 @@ def test_a_report_of_two_studies_compares_their_concepts(write_run: Any, tmp_pat
     runs = [write_run(stages_results()) for _ in range(2)]
     page = write_report(runs, tmp_path / "report.html").read_text()
     assert "Concepts compared" in page
+    for suffix in (".csv", ".tex"):
+        assert (runs[-1] / "tables" / f"concepts_compared{suffix}").exists()
     alone = write_report(runs[:1], tmp_path / "alone.html").read_text()
     assert "Concepts compared" not in alone
 

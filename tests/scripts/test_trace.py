@@ -12,7 +12,7 @@ from circuitcut.models.tokenizer_training import train_tokenizer
 from circuitcut.scripts import report, trace
 from circuitcut.storage.errors import UserError
 from circuitcut.tasks.facts.asked import asked_facts
-from circuitcut.tasks.prompt_rows import Reader
+from circuitcut.tasks.rows.prompts import Reader
 from circuitcut.training.config import parse_config
 
 TEXTS = ["The city of New Orleans lies in the south of Louisiana and Lake Erie"]

@@ -250,3 +250,23 @@ def test_the_fingerprint_is_of_facts_and_concept_and_not_of_places(data: Path):
     for change in ({"concept": "colour"}, {"n_facts": 9}, {"split_by": "object"}):
         other = FactsTask.read(replace(settings, **change))
         assert other.fingerprint() != first.fingerprint()
+
+
+def test_a_few_scored_examples_are_of_every_kind(data: Path):
+    task = task_on(data, concept="town")
+    n_of = {
+        kind: len(every_row(task, "heldout", kind)["kind"])
+        for kind in (CONCEPT, NEAR, OTHER, TEXT)
+    }
+    task.n_heldout = 10
+    found = [
+        int((batch["kind"] == kind).sum())
+        for batch in task.evaluation_batches("heldout", size=99)
+        for kind in n_of
+    ]
+    assert sum(found) == 10
+    assert all(n <= of for n, of in zip(found, n_of.values(), strict=True))
+    smallest = min(n_of.values())
+    assert min(found) == min(smallest, 2)
+    task.n_heldout = 10**6
+    assert task.n_examples("heldout") == sum(n_of.values())
