@@ -49,9 +49,12 @@ def test_the_subject_is_found_in_tokens(masked: bool):
         (["--n_noise", "0"], "--n_noise"),
     ],
 )
-def test_wrong_flags_are_refused(flags: list[str], message: str):
-    with pytest.raises(UserError, match=message):
+def test_wrong_flags_are_refused(
+    flags: list[str], message: str, capsys: pytest.CaptureFixture[str]
+):
+    with pytest.raises(SystemExit):
         parse_config(trace.TraceConfig, flags)
+    assert message in capsys.readouterr().err
 
 
 @pytest.mark.slow
