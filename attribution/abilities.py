@@ -11,6 +11,8 @@ class Ability:
     ranks_edges: bool = True
     ranks_modules: bool = True
     """Whether it ranks neurons, heads, hidden units and weights."""
+    runs_each_unit: bool = False
+    """Whether it runs the model for every unit: asked for by name, not by `all`."""
 
     def cannot_rank(self, kinds: Collection[str]) -> str | None:
         """The reason why it cannot rank units of these kinds; None if it can."""
@@ -31,6 +33,8 @@ ABILITIES: dict[str, Ability] = {
     "eap_ig": Ability(ranks_modules=False),
     "integrated_gradients_margin": Ability(),
     "greedy_margin": Ability(),
+    "patching": Ability(runs_each_unit=True),
+    "acdc": Ability(ranks_modules=False, runs_each_unit=True),
     "random": Ability(),
 }
 """The methods of `registry.METHODS`; known before torch is imported."""

@@ -54,7 +54,7 @@ def eap_ig(subject: Subject, n_steps: int = N_STEPS) -> Scores:
     total_weight = 0.0
     with evaluating(subject.model):
         for batch in subject.concept_batches():
-            differences = _clean_minus_ablated(subject, stack, batch)
+            differences = clean_minus_ablated(subject, stack, batch)
             for step in range(n_steps):
                 keep = differences.new_ones(graph.n_edges).requires_grad_()
                 shift = ((step + 0.5) / n_steps - 1) * differences[0]
@@ -72,7 +72,7 @@ def eap_ig(subject: Subject, n_steps: int = N_STEPS) -> Scores:
     return {site.name: scores[site.layer] for site in sites}
 
 
-def _clean_minus_ablated(
+def clean_minus_ablated(
     subject: Subject, stack: EdgeStack, batch: Batch
 ) -> Float[Tensor, "writer batch seq d_model"]:
     """Output of every writer on the clean input minus its ablation value."""
@@ -83,7 +83,7 @@ def _clean_minus_ablated(
         values = writer_values(sites[-1], ablated.values[sites[-1].name])
         written.sub_(values.to(written)[:, :, : written.shape[2]])
     if FIRST_POSITION in subject.special_ids:
-        first = first_positions(batch["input_ids"], batch["attention_mask"])
+        first = first_positions(batch["input_ids"], batch.get("attention_mask"))
         written[:, torch.arange(len(first), device=first.device), first] = 0.0
     return written
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from torch import nn
 
 from circuitcut.attribution.abilities import ABILITIES, Ability, able
+from circuitcut.attribution.acdc import acdc
 from circuitcut.attribution.edge_integrated import eap_ig
 from circuitcut.attribution.gradients import (
     gradient_concept_loss,
@@ -14,6 +15,7 @@ from circuitcut.attribution.gradients import (
 )
 from circuitcut.attribution.greedy import greedy_margin
 from circuitcut.attribution.integrated import integrated_gradients_margin
+from circuitcut.attribution.patching import patching
 from circuitcut.attribution.probeless import probeless
 from circuitcut.attribution.random_scores import random_scores
 from circuitcut.attribution.subject import Scores, Subject
@@ -91,6 +93,8 @@ _RANKS: dict[str, Callable[[Subject], Scores]] = {
     "eap_ig": eap_ig,
     "integrated_gradients_margin": integrated_gradients_margin,
     "greedy_margin": greedy_margin,
+    "patching": patching,
+    "acdc": acdc,
     "random": random_scores,
 }
 METHODS: dict[str, Method] = {

@@ -8,6 +8,7 @@ from matplotlib.figure import Figure
 
 from circuitcut.reports import knowledge
 from circuitcut.reports.circuits.head_map import heads_by_layer
+from circuitcut.reports.circuits.trace_map import trace_map
 from circuitcut.reports.drawing import STYLE, png, svg
 from circuitcut.reports.load import Run
 from circuitcut.reports.mask_figures import mask_by_layer, training_curves
@@ -65,6 +66,7 @@ FIGURES: dict[str, dict[str, Draw]] = {
     "knowledge": {"units_by_layer": knowledge.units_by_layer},
     "faithfulness": {"faithfulness": faithfulness_curves},
     "stability": {},
+    "trace": {"trace_map": trace_map},
     "class_effects": {},
     "relearn_stages": of_stages.FIGURES,
     "weight_classes": {
@@ -84,6 +86,11 @@ CAPTIONS = of_stages.CAPTIONS | {
     "units_by_layer": knowledge.CAPTION,
     "mask_by_layer": "Units that the frozen mask ablates in each layer: number, and "
     "share of the layer's units where there are few layers.",
+    "trace_map": "Share of the lost probability of the object that comes back when a "
+    "state of the clean run is restored at one token, by the layer (of MLPs and "
+    "attention the centre of a window of layers) and the class of the token: sum over "
+    "prompts of the indirect effect by that of the total effect, means over tokens and "
+    "draws of noise. Blue: the state lowers the probability further.",
     "heads_by_layer": "Every head of the model by layer and number. Crosses: ablated "
     "heads. Colour: score of the ranking, low is ablated first; grey: no score.",
     "training_curves": "Training of the mask: losses of the concept and of the rest, "

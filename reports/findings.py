@@ -125,6 +125,7 @@ FINDINGS: dict[str, Callable[[Run], list[str]]] = {
     "knowledge": knowledge_findings,
     "faithfulness": faithfulness_findings,
     "stability": lambda _: [],
+    "trace": lambda _: [],
     "weight_classes": weight_findings,
     "class_effects": lambda _: [],
     "relearn_stages": lambda _: [],

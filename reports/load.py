@@ -28,6 +28,7 @@ KIND_NAMES = {
     "knowledge": "Knowledge neurons",
     "faithfulness": "Faithfulness of circuits",
     "stability": "Stability of masks",
+    "trace": "Causal tracing of facts",
     "weight_classes": "Classes of neurons by weights",
     "class_effects": "Ablation of a class of neurons",
 }

@@ -4,6 +4,7 @@ import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from circuitcut.reports.circuits.trace_map import trace_opening
 from circuitcut.reports.knowledge import knowledge_opening
 from circuitcut.reports.load import SIDES, Run
 from circuitcut.reports.stages.tables import stages_opening
@@ -303,6 +304,7 @@ OPENINGS: dict[str, Callable[[Run], Opening]] = {
     "knowledge": knowledge_opening,
     "faithfulness": faithfulness_opening,
     "stability": stability_opening,
+    "trace": trace_opening,
     "weight_classes": weight_opening,
     "class_effects": effects_opening,
     "relearn_stages": stages_opening,

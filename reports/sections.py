@@ -6,6 +6,7 @@ from typing import Any
 
 from circuitcut.reports import knowledge
 from circuitcut.reports.circuits.edge_names import edge_rows, head_rows
+from circuitcut.reports.circuits.trace_map import effect_rows
 from circuitcut.reports.load import Run
 from circuitcut.reports.stages.change_tables import (
     level_change_rows,
@@ -265,6 +266,26 @@ def _stability_tables(results: Results) -> list[Table]:
     ]
 
 
+def _trace_tables(results: Results) -> list[Table]:
+    tracing = results["tracing"]
+    return [
+        Table(
+            "Largest indirect effect of each kind of state and token",
+            effect_rows(results),
+            f"Noise of {tracing['noise']:g} standard deviations on the subject's "
+            f"embeddings, {tracing['n_noise']} draws. MLPs and attention: windows of "
+            f"{tracing['window']} layers. Normalised: share of what noise takes away; "
+            "parentheses: 95 % interval over prompts, of the layer with the largest.",
+            flat(results["effects"]),
+        ),
+        Table(
+            "Prompts",
+            results["prompts"],
+            "P(object) of the clean run, and with a noisy subject (mean over draws).",
+        ),
+    ]
+
+
 OVER_SEEDS = "Means over seeds; brackets: 95 % intervals over seeds by Student's t."
 
 
@@ -466,6 +487,7 @@ TABLES: dict[str, Callable[[Results], list[Table]]] = {
     "knowledge": _knowledge_tables,
     "faithfulness": _faithfulness_tables,
     "stability": _stability_tables,
+    "trace": _trace_tables,
     "weight_classes": _weight_tables,
     "class_effects": _effect_tables,
     "relearn_stages": _stages_tables,
@@ -484,6 +506,14 @@ CUT_TERMS = {
     "kept, weakened, lost": THRESHOLDS,
 }
 TERMS = {
+    "trace": {
+        "first, middle, last subject": "Tokens of the subject; one of a single token "
+        "is the last.",
+        "before, after, last": "Tokens before the subject, behind it, and the token "
+        "at which the object is predicted.",
+        "indirect effect": "P(object) with a noisy subject and the state restored, "
+        "minus P(object) with a noisy subject.",
+    },
     "train_mask": CUT_TERMS,
     "evaluate": CUT_TERMS,
     "attribute": {key: CUT_TERMS[key] for key in ("concept, rest", "attribution cut")},

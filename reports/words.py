@@ -55,6 +55,8 @@ METHODS = {
     "probeless": "probeless (mean difference)",
     "eap": "EAP",
     "eap_ig": "EAP-IG",
+    "patching": "exact patching",
+    "acdc": "ACDC",
 }
 CONDITIONS = {
     "random": "random cut",

@@ -32,7 +32,8 @@ class AttributeConfig(UnitsConfig):
 
     methods: list[str] = flag(
         [],
-        f"rankings: {', '.join(sorted(ABILITIES))}, or all",
+        f"rankings: {', '.join(sorted(ABILITIES))}, or all, without acdc and "
+        "patching, which run the model for every unit",
     )
     sizes: list[int] = flag([8, 16, 32, 64], "numbers of units to ablate", within=UNITS)
     ablation: Literal["zero", "mean", "counterfactual"] = flag(

@@ -19,6 +19,7 @@ VERBS = {
     "evaluate": ("circuitcut.scripts.evaluate", "EvaluateConfig"),
     "attribute": ("circuitcut.scripts.attribute", "AttributeConfig"),
     "faithfulness": ("circuitcut.scripts.faithfulness", "FaithfulnessConfig"),
+    "trace": ("circuitcut.scripts.trace", "TraceConfig"),
     "stability": ("circuitcut.scripts.stability", "StabilityConfig"),
     "weight-classes": ("circuitcut.scripts.weight_classes", "WeightClassesConfig"),
     "knowledge": ("circuitcut.scripts.knowledge", "KnowledgeConfig"),

@@ -47,7 +47,8 @@ class FaithfulnessConfig(UnitsConfig):
     )
     methods: list[str] = flag(
         [],
-        f"attribution rankings: {', '.join(sorted(ABILITIES))}, all, or none",
+        f"attribution rankings: {', '.join(sorted(ABILITIES))}, all (without acdc and "
+        "patching, which run the model for every unit), or none",
     )
     ablation: Literal["zero", "mean", "counterfactual"] | None = flag(
         None,

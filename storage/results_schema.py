@@ -21,6 +21,7 @@ ENTRIES: dict[str, frozenset[str]] = {
     "faithfulness": frozenset({"split", "masks", "scores", "curve", "areas"}),
     "stability": frozenset({"chosen", "masks", "pairs", "mean", "per_site"})
     | {"by_number_of_masks", "shared"},
+    "trace": frozenset({"tracing", "prompts", "effects"}),
     "weight_classes": frozenset({"weights", "beta", "layers", "total", "tying"})
     | {"series", "change", "beside", "vocabulary"},
     "class_effects": frozenset({"selection", "corpus", "clean", "effects", "summary"})

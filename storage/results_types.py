@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal, NotRequired, TypedDict
 
 from circuitcut.storage.provenance import Provenance
 from circuitcut.storage.reading.knowledge_types import KNOWLEDGE_ENTRIES
+from circuitcut.storage.reading.trace_types import TRACE_ENTRIES
 from circuitcut.storage.reading.typed_fields import (
     Between,
     Count,
@@ -457,6 +458,7 @@ _OF_KIND: dict[str, dict[str, Any]] = {
         "per_site": list[SharedSite],
     },
     "select_mask": {"n_ablated": Count, "n_units": Positive, "selection": Selection},
+    "trace": TRACE_ENTRIES,
     "knowledge": {"n_ablated": Count, "n_units": Positive, **KNOWLEDGE_ENTRIES},
     "class_effects": {
         "n_ablated": Positive,

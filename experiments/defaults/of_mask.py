@@ -160,7 +160,7 @@ def methods_of(methods: Sequence[str], units: Sequence[str]) -> list[str]:
         usual = ("eap", "eap_ig", "gradient_margin", "probeless")
         return [name for name in usual if name in possible][:2]
     if "all" in methods:
-        return sorted(possible)
+        return sorted(m for m in possible if not ABILITIES[m].runs_each_unit)
     for method in methods:
         reason = None if method == "none" else ABILITIES[method].cannot_rank(units)
         if reason is not None:

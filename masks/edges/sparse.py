@@ -410,22 +410,9 @@ class SparseRun:
                 place = reader
                 if not self.graph.separate_qkv:
                     place = part * self.graph.n_heads + reader
-                module, first = self._columns(place)
+                module, first = self.model.columns(place)
                 columns = slice(first, first + width)
                 outputs[module][..., columns] = value.view(*self.shape[:2], width)
-
-    def _columns(self, reader: int) -> tuple[int, int]:
-        """Which projection's output a reader's values lie in, and from which column."""
-        graph, width = self.graph, self.model.d_head
-        if self.model.parts.fused == "by head":
-            part, head = divmod(reader, graph.n_heads)
-            return 0, (head * 3 + part) * width
-        if self.model.parts.fused == "concatenated":
-            return 0, reader * width
-        if reader < graph.n_heads:
-            return 0, reader * width
-        part, head = divmod(reader - graph.n_heads, graph.n_kv_heads)
-        return 1 + part, head * width
 
     def _store_heads(self, layer: int, attended: Tensor, scale: Tensor | None) -> None:
         """Fill the rows of a layer's stored heads, of o of all heads."""

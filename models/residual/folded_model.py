@@ -96,7 +96,7 @@ class ResidualModel:
         self._modules: dict[tuple[int, str], Any] = {}
         check_modules(self.blocks, self.parts, config.model_type)
         self.d_model, self.d_head = config.hidden_size, d_head(config)
-        last_norm = self.base.get_submodule(last_norm_of(model, paths[-1]))
+        last_norm = self.last_norm()
         self.is_post_norm = self.parts.norms_on_stream is not None
         """Norms sit on the stream itself, and none before a read."""
         self.centred = not self.is_post_norm and (
@@ -112,6 +112,19 @@ class ResidualModel:
         """Its query, key and value projections; one where they are one module."""
         path = self.parts.attention
         return [self._module(layer, f"{path}.{n}") for n in self.parts.projections]
+
+    def columns(self, reader: int) -> tuple[int, int]:
+        """Where a separate reader's values lie: projection, and first output column."""
+        graph, width = self.graph, self.d_head
+        if self.parts.fused == "by head":
+            part, head = divmod(reader, graph.n_heads)
+            return 0, (head * 3 + part) * width
+        if self.parts.fused == "concatenated":
+            return 0, reader * width
+        if reader < graph.n_heads:
+            return 0, reader * width
+        part, head = divmod(reader - graph.n_heads, graph.n_kv_heads)
+        return 1 + part, head * width
 
     def output(self, layer: int) -> Any:
         """Its output projection."""
@@ -221,6 +234,15 @@ class ResidualModel:
         output = self.output(layer)
         stored = output.weight if isinstance(output, Conv1D) else output.weight.T
         return stored.view(self.graph.n_heads, self.d_head, self.d_model)
+
+    def first_of_mlp(self, layer: int) -> Any:
+        """The module whose input is what the MLP reads."""
+        return self.norm(layer, self.parts.norm_mlp or self.parts.mlp[0])
+
+    def last_norm(self) -> Any:
+        """The norm after the last block, whose input is what the logits read."""
+        last_block = architecture_of(self.model).block.format(self.graph.n_layers - 1)
+        return self.base.get_submodule(last_norm_of(self.model, last_block))
 
     def last_of_mlp(self, layer: int) -> Any:
         """The module whose output is what the MLP writes."""

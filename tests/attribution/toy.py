@@ -1,6 +1,7 @@
 """A token task over fixed random rows, and a linear model on which effects add up."""
 
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from functools import lru_cache
 from types import SimpleNamespace
 from typing import Any
@@ -16,7 +17,7 @@ from circuitcut.masks.ablation import (
 )
 from circuitcut.masks.gating import gated
 from circuitcut.models.sites import Site
-from circuitcut.tasks.base import Batch, Metric, Split, Task, TaskOptions
+from circuitcut.tasks.base import Batch, Metric, Predictions, Split, Task, TaskOptions
 from circuitcut.training.objectives import margin
 
 N_TOKENS, N_SPECIAL, SEQ = 12, 2, 5
@@ -77,6 +78,14 @@ class ToyTask(Task):
 
     def n_examples(self, split: Split) -> int:
         raise NotImplementedError
+
+
+class DoubleTask(ToyTask):
+    """Its logits are not rounded to single precision, as those of tasks are."""
+
+    def _predictions(self, logits: Tensor, batch: Batch, where: Tensor) -> Predictions:
+        rounded = super()._predictions(logits, batch, where)
+        return replace(rounded, logits=logits[where[self.counted(batch)]])
 
 
 @lru_cache(maxsize=4096)

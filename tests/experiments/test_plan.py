@@ -10,7 +10,11 @@ import torch
 
 from circuitcut.attribution.abilities import ABILITIES
 from circuitcut.attribution.registry import METHODS
-from circuitcut.experiments.defaults.of_mask import WITHOUT_BUDGET, settings_of
+from circuitcut.experiments.defaults.of_mask import (
+    WITHOUT_BUDGET,
+    methods_of,
+    settings_of,
+)
 from circuitcut.experiments.load import load
 from circuitcut.experiments.mask_config import MaskConfig
 from circuitcut.experiments.plan import Plan, plan, read_superset
@@ -51,6 +55,13 @@ def test_a_gate_changes_the_recipe_as_it_says():
 def test_every_gate_has_its_settings_and_every_method_its_ability():
     assert {name: gate.settings_class for name, gate in GATES.items()} == SETTINGS
     assert list(METHODS) == list(ABILITIES)
+
+
+def test_all_leaves_out_what_runs_the_model_for_every_unit():
+    assert not {"patching", "acdc"} & {*methods_of(["all"], ["edges"])}
+    assert methods_of(["patching", "acdc"], ["edges"]) == ["patching", "acdc"]
+    with pytest.raises(UserError, match="acdc ranks edges alone"):
+        methods_of(["acdc"], ["heads"])
 
 
 def test_flags_come_before_the_gate_and_the_gate_before_the_task():

@@ -426,6 +426,7 @@ RESULTS: dict[str, Callable[[], dict[str, Any]]] = {
     "import_mask": runs.import_results,
     "faithfulness": runs.faithfulness_results,
     "stability": runs.stability_results,
+    "trace": runs.trace_results,
     "knowledge": knowledge_results,
 }
 RUNS = {

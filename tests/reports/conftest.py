@@ -382,6 +382,51 @@ def stability_results() -> dict[str, Any]:
     }
 
 
+def trace_results() -> dict[str, Any]:
+    """Results of trace.py: the MLPs bring 60 % back at the last subject token."""
+    shares = {
+        ("hidden", "last subject"): (0.1, 0.5),
+        ("hidden", "last"): (0.0, 0.9),
+        ("mlp", "last subject"): (0.6, 0.2),
+        ("mlp", "last"): (None, None),
+    }
+    effects = [
+        {
+            "restored": restored,
+            "tokens": tokens,
+            "layer": layer,
+            "n_prompts": 2,
+            "indirect": 0.5 * (share or 0.0),
+            "normalised": share,
+            "interval": None if share is None else [share - 0.1, share + 0.1],
+        }
+        for (restored, tokens), of_layers in shares.items()
+        for layer, share in enumerate(of_layers)
+    ]
+    prompt = {"subject": "Paris", "object": "France", "clean": 0.75, "corrupted": 0.25}
+    return {
+        "kind": "trace",
+        "task": "locations",
+        "model": "minilm",
+        "units": [],
+        "n_units": None,
+        "tracing": {
+            "noise": 3.0,
+            "sigma": 0.25,
+            "n_noise": 10,
+            "window": 2,
+            "n_asked": 5,
+            "left_out": {"prompts whose object does not have rank 1": 3},
+            "clean": 0.75,
+            "corrupted": 0.25,
+            "total_effect": 0.5,
+        },
+        "prompts": [{"text": f"{i}. Paris lies in", **prompt} for i in range(2)],
+        "effects": effects,
+        **METRICS,
+    }
+
+
 WriteRun = Callable[..., Path]
 
 

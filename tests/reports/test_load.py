@@ -18,6 +18,7 @@ from tests.reports.conftest import (
     mask_results,
     relearn_results,
     stability_results,
+    trace_results,
 )
 from tests.reports.known import knowledge_results
 from tests.reports.staged import stages_results
@@ -31,6 +32,7 @@ RESULTS: dict[str, Callable[[], dict[str, Any]]] = {
     "faithfulness": faithfulness_results,
     "import_mask": import_results,
     "stability": stability_results,
+    "trace": trace_results,
     "relearn_stages": stages_results,
     "select_mask": select_results,
     "knowledge": knowledge_results,

@@ -19,6 +19,7 @@ from tests.reports.conftest import (
     mask_results,
     relearn_results,
     stability_results,
+    trace_results,
 )
 from tests.reports.weighed import select_results, weight_results
 
@@ -30,6 +31,7 @@ RESULTS = [
     import_results(),
     faithfulness_results(),
     stability_results(),
+    trace_results(),
     select_results(),
     weight_results(),
 ]
