@@ -1,6 +1,7 @@
 """Time and peak memory of a step, the latter as measured by torch's allocator."""
 
 import json
+import os
 import tempfile
 import time
 from collections.abc import Callable
@@ -68,6 +69,7 @@ def peak_bytes(
         before = torch.cuda.memory_allocated(device)
         step()
         return torch.cuda.max_memory_allocated(device) - before
+    os.environ.setdefault("KINETO_LOG_LEVEL", "6")  # no lines about its start and end
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiled:
         step()
     with tempfile.TemporaryDirectory() as folder:

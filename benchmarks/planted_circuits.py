@@ -26,7 +26,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
-from circuitcut.benchmarks.planted_edges import (
+from circuitcut.benchmarks.planted.edges import (
     CIRCUITS,
     VARIATIONS,
     PlantedCircuit,

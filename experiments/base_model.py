@@ -80,9 +80,12 @@ def with_base_model(
             f"{config.model_name!r} is used as it comes, so it cannot be trained "
             "without the concept; leave never_learned out, or use --base always"
         )
-    experiment.loaded.model.to(experiment.accelerator.device).eval()
-    experiment.loaded.model.requires_grad_(False)
-    return experiment
+    loaded = experiment.loaded
+    loaded.model.to(experiment.accelerator.device).eval().requires_grad_(False)
+    if without_concept:
+        return experiment
+    task = experiment.task.for_model(loaded.model, loaded.weights_sha256)
+    return replace(experiment, task=task)
 
 
 def warning_of_base(experiment: Experiment) -> str | None:
@@ -358,16 +361,20 @@ def _canonical_json(value: Any) -> str:
 def _options_dict(experiment: Experiment) -> dict[str, Any]:
     """JSON-able form of the task options, with the concept that the task chose.
 
-    Without the kind of language model, which the hash of the weights tells, and without
-    the number of sampled prompts, which changes no training. Without a list of words
-    its entry is left out, so that base models from before there were lists are found.
+    Without the kind of language model, which the hash of the weights tells, without
+    the number of sampled prompts, which changes no training, without a list of words
+    that is not there, and without the options of facts that have their default values
+    or change the corpus, which is hashed itself.
     """
     options = asdict(experiment.config.task_options("first"))
     if options["concept_words"] is None:
         del options["concept_words"]
     options["concept"] = options["concept"] or experiment.task.concept
+    left_out = {"masked_lm", "n_prompts", "split_by", "n_facts"}
+    if options["n_paraphrases"] is None:
+        left_out.add("n_paraphrases")
     return {
         key: str(v) if isinstance(v, Path) else v
         for key, v in options.items()
-        if key not in ("masked_lm", "n_prompts")
+        if key not in left_out
     }

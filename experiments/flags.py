@@ -39,7 +39,8 @@ class TaskConfig:
             *("task", "data", "data_format", "labels_file", "retain_data", "concept"),
             *("concept_words", "text_column", "label_column", "concept_values"),
             *("hub_config", "hub_revision", "max_length", "prefix", "bos", "chat"),
-            *("split_seed", "n_heldout", "n_prompts"),
+            *("split_seed", "n_heldout", "n_prompts", "split_by", "n_facts"),
+            "n_paraphrases",
         ),
         "model": (
             *("model", "revision", "base", "base_steps", "base_lr", "base_recipe"),
@@ -67,11 +68,14 @@ class TaskConfig:
     data_format: str = flag("auto", "format of --data where it cannot be told")
     labels_file: Path | None = flag(None, "label file of a token/label pair")
     retain_data: str | None = flag(
-        None, "further text to retain (ioi, prompts, toxicity): file, folder, hub:name"
+        None,
+        "further text to retain (facts, ioi, prompts, toxicity): a file, a folder or "
+        "hub:name",
     )
     concept: str | None = flag(
         None,
-        "the concept: an entity type (locations, words), digits like 3 or 3,8 (mnist)",
+        "the concept: an entity type (locations, words), digits like 3 or 3,8 (mnist), "
+        "a relation like P36, subject:NAME or a table of facts (facts)",
     )
     concept_words: Path | None = flag(
         None,
@@ -137,6 +141,17 @@ class TaskConfig:
         "toxicity: held-out prompts whose sampled continuations are scored",
         within=Range(2, 10**9),
     )
+    split_by: Literal["subject", "object"] = flag(
+        "subject", "facts: what no two splits share; object: neither subject nor object"
+    )
+    n_facts: int = flag(
+        200,
+        "facts: most facts of the concept, and most of all others together",
+        within=Range(4, 10**9),
+    )
+    n_paraphrases: int | None = flag(
+        None, "facts: most prompts of one fact; default: all", within=COUNT
+    )
     run_dir: Path = flag(DEFAULT_PARENT, "parent folder of the run directories")
 
     def __post_init__(self) -> None:
@@ -200,6 +215,9 @@ class TaskConfig:
             masked_lm=masked_lm,
             split_seed=self.split_seed,
             n_prompts=self.n_prompts,
+            split_by=self.split_by,
+            n_facts=self.n_facts,
+            n_paraphrases=self.n_paraphrases,
         )
 
 
@@ -311,7 +329,13 @@ _OF_DATA = (
     *("concept_values", "hub_config", "hub_revision"),
 )
 """Flags about `--data`; built-in data know none of them."""
-DATA_FLAGS = ("task", "data", "retain_data", "concept", "split_seed", *_OF_DATA)
+_OF_SOME_TASKS = (
+    *("retain_data", "concept", "n_prompts", "split_by", "n_facts", "n_paraphrases"),
+)
+DATA_FLAGS = (
+    *("task", "data", "retain_data", "concept", "split_seed", *_OF_DATA),
+    *("split_by", "n_facts", "n_paraphrases"),
+)
 """Flags that decide the records of a task."""
 
 
@@ -324,7 +348,7 @@ def check_data_flags(config: TaskConfig) -> None:
     defaults = {f.name: f.default for f in fields(TaskConfig)}
     given = [
         name
-        for name in (*_OF_DATA, *TEXT_OPTIONS, "retain_data", "concept", "n_prompts")
+        for name in (*_OF_DATA, *TEXT_OPTIONS, *_OF_SOME_TASKS)
         if getattr(config, name) not in (defaults[name], [])
     ]
     for name in given:

@@ -149,7 +149,7 @@ def ablation_values(
         return mean_values(
             experiment.loaded.model,
             sites,
-            _mean_batches(experiment, key, n_positions, settings.per_position),
+            mean_batches(experiment, key, n_positions, settings.per_position),
             per_position=settings.per_position,
         )
     if settings.ablation == "counterfactual":  # recorded batch by batch
@@ -157,7 +157,7 @@ def ablation_values(
     return zero_values(sites)
 
 
-def _mean_batches(
+def mean_batches(
     experiment: Experiment, key: str, n_positions: int, per_position: bool
 ) -> Iterator[tuple[dict[str, Tensor], Tensor]]:
     """Inputs and counted positions of the `mask` split, or of every n-th example.

@@ -114,8 +114,7 @@ def with_flags_of_run(config: Config, path: Path) -> Config:
         UserError: When `config.json` is missing or empty, is of another run than the
             mask, or nothing tells the task of the mask.
     """
-    saved, file = _flags_at(path)
-    check_saved(TaskConfig, saved, file)
+    saved = _flags_at(path)
     default = type(config)()
     deciding = [f.name for f in fields(TaskConfig) if f.metadata["decides_defaults"]]
     given = {f.name for f in fields(TaskConfig) if _is_given(config, default, f.name)}
@@ -132,8 +131,7 @@ def with_flags_of_run(config: Config, path: Path) -> Config:
 
 def task_flags_at(path: Path) -> dict[str, Any]:
     """The task flags that a mask was made with, by name; see `with_flags_of_run`."""
-    saved, file = _flags_at(path)
-    check_saved(TaskConfig, saved, file)
+    saved = _flags_at(path)
     return _typed(TaskConfig, saved)
 
 
@@ -141,8 +139,8 @@ def _is_given(config: TaskConfig, default: TaskConfig, name: str) -> bool:
     return bool(getattr(config, name) != getattr(default, name))
 
 
-def _flags_at(path: Path) -> tuple[dict[str, Any], Path]:
-    """The flags that a mask was made with, and the file that they stand in.
+def _flags_at(path: Path) -> dict[str, Any]:
+    """The flags that a mask was made with, checked as those of a task.
 
     Raises:
         UserError: See `with_flags_of_run`.
@@ -157,7 +155,9 @@ def _flags_at(path: Path) -> tuple[dict[str, Any], Path]:
         made_with = read_header(path)["provenance"]
     run = path if (path / "config.json").exists() else run_holding(path)
     if run is None:
-        return _flags_of_mask(path, made_with), path / HEADER_FILE
+        saved = _flags_of_mask(path, made_with)
+        check_saved(TaskConfig, saved, path / HEADER_FILE)
+        return saved
     saved = read_config(run)
     found = differences(saved.get(PROVENANCE) or {}, made_with)
     task = made_with.get("task")
@@ -168,7 +168,8 @@ def _flags_at(path: Path) -> tuple[dict[str, Any], Path]:
             f"{path / HEADER_FILE} is not the mask of {run / 'config.json'}: it was "
             f"made with other {', '.join(found)}; restore both files"
         )
-    return saved, run / "config.json"
+    check_saved(TaskConfig, saved, run / "config.json")
+    return saved
 
 
 def _flags_of_mask(path: Path, made_with: Mapping[str, Any]) -> dict[str, Any]:

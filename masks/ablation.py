@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from circuitcut.masks.edges.sites import modules_and_edges, n_seen
 from circuitcut.masks.gate_settings import AblationKind
+from circuitcut.masks.neurons.rule import Rule, RuleKind
 from circuitcut.models.sites import Site
 from circuitcut.storage.errors import UserError
 from circuitcut.storage.modes import evaluating
@@ -27,20 +28,60 @@ class AblationValues:
     one. For `edges` it is the outputs of the writers before the site's readers:
     (writer, d_model), (writer, position, d_model) or (writer, batch, position,
     d_model); see `masks/edges/sites.py`.
+
+    With a `rule` the sites are of neurons: an ablated one changes as the rule says, and
+    where it says so. `values` are then the means of a rule `mean`.
+
+    Raises:
+        UserError: When the kind is not the rule's, or a rule lacks `flipped`.
     """
 
-    kind: AblationKind
+    kind: AblationKind | RuleKind
     values: Mapping[str, Tensor]
+    rule: Rule | None = None
+    flipped: Mapping[str, Bool[Tensor, "_unit"]] = field(default_factory=dict)
+    """Of a rule: True, (width,) by site name, where w_gate . w_in < 0, so that the
+    neuron's activation counts times -1."""
+
+    def __post_init__(self) -> None:
+        expected = self.kind if self.rule is None else self.rule.kind
+        if self.kind != expected or bool(self.flipped) != (self.rule is not None):
+            raise UserError(
+                f"ablation values of kind {self.kind} must have the rule of that kind "
+                f"with the signs of its neurons, got {self.rule} and signs at "
+                f"{len(self.flipped)} sites; make them with rule_values"
+            )
+        if self.rule is None and self.kind in ("fixed", "cap", "relu", "scale"):
+            raise UserError(
+                f"ablation values of kind {self.kind} need a rule; make them with "
+                "rule_values"
+            )
+
+    @property
+    def kind_without_rule(self) -> AblationKind:
+        """Zero, mean or counterfactual.
+
+        Raises:
+            UserError: When the values follow a rule.
+        """
+        kind = self.kind
+        if self.rule is None and (kind == "counterfactual" or kind == "zero"):
+            return kind
+        if self.rule is None and kind == "mean":
+            return kind
+        raise UserError(
+            f"ablation {kind} by a rule is for neurons; use zero, mean or "
+            "counterfactual values here"
+        )
 
     @property
     def is_pooled(self) -> bool:
         """Whether one value holds for all positions, so that a bias can contain it.
 
-        False for edges.
+        False for edges and for rules.
         """
-        return self.kind != "counterfactual" and all(
-            value.dim() <= 1 for value in self.values.values()
-        )
+        is_one = self.kind != "counterfactual" and self.rule is None
+        return is_one and all(value.dim() <= 1 for value in self.values.values())
 
 
 def zero_values(sites: Sequence[Site]) -> AblationValues:
@@ -189,11 +230,11 @@ def _record(
                 keep = partial(_keep_input, recorded, site.name)
                 handle = module.register_forward_pre_hook(keep)
             hooks.callback(handle.remove)
-        _without_head(model, sites)(**inputs)
+        without_head(model, sites)(**inputs)
     return recorded
 
 
-def _without_head(model: nn.Module, sites: Sequence[Site]) -> nn.Module:
+def without_head(model: nn.Module, sites: Sequence[Site]) -> nn.Module:
     """The smallest part of a transformers model that holds the sites: often the base.
 
     The head of a language model costs a fifth of a small one, and gigabytes of logits.

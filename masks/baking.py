@@ -59,6 +59,8 @@ def _check_cut(ablated: AblationValues, special_ids: Sequence[int]) -> None:
     reason = None
     if special_ids:
         reason = f"does not act at the positions of special_ids {tuple(special_ids)}"
+    elif ablated.rule is not None:
+        reason = f"ablates by a rule ({ablated.kind}, {ablated.rule.condition})"
     elif ablated.kind == "counterfactual":
         reason = "takes its ablation values from paired inputs (counterfactual)"
     elif not ablated.is_pooled:
@@ -66,7 +68,7 @@ def _check_cut(ablated: AblationValues, special_ids: Sequence[int]) -> None:
     if reason is not None:
         raise UserError(
             f"a mask that {reason} cannot be baked, because weights are the same at "
-            "all positions; apply it with FrozenMask.applied instead"
+            "all tokens; apply it with FrozenMask.applied instead"
         )
 
 

@@ -233,7 +233,7 @@ class FrozenMask:
             n_units=self.n_units,
             provenance=dict(self.provenance),
         )
-        write_mask_files(folder, header, self.keep, self.ablated.values)
+        write_mask_files(folder, header, self.keep, self.ablated)
 
     @classmethod
     def load(
@@ -258,7 +258,7 @@ class FrozenMask:
             UserError: When a file is missing, truncated or inconsistent, or the mask is
                 for another model; the message names the file or all differences.
         """
-        header, keep, values = read_mask_files(path)
+        header, keep, ablated = read_mask_files(path)
         sites, special_ids = header.site_tuple(), tuple(header.special_ids)
         if model is not None:
             check_model(
@@ -270,7 +270,6 @@ class FrozenMask:
                 config_hash=config_hash,
                 allow_other_weights=allow_other_weights,
             )
-        ablated = AblationValues(header.ablation, values)
         return cls(keep, sites, ablated, special_ids, header.provenance)
 
 

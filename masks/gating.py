@@ -25,9 +25,14 @@ from circuitcut.masks.edges.sites import (
     writer_values,
 )
 from circuitcut.masks.mixing import Rows, mix
+from circuitcut.masks.neurons.rule_gate import RuleGate
 from circuitcut.masks.uncopied import uncopied
 from circuitcut.models.sites import Site
-from circuitcut.models.spared import FIRST_POSITION, spared_positions
+from circuitcut.models.spared import (
+    FIRST_POSITION,
+    first_positions,
+    spared_positions,
+)
 from circuitcut.storage.errors import UserError
 
 _FEW = 0.1
@@ -66,15 +71,21 @@ def gated(
         UserError: When a site is not in the model, or its gates or ablation values have
             the wrong shape.
     """
-    batch = _Batch(special_ids)
+    batch = _Batch(special_ids, ablated.rule.positions if ablated.rule else ())
     modules, edges = modules_and_edges(sites)
+    if edges and ablated.rule is not None:
+        raise UserError(
+            f"ablation {ablated.kind} by a rule is for neurons, got edges; use zero, "
+            "mean or counterfactual values"
+        )
     gates = [
         gate
         for site in modules
         if (gate := _gate(model, site, keep, ablated, batch)) is not None
     ]
     with ExitStack() as stack:
-        stack.enter_context(uncopied([model, *(gate.module for gate in gates)]))
+        hooked = [module for gate in gates for module in gate.modules]
+        stack.enter_context(uncopied([model, *hooked]))
         if special_ids or not ablated.is_pooled:
             # the base: it also runs alone, without its head
             base: nn.Module = getattr(model, "base_model", model)
@@ -95,8 +106,9 @@ def gated(
 class _Batch:
     """Facts about the inputs of the current forward pass that the gates need."""
 
-    def __init__(self, special_ids: Sequence[int]):
+    def __init__(self, special_ids: Sequence[int], positions: Sequence[int] = ()):
         self.special_ids = tuple(special_ids)
+        self.positions = tuple(positions)
         self.rows: Rows | None = None
         self.n_cached = 0
         self.is_paused = False
@@ -113,16 +125,22 @@ class _Batch:
     def read(self, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         cache = kwargs.get("past_key_values")
         self.n_cached = 0 if cache is None else cache.get_seq_length()
-        if not self.special_ids:
+        if not self.special_ids and not self.positions:
             return
         ids = kwargs.get("input_ids", args[0] if args else None)
         if ids is None:
+            name = "special_ids" if self.special_ids else "positions"
             raise UserError(
-                "argument special_ids needs a model called with input_ids, got none; "
-                "pass input_ids or no special_ids"
+                f"argument {name} needs a model called with input_ids, got none; pass "
+                f"input_ids or no {name}"
             )
         mask = kwargs.get("attention_mask")
         spared = spared_positions(ids, mask, self.special_ids, self.n_cached)
+        if self.positions:
+            seq = torch.arange(ids.shape[1], device=ids.device) + self.n_cached
+            place = seq - first_positions(ids, mask)[:, None]  # (batch, seq)
+            asked = torch.tensor(self.positions, device=ids.device)
+            spared |= ~torch.isin(place, asked)
         self.rows = spared.nonzero(as_tuple=True)
 
 
@@ -143,6 +161,11 @@ class _Gate(ABC):
         self.keep = keep
         self.value = value
         self.batch = batch
+
+    @property
+    def modules(self) -> tuple[nn.Module, ...]:
+        """Modules that are changed."""
+        return (self.module,)
 
     @abstractmethod
     def install(self) -> Callable[[], object]:
@@ -259,7 +282,7 @@ def _gate(
     keep: Mapping[str, Tensor],
     ablated: AblationValues,
     batch: _Batch,
-) -> _Gate | None:
+) -> _Gate | RuleGate | None:
     """The gates of one site; None if a frozen mask keeps all its units."""
     try:
         module = model.get_submodule(site.module)
@@ -270,6 +293,8 @@ def _gate(
     gates = _gates_at(site, keep)
     if gates.dtype == torch.bool and bool(gates.all()):
         return None
+    if ablated.rule is not None:
+        return RuleGate(model, site, gates, ablated, batch)
     kind = _WeightGate if site.kind == "weights" else _ActivationGate
     return kind(module, site, gates, value_of(ablated, site), batch)
 
@@ -318,8 +343,13 @@ def value_of(ablated: AblationValues, site: Site) -> Tensor | None:
     """The ablation value of a site; None means zero, which is faster.
 
     Raises:
-        UserError: When `ablated` has no value at this site.
+        UserError: When `ablated` has no value at this site, or is a rule.
     """
+    if ablated.rule is not None:
+        raise UserError(
+            f"ablation {ablated.kind} by a rule has no one value at {site.name}; for "
+            "this method take zero or mean at all tokens"
+        )
     if ablated.kind == "zero":
         return None
     if site.name not in ablated.values:

@@ -1,8 +1,9 @@
 """Read and write the two files of a frozen mask, and check that it fits a model.
 
 `mask.safetensors` holds `keep/SITE` (bool) and `value/SITE` (the ablation values,
-unless they are zero); `mask.json` holds the sites, the origin of the mask, and the
-SHA-256 of the tensor file and of its own entries. Format version 1.
+unless they are zero), and of a mask whose ablation follows a rule `flipped/SITE` (bool,
+the signs of its neurons); `mask.json` holds the sites, that rule, the origin of the
+mask, and the SHA-256 of the tensor file and of its own entries. Format version 1.
 """
 
 import dataclasses
@@ -16,13 +17,14 @@ import torch
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from circuitcut.masks.ablation import AblationKind
+from circuitcut.masks.ablation import AblationKind, AblationValues
 from circuitcut.masks.edges.sites import (
     check_one_graph,
     graph_difference,
     modules_and_edges,
     n_seen,
 )
+from circuitcut.masks.neurons.rule import Rule, RuleKind, Sign
 from circuitcut.models.names import UnitKind
 from circuitcut.models.residual.graph import (
     AttentionBias,
@@ -59,7 +61,7 @@ TENSOR_FILE, HEADER_FILE = "mask.safetensors", "mask.json"
 _MOST_LAYERS = 10_000
 _Size = Annotated[int, Between(1, _MOST_LAYERS)]
 """Layers, or heads of a layer."""
-_SINCE_DECEMBER_2026 = {"sha256", "header_sha256"}
+_SINCE_DECEMBER_2026 = {"sha256", "header_sha256", "rule"}
 """Entries that older masks lack."""
 
 
@@ -68,7 +70,7 @@ class MaskHeader:
     """The content of `mask.json`."""
 
     sites: list[dict[str, Any]]
-    ablation: AblationKind
+    ablation: AblationKind | RuleKind
     special_ids: list[int]
     n_ablated: int
     n_units: int
@@ -79,6 +81,22 @@ class MaskHeader:
     """Of `mask.safetensors`; None in masks before December 2026."""
     header_sha256: str | None = None
     """Of all other entries; None in masks before December 2026."""
+    rule: dict[str, Any] | None = None
+    """Fields of a `Rule` but its kind; None, and not written, where there is none."""
+
+    def ablation_values(
+        self, values: Mapping[str, Tensor], flipped: Mapping[str, Tensor]
+    ) -> AblationValues:
+        """The ablation values of these tensors.
+
+        Raises:
+            UserError: When the rule is none that there can be.
+        """
+        if self.rule is None:
+            return AblationValues(self.ablation, values)
+        fields: dict[str, Any] = {**self.rule, "kind": self.ablation}
+        fields["positions"] = tuple(fields["positions"])
+        return AblationValues(self.ablation, values, Rule(**fields), flipped)
 
     def site_tuple(self) -> tuple[Site, ...]:
         """The sites as objects."""
@@ -101,16 +119,23 @@ def write_mask_files(
     folder: Path,
     header: MaskHeader,
     keep: Mapping[str, Tensor],
-    values: Mapping[str, Tensor],
+    ablated: AblationValues,
 ) -> None:
     """Write both files into `folder`, each one atomically."""
     tensors = {f"keep/{name}": kept for name, kept in keep.items()}
     if header.ablation != "zero":
-        stored = _stored_values(header.site_tuple(), values)
+        stored = _stored_values(header.site_tuple(), ablated.values)
         tensors |= {f"value/{name}": value for name, value in stored.items()}
+    if ablated.rule is not None:
+        tensors |= {f"flipped/{name}": f for name, f in ablated.flipped.items()}
+        rule = asdict(ablated.rule)
+        del rule["kind"]
+        header = replace(header, rule=rule)
     write_tensors(folder / TENSOR_FILE, tensors)
     header = replace(header, sha256=file_digest(folder / TENSOR_FILE))
     entries = jsonable(asdict(header))
+    if header.rule is None:
+        del entries["rule"]
     entries["header_sha256"] = _digest(entries)
     write_json(folder / HEADER_FILE, entries)
 
@@ -147,7 +172,7 @@ def _digest(entries: Mapping[str, Any]) -> str:
 
 def read_mask_files(
     path: Path,
-) -> tuple[MaskHeader, dict[str, Tensor], dict[str, Tensor]]:
+) -> tuple[MaskHeader, dict[str, Tensor], AblationValues]:
     """Header, `keep` and ablation values of a mask, checked for consistency.
 
     Args:
@@ -171,7 +196,13 @@ def read_mask_files(
         for site in sites
         if f"value/{site.name}" in tensors
     }
-    return header, keep, _values_of_all(sites, values)
+    flipped = {
+        site.name: tensors[f"flipped/{site.name}"]
+        for site in sites
+        if header.rule is not None
+    }
+    ablated = header.ablation_values(_values_of_all(sites, values), flipped)
+    return header, keep, ablated
 
 
 def _folder(path: Path) -> Path:
@@ -310,6 +341,13 @@ class _Site(TypedDict):
     graph: NotRequired[_Graph | None]
 
 
+class _Rule(TypedDict):
+    theta: float | None
+    gate: Sign
+    post: Sign
+    positions: list[Count]
+
+
 class _Origin(Provenance, total=False):
     model: str | None
     revision: str | None
@@ -326,6 +364,7 @@ _TYPES: dict[str, Any] = {
     "n_units": Count,
     "sha256": Digest | None,
     "header_sha256": Digest | None,
+    "rule": _Rule | None,
 }
 
 
@@ -352,7 +391,8 @@ def _header(path: Path, fields: Any) -> MaskHeader:
             f"{path} has the polarity {shown(fields['polarity'])}, this program needs "
             f"{POLARITY!r}; convert the file"
         )
-    if fields["ablation"] not in get_args(AblationKind):
+    kinds = get_args(AblationKind) if fields.get("rule") is None else get_args(RuleKind)
+    if fields["ablation"] not in kinds:
         raise UserError(
             f"{path} has the unknown ablation kind {shown(fields['ablation'])}"
         )
@@ -360,7 +400,21 @@ def _header(path: Path, fields: Any) -> MaskHeader:
     check_type(fields["provenance"], _Origin, f"{path}: provenance")
     header = MaskHeader(**fields)
     _check_sites(path, header.site_tuple())
+    if header.rule is not None:
+        _check_rule(path, header)
     return header
+
+
+def _check_rule(path: Path, header: MaskHeader) -> None:
+    """Refuse a rule that there cannot be, or one of units that are no neurons."""
+    try:
+        header.ablation_values({}, {"": torch.ones(1, dtype=torch.bool)})
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from error
+    if any(site.kind != "neurons" for site in header.site_tuple()):
+        raise UserError(
+            f"{path}: a rule is for sites of neurons alone, got others; restore it"
+        )
 
 
 def _check_sites(path: Path, sites: Sequence[Site]) -> None:
@@ -396,6 +450,9 @@ def _check_tensors(path: Path, header: MaskHeader, tensors: dict[str, Tensor]) -
         modules, edges = modules_and_edges(sites)
         needed |= {f"value/{site.name}" for site in (*modules, *edges[-1:])}
         allowed = needed | {f"value/{site.name}" for site in sites}
+    if header.rule is not None:
+        needed |= {f"flipped/{site.name}" for site in sites}
+        allowed |= needed
     if missing := sorted(needed - set(tensors)):
         raise UserError(
             f"{path} lacks the tensors {missing} that {HEADER_FILE} requires"
@@ -412,7 +469,14 @@ def _check_tensors(path: Path, header: MaskHeader, tensors: dict[str, Tensor]) -
                 f"{path}: keep/{site.name} must be {site.n_units} bools, got "
                 f"{kept.dtype} of shape {tuple(kept.shape)}"
             )
-        _check_value(path, site, tensors.get(f"value/{site.name}"))
+        value = tensors.get(f"value/{site.name}")
+        _check_value(path, site, value, is_rule=header.rule is not None)
+        flipped = tensors.get(f"flipped/{site.name}", kept)
+        if flipped.dtype != torch.bool or flipped.shape != (site.n_units,):
+            raise UserError(
+                f"{path}: flipped/{site.name} must be {site.n_units} bools, got "
+                f"{flipped.dtype} of shape {tuple(flipped.shape)}"
+            )
     n_ablated = sum(int((~tensors[f"keep/{site.name}"]).sum()) for site in sites)
     n_units = sum(site.n_units for site in sites)
     if (header.n_ablated, header.n_units) != (n_ablated, n_units):
@@ -422,7 +486,9 @@ def _check_tensors(path: Path, header: MaskHeader, tensors: dict[str, Tensor]) -
         )
 
 
-def _check_value(path: Path, site: Site, value: Tensor | None) -> None:
+def _check_value(
+    path: Path, site: Site, value: Tensor | None, *, is_rule: bool
+) -> None:
     """Refuse ablation values of another shape or type, or that are not finite."""
     if value is None:
         return
@@ -431,6 +497,8 @@ def _check_value(path: Path, site: Site, value: Tensor | None) -> None:
         expected = f"({n_seen(site)} writers, d_model)"
     elif site.kind == "weights":  # the module's input, whose width the site leaves open
         fits, expected = value.dim() in (1, 2), "(width of the input,)"
+    elif is_rule and value.dim() != 1:
+        fits, expected = False, f"({site.width},)"
     else:
         fits = value.dim() in (1, 2) and value.shape[-1] == site.width
         expected = f"({site.width},)"

@@ -10,7 +10,7 @@ last LayerNorm.
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from operator import attrgetter
 from typing import Any
 
@@ -54,6 +54,9 @@ class Architecture:
     """The last existing module of these; its output is the embedding level."""
     is_decoder: bool = True
     d_mlp: Callable[[Any], int] = attrgetter("intermediate_size")
+    gate: str | None = None
+    """Module of a gated MLP whose output, or the first half of it, is (batch, seq,
+    d_mlp) before the non-linearity; None: the MLP has no gate."""
 
 
 _GPT2 = Architecture(
@@ -79,7 +82,9 @@ _LLAMA = Architecture(
     heads="layers.{}.self_attn.o_proj",
     hidden="layers.{}",
     embeddings=("embed_tokens",),
+    gate="layers.{}.mlp.gate_proj",
 )
+_PHI3 = replace(_LLAMA, gate="layers.{}.mlp.gate_up_proj")  # the gate's rows first
 _BERT = Architecture(
     block="encoder.layer.{}",
     neurons="encoder.layer.{}.output.dense",
@@ -115,7 +120,7 @@ ARCHITECTURES: dict[str, Architecture] = {
     "qwen3": _LLAMA,
     "gemma2": _LLAMA,
     "olmo2": _LLAMA,
-    "phi3": _LLAMA,
+    "phi3": _PHI3,
     "bert": _BERT,
     "roberta": _BERT,
     "xlm-roberta": _BERT,
@@ -131,7 +136,7 @@ def architecture_of(model: nn.Module) -> Architecture:
     Raises:
         UserError: When the model has no configuration or its type is not in the table.
     """
-    config = getattr(model, "config", None)
+    config = _config_of(model)
     return architecture_named(getattr(config, "model_type", type(model).__name__))
 
 
@@ -231,6 +236,21 @@ def sites_of(
             f"{requested_layers}; choose other units or layers"
         )
     return tuple(sites)
+
+
+def gate_path(model: nn.Module, site: Site) -> str | None:
+    """Path of the module that computes the gate of the neurons at `site`.
+
+    Its output, or the first half of it, is the gate before the non-linearity. None: the
+    MLP has no gate, or the site is none of neurons in the architecture table.
+    """
+    known = ARCHITECTURES.get(getattr(_config_of(model), "model_type", ""))
+    if known is None or known.gate is None or site.kind != "neurons":
+        return None
+    prefix = _prefix(model)
+    if site.module != prefix + known.neurons.format(site.layer):
+        return None
+    return prefix + known.gate.format(site.layer)
 
 
 def check_sites(model: nn.Module, sites: Sequence[Site]) -> None:
@@ -417,6 +437,16 @@ def edge_sites(model: nn.Module, graph: ResidualGraph) -> tuple[Site, ...]:
     )
 
 
+def final_norm_path(model: nn.Module) -> str:
+    """Path of the norm after the last block, or at its end.
+
+    Raises:
+        UserError: When the architecture is not in the table, or has none.
+    """
+    last = architecture_of(model).block.format(n_layers(model) - 1)
+    return _prefix(model) + last_norm_of(model, last)
+
+
 def d_head(config: Any) -> int:
     """Width of a query head; Qwen 3 and Gemma 2 have it in their configuration."""
     head_dim = getattr(config, "head_dim", None)
@@ -425,6 +455,11 @@ def d_head(config: Any) -> int:
 
 def _config(model: nn.Module) -> Any:
     return model.config
+
+
+def _config_of(model: nn.Module) -> Any:
+    """The configuration; None: a network of its own."""
+    return getattr(model, "config", None)
 
 
 def _prefix(model: nn.Module) -> str:

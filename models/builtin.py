@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import psutil
 import torch
 from torch import nn
 from transformers import (
@@ -50,6 +51,16 @@ class BuiltinSizes:
     """Inputs of `mlp`."""
     d_hidden: int = 50
     """Hidden units of `mlp`."""
+
+    def n_matrix_weights(self, name: str) -> int:
+        """Weights of the matrices of the model `name`; a vocabulary is at its largest.
+
+        Heads and biases are left out.
+        """
+        if name == "mlp":
+            return self.n_pixels * self.d_hidden
+        in_blocks = self.n_layers * 12 * self.d_model**2
+        return in_blocks + (self.vocab_size + self.max_positions) * self.d_model
 
 
 def build_builtin(
@@ -133,6 +144,14 @@ def _check(
         raise UserError(
             f"d_model must be a multiple of n_heads={sizes.n_heads}, got "
             f"{sizes.d_model}"
+        )
+    # weights, gradients and the two moments of Adam, of 4 bytes each
+    needed, free = 16 * sizes.n_matrix_weights(name), psutil.virtual_memory().available
+    if needed > free:
+        raise UserError(
+            f"a {name} of these sizes takes {needed / 1e9:,.1f} GB to train, and "
+            f"{free / 1e9:,.1f} GB of memory are free; ask for fewer layers, a "
+            "narrower model (d_model, d_hidden) or fewer positions (--max_length)"
         )
 
 

@@ -3,7 +3,9 @@
 While `held`, an ablated unit hands its ablation value to the projection, and the
 projection's weights that read the unit (for `weights` sites the ablated weights
 themselves) get no gradient, no momentum and no decay. Weights elsewhere train. With
-adapters (`lora.py`) the columns of A that read the unit stay 0 in the same way.
+adapters (`lora.py`) the columns of A that read the unit stay 0 in the same way. Under a
+mask with a rule the unit changes as the rule says, and the weights that read it are
+frozen at all tokens.
 """
 
 from collections.abc import Iterator, Set
@@ -44,14 +46,20 @@ def check_holdable(mask: FrozenMask, holdings: Set[str]) -> None:
         holdings: How it is to be held: `lasting`, `one_shot`.
 
     Raises:
-        UserError: When it takes its values from paired inputs, or cuts edges and is to
-            be written into the weights.
+        UserError: When it takes its values from paired inputs, or cuts edges or follows
+            a rule and is to be written into the weights.
     """
     if mask.ablated.kind == "counterfactual":
         raise UserError(
             "a mask with counterfactual ablation values cannot be held in relearning: "
             "they come from paired inputs, which relearning data do not have; train "
             "one with --ablation zero or mean"
+        )
+    if mask.ablated.rule is not None and "one_shot" in holdings:
+        raise UserError(
+            f"a mask that ablates by a rule ({mask.ablated.kind}, "
+            f"{mask.ablated.rule.condition}) cannot be written into the weights, which "
+            "are the same at all tokens; use --holdings lasting"
         )
     if not cuts_edges(mask):
         return

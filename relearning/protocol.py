@@ -251,6 +251,10 @@ def mask_hash(mask: FrozenMask) -> str:
         parts += [site.name, mask.keep[site.name].cpu().numpy().tobytes()]
     for name, value in sorted(mask.ablated.values.items()):
         parts += [name, value.detach().cpu().float().numpy().tobytes()]
+    if mask.ablated.rule is not None:
+        parts.append(repr(mask.ablated.rule))
+        for name, flipped in sorted(mask.ablated.flipped.items()):
+            parts += [name, flipped.cpu().numpy().tobytes()]
     return content_hash(*parts)
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 import matplotlib
 from matplotlib.figure import Figure
 
+from circuitcut.reports import knowledge
 from circuitcut.reports.circuits.head_map import heads_by_layer
 from circuitcut.reports.drawing import STYLE, png, svg
 from circuitcut.reports.load import Run
@@ -61,8 +62,10 @@ FIGURES: dict[str, dict[str, Draw]] = {
     "attribute": {"score_by_size": score_by_size},
     "import_mask": {"mask_by_layer": mask_by_layer},
     "select_mask": {"mask_by_layer": mask_by_layer},
+    "knowledge": {"units_by_layer": knowledge.units_by_layer},
     "faithfulness": {"faithfulness": faithfulness_curves},
     "stability": {},
+    "class_effects": {},
     "relearn_stages": of_stages.FIGURES,
     "weight_classes": {
         "class_shares": class_shares,
@@ -78,6 +81,7 @@ FIGURES: dict[str, dict[str, Draw]] = {
 """Kind of run -> its figures in the order of the report."""
 
 CAPTIONS = of_stages.CAPTIONS | {
+    "units_by_layer": knowledge.CAPTION,
     "mask_by_layer": "Units that the frozen mask ablates in each layer: number, and "
     "share of the layer's units where there are few layers.",
     "heads_by_layer": "Every head of the model by layer and number. Crosses: ablated "

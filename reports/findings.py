@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from circuitcut.reports.circuits.edge_names import name_sentences
+from circuitcut.reports.knowledge import knowledge_findings
 from circuitcut.reports.load import SIDES, Run
 from circuitcut.reports.opening import (
     FAITHFUL,
@@ -121,9 +122,11 @@ FINDINGS: dict[str, Callable[[Run], list[str]]] = {
     "attribute": published_findings,
     "import_mask": named_findings,
     "select_mask": lambda _: [],
+    "knowledge": knowledge_findings,
     "faithfulness": faithfulness_findings,
     "stability": lambda _: [],
     "weight_classes": weight_findings,
+    "class_effects": lambda _: [],
     "relearn_stages": lambda _: [],
 }
 """Kind of run -> its further sentences."""

@@ -25,9 +25,11 @@ KIND_NAMES = {
     "attribute": "Attribution without training",
     "import_mask": "Imported mask",
     "select_mask": "Neurons of a class",
+    "knowledge": "Knowledge neurons",
     "faithfulness": "Faithfulness of circuits",
     "stability": "Stability of masks",
     "weight_classes": "Classes of neurons by weights",
+    "class_effects": "Ablation of a class of neurons",
 }
 NO_TASK = "none"
 """Stands for the task of a run that has none."""

@@ -4,11 +4,16 @@ import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from circuitcut.reports.knowledge import knowledge_opening
 from circuitcut.reports.load import SIDES, Run
 from circuitcut.reports.stages.tables import stages_opening
 from circuitcut.reports.tables import first_and_last
 from circuitcut.reports.verdict import KEPT, LOST, share_left, verdict
-from circuitcut.reports.weights.opening import selection_opening, weight_opening
+from circuitcut.reports.weights.opening import (
+    effects_opening,
+    selection_opening,
+    weight_opening,
+)
 from circuitcut.reports.words import (
     HOLDINGS,
     count_of,
@@ -295,9 +300,11 @@ OPENINGS: dict[str, Callable[[Run], Opening]] = {
     "attribute": attribution_opening,
     "import_mask": import_opening,
     "select_mask": selection_opening,
+    "knowledge": knowledge_opening,
     "faithfulness": faithfulness_opening,
     "stability": stability_opening,
     "weight_classes": weight_opening,
+    "class_effects": effects_opening,
     "relearn_stages": stages_opening,
 }
 """Kind of run -> its first sentences."""

@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from circuitcut.reports import knowledge
 from circuitcut.reports.circuits.edge_names import edge_rows, head_rows
 from circuitcut.reports.load import Run
 from circuitcut.reports.stages.change_tables import (
@@ -40,6 +41,14 @@ from circuitcut.reports.tables import (
     stability_rows,
 )
 from circuitcut.reports.verdict import THRESHOLDS
+from circuitcut.reports.weights.effect_tables import (
+    activity_rows,
+    changed_rows,
+    clean_rows,
+    draw_rows,
+    layer_rows,
+    summary_rows,
+)
 from circuitcut.reports.weights.tables import (
     bin_rows,
     change_rows,
@@ -97,6 +106,10 @@ FURTHER_NOTES = {
     "margin": "Margin: how far the right answer is preferred, in nats; 0 at chance.",
     "top1": "Top-1 accuracy: share of prompts whose most probable token, of the whole "
     "vocabulary, is the right one, 0 to 1; chance is near 0.",
+    "other_accuracy": "Accuracy on other facts: share of the prompts about known facts "
+    "of other relations whose object beats the other objects of its relation, 0 to 1.",
+    "near_accuracy": "Accuracy on neighbours: the same of prompts about other subjects "
+    "of which the concept's objects are true, 0 to 1.",
     "kl_retain": "KL: mean KL(uncut \u2016 cut) per position, in nats; 0 is no change "
     "of the predictions.",
 }
@@ -279,6 +292,28 @@ def _weight_tables(results: Results) -> list[Table]:
     return found
 
 
+def _effect_tables(results: Results) -> list[Table]:
+    corpus, selection = results["corpus"], results["selection"]
+    unit = "Loss and entropy in nats a token, rank 1 for the most likely token. "
+    over = (
+        f"{corpus['n_tokens']:,} tokens of {corpus['n_texts']:,} texts. Brackets: 95 % "
+        "interval, of the class over texts, of a control over draws."
+    )
+    often = (
+        "On: share of the tokens with a gate above 0. Quadrants: signs of the gate "
+        f"and of the activation. Cosines: weights {selection['convention']}."
+    )
+    by = "Promoted and suppressed: change of the probability of the next token."
+    return [
+        Table("Ablated minus clean", summary_rows(results), unit + over),
+        Table("How often neurons are on", activity_rows(results), often),
+        Table("Texts that change most", changed_rows(results), by),
+        Table("Every ablation and measure", draw_rows(results), unit + over),
+        Table("The clean model", clean_rows(results), unit + over),
+        Table("Frequencies by layer", layer_rows(results), often),
+    ]
+
+
 def _coarse(results: Results) -> list[Row]:
     return class_rows(results, "coarse") if results["weights"]["gated"] else []
 
@@ -397,6 +432,30 @@ def _stages_tables(results: Results) -> list[Table]:
     ]
 
 
+def _knowledge_tables(results: Results) -> list[Table]:
+    return [
+        Table(
+            "Probability of the object under scaled units",
+            knowledge.effect_rows(results),
+            "Change: mean over facts of after / before - 1; brackets: 95 % bootstrap "
+            "interval over facts. Facts without units are left out.",
+            flat(results["effects"]),
+        ),
+        Table(
+            "Units by layer",
+            knowledge.layer_rows(results),
+            "Share of all units of all prompts (coarse) or facts (refined).",
+            flat(results["layers"]),
+        ),
+        Table(
+            "Overlap of the units of two facts",
+            [dict(row) for row in results["overlap"]],
+            "Mean Jaccard index, 0 to 1; random: of sets of the same sizes drawn from "
+            "all neurons.",
+        ),
+    ]
+
+
 TABLES: dict[str, Callable[[Results], list[Table]]] = {
     "train_mask": _mask_tables,
     "relearn": _relearn_tables,
@@ -404,9 +463,11 @@ TABLES: dict[str, Callable[[Results], list[Table]]] = {
     "attribute": _score_tables,
     "import_mask": _import_tables,
     "select_mask": _site_table,
+    "knowledge": _knowledge_tables,
     "faithfulness": _faithfulness_tables,
     "stability": _stability_tables,
     "weight_classes": _weight_tables,
+    "class_effects": _effect_tables,
     "relearn_stages": _stages_tables,
 }
 """Kind of run -> its tables in the order of the report."""
@@ -428,6 +489,12 @@ TERMS = {
     "attribute": {key: CUT_TERMS[key] for key in ("concept, rest", "attribution cut")},
     "import_mask": {"ablated": "Replaced by the unit's ablation value."},
     "select_mask": {"ablated": "Replaced by the unit's ablation value."},
+    "knowledge": knowledge.TERMS,
+    "class_effects": {
+        "ablated": "Replaced by zero, a mean or another function of the activation.",
+        "control": "As many neurons of each layer outside the class, drawn at random; "
+        "by frequency: each of them is on about as often as one of the class.",
+    },
     "relearn": {
         "concept examples": "Training examples of the fine-tuning that hold the "
         "concept. Cut, uncut and randomly cut models get the same examples.",

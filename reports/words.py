@@ -20,13 +20,24 @@ METRICS = {
     "top1": "top-1 accuracy",
     "p_io": "P(indirect object)",
     "p_answer": "P(answer)",
+    "log_p": "log P(answer) (nats)",
+    "other_accuracy": "accuracy on other facts",
+    "other_top1": "top-1 accuracy on other facts",
+    "other_p_answer": "P(answer) of other facts",
+    "other_log_p": "log P(answer) of other facts (nats)",
+    "near_accuracy": "accuracy on neighbours",
+    "near_top1": "top-1 accuracy on neighbours",
+    "near_p_answer": "P(answer) of neighbours",
+    "near_log_p": "log P(answer) of neighbours (nats)",
     "template_nll": "loss on the prompts' other words (nats per token)",
     "copy_nll": "loss on texts that copy names (nats per token)",
     "kl_concept": "KL to uncut, concept (nats)",
     "kl_retain": "KL to uncut, rest (nats)",
 }
 """Key of a score -> its name; another key is shown without its underscores."""
-FURTHER = ("logit_difference", "margin", "top1")
+BESIDE = ("other_accuracy", "near_accuracy")
+"""Scores of what must survive beside the plain text, of the task facts."""
+FURTHER = ("logit_difference", "margin", "top1", *BESIDE)
 """Scores that tables show beside both main ones, where a run has them."""
 OF_A_GUESS = {"logit_difference": 0.0, "margin": 0.0}
 """What a guess scores, by definition; of main scores their metric says it."""

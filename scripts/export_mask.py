@@ -108,7 +108,7 @@ def main(config: ExportConfig) -> Path:
             config.out,
             graph,
             kept,
-            ablation=mask.ablated.kind,
+            ablation=mask.ablated.kind_without_rule,
             allow_difference=config.allow_difference,
         )
     else:
@@ -161,7 +161,7 @@ def _write_foreign(
         graph,
         kept,
         scores=scores,
-        ablation=mask.ablated.kind,
+        ablation=mask.ablated.kind_without_rule,
         shared=config.shared,
         allow_difference=config.allow_difference,
     )

@@ -44,7 +44,7 @@ from circuitcut.storage.flag_ranges import (
     quoted,
 )
 from circuitcut.storage.processes import by_first
-from circuitcut.storage.run_directory import RunDirectory
+from circuitcut.storage.run_directory import RunDirectory, is_run
 from circuitcut.tasks.settings.registry import DEFAULTS
 from circuitcut.training.config import parse_first, run_script
 from circuitcut.training.schedules import Schedule
@@ -74,7 +74,8 @@ class RelearnConfig(TaskConfig):
 
     mask: Path | None = flag(
         None,
-        "train_mask run; default: the newest finished one under --run_dir",
+        "train_mask, import_mask or select_mask run; default: the newest finished "
+        "train_mask run under --run_dir",
         decides_defaults=True,
     )
     conditions: list[str] = flag(
@@ -328,7 +329,7 @@ def _mask(config: RelearnConfig) -> tuple[Path, FrozenMask]:
     )
     mask = mask_at(path)
     if config.fresh_mask:
-        _check_fresh_mask(mask)
+        _check_fresh_mask(mask, path)
     return path, mask
 
 
@@ -410,12 +411,17 @@ def _after(runs: list[ConditionRun]) -> list[dict[str, Any]]:
     ]
 
 
-def _check_fresh_mask(mask: FrozenMask) -> None:
+def _check_fresh_mask(mask: FrozenMask, path: Path) -> None:
     """Refuse a fresh mask where its gates cannot be put in beside the held one.
 
     Raises:
-        UserError: When the mask is one of weights or edges.
+        UserError: When the mask is one of weights or edges, or was not trained.
     """
+    if is_run(path) and (kind := RunDirectory.open(path).kind) != "train_mask":
+        raise UserError(
+            "--fresh_mask needs a train_mask run, whose settings the fresh mask is "
+            f"trained with, got {kind} {path}; leave --fresh_mask out"
+        )
     for kind in ("weights", "edges"):
         if any(site.kind == kind for site in mask.sites):
             raise UserError(

@@ -2,13 +2,17 @@
 
     python scripts/select_mask.py --task ioi --model smollm2 --classes weakening
     python scripts/select_mask.py --task ioi --model smollm2 --classes weakening \
-        --control layer --seed 1
+        --control frequency --seed 1
+    python scripts/select_mask.py --task ioi --model smollm2 --classes weakening \
+        --ablation mean --when gate-/post+
 
 Classes are those of weight_classes.py, from the weights of the task's model. All
 neurons of the class are ablated, or --n_ablated of them, a --fraction, or --as_many_as
 another class has. --control ablates as many neurons of the same layers that are outside
-the class, drawn with --seed. Writes a new run under runs/ with mask.safetensors,
-mask.json and results.json; as long as it takes to load the model and measure means.
+the class, drawn with --seed, and with `frequency` on about as often. --when ablates at
+the tokens with these signs alone. Writes a new run under runs/ with mask.safetensors,
+mask.json and results.json; as long as it takes to load the model and measure means and
+frequencies on the task's split `mask`.
 """
 
 from dataclasses import dataclass
@@ -17,47 +21,39 @@ from typing import Any, ClassVar, Literal
 
 from circuitcut.experiments.flags import TaskConfig, run_dir_flag
 from circuitcut.masks.gate_settings import AblationKind
+from circuitcut.masks.neurons.rule import EVERYWHERE, Rule, rule_of
 from circuitcut.storage.command_lines import command
 from circuitcut.storage.errors import UserError
-from circuitcut.storage.flag_fields import flag
-from circuitcut.storage.flag_ranges import POSITIVE_SHARE, PROBABILITY, UNITS
+from circuitcut.storage.flag_fields import Headings, flag
 from circuitcut.storage.run_directory import RunDirectory
 from circuitcut.training.config import parse_first, run_script
-from circuitcut.weight_classes.names import CLASSES, class_named
-from circuitcut.weight_classes.settings import TAU, Convention
+from circuitcut.weight_classes.names import class_named
+from circuitcut.weight_classes.selection_flags import WHEN_HELP, ChoiceFlags, RuleFlags
 
 
 @dataclass(frozen=True)
-class SelectConfig(TaskConfig):
+class SelectConfig(RuleFlags, ChoiceFlags, TaskConfig):
     """Which neurons, and for which task and model."""
 
     heading: ClassVar[str] = "what is cut"
+    headings: ClassVar[Headings] = {
+        "neurons": ("control",),
+        "ablation": ("when", "mean_over", "positions"),
+    }
 
-    classes: list[str] = flag(
-        [],
-        "classes whose neurons are ablated: "
-        + ", ".join(name.replace(" ", "_") for name in CLASSES),
-    )
-    n_ablated: int | None = flag(
-        None, "only so many of them, drawn with --seed", within=UNITS
-    )
-    fraction: float | None = flag(
-        None, "only this share of them, drawn with --seed", within=POSITIVE_SHARE
-    )
-    as_many_as: str | None = flag(
-        None, "only as many of them as this class has, drawn with --seed"
-    )
-    control: Literal["none", "layer"] = flag(
+    control: Literal["none", "layer", "frequency"] = flag(
         "none",
-        "layer: instead of them, as many neurons of each layer outside the classes",
+        "instead of them, as many neurons of each layer outside the classes; "
+        "frequency: that are also on about as often",
     )
-    tau: float = flag(TAU, "threshold of the classes", within=PROBABILITY)
-    convention: Convention = flag(
-        "folded", "weights with the gain of the norm before the MLP, or raw"
+    ablation: Literal[
+        "zero", "mean", "counterfactual", "fixed", "cap", "relu", "scale"
+    ] = flag(
+        "zero",
+        "what replaces an activation x: 0, its mean, that on the paired input, --theta "
+        "(fixed), min(x, theta) (cap), max(x, 0) (relu) or theta x (scale)",
     )
-    ablation: Literal["zero", "mean", "counterfactual"] = flag(
-        "zero", "what replaces an ablated activation"
-    )
+    when: str = flag(EVERYWHERE, WHEN_HELP)
     mean_over: Literal["retain", "all"] = flag(
         "retain", "positions over which means are taken"
     )
@@ -68,26 +64,29 @@ class SelectConfig(TaskConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in (*self.classes, *filter(None, [self.as_many_as])):
-            if class_named(name) is None:
-                raise UserError(
-                    f"--classes and --as_many_as must name some of {', '.join(CLASSES)}"
-                    f" (with _ for blanks), got {name!r}"
-                )
-        sizes = {
-            "n_ablated": self.n_ablated,
-            "fraction": self.fraction,
-            "as_many_as": self.as_many_as,
-        }
-        given = [f"--{name}" for name, value in sizes.items() if value is not None]
-        if len(given) > 1:
-            raise UserError(f"{' and '.join(given)} say the same; give one of them")
+        self.check_choice()
+        self.check_rule(self.ablation, [self.when], self.max_length)
+        if self.ablation == "counterfactual" and (self.when, self.at_positions) != (
+            EVERYWHERE,
+            [],
+        ):
+            raise UserError(
+                "--when and --at_positions cannot be given with --ablation "
+                "counterfactual; take another ablation, or leave them out"
+            )
 
     @property
-    def class_names(self) -> list[str]:
-        """The classes by their own names, each once."""
-        names = [class_named(name) for name in self.classes]
-        return list(dict.fromkeys(name for name in names if name is not None))
+    def rule(self) -> Rule | None:
+        """The rule of the ablation; None: one value for all tokens."""
+        if self.ablation == "counterfactual":
+            return None
+        rule = rule_of(self.ablation, self.theta, self.when, tuple(self.at_positions))
+        return None if rule in (Rule("zero"), Rule("mean")) else rule
+
+    @property
+    def needs_frequency(self) -> bool:
+        """Whether neurons are chosen by how often they are on."""
+        return self.control == "frequency" or self.take != "drawn"
 
 
 parse_first(__name__, SelectConfig, __doc__)
@@ -97,21 +96,36 @@ import torch
 from circuitcut.experiments.base_model import with_base_model
 from circuitcut.experiments.describe import header, per_site
 from circuitcut.experiments.freeze import provenance
-from circuitcut.experiments.gate_training import ablation_values, special_ids
+from circuitcut.experiments.gate_training import (
+    ablation_values,
+    mean_batches,
+    special_ids,
+)
 from circuitcut.experiments.load import Experiment, load, provenance_of
 from circuitcut.experiments.plan import check_pairs
 from circuitcut.experiments.runs.resolved import resolved
 from circuitcut.experiments.saved_runs import new_run, save_frozen
 from circuitcut.experiments.settings import MaskSettings
+from circuitcut.masks.ablation import AblationValues
 from circuitcut.masks.frozen_mask import FrozenMask
+from circuitcut.masks.neurons.values import (
+    check_gates,
+    conditional_means,
+    rule_values,
+)
 from circuitcut.models.architectures import sites_of
-from circuitcut.weight_classes.checkpoint import checkpoint_of
+from circuitcut.models.sites import Site
+from circuitcut.weight_classes.activity import Activity, activity_of
+from circuitcut.weight_classes.checkpoint import Checkpoint, checkpoint_of
 from circuitcut.weight_classes.selection import (
     Chosen,
+    by_frequency,
     classes_of,
     control,
     drawn,
+    flipped_of,
     frozen_mask,
+    matched_control,
     members,
     n_chosen,
     number_of,
@@ -120,16 +134,15 @@ from circuitcut.weight_classes.selection import (
 
 def main(config: SelectConfig) -> Path:
     """Classify, choose, measure ablation values, save the mask as a run."""
-    if not config.classes:
-        raise UserError(
-            "--classes must name the classes to ablate, for instance weakening"
-        )
+    config.check_given()
     RunDirectory.check(config.run_dir, config.name)
     experiment = load(config)
     check_pairs(experiment.task, config.ablation)
     experiment = resolved(with_base_model(experiment), config)
-    chosen, selection = _chosen(config, experiment)
-    mask = _mask(config, experiment, chosen)
+    checkpoint = checkpoint_of(experiment.loaded.model, experiment.loaded.name)
+    sites = sites_of(experiment.loaded.model, ["neurons"])
+    chosen, selection = _chosen(config, experiment, checkpoint, sites)
+    mask = _mask(config, experiment, checkpoint, sites, chosen)
     run = new_run(
         experiment,
         config,
@@ -153,11 +166,12 @@ def main(config: SelectConfig) -> Path:
 
 
 def _chosen(
-    config: SelectConfig, experiment: Experiment
+    config: SelectConfig,
+    experiment: Experiment,
+    checkpoint: Checkpoint,
+    sites: tuple[Site, ...],
 ) -> tuple[Chosen, dict[str, Any]]:
     """The neurons to ablate, and what results.json says of them."""
-    loaded = experiment.loaded
-    checkpoint = checkpoint_of(loaded.model, loaded.name)
     if not checkpoint.layout.is_gated:
         print(
             f"{checkpoint.config['model_type']} has no gated MLPs: its neurons are "
@@ -169,44 +183,103 @@ def _chosen(
     n_of_other = n_chosen(members(classes, [other])) if other else None
     n = number_of(n_chosen(whole), config.n_ablated, config.fraction, n_of_other)
     rng = torch.Generator().manual_seed(config.seed)
-    chosen = whole if n == n_chosen(whole) else drawn(whole, n, rng)
+    active = _activity(config, experiment, sites) if config.needs_frequency else None
+    if n == n_chosen(whole):
+        chosen = whole
+    elif config.take == "drawn" or active is None:
+        chosen = drawn(whole, n, rng)
+    else:
+        most = config.take == "most_frequent"
+        chosen = by_frequency(whole, n, active.on(), most=most)
+    of_class = chosen
     if config.control == "layer":
-        chosen = control(chosen, whole, rng)
+        chosen = control(of_class, whole, rng)
+    elif config.control == "frequency" and active is not None:
+        chosen = matched_control(of_class, whole, active.on(), config.tolerance, rng)
     return chosen, {
-        "classes": config.class_names,
+        **config.described(),
         "n_of_classes": n_chosen(whole),
         "control": config.control,
-        "tau": config.tau,
-        "convention": config.convention,
         "gated": checkpoint.layout.is_gated,
+        "when": config.when,
+        "theta": config.theta,
+        "at_positions": config.at_positions,
+        "on": active and {"ablated": active.mean_on(chosen)},
     }
 
 
-def _mask(config: SelectConfig, experiment: Experiment, chosen: Chosen) -> FrozenMask:
-    sites = sites_of(experiment.loaded.model, ["neurons"])
-    kind: AblationKind = config.ablation
-    settings = MaskSettings(
+def _activity(
+    config: SelectConfig, experiment: Experiment, sites: tuple[Site, ...]
+) -> Activity:
+    """How often every neuron is on, at the real tokens of the split `mask`."""
+    settings = _settings(config)
+    flipped = flipped_of(
+        checkpoint_of(experiment.loaded.model, experiment.loaded.name),
+        config.convention,
+    )
+    batches = mean_batches(experiment, "real", settings.mean_positions, False)
+    return activity_of(experiment.loaded.model, sites, batches, flipped)
+
+
+def _settings(config: SelectConfig) -> MaskSettings:
+    kinds: dict[str, AblationKind] = {
+        "mean": "mean",
+        "counterfactual": "counterfactual",
+    }
+    return MaskSettings(
         gate="none",
         direction="break",
-        ablation=kind,
+        ablation=kinds.get(config.ablation, "zero"),
         mean_over=config.mean_over,
         positions=config.positions,
         seed=config.seed,
     )
+
+
+def _mask(
+    config: SelectConfig,
+    experiment: Experiment,
+    checkpoint: Checkpoint,
+    sites: tuple[Site, ...],
+    chosen: Chosen,
+) -> FrozenMask:
+    settings = _settings(config)
     return frozen_mask(
         chosen,
         sites,
-        ablation_values(experiment, sites, settings),
+        _values(config, experiment, checkpoint, sites),
         special_ids=special_ids(experiment, settings),
         provenance=provenance(experiment, settings),
     )
 
 
+def _values(
+    config: SelectConfig,
+    experiment: Experiment,
+    checkpoint: Checkpoint,
+    sites: tuple[Site, ...],
+) -> AblationValues:
+    settings, rule = _settings(config), config.rule
+    if rule is None:
+        return ablation_values(experiment, sites, settings)
+    check_gates(experiment.loaded.model, sites, rule)
+    flipped, means = flipped_of(checkpoint, config.convention), None
+    if rule.kind == "mean":
+        key = "retain" if config.mean_over == "retain" else "real"
+        batches = mean_batches(experiment, key, settings.mean_positions, False)
+        means = conditional_means(
+            experiment.loaded.model, sites, batches, rule, flipped
+        )
+    return rule_values(rule, sites, flipped, means)
+
+
 def _words(config: SelectConfig) -> str:
     names = " and ".join(config.class_names)
-    if config.control == "layer":
-        return f"as many in each layer as are {names}, outside the class"
-    return names
+    where = "" if config.when == EVERYWHERE else f", at tokens with {config.when}"
+    if config.control == "none":
+        return names + where
+    as_often = ", on as often" if config.control == "frequency" else ""
+    return f"as many in each layer as are {names}, outside the class{as_often}{where}"
 
 
 if __name__ == "__main__":

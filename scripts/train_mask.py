@@ -65,7 +65,7 @@ from circuitcut.masks.frozen_mask import FrozenMask
 from circuitcut.relearning.holding import check_holdable
 from circuitcut.reports.tables import format_table
 from circuitcut.reports.verdict import base_warning
-from circuitcut.reports.words import METRICS, method_name, metric_name
+from circuitcut.reports.words import BESIDE, METRICS, method_name, metric_name
 from circuitcut.training.fit_arguments import Checkpoints
 from circuitcut.training.fit_state import saved_steps
 from circuitcut.training.tracking import Tracker
@@ -128,7 +128,7 @@ def _new(
         "train_mask",
         name=config.name,
         made_with=made_with,
-        files=planned.files(),
+        files=planned.files() | experiment.task.files(),
     )
 
 
@@ -166,7 +166,8 @@ def _show(results: Mapping[str, Any], path: Path) -> None:
             _row(f"random cut (mean of {len(randoms)})", results["n_ablated"], mean)
         )
     shown = {metric["name"]: metric_name(metric) for metric in (concept, retain)}
-    shown["kl_retain"] = METRICS["kl_retain"]
+    beside = [key for key in BESIDE if key in scores["uncut"]]
+    shown |= {key: METRICS[key] for key in (*beside, "kl_retain")}
     table = [
         {
             "model": r["model"],

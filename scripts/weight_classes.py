@@ -3,6 +3,7 @@
     python scripts/weight_classes.py --model smollm2
     python scripts/weight_classes.py --model smollm2 --show 29.1317 3.120
     python scripts/weight_classes.py --model owner/name --revisions step1000 main
+    python scripts/weight_classes.py --model gpt2 --check published
 
 A gated neuron has three vectors: it reads with w_gate and w_in and writes w_out. Their
 three cosines give one of eleven classes (Gerstner & Schuetze 2025): strengthening,
@@ -10,12 +11,13 @@ weakening, conditional, proportional, orthogonal, typical or not. Plain neurons 
 cosine and three classes. Weights are read from the safetensors files tensor by tensor,
 so that one layer is in memory at a time; SmolLM2 takes ten seconds. Writes a run with
 tables (Markdown, CSV, LaTeX), figures, the cosines of every neuron and report.html.
+--check published prints the counts beside those of the paper, for the models it has.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 from circuitcut.storage.command_lines import command
 from circuitcut.storage.errors import UserError
@@ -36,6 +38,7 @@ class WeightClassesConfig(flags_of(WeightSettings)):  # type: ignore[misc]
     headings: ClassVar[Headings] = {
         "model": ("model", "revision", "revisions", "beside"),
         "vocabulary": ("show", "n_words"),
+        "classes": ("check",),
         "run": ("seed", "run_dir", "name"),
     }
 
@@ -56,6 +59,9 @@ class WeightClassesConfig(flags_of(WeightSettings)):  # type: ignore[misc]
     )
     show: list[str] = flag(
         [], "neurons (LAYER.NUMBER) whose vectors are projected on the vocabulary"
+    )
+    check: Literal["none", "published"] = flag(
+        "none", "published: print the counts beside the published ones of the model"
     )
     n_words: int = flag(12, "tokens of each vector of --show", within=Range(1, 1000))
     seed: int = flag(0, "seed of the mismatched pairs", within=SEED)
@@ -91,6 +97,13 @@ from circuitcut.reports.html import write_report
 from circuitcut.reports.load import load_run
 from circuitcut.reports.tables import format_table
 from circuitcut.reports.weights.files import write_tables
+from circuitcut.reports.weights.published import (
+    CONVENTION,
+    TAU,
+    Published,
+    check_rows,
+    published_of,
+)
 from circuitcut.reports.weights.tables import total_rows, vocabulary_text
 from circuitcut.storage.atomic import write_tensors, write_text
 from circuitcut.storage.results_schema import SCHEMA_VERSION
@@ -109,6 +122,7 @@ from circuitcut.weight_classes.vocabulary import (
 def main(config: WeightClassesConfig) -> Path:
     """Read, classify, write tables, figures and report; print the table of counts."""
     RunDirectory.check(config.run_dir, config.name)
+    published = _published(config)
     beside = [_beside(path) for path in config.beside]
     unit_numbers(config.show)  # checks them
     revisions: Sequence[str | None] = config.revisions or [config.revision]
@@ -141,7 +155,41 @@ def main(config: WeightClassesConfig) -> Path:
         results["next"] = command("report", {"runs": run.path})
         run.write_results(results)
     _show(run.path, results)
+    if published is not None:
+        _compare(run.path, results, published)
     return run.path
+
+
+def _published(config: WeightClassesConfig) -> Published | None:
+    """The numbers to compare with, if they were asked for.
+
+    Raises:
+        UserError: When there are none of this model, or they are of other settings.
+    """
+    if config.check == "none":
+        return None
+    needed = {"convention": CONVENTION, "tau": TAU}
+    if any(getattr(config, name) != value for name, value in needed.items()):
+        raise UserError(
+            f"--check published needs --convention {CONVENTION} and --tau {TAU}, of "
+            f"which the published counts are, got {config.convention} and {config.tau}"
+        )
+    published = published_of(config.model)
+    if published.bins and config.n_bins != len(published.bins):
+        raise UserError(
+            f"--check published needs --n_bins {len(published.bins)} for this model, "
+            f"got {config.n_bins}"
+        )
+    return published
+
+
+def _compare(run: Path, results: dict[str, Any], published: Published) -> None:
+    """Print and write the counts beside the published ones."""
+    rows = check_rows(results, published)
+    write_tables(run / "tables", results, {"published": lambda _: rows})
+    print(f"\n{format_table(rows, list(rows[0]))}")
+    n_equal = sum(not row["difference"] for row in rows)
+    print(f"{n_equal} of {len(rows)} published numbers are equal")
 
 
 def _show(run: Path, results: dict[str, Any]) -> None:

@@ -23,8 +23,12 @@ ENTRIES: dict[str, frozenset[str]] = {
     | {"by_number_of_masks", "shared"},
     "weight_classes": frozenset({"weights", "beta", "layers", "total", "tying"})
     | {"series", "change", "beside", "vocabulary"},
+    "class_effects": frozenset({"selection", "corpus", "clean", "effects", "summary"})
+    | {"activity", "activity_by_layer", "changed"},
     "import_mask": frozenset({"file", "format", "per_site", "circuit"}),
     "select_mask": frozenset({"selection", "per_site"}),
+    "knowledge": frozenset({"facts", "sizes", "layers", "effects", "overlap"})
+    | {"per_site"},
     "relearn": frozenset({"mask", "rows", "summary", "recovery", "never_learned"})
     | {"probe", "after", "words_note", "warning"},
     "relearn_stages": frozenset({"levels", "seeds", "shares", "retrained", "choice"})

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, NotRequired, TypedDict
 
 from circuitcut.storage.provenance import Provenance
+from circuitcut.storage.reading.knowledge_types import KNOWLEDGE_ENTRIES
 from circuitcut.storage.reading.typed_fields import (
     Between,
     Count,
@@ -15,7 +16,11 @@ from circuitcut.storage.reading.typed_fields import (
     Positive,
     check_entries,
 )
-from circuitcut.storage.reading.weight_types import WEIGHT_ENTRIES, Selection
+from circuitcut.storage.reading.weight_types import (
+    EFFECT_ENTRIES,
+    WEIGHT_ENTRIES,
+    Selection,
+)
 from circuitcut.storage.results_schema import ENTRIES
 
 Score = float | None
@@ -452,6 +457,14 @@ _OF_KIND: dict[str, dict[str, Any]] = {
         "per_site": list[SharedSite],
     },
     "select_mask": {"n_ablated": Count, "n_units": Positive, "selection": Selection},
+    "knowledge": {"n_ablated": Count, "n_units": Positive, **KNOWLEDGE_ENTRIES},
+    "class_effects": {
+        "n_ablated": Positive,
+        "n_units": Positive,
+        "concept_metric": Metric | None,
+        "retain_metric": Metric | None,
+        **EFFECT_ENTRIES,
+    },
     "weight_classes": {
         "n_units": Positive,
         "concept_metric": Metric | None,

@@ -194,6 +194,20 @@ class Task(ABC):
         for first in range(0, len(chosen), size):
             yield chosen[first : first + size]
 
+    def for_model(self, model: nn.Module, weights_sha256: str) -> "Task":
+        """The task on what this uncut model can do; by default on everything.
+
+        Args:
+            model: As it will be cut, in evaluation mode.
+            weights_sha256: Of its weights, for caches.
+        """
+        del model, weights_sha256
+        return self
+
+    def files(self) -> dict[str, Any]:
+        """Further JSON files of a run directory, by name; by default none."""
+        return {}
+
     def words_of(self, split: Split) -> Sequence[Sequence[str]] | None:
         """The words of every example, where `word` and `example` of a batch tell them.
 

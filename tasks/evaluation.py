@@ -68,7 +68,7 @@ class References:
     """
 
     outputs: list[Outputs] = field(default_factory=list)
-    bytes_left: int = 768 * 1024**2
+    bytes_left: int = 384 * 1024**2
     """Memory left in bytes; when it is used, later batches are computed every time."""
 
     def of(self, number: int, compute: Callable[[], Outputs]) -> Outputs:

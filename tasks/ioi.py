@@ -35,7 +35,6 @@ from circuitcut.tasks.base import (
     TaskOptions,
     check_limit,
 )
-from circuitcut.tasks.ioi_rows import KINDS, ioi_rows, one_token_names
 from circuitcut.tasks.language_rows import (
     Row,
     collate,
@@ -46,6 +45,7 @@ from circuitcut.tasks.language_rows import (
     share,
     token_nll,
 )
+from circuitcut.tasks.rows.ioi import KINDS, ioi_rows, one_token_names
 from circuitcut.tasks.settings.ioi import DEFAULTS
 
 ANSWER_WEIGHT = 4.0

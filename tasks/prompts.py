@@ -53,7 +53,7 @@ from circuitcut.tasks.language_rows import (
     share,
     token_nll,
 )
-from circuitcut.tasks.prompt_rows import PROMPT, Reader, prompt_rows, text_row
+from circuitcut.tasks.rows.prompts import PROMPT, Reader, prompt_rows, text_row
 from circuitcut.tasks.settings.prompts import DEFAULTS
 
 ANSWER_WEIGHT = 4.0

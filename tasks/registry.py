@@ -1,6 +1,7 @@
 """The tasks by name; a new task is one file and one line."""
 
 from circuitcut.tasks.base import Task
+from circuitcut.tasks.facts.task import FactsTask
 from circuitcut.tasks.ioi import IoiTask
 from circuitcut.tasks.locations import LocationsTask
 from circuitcut.tasks.mnist import MnistTask
@@ -11,6 +12,7 @@ from circuitcut.tasks.words import WordsTask
 TASKS: dict[str, type[Task]] = {
     "locations": LocationsTask,
     "ioi": IoiTask,
+    "facts": FactsTask,
     "prompts": PromptsTask,
     "toxicity": ToxicityTask,
     "words": WordsTask,

@@ -6,8 +6,10 @@ A set is one bool a neuron, layer by layer, True where it is chosen.
 import math
 from collections.abc import Sequence
 
+import numpy as np
 import torch
-from jaxtyping import Bool, Int
+from jaxtyping import Bool, Float, Int
+from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
 from circuitcut.masks.ablation import AblationValues
@@ -18,7 +20,7 @@ from circuitcut.weight_classes.checkpoint import Checkpoint
 from circuitcut.weight_classes.classes import classify
 from circuitcut.weight_classes.cosines import cosines_of_layer
 from circuitcut.weight_classes.layouts import n_layers_of
-from circuitcut.weight_classes.mlp_weights import mlps_of_layer
+from circuitcut.weight_classes.mlp_weights import mlps_of_layer, signs
 from circuitcut.weight_classes.names import CLASSES
 from circuitcut.weight_classes.settings import Convention
 
@@ -36,6 +38,29 @@ def classes_of(
     """
     return [
         classify(cosines_of_layer(mlps_of_layer(checkpoint, layer, convention)), tau)
+        for layer in range(n_layers_of(checkpoint.config))
+    ]
+
+
+def flipped_of(
+    checkpoint: Checkpoint, convention: Convention
+) -> list[Bool[Tensor, "unit"]]:
+    """Whether the refactor multiplies a neuron by -1 (w_gate . w_in < 0), by layer.
+
+    Never of plain neurons.
+
+    Raises:
+        UserError: When the weights are not those of the family.
+    """
+    return [
+        torch.cat(
+            [
+                torch.zeros(mlp.n_units, dtype=torch.bool)
+                if mlp.gate is None
+                else signs(mlp.gate, mlp.w_in).cpu() < 0
+                for mlp in mlps_of_layer(checkpoint, layer, convention)
+            ]
+        )
         for layer in range(n_layers_of(checkpoint.config))
     ]
 
@@ -64,11 +89,7 @@ def drawn(chosen: Chosen, n: int, rng: torch.Generator) -> Chosen:
         UserError: When there are fewer.
     """
     places = torch.cat(chosen).nonzero().squeeze(1)
-    if not 0 < n <= len(places):
-        raise UserError(
-            f"{n:,} neurons cannot be drawn from the {len(places):,} of the class; ask "
-            f"for 1 to {len(places):,}"
-        )
+    _check_number(n, len(places))
     order = torch.randperm(len(places), generator=rng)[:n]
     kept = torch.zeros(sum(map(len, chosen)), dtype=torch.bool)
     kept[places[order]] = True
@@ -97,6 +118,80 @@ def control(chosen: Chosen, excluded: Chosen, rng: torch.Generator) -> Chosen:
         drawn_here = others[torch.randperm(len(others), generator=rng)[:n]]
         found.append(torch.zeros_like(of_layer).index_fill_(0, drawn_here, True))
     return found
+
+
+def matched_control(
+    chosen: Chosen,
+    excluded: Chosen,
+    frequency: Sequence[Float[Tensor, "unit"]],
+    tolerance: float,
+    rng: torch.Generator,
+) -> Chosen:
+    """For every chosen neuron another one of its layer that is on about as often.
+
+    Pairs are drawn at random among all assignments of different neurons whose
+    frequencies differ by `tolerance` at most (random costs, Hungarian algorithm).
+
+    Args:
+        chosen: What the control is for.
+        excluded: Neurons that are not drawn: all of the class.
+        frequency: Share of the tokens at which a neuron is on, layer by layer.
+        tolerance: Largest difference of the frequencies in a pair.
+
+    Raises:
+        UserError: When a layer has no such assignment; the message names it and how
+            many neurons are left without a partner.
+    """
+    found = []
+    parts = zip(chosen, excluded, frequency, strict=True)
+    for layer, (of_layer, not_here, share) in enumerate(parts):
+        ours = of_layer.nonzero().squeeze(1)
+        others = (~not_here).nonzero().squeeze(1)
+        distance = (share[ours, None] - share[None, others]).abs()  # (chosen, other)
+        costs = torch.rand(distance.shape, generator=rng, dtype=torch.float64)
+        costs[distance > tolerance] = 1e6  # more than all allowed pairs together
+        rows, columns = linear_sum_assignment(costs.numpy())
+        fits = (distance <= tolerance)[
+            torch.from_numpy(rows), torch.from_numpy(columns)
+        ]
+        n_missing = len(ours) - int(fits.sum())
+        if n_missing:
+            raise UserError(
+                f"layer {layer} has no neurons outside the class for {n_missing:,} of "
+                f"the {len(ours):,} chosen in it that are on as often, within "
+                f"--tolerance {tolerance:g}; raise it, choose fewer, or take controls "
+                "by layer alone"
+            )
+        drawn_here = others[torch.from_numpy(np.sort(columns))]
+        found.append(torch.zeros_like(of_layer).index_fill_(0, drawn_here, True))
+    return found
+
+
+def by_frequency(
+    chosen: Chosen, n: int, frequency: Sequence[Float[Tensor, "unit"]], *, most: bool
+) -> Chosen:
+    """The `n` chosen neurons that are on most often, or least often.
+
+    Of neurons that are on equally often the first ones are taken.
+
+    Raises:
+        UserError: When there are fewer.
+    """
+    places = torch.cat(chosen).nonzero().squeeze(1)
+    _check_number(n, len(places))
+    shares = torch.cat(list(frequency))[places]
+    order = shares.sort(descending=most, stable=True).indices[:n]
+    kept = torch.zeros(sum(map(len, chosen)), dtype=torch.bool)
+    kept[places[order]] = True
+    return list(kept.split([len(of_layer) for of_layer in chosen]))
+
+
+def _check_number(n: int, n_members: int) -> None:
+    if not 0 < n <= n_members:
+        raise UserError(
+            f"{n:,} neurons cannot be drawn from the {n_members:,} of the class; ask "
+            f"for 1 to {n_members:,}"
+        )
 
 
 def number_of(

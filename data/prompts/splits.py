@@ -3,10 +3,12 @@
 import hashlib
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import TypeVar
 
 from circuitcut.data.prompts.records import PromptRecord, PromptsCorpus
 from circuitcut.storage.errors import UserError
 
+T = TypeVar("T")
 FEWEST = 10
 """Prompts below which no split says anything."""
 SPLIT_SHARES = {"mask": 0.4, "heldout": 0.2, "tune": 0.15, "relearn": 0.25}
@@ -32,7 +34,7 @@ def split_prompts(prompts: Sequence[PromptRecord], *, seed: int) -> PromptsCorpu
             f"prompts in {len(groups)} groups; give at least {FEWEST} prompts in "
             f"{len(SPLIT_SHARES)} groups"
         )
-    splits = _filled(sorted(groups.values(), key=lambda g: _digest(g[0], seed)))
+    splits = fill_splits(sorted(groups.values(), key=lambda g: _digest(g[0], seed)))
     seen = {p.answer for name in ("mask", "tune", "relearn") for p in splits[name]}
     splits["heldout"] = [
         replace(prompt, unseen=prompt.answer not in seen)
@@ -43,10 +45,14 @@ def split_prompts(prompts: Sequence[PromptRecord], *, seed: int) -> PromptsCorpu
     return PromptsCorpus({name: tuple(rows) for name, rows in by_split.items()})
 
 
-def _filled(groups: Sequence[list[PromptRecord]]) -> dict[str, list[PromptRecord]]:
-    """Whole groups in order, until a split has its share and the rest its groups."""
+def fill_splits(groups: Sequence[list[T]]) -> dict[str, list[T]]:
+    """Whole groups in order, until a split has its share and the rest its groups.
+
+    Args:
+        groups: At least as many as there are splits, so that each gets one.
+    """
     n = sum(map(len, groups))
-    splits: dict[str, list[PromptRecord]] = {name: [] for name in SPLIT_SHARES}
+    splits: dict[str, list[T]] = {name: [] for name in SPLIT_SHARES}
     remaining = iter(groups)
     n_left = len(groups)
     for after, (name, share) in enumerate(SPLIT_SHARES.items(), start=1):

@@ -4,8 +4,12 @@ from collections.abc import Mapping
 from typing import Any
 
 from circuitcut.reports.load import Run
+from circuitcut.reports.weights.effect_tables import MEASURES, SETS
 from circuitcut.reports.weights.tables import COSINES
-from circuitcut.reports.words import count_of, format_cell, percent
+from circuitcut.reports.words import count_of, format_cell, percent, with_interval
+
+EVERYWHERE = "all"
+"""The condition of an ablation at all tokens."""
 
 
 def weight_opening(run: Run) -> tuple[str, list[str]]:
@@ -32,16 +36,46 @@ def selection_opening(run: Run) -> tuple[str, list[str]]:
     results, selection = run.results, run.results["selection"]
     n_ablated, n_units = results["n_ablated"], results["n_units"]
     names = " and ".join(selection["classes"])
-    which = (
-        f"as many in each layer as were chosen of the class {names}, all outside it"
-        if selection["control"] == "layer"
-        else f"of the class {names}, which has {selection['n_of_classes']:,}"
+    of_class = f"of the class {names}, which has {selection['n_of_classes']:,}"
+    of_control = f"as many in each layer as were chosen of the class {names}, all " + (
+        f"outside it and on about as often (within {selection['tolerance']:g})"
+        if selection["control"] == "frequency"
+        else "outside it"
     )
+    which = of_class if selection["control"] == "none" else of_control
+    when = selection.get("when", EVERYWHERE)
+    if when != EVERYWHERE:
+        which += f", at tokens with {when}"
     return "Neurons were chosen by their weights; the effect was not measured.", [
         f"The mask ablates {count_of(n_ablated, n_units)} neurons "
         f"({percent(n_ablated / n_units, 1)}): {which} (tau {selection['tau']:g}, "
         f"weights {selection['convention']})."
     ]
+
+
+def effects_opening(run: Run) -> tuple[str, list[str]]:
+    """A class_effects run: the change of the entropy beside that of the controls."""
+    results, said = run.results, []
+    for entry in results["summary"]:
+        where = "" if entry["when"] == EVERYWHERE else f" at {entry['when']}"
+        draws = f" ({entry['n_draws']} draws)" if entry["n_draws"] else ""
+        numbers = [
+            f"{MEASURES[name]} {_signed(entry['measures'][name])}"
+            for name in ("entropy", "loss", "rank")
+        ]
+        said.append(f"{SETS[entry['set']]}{where}{draws}: {', '.join(numbers)}.")
+    names = " and ".join(results["selection"]["classes"])
+    verdict = (
+        f"{count_of(results['n_ablated'], results['n_units'])} neurons of the class "
+        f"{names} were ablated ({results['ablation']}) on "
+        f"{results['corpus']['n_tokens']:,} tokens. Ablated minus clean:"
+    )
+    return verdict, said
+
+
+def _signed(measure: Mapping[str, Any]) -> str:
+    text = with_interval(measure["mean"], measure["interval"])
+    return f"+{text}" if measure["mean"] > 0 else text
 
 
 def weight_findings(run: Run) -> list[str]:

@@ -1,4 +1,4 @@
-"""Types of the entries of results.json of weight_classes.py and select_mask.py."""
+"""Types of the entries of results.json of the scripts about classes of neurons."""
 
 from typing import Annotated, Literal, NotRequired, TypedDict
 
@@ -6,6 +6,7 @@ from circuitcut.storage.reading.typed_fields import Between, Count, Positive
 
 Layer = Annotated[int, Between(0, 10_000)]
 Probability = Annotated[float, Between(0, 1)]
+Share = Annotated[float, Between(0, 1)]
 Cosine = Annotated[float, Between(-1.001, 1.001)]
 Counts = dict[str, Count]
 Quartiles = dict[str, tuple[float, float, float, float, float]]
@@ -116,12 +117,144 @@ class Selection(TypedDict):
 
     classes: list[str]
     n_of_classes: Positive
-    control: Literal["none", "layer"]
+    control: Literal["none", "layer", "frequency"]
     tau: Probability
     convention: Literal["folded", "raw"]
     gated: NotRequired[bool]
+    take: NotRequired[Literal["drawn", "most_frequent", "least_frequent"]]
+    tolerance: NotRequired[Share]
+    when: NotRequired[str]
+    theta: NotRequired[float | None]
+    at_positions: NotRequired[list[Count]]
+    on: NotRequired[dict[str, Share] | None]
 
 
+Number = float | None
+Ends = tuple[Number, Number]
+
+
+class Effected(TypedDict):
+    """Which neurons were ablated, and how."""
+
+    classes: list[str]
+    take: str
+    tolerance: Share
+    tau: Probability
+    convention: Literal["folded", "raw"]
+    n_of_classes: Positive
+    controls: list[str]
+    draws: Positive
+    gated: bool
+    theta: float | None
+    at_positions: list[Count]
+
+
+class Corpus(TypedDict):
+    """What was measured on."""
+
+    data: str
+    n_texts: Count
+    n_tokens: Count
+    length: Positive
+    sample: Count
+
+
+class Spread(TypedDict):
+    """A measure over tokens."""
+
+    mean: float
+    interval: Ends
+    least: float
+    quantiles: tuple[float, float, float, float, float, float, float]
+    greatest: float
+
+
+Set = Literal["class", "layer", "frequency"]
+
+
+class MeasuredEffect(TypedDict):
+    """One ablation."""
+
+    set: Set
+    draw: Count | None
+    when: str
+    ablated: dict[str, float]
+    difference: dict[str, Spread]
+
+
+class OverDraws(TypedDict):
+    """A measure of a set, ablated minus clean."""
+
+    mean: float
+    interval: Ends
+    range: tuple[float, float] | None
+
+
+class SummedEffect(TypedDict):
+    """All draws of a set under one condition."""
+
+    set: Set
+    when: str
+    n_draws: Count
+    measures: dict[str, OverDraws]
+
+
+_ActiveSet = TypedDict(
+    "_ActiveSet",
+    {
+        "set": Set,
+        "draw": Count | None,
+        "on": Share,
+        "gate+/post+": Share,
+        "gate+/post-": Share,
+        "gate-/post+": Share,
+        "gate-/post-": Share,
+        "written": float,
+    },
+)
+
+
+class ActiveLayer(TypedDict):
+    """Frequencies of a layer's neurons."""
+
+    layer: Layer
+    n_of_classes: Count
+    on: Share | None
+    on_of_others: Share | None
+    correlations: dict[str, float | None]
+
+
+class ChangedToken(TypedDict):
+    """A token and the change of its probability."""
+
+    token: str
+    change: float
+
+
+class ChangedText(TypedDict):
+    """A text that an ablation changes most."""
+
+    when: str
+    text: Count
+    position: Count
+    context: str
+    next: str
+    clean: float
+    ablated: float
+    promoted: list[ChangedToken]
+    suppressed: list[ChangedToken]
+
+
+EFFECT_ENTRIES = {
+    "selection": Effected,
+    "corpus": Corpus,
+    "clean": dict[str, Spread],
+    "effects": list[MeasuredEffect],
+    "summary": list[SummedEffect],
+    "activity": list[_ActiveSet],
+    "activity_by_layer": list[ActiveLayer],
+    "changed": list[ChangedText],
+}
 WEIGHT_ENTRIES = {
     "weights": Weights,
     "beta": Beta,

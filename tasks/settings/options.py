@@ -44,5 +44,11 @@ class TaskOptions:
     split_seed: int = 0
     n_prompts: int = 500
     """Held-out prompts whose sampled continuations are scored, at least 2."""
+    split_by: Literal["subject", "object"] = "subject"
+    """Facts: what no two splits share; `object`: neither subject nor object."""
+    n_facts: int = 200
+    """Facts: most facts of the concept, and most of all others together."""
+    n_paraphrases: int | None = None
+    """Facts: most prompts of one fact; None: all."""
     toxicity_scorer: Literal["builtin", "detoxify"] = "builtin"
     """Classifier of continuations: the built-in one or the Detoxify package."""

@@ -6,13 +6,13 @@ import pytest
 import torch
 from torch import Tensor
 
+from circuitcut.benchmarks.planted.edges import CIRCUITS, VARIATIONS, PlantedCircuit
+from circuitcut.benchmarks.planted.task import PlantedTask
 from circuitcut.benchmarks.planted_circuits import (
     SearchResult,
     precision_and_recall,
     search,
 )
-from circuitcut.benchmarks.planted_edges import CIRCUITS, VARIATIONS, PlantedCircuit
-from circuitcut.benchmarks.planted_task import PlantedTask
 from circuitcut.masks.ablation import (
     AblationValues,
     mean_values,
@@ -119,8 +119,8 @@ def test_the_true_edges_are_found_exactly(name: str, gate: str):
 @pytest.mark.slow
 @pytest.mark.parametrize("gate", ["hard_concrete", "topk"])
 @pytest.mark.parametrize("name", CIRCUITS)
-def test_the_true_edges_are_found_exactly_on_ten_of_ten_seeds(name: str, gate: str):
-    results = [found(name, gate, seed, 100) for seed in range(10)]
+def test_the_true_edges_are_found_exactly_on_five_of_five_seeds(name: str, gate: str):
+    results = [found(name, gate, seed, 100) for seed in range(5)]
     assert sum(mask.kept == truth for mask, truth in results) == 10
 
 

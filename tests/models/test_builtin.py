@@ -110,6 +110,18 @@ def test_sizes_are_as_asked():
     assert loaded.is_decoder
 
 
+@pytest.mark.parametrize(("name", "head"), BUILDS)
+def test_the_count_of_weights_before_building_is_that_of_the_matrices(
+    name: str, head: str
+):
+    loaded = build(name, head)
+    n_words = getattr(loaded.model.config, "vocab_size", 0)
+    sizes = BuiltinSizes(vocab_size=n_words, n_pixels=64)
+    counted = sizes.n_matrix_weights(name)
+    held = sum(p.numel() for p in loaded.model.parameters() if p.dim() == 2)
+    assert 0.9 * held < counted <= held  # without the head
+
+
 def test_dropout_is_active_in_training_mode_alone():
     for name, head in BUILDS:
         if name == "mlp":
@@ -153,6 +165,19 @@ def test_dropout_is_active_in_training_mode_alone():
                 "vocab_size": 200,
             },
             "vocab_size must be at least 260 for bpe",
+        ),
+        (
+            {"name": "tiny-decoder", "head": "causal_lm", "n_layers": 10_000_000},
+            r"a tiny-decoder of these sizes takes 31,[\d,]+\.\d GB to train, and",
+        ),
+        (
+            {
+                "name": "mlp",
+                "head": "image_classification",
+                "labels": ["a"],
+                "d_hidden": 10**10,
+            },
+            r"a mlp of these sizes takes 10,240.0 GB to train, and",
         ),
     ],
 )

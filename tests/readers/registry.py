@@ -16,6 +16,9 @@ import torch
 from torch import nn
 
 from circuitcut.data.digits.digits import digits_from_folder
+from circuitcut.data.facts.bmlama import read_bmlama
+from circuitcut.data.facts.concept import chosen_facts
+from circuitcut.data.facts.files import read_facts
 from circuitcut.data.ioi.files import prompt_records as ioi_records
 from circuitcut.data.ner.files import read_tagged
 from circuitcut.data.ner.word_lists import read_word_list
@@ -24,6 +27,11 @@ from circuitcut.data.tables import read_tables
 from circuitcut.data.text.files import labelled_texts, read_retained, read_rows
 from circuitcut.data.word_vectors import read_word_vectors
 from circuitcut.experiments.base_model import _damage, _record
+from circuitcut.experiments.knowledge.records import (
+    EffectRecord,
+    FoundRecord,
+    read_records,
+)
 from circuitcut.experiments.saved_runs import (
     checked_ranking,
     mask_at,
@@ -40,6 +48,8 @@ from circuitcut.masks.formats.edge_files import (
     write_named_edges,
 )
 from circuitcut.masks.frozen_mask import FrozenMask
+from circuitcut.masks.neurons.rule import rule_of
+from circuitcut.masks.neurons.values import rule_values
 from circuitcut.models.architectures import edge_sites, sites_of
 from circuitcut.models.gguf_files import _check, _is_whole
 from circuitcut.models.loading import load_model, save_model
@@ -73,6 +83,7 @@ from circuitcut.storage.checksums import digests_of, file_digest
 from circuitcut.storage.errors import UserError
 from circuitcut.storage.reading.files import read_text
 from circuitcut.storage.run_directory import RunDirectory
+from circuitcut.tasks.facts.known import _read as known_read
 from circuitcut.training.config import config_dict, parse_config
 from circuitcut.training.fit_arguments import Checkpoints
 from circuitcut.training.fit_state import load_fit
@@ -80,6 +91,7 @@ from circuitcut.training.loop import FitSettings, fit
 from circuitcut.weight_classes.checkpoint import open_checkpoint
 from tests.models.tiny import tiny_loaded, tiny_model
 from tests.reports import conftest as runs
+from tests.reports.known import knowledge_results
 from tests.reports.staged import stages_results, write_records
 
 
@@ -130,6 +142,39 @@ PROMPTS = [
     {"prompt": "The capital of Italy is", "answer": "Rome", "relation": "capital"},
     {"prompt": "", "answer": "", "retained": "A text to retain."},
 ]
+FACTS: list[dict[str, Any]] = [
+    {
+        "subject": "France",
+        "relation": "P36",
+        "object": "Paris",
+        "prompts": ["The capital of {} is", "[Y] rules [X]"],
+        "neighbourhood": ["The capital of Gaul is"],
+        "counterfactual": "Rome",
+        "choices": "Rome|Oslo",
+    },
+    {
+        "requested_rewrite": {
+            "prompt": "The capital of {} is",
+            "relation_id": "P36",
+            "target_new": {"str": "Rome"},
+            "target_true": {"str": "Paris"},
+            "subject": "France",
+        },
+        "paraphrase_prompts": ["France is ruled from"],
+        "neighborhood_prompts": ["The capital of Gaul is"],
+    },
+    {"retain": "A text to retain."},
+]
+LRE = {
+    "name": "capital",
+    "prompt_templates": ["The capital of {} is"],
+    "prompt_templates_zs": ["{} is ruled from"],
+    "samples": [{"subject": "France", "object": "Paris"}],
+}
+BMLAMA = (
+    "Prompt\tAns\tCandidate Ans\tSubject\r\n"
+    "France is ruled from <mask>.\tParis\tRome, Paris\tFrance\r\n"
+)
 TOXIC = [
     {"text": "you silly fool", "toxic": 1, "spans": [4, 5, 6]},
     {"text": "what a lovely day", "toxic": 0, "spans": [0]},
@@ -188,6 +233,29 @@ def _toxic(name: str) -> Callable[[Path], Any]:
         )
 
     return read
+
+
+def _pararel(folder: Path) -> None:
+    patterns = [{"pattern": "The capital of [X] is [Y]."}, {"pattern": "[Y] rules [X]"}]
+    tuples = [{"sub_label": "France", "obj_label": "Paris"}]
+    for name, rows in (("patterns", patterns), ("tuples", tuples)):
+        (folder / name).mkdir()
+        (folder / name / "P36.jsonl").write_bytes(_jsonl(rows))
+
+
+def _languages(folder: Path) -> None:
+    (folder / "en.tsv").write_text(BMLAMA)
+    (folder / "fr.tsv").write_text(BMLAMA.replace("ruled from", "chez"))
+
+
+def _chosen(folder: Path) -> Any:
+    facts, _ = read_facts(str(folder / "facts.jsonl"))
+    return chosen_facts(facts, str(folder / "concept.tsv"))
+
+
+def _concept(folder: Path) -> None:
+    (folder / "facts.jsonl").write_bytes(_jsonl(FACTS))
+    (folder / "concept.tsv").write_text("subject\trelation\nFrance\tP36\n")
 
 
 def _digits(folder: Path) -> None:
@@ -251,6 +319,40 @@ DATA = {
         _prompts("a.jsonl"),
         ("a.jsonl",),
         20,
+    ),
+    "facts jsonl": Reader(
+        ("data.facts.tables", "data.facts.files", *_TABLES),
+        _file("a.jsonl", _jsonl(FACTS)),
+        lambda folder: read_facts(str(folder / "a.jsonl")),
+        ("a.jsonl",),
+        20,
+    ),
+    "relation of lre": Reader(
+        ("data.facts.lre",),
+        _file("a.json", json.dumps(LRE).encode()),
+        lambda folder: read_facts(str(folder / "a.json")),
+        ("a.json",),
+    ),
+    "pararel": Reader(
+        ("data.facts.pararel",),
+        _pararel,
+        lambda folder: read_facts(str(folder), "pararel"),
+        ("patterns/P36.jsonl", "tuples/P36.jsonl"),
+    ),
+    "bmlama": Reader(
+        ("data.facts.bmlama",),
+        _languages,
+        lambda folder: read_bmlama(folder / "fr.tsv"),
+        ("en.tsv", "fr.tsv"),
+    ),
+    "concept of facts": Reader(
+        ("data.facts.concept",), _concept, _chosen, ("concept.tsv", "facts.jsonl")
+    ),
+    "known facts": Reader(
+        ("tasks.facts.known",),
+        lambda folder: write_json(folder / "a.json", {"right": [True, False]}),
+        lambda folder: known_read(folder / "a.json", 2),
+        ("a.json",),
     ),
     "toxic csv": Reader(
         ("data.text.files", *_TABLES),
@@ -324,6 +426,7 @@ RESULTS: dict[str, Callable[[], dict[str, Any]]] = {
     "import_mask": runs.import_results,
     "faithfulness": runs.faithfulness_results,
     "stability": runs.stability_results,
+    "knowledge": knowledge_results,
 }
 RUNS = {
     f"report of {kind}": Reader(
@@ -602,6 +705,10 @@ def _frozen(kind: str) -> FrozenMask:
     if kind == "edges":
         sites = tuple(edge_sites(_model(), _graph()))
         values = zero_values(sites)
+    elif kind == "rule":
+        sites = tuple(sites_of(_model(), ["neurons"]))
+        flipped = [torch.arange(site.width) % 2 == 0 for site in sites]
+        values = rule_values(rule_of("cap", 0.5, "post+", (1, 3)), sites, flipped)
     else:
         sites = tuple(sites_of(_model(), ["neurons", "heads"]))
         means = {site.name: torch.ones(site.width) for site in sites}
@@ -705,6 +812,12 @@ MASKS = {
         _mask("neurons"),
         _read_mask,
         ("mask.json", "mask.safetensors"),
+    ),
+    "mask with a rule": Reader(
+        ("masks.mask_files",),
+        _mask("rule", sealed=False),
+        _read_mask,
+        ("mask.json", "mask.json", "mask.safetensors"),
     ),
     "mask without checksums": Reader(
         ("masks.mask_files",),
@@ -853,4 +966,42 @@ def _made(folder: Path) -> Path:
     return folder
 
 
-READERS: dict[str, Reader] = DATA | RUNS | MASKS | MODELS | FOUNDATIONS
+FOUND = [
+    {
+        "fact": number,
+        "subject": "France",
+        "relation": "capital",
+        "object": "Paris",
+        "prompts": [
+            {
+                "text": "The capital of France is",
+                "gold": "Paris",
+                "predicted": "Paris",
+                "probability": 0.75,
+                "coarse": [[0, 3], [1, 2]],
+            }
+        ],
+    }
+    for number in range(2)
+]
+EFFECTS = [
+    {"fact": number, "own": {"before": 0.5, "refined suppress": 0.1}, "others": {}}
+    for number in range(2)
+]
+KNOWLEDGE = {
+    f"records of knowledge neurons, {name}": Reader(
+        ("experiments.knowledge.records",),
+        _file(f"{name}.jsonl", _jsonl(entries)),
+        lambda folder, name=name, kind=kind: read_records(
+            folder / f"{name}.jsonl", kind
+        ),
+        (f"{name}.jsonl",),
+        20,
+    )
+    for name, entries, kind in (
+        ("found", FOUND, FoundRecord),
+        ("effects", EFFECTS, EffectRecord),
+    )
+}
+
+READERS: dict[str, Reader] = DATA | RUNS | KNOWLEDGE | MASKS | MODELS | FOUNDATIONS

@@ -19,8 +19,9 @@ from tests.reports.conftest import (
     relearn_results,
     stability_results,
 )
+from tests.reports.known import knowledge_results
 from tests.reports.staged import stages_results
-from tests.reports.weighed import select_results, weight_results
+from tests.reports.weighed import effect_results, select_results, weight_results
 
 RESULTS: dict[str, Callable[[], dict[str, Any]]] = {
     "train_mask": mask_results,
@@ -32,7 +33,9 @@ RESULTS: dict[str, Callable[[], dict[str, Any]]] = {
     "stability": stability_results,
     "relearn_stages": stages_results,
     "select_mask": select_results,
+    "knowledge": knowledge_results,
     "weight_classes": weight_results,
+    "class_effects": effect_results,
 }
 
 

@@ -2,10 +2,24 @@
 
 from typing import Any
 
+import pytest
+
 from circuitcut.reports.findings import FINDINGS
 from circuitcut.reports.load import load_run
 from circuitcut.reports.opening import OPENINGS
 from circuitcut.reports.table_files import comma_separated, latex, markdown
+from circuitcut.reports.weights.effect_tables import (
+    EFFECT_TABLES,
+    changed_rows,
+    layer_rows,
+    summary_rows,
+)
+from circuitcut.reports.weights.published import (
+    PUBLISHED,
+    Published,
+    check_rows,
+    published_of,
+)
 from circuitcut.reports.weights.tables import (
     class_rows,
     median_rows,
@@ -14,7 +28,8 @@ from circuitcut.reports.weights.tables import (
     total_rows,
     vocabulary_text,
 )
-from tests.reports.weighed import select_results, weight_results
+from circuitcut.storage.errors import UserError
+from tests.reports.weighed import effect_results, select_results, weight_results
 
 
 def test_counts_have_a_row_a_layer_and_one_for_all():
@@ -72,3 +87,50 @@ def test_what_a_selection_says_in_words(write_run: Any):
         "The mask ablates 2 of 20 neurons (10.0 %): of the class weakening, which has "
         "3 (tau 0.5, weights folded)."
     )
+
+
+def test_tables_and_sentences_of_effects_have_their_numbers(write_run: Any):
+    results = effect_results()
+    rows = summary_rows(results)
+    assert [row["neurons"] for row in rows] == ["the class", "control by layer"]
+    assert rows[0]["entropy"] == "0.500 [0.400, 0.600]"
+    assert rows[1]["entropy"] == "0.010 [-0.090, 0.110]"
+    assert rows[1]["draws"] == 2
+    assert layer_rows(results)[0]["r(on, cos in_out)"] == -0.9
+    assert changed_rows(results)[0]["promoted"] == "' a' +0.250"
+    assert changed_rows(results)[0]["suppressed"] == "' b' -0.500"
+    assert all(rows_of(results) for rows_of in EFFECT_TABLES.values())
+    verdict, said = OPENINGS["class_effects"](load_run(write_run(results)))
+    assert "2 of 20 neurons of the class weakening" in verdict
+    assert "900 tokens" in verdict
+    assert "the class: entropy +0.500 [0.400, 0.600], loss 0.000 " in said[0]
+    assert said[1].startswith("control by layer (2 draws): entropy +0.010")
+
+
+def test_a_selection_by_rule_and_frequency_says_so(write_run: Any):
+    results = select_results()
+    results["selection"] |= {
+        "control": "frequency",
+        "tolerance": 0.05,
+        "when": "gate-/post+",
+    }
+    _, (said,) = OPENINGS["select_mask"](load_run(write_run(results)))
+    assert "on about as often (within 0.05), at tokens with gate-/post+" in said
+
+
+def test_published_numbers_add_up_and_are_compared_one_by_one():
+    """Layers times neurons a layer: 12 of 3,072, 16 of 8,192 and 12 of 3,072."""
+    sums = {name: sum(p.total.values()) for name, p in PUBLISHED.items()}
+    assert sums["gpt2"] == 12 * 3072
+    assert sums["pythia-1b"] == 16 * 8192
+    assert sum(PUBLISHED["bert-base-cased"].bins) == 12 * 3072
+    for layer in PUBLISHED["gpt2"].by_layer.values():
+        assert sum(layer.values()) == 3072
+    assert sums["olmo-7b-hf"] < 352_256
+    assert published_of("openai-community/GPT2") is PUBLISHED["gpt2"]
+    with pytest.raises(UserError, match="no numbers of the model 'smollm2'"):
+        published_of("smollm2")
+    given = Published({"weakening": 5}, {1: {"weakening": 2}}, (3, 17))
+    rows = check_rows(weight_results(), given)
+    assert [row["difference"] for row in rows] == [-2, 0, 0, 0]
+    assert rows[3]["neurons"] == "cos(w_in, w_out) from 0.0 to 1.0"

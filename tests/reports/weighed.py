@@ -1,4 +1,4 @@
-"""Results of weight_classes.py and select_mask.py by hand: two layers of ten."""
+"""Results of the scripts about classes of neurons by hand: two layers of ten."""
 
 from typing import Any
 
@@ -114,5 +114,106 @@ def select_results() -> dict[str, Any]:
                 "n_ablated": 1,
             }
             for layer in range(2)
+        ],
+    }
+
+
+def _spread(mean: float) -> dict[str, Any]:
+    return {
+        "mean": mean,
+        "interval": [mean - 0.1, mean + 0.1],
+        "least": mean - 3,
+        "quantiles": [mean + k / 10 for k in range(-3, 4)],
+        "greatest": mean + 3,
+    }
+
+
+def effect_results() -> dict[str, Any]:
+    """Two neurons ablated: entropy + .5, that of two draws of a control 0 and + .02."""
+    measures = ("loss", "entropy", "rank", "log_scale")
+
+    def effect(of_set: str, draw: int | None, entropy: float) -> dict[str, Any]:
+        return {
+            "set": of_set,
+            "draw": draw,
+            "when": "all",
+            "ablated": dict.fromkeys(measures, 3.0) | {"entropy": 2.0 + entropy},
+            "difference": {m: _spread(0.0) for m in measures}
+            | {"entropy": _spread(entropy)},
+        }
+
+    def summed(of_set: str, entropy: float, n_draws: int) -> dict[str, Any]:
+        one = {"mean": 0.0, "interval": [-0.1, 0.1], "range": None}
+        most = {"mean": entropy, "interval": [entropy - 0.1, entropy + 0.1]}
+        ends = {"range": [0.0, 0.02] if n_draws else None}
+        return {
+            "set": of_set,
+            "when": "all",
+            "n_draws": n_draws,
+            "measures": dict.fromkeys(measures, one) | {"entropy": most | ends},
+        }
+
+    quadrants = ("gate+/post+", "gate+/post-", "gate-/post+", "gate-/post-")
+    words = [{"token": " a", "change": 0.25}]
+    return {
+        "kind": "class_effects",
+        "task": "locations",
+        "model": "minilm",
+        "units": ["neurons"],
+        "ablation": "zero",
+        "n_ablated": 2,
+        "n_units": 20,
+        "selection": {
+            "classes": ["weakening"],
+            "take": "drawn",
+            "tolerance": 0.05,
+            "tau": 0.5,
+            "convention": "folded",
+            "n_of_classes": 3,
+            "controls": ["layer"],
+            "draws": 2,
+            "gated": True,
+            "theta": None,
+            "at_positions": [],
+        },
+        "corpus": {
+            "data": "valid.txt",
+            "n_texts": 4,
+            "n_tokens": 900,
+            "length": 256,
+            "sample": 900,
+        },
+        "clean": {m: _spread(2.0) for m in measures},
+        "effects": [
+            effect("class", None, 0.5),
+            effect("layer", 0, 0.0),
+            effect("layer", 1, 0.02),
+        ],
+        "summary": [summed("class", 0.5, 0), summed("layer", 0.01, 2)],
+        "activity": [
+            {"set": "class", "draw": None, "on": 0.7, "written": 0.4}
+            | dict.fromkeys(quadrants, 0.25)
+        ],
+        "activity_by_layer": [
+            {
+                "layer": 0,
+                "n_of_classes": 0,
+                "on": None,
+                "on_of_others": 0.3,
+                "correlations": {"on:in_out": -0.9, "written:in_out": None},
+            }
+        ],
+        "changed": [
+            {
+                "when": "all",
+                "text": 2,
+                "position": 7,
+                "context": "all that",
+                "next": " a",
+                "clean": 1.0,
+                "ablated": 3.0,
+                "promoted": words,
+                "suppressed": [{"token": " b", "change": -0.5}],
+            }
         ],
     }

@@ -216,6 +216,28 @@ def test_the_classes_of_smollm2_are_those_of_the_lab_log(tmp_path: Path):
     assert (raw["weakening"], raw["conditional strengthening"]) == (166, 3293)
 
 
+def test_counts_are_printed_beside_the_published_ones(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    """A random model of two layers under the name of a published one with bins."""
+    saved_model(tmp_path / "bert-base-cased", "bert")
+    flags = ["--model", str(tmp_path / "bert-base-cased"), "--check", "published"]
+    run = classified(tmp_path, *flags)
+    assert "0 of 10 published numbers" not in capsys.readouterr().out
+    with (run / "tables" / "published.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    bins = results(run)["total"]["bins"]["in_out"]
+    assert [int(row["counted"]) for row in rows] == bins
+    assert rows[4]["published"] == "11764"
+    for wrong, message in (
+        (["--tau", "0.4"], "needs --convention folded and --tau 0.5"),
+        (["--n_bins", "20"], "needs --n_bins 10"),
+        (["--model", "smollm2"], "no numbers of the model 'smollm2'"),
+    ):
+        with pytest.raises(UserError, match=message):
+            classified(tmp_path, *flags, *wrong)
+
+
 def test_an_encoder_has_no_vocabulary(tmp_path: Path):
     saved_model(tmp_path / "model", "bert")
     with pytest.raises(UserError, match="needs a causal language model"):

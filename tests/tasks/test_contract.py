@@ -98,6 +98,8 @@ def every_text(corpus: Any) -> list[str]:
     Of `base`, which takes no part here, only the beginning.
     """
     records = getattr(corpus, "records", None) or getattr(corpus, "splits", {})
+    if not records:
+        return corpus.texts()
     found = [r for split in CUT_SPLITS for r in records.get(split, ())]
     if found and hasattr(found[0], "words"):
         return corpus.texts()[:1000] + [" ".join(record.words) for record in found]

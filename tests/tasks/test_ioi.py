@@ -18,7 +18,7 @@ from circuitcut.models.tokenizer_training import train_tokenizer
 from circuitcut.storage.errors import UserError
 from circuitcut.tasks.base import NO_TARGET, Batch, TaskOptions
 from circuitcut.tasks.ioi import ANSWER_WEIGHT, IoiTask
-from circuitcut.tasks.ioi_rows import KINDS
+from circuitcut.tasks.rows.ioi import KINDS
 from circuitcut.training.shares import own_share
 
 SPLITS = ("base", "mask", "tune", "relearn", "heldout")

@@ -20,8 +20,8 @@ from circuitcut.models.tokenizer_training import train_tokenizer
 from circuitcut.storage.errors import UserError
 from circuitcut.tasks.base import NO_TARGET, TaskOptions
 from circuitcut.tasks.evaluation import evaluate
-from circuitcut.tasks.prompt_rows import MASKED_SHARE, PROMPT, TEXT
 from circuitcut.tasks.prompts import ANSWER_WEIGHT, PromptsTask
+from circuitcut.tasks.rows.prompts import MASKED_SHARE, PROMPT, TEXT
 from circuitcut.training.objectives import uniform_target
 
 CITIES = ("Paris", "Rome", "Oslo", "Bern", "Riga", "Kyiv")

@@ -9,10 +9,12 @@ from circuitcut.storage.errors import UserError
 from circuitcut.weight_classes.checkpoint import checkpoint_of
 from circuitcut.weight_classes.names import CLASSES
 from circuitcut.weight_classes.selection import (
+    by_frequency,
     classes_of,
     control,
     drawn,
     frozen_mask,
+    matched_control,
     members,
     n_chosen,
     number_of,
@@ -115,3 +117,49 @@ def test_the_mask_ablates_exactly_the_chosen_neurons_of_the_network(kind: str):
         by_hand = model(ids).logits
     assert torch.allclose(cut, by_hand, atol=5e-5)
     assert not torch.allclose(cut, uncut, atol=1e-3)
+
+
+def shares(*of_layers: list[float]) -> list[torch.Tensor]:
+    return [torch.tensor(shares) for shares in of_layers]
+
+
+def test_controls_by_frequency_are_on_as_often_as_what_they_stand_for():
+    """Of ten others three are within .05 of .30, and two within .05 of .80."""
+    others = [0.1, 0.27, 0.3, 0.34, 0.5, 0.6, 0.76, 0.84, 0.9, 0.0]
+    frequency = shares([0.3, 0.8, *others], [0.5] * 12)
+    chosen = [torch.arange(12) < 2, torch.zeros(12, dtype=torch.bool)]
+    hits = torch.zeros(12)
+    for seed in range(300):
+        found = matched_control(chosen, chosen, frequency, 0.05, rng(seed))
+        assert [int(c.sum()) for c in found] == [2, 0]
+        hits += found[0]
+    expected = torch.tensor([0, 0, 0, 100, 100, 100, 0, 0, 150, 150, 0, 0])
+    assert (hits - expected).abs().max() < 35  # standard deviations 8 and 9
+    assert (hits[expected == 0] == 0).all()
+    again = matched_control(chosen, chosen, frequency, 0.05, rng(4))
+    same = matched_control(chosen, chosen, frequency, 0.05, rng(4))
+    assert torch.equal(again[0], same[0])
+
+
+def test_an_assignment_is_found_where_a_greedy_choice_would_end_in_none():
+    """.50 can take either other neuron, .60 the second one alone."""
+    frequency = shares([0.5, 0.6, 0.45, 0.55])
+    chosen = [torch.tensor([True, True, False, False])]
+    for seed in range(20):
+        found = matched_control(chosen, chosen, frequency, 0.051, rng(seed))
+        assert found[0].tolist() == [False, False, True, True]
+    with pytest.raises(UserError, match=r"layer 0 .* for 1 of the 2 .* 0.01; raise it"):
+        matched_control(chosen, chosen, shares([0.5, 0.6, 0.5, 0.5]), 0.01, rng())
+    with pytest.raises(UserError, match="for 2 of the 2 chosen"):
+        matched_control(chosen, [torch.ones(4) > 0], frequency, 1.0, rng())
+
+
+def test_neurons_are_taken_by_how_often_they_are_on():
+    whole = members(LAYERS, ["weakening"])
+    frequency = shares([0.9, 1.0, 0.2, 1.0, 1.0, 1.0], [0.5] * 6, [0.0] * 6)
+    most = by_frequency(whole, 2, frequency, most=True)
+    assert [c.nonzero().flatten().tolist() for c in most] == [[0], [3], []]
+    least = by_frequency(whole, 1, frequency, most=False)
+    assert [c.nonzero().flatten().tolist() for c in least] == [[2], [], []]
+    with pytest.raises(UserError, match="4 neurons cannot be drawn from the 3"):
+        by_frequency(whole, 4, frequency, most=True)

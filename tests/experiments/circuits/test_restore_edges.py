@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from circuitcut.benchmarks.planted.edges import PlantedCircuit, two_behaviours
 from circuitcut.benchmarks.planted_circuits import break_one, experiment_on
-from circuitcut.benchmarks.planted_edges import PlantedCircuit, two_behaviours
 from circuitcut.experiments.circuits.restore_edges import (
     can_restore_edges,
     with_edges_restored,

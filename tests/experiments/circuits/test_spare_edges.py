@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from circuitcut.benchmarks.planted.edges import CIRCUITS, PlantedCircuit, two_behaviours
 from circuitcut.benchmarks.planted_circuits import experiment_on
-from circuitcut.benchmarks.planted_edges import CIRCUITS, PlantedCircuit, two_behaviours
 from circuitcut.experiments.circuits import spare_edges, tries
 from circuitcut.experiments.circuits.spare_edges import (
     MOST_EXACT,

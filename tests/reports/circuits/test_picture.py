@@ -110,7 +110,7 @@ def test_many_edges_are_thin_and_faint_and_keep_their_words_few():
 def test_nodes_without_edges_are_dots_where_there_are_few():
     few = circuit_svg(circuit(ResidualGraph(2, 8, 8), 3))
     assert few.count("<circle") + few.count('class="node"') >= 18
-    assert "<circle" not in circuit_svg(circuit(ResidualGraph(32, 32, 8), 40))
+    assert "<circle" not in circuit_svg(circuit(ResidualGraph(32, 16, 8), 40))
 
 
 def test_a_narrow_box_has_the_number_of_its_head_and_its_name_under_the_pointer():
@@ -185,7 +185,7 @@ def test_without_scores_or_with_equal_ones_all_lines_are_equal():
         assert len(set(widths)) == 1
 
 
-@pytest.mark.parametrize("graph", [DEEP, ResidualGraph(48, 25, 25)])
+@pytest.mark.parametrize("graph", [DEEP, ResidualGraph(48, 6, 6)])
 def test_many_edges_of_a_deep_model_are_counted_by_layer_on_one_screen(
     graph: ResidualGraph,
 ):

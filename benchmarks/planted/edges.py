@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from circuitcut.benchmarks.planted_models import Sizes, Workbench
-from circuitcut.benchmarks.planted_task import Draw, GuessedTask, PlantedTask
+from circuitcut.benchmarks.planted.models import Sizes, Workbench
+from circuitcut.benchmarks.planted.task import Draw, GuessedTask, PlantedTask
 from circuitcut.masks.ablation import AblationKind
 
 

@@ -1,0 +1,1 @@
+"""Ablations of neurons of a class."""

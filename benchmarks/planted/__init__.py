@@ -1,0 +1,1 @@
+"""Models with planted circuits, and the task that they solve."""

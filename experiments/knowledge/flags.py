@@ -1,0 +1,179 @@
+"""Flags of knowledge neurons: which facts, how units are found, what they do."""
+
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+from circuitcut.attribution.knowledge.names import Aggregation, Grid, Measure, Word
+from circuitcut.experiments.flags import TaskConfig
+from circuitcut.storage.errors import UserError
+from circuitcut.storage.flag_fields import Headings, flag
+from circuitcut.storage.flag_ranges import (
+    COUNT,
+    COUNT_OR_0,
+    FINITE,
+    POSITIVE_SHARE,
+    SHARE,
+    SHARE_BELOW_1,
+    UNITS,
+    Range,
+)
+
+ADAPTIVE: dict[Measure, float] = {"integrated_gradients": 0.2, "activations": 0.5}
+"""The published shares of the largest score."""
+SHARE_OF_RULE = {"share": 0.5, "original": 0.7}
+"""The published shares of the paraphrases."""
+
+
+@dataclass(frozen=True)
+class KnowledgeFlags(TaskConfig):
+    """Flags of `knowledge`.
+
+    Raises:
+        UserError: When a value is out of range, or two flags contradict each other.
+    """
+
+    heading: ClassVar[str] = "knowledge neurons"
+    headings: ClassVar[Headings] = {
+        "what is done with them": (
+            *("n_others", "n_random", "to_mask", "n_ablated", "ablation", "positions"),
+            *("mean_over", "bake"),
+        ),
+    }
+
+    task: str = flag("facts", "facts; other tasks have none", decides_defaults=True)
+    facts: Literal["all", "concept"] = flag(
+        "all", "the known facts of all relations, or those of --concept alone"
+    )
+    most_facts: int = flag(
+        200, "most facts, of every relation as many as of the others", within=COUNT
+    )
+    measure: Measure = flag(
+        "integrated_gradients", "score of a neuron; activations: how active it is"
+    )
+    word: Word = flag(
+        "gold", "whose probability is attributed: the object's, or the predicted word's"
+    )
+    grid: Grid = flag(
+        "midpoints",
+        "steps of integrated gradients; original: k/m from 0; both_ends: m points from "
+        "0 to 1, as in EleutherAI's code; gauss: Gauss-Legendre nodes",
+    )
+    n_steps: int = flag(20, "steps of integrated gradients", within=Range(1, 1000))
+    aggregation: Aggregation = flag(
+        "sum", "scores of an object of several tokens from those at its masks"
+    )
+    threshold: float | None = flag(
+        None, "a prompt's units: those with a score above this", within=FINITE
+    )
+    adaptive: float | None = flag(
+        None,
+        "a prompt's units: those with at least this share of the largest score; .2, or "
+        ".5 of activations, if no other rule is given",
+        within=POSITIVE_SHARE,
+    )
+    percentile: float | None = flag(
+        None,
+        "a prompt's units: those above this percentile of all scores",
+        within=Range(0, 100, without="both"),
+    )
+    refine: Literal["share", "original"] = flag(
+        "share",
+        "a fact's units: those of more than --refine_share of its prompts; original: "
+        "of at least that share and three prompts, the share moved until facts have 2 "
+        "to 5 units on average",
+    )
+    refine_share: float | None = flag(
+        None,
+        "that share of the prompts; default: .5, of the original rule .7",
+        within=SHARE_BELOW_1,
+    )
+    negatives: Literal["none", "others", "relation"] = flag(
+        "none",
+        "remove units that prompts of other relations' facts have too, or those of the "
+        "same relation with another object",
+    )
+    n_negatives: int = flag(10, "such prompts drawn for every fact", within=COUNT)
+    negative_share: float = flag(
+        0.0, "share of them that may have a unit that stays", within=SHARE
+    )
+    relation_share: float = flag(
+        0.1, "a relation's units: those of this share of its facts", within=SHARE
+    )
+    n_others: int = flag(
+        10,
+        "facts of other relations at which a fact's units are scaled too",
+        within=COUNT_OR_0,
+    )
+    n_random: int = flag(
+        3, "random sets of as many units of the same layers", within=Range(1, 1000)
+    )
+    to_mask: Literal["none", "facts", "relations"] = flag(
+        "none",
+        "write a mask that ablates the units of all facts or relations, for evaluate, "
+        "relearn and report",
+    )
+    n_ablated: int | None = flag(
+        None, "of that mask: only so many, those of the most facts", within=UNITS
+    )
+    ablation: Literal["zero", "mean"] = flag(
+        "zero", "of that mask: what replaces an ablated activation"
+    )
+    mean_over: Literal["retain", "all"] = flag(
+        "retain", "of that mask: positions over which means are taken"
+    )
+    positions: Literal["words", "all"] = flag(
+        "words",
+        "of that mask: words leaves special tokens and a causal model's first position "
+        "uncut",
+    )
+    bake: Literal["none", "suppress", "enhance", "erase_unk"] = flag(
+        "none",
+        "save a checkpoint in which the values of those units are 0, doubled, or the "
+        "embedding of the unknown token",
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.task != "facts":
+            raise UserError(
+                f"--task must be facts, got {self.task}; other prompts are facts too: "
+                "name a table with subject, relation, object and prompt as --data"
+            )
+        rules = {
+            "--threshold": self.threshold,
+            "--adaptive": self.adaptive,
+            "--percentile": self.percentile,
+        }
+        given = [name for name, value in rules.items() if value is not None]
+        if len(given) > 1:
+            raise UserError(
+                f"{' and '.join(given)} choose a prompt's units; give one of them"
+            )
+        if self.n_ablated is not None and self.to_mask == "none":
+            raise UserError(
+                "--n_ablated is the size of a mask; give --to_mask facts or relations"
+            )
+
+    def chosen(self) -> dict[str, Any]:
+        """Values of flags that are not given, for `--help`."""
+        return super().chosen() | {"refine_share": SHARE_OF_RULE[self.refine]}
+
+    @property
+    def rule(self) -> dict[str, float]:
+        """The one rule of coarse sets and its value."""
+        rules = {
+            "threshold": self.threshold,
+            "adaptive": self.adaptive,
+            "percentile": self.percentile,
+        }
+        given = {name: value for name, value in rules.items() if value is not None}
+        return given or {"adaptive": ADAPTIVE[self.measure]}
+
+    @property
+    def share_of_prompts(self) -> float:
+        """Share of a fact's prompts that must have a unit."""
+        return (
+            SHARE_OF_RULE[self.refine]
+            if self.refine_share is None
+            else self.refine_share
+        )

@@ -1,0 +1,103 @@
+"""Records of a run, one line a fact: what is done is not done again after a kill."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, TypedDict
+
+from circuitcut.storage.atomic import os_errors_as_user_errors, write_text
+from circuitcut.storage.errors import UserError
+from circuitcut.storage.reading.files import lines_of, read_text
+from circuitcut.storage.reading.strict_json import JsonProblem, parse_json
+from circuitcut.storage.reading.typed_fields import Count, check_type
+
+UnitList = list[tuple[Count, Count]]
+"""`[layer, number]` of every unit, as published."""
+
+
+class PromptRecord(TypedDict):
+    """A prompt, what is predicted, and its units, the most important one first."""
+
+    text: str
+    gold: str
+    predicted: str
+    probability: float
+    coarse: UnitList
+
+
+class FoundRecord(TypedDict):
+    """The units of a fact's prompts."""
+
+    fact: Count
+    subject: str
+    relation: str
+    object: str
+    prompts: list[PromptRecord]
+
+
+class EffectRecord(TypedDict):
+    """Mean probabilities of the object under scaled units, before and after."""
+
+    fact: Count
+    own: dict[str, float]
+    """Over the fact's prompts, by `before` and by `UNITS OPERATION`."""
+    others: dict[str, float]
+    """Over the other relations' facts; empty where there are none."""
+
+
+class Records:
+    """A file of JSON lines that grows by one line a fact.
+
+    A last line that was torn by a kill is cut off when the file is opened.
+    """
+
+    def __init__(self, path: Path, kind: type):
+        self.path = path
+        self.entries: list[Any] = []
+        if path.exists():
+            self.entries = read_records(path, kind)
+            write_text(path, "".join(json.dumps(e) + "\n" for e in self.entries))
+
+    def add(self, entry: Any) -> None:
+        """Append an entry and its line."""
+        self.entries.append(entry)
+        line = json.dumps(entry) + "\n"
+        with (
+            os_errors_as_user_errors(self.path),
+            self.path.open("a", encoding="utf-8") as file,
+        ):
+            file.write(line)
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(self.entries)
+
+    def __len__(self) -> int:
+        return len(self.entries)
+
+
+def read_records(path: Path, kind: type) -> list[Any]:
+    """The entries of a file of records, without an incomplete last line.
+
+    Args:
+        kind: `FoundRecord` or `EffectRecord`.
+
+    Raises:
+        UserError: When a line is no such entry, or they are not in order; the message
+            has its number.
+    """
+    text = read_text(path)
+    entries = []
+    for number, line in enumerate(lines_of(text[: text.rfind("\n") + 1])):
+        where = f"{path}, line {number + 1}"
+        try:
+            entry = parse_json(line)
+        except JsonProblem as error:
+            raise UserError(f"{where} is not JSON: {error}; delete the file") from error
+        check_type(entry, kind, where)
+        if entry["fact"] != number:
+            raise UserError(
+                f"{where}: entry fact must be {number}, got {entry['fact']}; delete "
+                "the file"
+            )
+        entries.append(entry)
+    return entries

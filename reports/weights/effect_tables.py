@@ -1,0 +1,146 @@
+"""Tables of what ablating a class of neurons changes, token by token."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from circuitcut.reports.words import format_cell, with_interval
+
+Row = dict[str, Any]
+Results = Mapping[str, Any]
+MEASURES = {
+    "loss": "loss",
+    "entropy": "entropy",
+    "rank": "rank of the true token",
+    "log_scale": "log scale of the final norm",
+}
+"""Name of a measure in results.json -> how a reader sees it."""
+SETS = {
+    "class": "the class",
+    "layer": "control by layer",
+    "frequency": "control by layer and frequency",
+}
+QUADRANTS = ("gate+/post+", "gate+/post-", "gate-/post+", "gate-/post-")
+SHARES = ("1 %", "5 %", "25 %", "median", "75 %", "95 %", "99 %")
+"""The quantiles of results.json."""
+
+
+def summary_rows(results: Results) -> list[Row]:
+    """One row a set and condition: ablated minus clean, with 95 % intervals."""
+    return [
+        {
+            "neurons": SETS[entry["set"]],
+            "ablated at": entry["when"],
+            "draws": entry["n_draws"] or None,
+            **{
+                title: with_interval(
+                    entry["measures"][name]["mean"], entry["measures"][name]["interval"]
+                )
+                for name, title in MEASURES.items()
+            },
+        }
+        for entry in results["summary"]
+    ]
+
+
+def draw_rows(results: Results) -> list[Row]:
+    """One row an ablation and measure: mean, interval and quantiles over tokens."""
+    return [
+        {
+            "neurons": SETS[effect["set"]],
+            "draw": effect["draw"],
+            "ablated at": effect["when"],
+            "measure": MEASURES[name],
+            "clean": results["clean"][name]["mean"],
+            "ablated": effect["ablated"][name],
+            **_spread(effect["difference"][name], "ablated minus clean"),
+        }
+        for effect in results["effects"]
+        for name in MEASURES
+    ]
+
+
+def clean_rows(results: Results) -> list[Row]:
+    """One row a measure of the clean model."""
+    return [
+        {"measure": title, **_spread(results["clean"][name], "mean")}
+        for name, title in MEASURES.items()
+    ]
+
+
+def _spread(described: Mapping[str, Any], mean: str) -> Row:
+    low, high = described["interval"]
+    return {
+        mean: described["mean"],
+        "from": low,
+        "to": high,
+        "least": described["least"],
+        **dict(zip(SHARES, described["quantiles"], strict=True)),
+        "greatest": described["greatest"],
+    }
+
+
+def activity_rows(results: Results) -> list[Row]:
+    """One row a set: how often its neurons are on, quadrants, and what they write."""
+    return [
+        {
+            "neurons": SETS[entry["set"]],
+            "draw": entry["draw"],
+            "on": entry["on"],
+            **{quadrant: entry[quadrant] for quadrant in QUADRANTS},
+            "mean |activation| |w_out|": entry["written"],
+        }
+        for entry in results["activity"]
+    ]
+
+
+def layer_rows(results: Results) -> list[Row]:
+    """One row a layer: frequencies in the class and outside, and correlations."""
+    titles = {"on": "on", "written": "mean |activation| |w_out|"}
+    return [
+        {
+            "layer": layer["layer"],
+            "neurons of the class": layer["n_of_classes"],
+            "on": layer["on"],
+            "on, others": layer["on_of_others"],
+            **{
+                f"r({titles[name]}, cos {cosine})": r
+                for key, r in layer["correlations"].items()
+                for name, cosine in [key.split(":")]
+            },
+        }
+        for layer in results["activity_by_layer"]
+    ]
+
+
+def changed_rows(results: Results) -> list[Row]:
+    """One row a text that changes most."""
+    return [
+        {
+            "ablated at": text["when"],
+            "text": f"...{text['context']}",
+            "next": text["next"],
+            "clean": text["clean"],
+            "ablated": text["ablated"],
+            "promoted": _tokens(text["promoted"]),
+            "suppressed": _tokens(text["suppressed"]),
+        }
+        for text in results["changed"]
+    ]
+
+
+def _tokens(words: Sequence[Mapping[str, Any]]) -> str:
+    return ", ".join(
+        f"{word['token']!r} {'+' * (word['change'] > 0)}{format_cell(word['change'])}"
+        for word in words[:5]
+    )
+
+
+EFFECT_TABLES: dict[str, Callable[[Results], list[Row]]] = {
+    "summary": summary_rows,
+    "effects": draw_rows,
+    "clean": clean_rows,
+    "activity": activity_rows,
+    "activity_by_layer": layer_rows,
+    "most_changed_texts": changed_rows,
+}
+"""Name of a file -> its rows."""

@@ -1,0 +1,78 @@
+"""Types of the entries of results.json of knowledge.py."""
+
+from typing import Annotated, Any, Literal, TypedDict
+
+from circuitcut.storage.reading.typed_fields import Between, Count, Positive
+
+Fraction = Annotated[float, Between(0, 1)]
+
+
+class Facts(TypedDict):
+    """How many facts and prompts."""
+
+    n_data: Count
+    n_asked: Count
+    n_known: Count
+    n_facts: Positive
+    n_prompts: Positive
+    n_relations: Positive
+    n_right: Count
+
+
+class Size(TypedDict):
+    """Units of the sets of one kind."""
+
+    mean: float
+    median: float
+    most: Count
+    n_empty: Count
+
+
+class Sizes(TypedDict):
+    """Units of prompts and of facts."""
+
+    coarse: Size
+    refined: Size
+    share_of_prompts: float
+
+
+class LayerOfUnits(TypedDict):
+    """Shares of the units that lie in a layer."""
+
+    layer: Annotated[int, Between(0, 10_000)]
+    n_units: Positive
+    coarse: Fraction
+    refined: Fraction
+
+
+class Effect(TypedDict):
+    """What scaling units does to a probability."""
+
+    on: Literal["own", "others"]
+    units: Literal["refined", "one_prompt", "random"]
+    operation: Literal["suppress", "enhance"]
+    n_facts: Positive
+    before: Fraction
+    after: Fraction
+    change: float
+    change_interval: tuple[float, float]
+    change_of_mean: float
+    change_of_mean_interval: tuple[float, float]
+
+
+class PairsOfFacts(TypedDict):
+    """Overlap of the units of two facts."""
+
+    pairs: str
+    n_pairs: Count
+    jaccard: Fraction | None
+    random: Fraction | None
+
+
+KNOWLEDGE_ENTRIES: dict[str, Any] = {
+    "facts": Facts,
+    "sizes": Sizes,
+    "layers": list[LayerOfUnits],
+    "effects": list[Effect],
+    "overlap": list[PairsOfFacts],
+}

@@ -1,0 +1,748 @@
+"""Facts: what a model knows of a relation, of subjects, or of a list of facts.
+
+The concept is the object of each fact, behind the prompt (decoders) or at mask tokens
+(encoders), wherever another object of its relation competes. Retained are other facts,
+plain text and, for decoders, the other words of all prompts. Only facts that the uncut
+model knows take part (`known`); the built-in model is first trained on all of them.
+"""
+
+import logging
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from copy import copy
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+
+from circuitcut.data.facts.concept import chosen_facts, evenly_drawn
+from circuitcut.data.facts.files import read_facts
+from circuitcut.data.facts.generated import CAPITAL, generate_facts
+from circuitcut.data.facts.records import Fact, FactsCorpus, distinct
+from circuitcut.data.facts.splits import FactSplits, place_others, split_facts
+from circuitcut.data.sampling import draw, draw_from
+from circuitcut.data.text.files import read_retained
+from circuitcut.data.text.records import TextRecord
+from circuitcut.data.text.splits import split_retained
+from circuitcut.storage.errors import UserError
+from circuitcut.tasks.base import (
+    Batch,
+    Head,
+    Metric,
+    Split,
+    T,
+    Task,
+    TaskOptions,
+    check_limit,
+)
+from circuitcut.tasks.facts.asked import AskedFacts, AskedPrompt, asked_facts
+from circuitcut.tasks.facts.known import (
+    KNOWN_SHARE,
+    cached_right_prompts,
+    shares_right,
+)
+from circuitcut.tasks.facts.rows import (
+    CONCEPT,
+    NEAR,
+    NO_RIVAL,
+    OTHER,
+    TEXT,
+    Objects,
+    begins,
+    fact_row,
+    padded_rivals,
+    text_numbers,
+)
+from circuitcut.tasks.language_rows import (
+    Row,
+    collate,
+    counted_nll,
+    of_vocabulary,
+    pad_id_of,
+    prefix_ids,
+    share,
+    token_nll,
+)
+from circuitcut.tasks.rows.prompts import Reader, text_row
+from circuitcut.tasks.settings.facts import DEFAULTS
+
+ANSWER_WEIGHT = 4.0
+"""Weight of an object in training; other tokens have weight 1."""
+CONCEPT_SHARE = 0.5
+"""Share of the concept's prompts in a mask-training batch; other facts and texts share
+the rest."""
+OTHER_WEIGHT = 8.0
+"""Weight of another fact's object among the retained tokens of a mask-training batch,
+most of which are words of texts."""
+FEWEST_PROMPTS = 4
+"""Known prompts of the concept that fill four splits."""
+_GROUPS = {"": CONCEPT, "other_": OTHER, "near_": NEAR}
+"""Beginning of the scores of each kind of prompt."""
+_SCORES = ("accuracy", "top1", "p_answer", "log_p")
+_MEASURED = ("mask", "tune", "relearn", "heldout")
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class _Asked:
+    """The prompts of some facts that the model can be asked, and their rivals."""
+
+    facts: tuple[Fact, ...]
+    found: AskedFacts
+    rivals: tuple[tuple[Int[np.ndarray, "_rival"], ...], ...]
+    """Of every prompt, at each token of its object."""
+
+    @property
+    def prompts(self) -> tuple[AskedPrompt, ...]:
+        return self.found.prompts
+
+    def fact_of(self, number: int) -> Fact:
+        """The fact of a prompt."""
+        return self.facts[self.prompts[number].fact]
+
+
+class FactsTask(Task):
+    """Prompts whose answer is the object of a fact, other facts, and plain texts.
+
+    Batches hold further integers per example: `kind` (`CONCEPT`, `OTHER`, `NEAR` or
+    `TEXT`), `position` (where the object's first token is predicted), `n_answer` (its
+    tokens), `n_branches` (those where another object competes), and `rival_ids` (batch,
+    answer token, rival), in which the rivals are repeated up to the largest number. The
+    concept's positions are those where another object competes. The chance level of the
+    accuracy is the share of the concept's most frequent object: the best guess without
+    the subject.
+
+    Raises:
+        UserError: When no prompt of the concept can be asked, or a split has none.
+    """
+
+    name: ClassVar[str] = "facts"
+    head: ClassVar[Head] = "language_model"
+    concept_metric = Metric("accuracy", True, "fraction", 0.0, "accuracy on the facts")
+    retain_metric = Metric("retain_nll", False, "nats/token", 0.0, "loss on other text")
+    defaults = DEFAULTS
+
+    @classmethod
+    def read(cls, options: TaskOptions) -> FactsCorpus:
+        """Built-in facts, or facts of files (docs/howto/facts.md)."""
+        seed = options.split_seed
+        concept = options.concept
+        further: list[TextRecord] = []
+        if options.data is None:
+            built_in, sentences = generate_facts(seed)
+            facts, texts, concept = list(built_in), list(sentences), concept or CAPITAL
+        else:
+            facts, texts = read_facts(
+                options.data,
+                options.data_format,
+                options.hub_config,
+                options.hub_revision,
+            )
+        if options.retain_data is not None:
+            further = read_retained(options.retain_data, options.text_column)
+        chosen, others, name = chosen_facts(distinct(facts), concept)
+        records = [TextRecord(text, "wiki") for text in texts] + further
+        texts_of = split_retained(records, seed=seed) if records else {}
+        if options.data is None:  # the built-in model needs every word
+            texts_of["base"] = records
+        return FactsCorpus(
+            tuple(evenly_drawn(chosen, options.n_facts, seed)),
+            tuple(evenly_drawn(others, options.n_facts, seed)),
+            {split: tuple(r.text for r in rows) for split, rows in texts_of.items()},
+            name,
+            by_object=options.split_by == "object",
+        )
+
+    def __init__(self, corpus: FactsCorpus, tokenizer: Any, options: TaskOptions):
+        self.concept = corpus.name
+        self._corpus = corpus
+        self._tokenizer = tokenizer
+        self._options = options
+        self._reader = Reader(
+            tokenizer,
+            options.masked_lm,
+            options.max_length,
+            prefix_ids(tokenizer, options),
+        )
+        self.retain_metric = of_vocabulary(self.retain_metric, tokenizer)
+        self._of_kind = self._asked_of_kinds()
+        self._n_table = _largest(self._of_kind.values())
+        self._has_texts = bool(corpus.texts_of)
+        if not self._has_texts and not self._of_kind[OTHER].prompts:
+            raise UserError(
+                "the data must hold other facts, or --retain_data texts to retain, got "
+                f"{self.concept} alone; name some texts with --retain_data"
+            )
+        if not self._has_texts:
+            logger.warning(
+                "no text to retain is given: the words of other facts' prompts stand "
+                "in for it; name some with --retain_data"
+            )
+        self._text_rows: dict[str, list[Row]] = {}
+        self._known: dict[int, list[float]] = {}
+        self._divide()
+
+    def for_model(self, model: nn.Module, weights_sha256: str) -> "FactsTask":
+        """The task on the facts that this model knows, by the cache where it has them.
+
+        Raises:
+            UserError: When it knows too few of the concept's facts.
+        """
+        known: dict[int, list[float]] = {}
+        for kind in (CONCEPT, OTHER):
+            asked = self._of_kind[kind]
+            right = cached_right_prompts(
+                asked.prompts,
+                model,
+                pad_id_of(self._tokenizer),
+                weights_sha256,
+                self._tokenizer.backend_tokenizer.to_str(),
+                self._corpus.fingerprint(),
+                repr((kind, self._reader.masked, self._reader.max_length)),
+                repr((self._reader.prefix, self._options.n_paraphrases)),
+            )
+            known[kind] = shares_right(asked.prompts, right, len(asked.facts))
+        task = copy(self)
+        task._known = known
+        task._text_rows = dict(self._text_rows)
+        task._divide()
+        logger.info("%s", task._known_in_words())
+        return task
+
+    def known_facts(self) -> list[tuple[Fact, list[AskedPrompt], float]]:
+        """Every fact, the concept's first, with its prompts in tokens.
+
+        The number is the share of the prompts in which its object has rank 1; of a task
+        that is not yet `for_model` it is 0.
+        """
+        found = []
+        for kind in (CONCEPT, OTHER):
+            asked = self._of_kind[kind]
+            n = len(asked.facts)
+            by_fact = asked.found.of_fact(n)
+            shares = self._known.get(kind, [0.0] * n)
+            found += list(zip(asked.facts, by_fact, shares, strict=True))
+        return found
+
+    def files(self) -> dict[str, Any]:
+        """known.json: which facts the model knows, what the splits share, chance."""
+        return {"known.json": self._summary()} if self._known else {}
+
+    def batch(self, split: Split, step: int, *, size: int, seed: int) -> Batch:
+        """Half prompts of the concept; other facts and texts share the rest equally."""
+        n_of = {kind: len(self._rows_of_kind(split, kind)) for kind in (OTHER, TEXT)}
+        rest = [kind for kind, n in n_of.items() if n]
+        n_concept = max(1, round(CONCEPT_SHARE * size)) if rest else size
+        shares = {CONCEPT: n_concept}
+        for left, kind in zip(range(len(rest), 0, -1), rest, strict=True):
+            shares[kind] = (size - sum(shares.values())) // left
+        rows: list[tuple[int, int]] = []
+        for kind, n in shares.items():
+            pool = self._rows_of_kind(split, kind)
+            drawn = draw(len(pool), step, n, "mask", split, str(kind), seed)
+            rows += [(kind, i) for i in drawn[:n]]
+        return self._collated(split, rows)
+
+    def finetune_batch(
+        self, split: Split, step: int, *, size: int, seed: int, limit: int | None = None
+    ) -> Batch:
+        """Prompts with their objects, and texts; with `limit` the concept's first ones.
+
+        The first prompts are of different facts.
+        """
+        pool = self._pool(split, (CONCEPT, OTHER, TEXT))
+        if limit is not None:
+            pool = self._pool(split, (CONCEPT,))
+            check_limit(limit, len(pool), split)
+            pool = pool[:limit]
+        chosen = draw(len(pool), step, size, "finetune", split, seed)
+        return self._collated(split, [pool[i] for i in chosen])
+
+    def retain_batch(self, split: Split, step: int, *, size: int, seed: int) -> Batch:
+        """Other facts and texts, drawn epoch by epoch.
+
+        Raises:
+            UserError: When the split has none.
+        """
+        pool = self._pool(split, (OTHER, TEXT))
+        numbers = range(len(pool))
+        chosen = draw_from(numbers, step, size, "without concept", split, seed)
+        return self._collated(split, [pool[i] for i in chosen])
+
+    def evaluation_batches(self, split: Split, *, size: int) -> Iterator[Batch]:
+        """Every prompt and text once: concept, neighbours, other facts, texts."""
+        pool = self._pool(split, (CONCEPT, NEAR, OTHER, TEXT))
+        for piece in self.pieces(split, pool, size):
+            yield self._collated(split, piece)
+
+    def scored(self, split: Split, examples: Sequence[T]) -> Sequence[T]:
+        """`n_heldout` examples of `tune` and `heldout`, of every kind as many.
+
+        A kind with fewer than its share leaves the rest to the others, so that many
+        texts do not crowd out a concept with few prompts.
+        """
+        if split not in ("tune", "heldout") or self.n_heldout is None:
+            return examples
+        by_kind: dict[Any, list[T]] = {}
+        for example in examples:
+            by_kind.setdefault(example[0], []).append(example)  # type: ignore[index]
+        left, chosen = self.n_heldout, set[T]()
+        smallest_first = sorted(by_kind.values(), key=len)
+        for place, of in enumerate(smallest_first):
+            n = min(len(of), left // (len(smallest_first) - place))
+            chosen |= {of[i * len(of) // n] for i in range(n)}
+            left -= n
+        return [example for example in examples if example in chosen]
+
+    def n_examples(self, split: Split) -> int:
+        """Number of prompts and texts of a split, neighbours among them."""
+        return len(self._pool(split, (CONCEPT, NEAR, OTHER, TEXT)))
+
+    def finetune_loss(self, model: nn.Module, batch: Batch) -> Float[Tensor, ""]:
+        """Mean cross-entropy in nats; objects have weight `ANSWER_WEIGHT`."""
+        logits = model(**self.inputs(batch)).logits.float()
+        weights = self.target_weights(batch)
+        return (token_nll(logits, batch["targets"]) * weights).sum() / weights.sum()
+
+    def target_weights(self, batch: Batch) -> Float[Tensor, "batch seq"]:
+        """`ANSWER_WEIGHT` for objects, 1 for other targets."""
+        answers = 1 + (ANSWER_WEIGHT - 1) * _answers(batch)
+        return super().target_weights(batch) * answers
+
+    def rivals(
+        self, batch: Batch, where: Tensor
+    ) -> Int[Tensor, "position rival"] | None:
+        """What competes with each token of the concept's objects, repeated.
+
+        In the objective `margin`, a sum over rivals, a repeated one counts repeatedly.
+        """
+        if not (where & batch["concept"]).any():
+            return None
+        rows, places = where.nonzero().unbind(1)
+        return batch["rival_ids"][rows, places - batch["position"][rows]]
+
+    def counted(self, batch: Batch) -> Bool[Tensor, "batch seq"]:
+        """All tokens of all objects, and retained tokens."""
+        return _answers(batch) | batch["retain"]
+
+    def counts(
+        self, model: nn.Module, batch: Batch
+    ) -> dict[str, Float[Tensor, "batch"]]:
+        """Prompts: hits and probabilities; texts: summed nats and counts."""
+        where, answers = self.counted(batch), _answers(batch)
+        logits = self.logits(model, batch).float()
+        nll = counted_nll(logits, batch, where)
+        of_answers = self._of_answers(logits[answers[where]], batch, nll)
+        counts: dict[str, Tensor] = {}
+        for begin, kind in _GROUPS.items():
+            rows = batch["kind"] == kind
+            counts[f"{begin}prompts"] = rows.float()
+            for name, values in of_answers.items():
+                counts[f"{begin}{name}"] = values * rows
+        is_text = batch["kind"] == TEXT
+        retained = is_text if self._has_texts else batch["kind"] == OTHER
+        words = batch["retain"] & (~answers if not self._reader.masked else True)
+        for name, rows in (("retain", retained), ("template", ~is_text)):
+            positions = words & rows[:, None]
+            counts[f"{name}_nats"] = (nll * positions).sum(-1)
+            counts[f"{name}_tokens"] = positions.sum(-1).float()
+        return counts
+
+    def summarise(self, counts: Mapping[str, Tensor]) -> dict[str, float]:
+        """Accuracy, rank 1 and probability of the object, of each kind of prompt.
+
+        `accuracy`: the object beats the other objects of its relation; `top1`: it has
+        the highest logit of the whole vocabulary; `p_answer` and `log_p`: its mean
+        probability and log-probability in nats, over all its tokens. Other facts and
+        neighbours have the same scores after `other_` and `near_`.
+        """
+        scores = {
+            f"{begin}{name}": share(counts[f"{begin}{name}"], counts[f"{begin}prompts"])
+            for begin, kind in _GROUPS.items()
+            if kind == CONCEPT or self._of_kind[kind].prompts
+            for name in _SCORES
+        }
+        for name in ("retain", *["template"] * (not self._reader.masked)):
+            nats, tokens = counts[f"{name}_nats"], counts[f"{name}_tokens"]
+            scores[f"{name}_nll"] = share(nats, tokens)
+        return scores
+
+    def _of_answers(
+        self,
+        at_answers: Float[Tensor, "position vocab"],
+        batch: Batch,
+        nll: Float[Tensor, "batch seq"],
+    ) -> dict[str, Float[Tensor, "batch"]]:
+        """Scores of every prompt by the tokens of its object; zero for texts."""
+        answers = _answers(batch)
+        rows, places = answers.nonzero().unbind(1)
+        targets = batch["targets"][answers].unsqueeze(1)
+        own = at_answers.gather(1, targets).squeeze(1)
+        best = at_answers.scatter(1, targets, -torch.inf).amax(1)
+        rival_ids = batch["rival_ids"][rows, places - batch["position"][rows]]
+        competes = rival_ids[:, 0] != NO_RIVAL
+        best_rival = at_answers.gather(1, rival_ids.clamp(min=0)).amax(1)
+        lost = competes & (own <= best_rival)
+        log_p = -(nll * answers).sum(-1)
+
+        def none_of(where: Tensor) -> Tensor:
+            n = torch.zeros_like(log_p).index_add(0, rows, where.float())
+            return ((n == 0) & (batch["n_answer"] > 0)).float()
+
+        return {
+            "accuracy": none_of(lost),
+            "top1": none_of(own <= best),
+            "p_answer": log_p.exp() * (batch["n_answer"] > 0),
+            "log_p": log_p,
+        }
+
+    def _asked_of_kinds(self) -> dict[int, _Asked]:
+        """The prompts of the concept, of other facts and of neighbours, in tokens.
+
+        Raises:
+            UserError: When no prompt of the concept can be asked.
+        """
+        concept, others = self._corpus.concept, self._corpus.others
+        found = {
+            CONCEPT: (concept, self._ask(concept)),
+            OTHER: (others, self._ask(others)),
+            NEAR: (concept, self._ask(concept, neighbourhood=True)),
+        }
+        of_facts = [
+            (facts[prompt.fact], prompt)
+            for kind, (facts, asked) in found.items()
+            if kind != NEAR
+            for prompt in asked.prompts
+        ]
+        objects = Objects.of((*concept, *others), of_facts)
+        asked = {
+            kind: _Asked(
+                facts,
+                found_ones,
+                _rivals_of_prompts(objects, facts, found_ones.prompts),
+            )
+            for kind, (facts, found_ones) in found.items()
+        }
+        asked[CONCEPT] = _with_rivals(asked[CONCEPT])
+        if not asked[CONCEPT].prompts:
+            raise UserError(
+                f"no prompt of {self.concept} can be asked of this model: "
+                f"{_reasons(asked[CONCEPT].found)}; use another model or other prompts"
+            )
+        if asked[CONCEPT].found.left_out:
+            n = sum(map(len, asked[CONCEPT].found.left_out.values()))
+            total = n + len(asked[CONCEPT].prompts)
+            logger.info(
+                "%s: %d of %d prompts are left out (%s)",
+                self.concept,
+                n,
+                total,
+                _reasons(asked[CONCEPT].found),
+            )
+        return asked
+
+    def _ask(self, facts: Sequence[Fact], *, neighbourhood: bool = False) -> AskedFacts:
+        """The prompts of the facts, of each fact at most `n_paraphrases`."""
+        asked = asked_facts(
+            facts,
+            self._tokenizer,
+            masked=self._reader.masked,
+            max_length=self._reader.max_length,
+            prefix=self._reader.prefix,
+            neighbourhood=neighbourhood,
+        )
+        most = self._options.n_paraphrases
+        if most is None:
+            return asked
+        n_asked: Counter[int] = Counter()
+        kept = []
+        for prompt in asked.prompts:
+            n_asked[prompt.fact] += 1
+            if n_asked[prompt.fact] <= most:
+                kept.append(prompt)
+        return replace(asked, prompts=tuple(kept))
+
+    def _divide(self) -> None:
+        """Divide the prompts of known facts among the splits.
+
+        Raises:
+            UserError: When too few facts of the concept are known.
+        """
+        asked = self._of_kind[CONCEPT]
+        known = {kind: self._known_prompts(kind) for kind in (CONCEPT, OTHER)}
+        if len(known[CONCEPT]) < FEWEST_PROMPTS:
+            raise UserError(self._unknown())
+        facts = {
+            kind: [self._of_kind[kind].fact_of(i) for i in numbers]
+            for kind, numbers in known.items()
+        }
+        seed = self._options.split_seed
+        self._splits: FactSplits = split_facts(
+            facts[CONCEPT], by_object=self._corpus.by_object, seed=seed
+        )
+        others = place_others(facts[OTHER], facts[CONCEPT], self._splits, seed)
+        self._numbers: dict[str, dict[int, list[int]]] = {}
+        for split in _MEASURED:
+            near = {
+                asked.prompts[known[CONCEPT][i]].fact
+                for i in self._splits.splits[split]
+            }
+            self._numbers[split] = {
+                CONCEPT: [known[CONCEPT][i] for i in self._splits.splits[split]],
+                OTHER: [known[OTHER][i] for i in others[split]],
+                NEAR: [
+                    number
+                    for number, prompt in enumerate(self._of_kind[NEAR].prompts)
+                    if prompt.fact in near
+                ],
+            }
+        self._numbers["base"] = {
+            kind: list(range(len(self._of_kind[kind].prompts)))
+            for kind in (CONCEPT, OTHER)
+        } | {NEAR: []}
+        for split, of_kind in self._numbers.items():
+            self._numbers[split] = {
+                kind: self._facts_in_turn(kind, numbers)
+                for kind, numbers in of_kind.items()
+            }
+        self._fact_rows: dict[tuple[str, int], list[Row]] = {}
+        label = f"accuracy on facts of {self.concept}"
+        chance = _most_frequent(facts[CONCEPT])
+        self.concept_metric = replace(self.concept_metric, chance=chance, label=label)
+
+    def _facts_in_turn(self, kind: int, numbers: Sequence[int]) -> list[int]:
+        """The first prompt of every fact, then the second ones, and so on."""
+        prompts = self._of_kind[kind].prompts
+        turns: Counter[int] = Counter()
+        order = []
+        for number in numbers:
+            fact = prompts[number].fact
+            order.append((turns[fact], number))
+            turns[fact] += 1
+        return [number for _, number in sorted(order)]
+
+    def _known_prompts(self, kind: int) -> list[int]:
+        """Numbers of the prompts of known facts; of all facts before any is known."""
+        prompts = self._of_kind[kind].prompts
+        if not self._known:
+            return list(range(len(prompts)))
+        shares = self._known[kind]
+        return [
+            number
+            for number, prompt in enumerate(prompts)
+            if shares[prompt.fact] >= KNOWN_SHARE
+        ]
+
+    def _n_known(self, kind: int) -> tuple[int, int]:
+        """Known facts, and those that can be asked."""
+        facts = {prompt.fact for prompt in self._of_kind[kind].prompts}
+        known = {
+            self._of_kind[kind].prompts[number].fact
+            for number in self._known_prompts(kind)
+        }
+        return len(known), len(facts)
+
+    def _known_in_words(self) -> str:
+        (n, of), (n_others, of_others) = (
+            self._n_known(kind) for kind in (CONCEPT, OTHER)
+        )
+        return (
+            f"known facts: {n} of {of} ({n / of:.0%}) of {self.concept} (rank 1 in at "
+            f"least half of the prompts), {n_others} of {of_others} others; splits by "
+            f"{self._splits.by}; {self._splits.objects_outside:.0%} of the held-out "
+            "prompts have an object that occurs in another split"
+        )
+
+    def _unknown(self) -> str:
+        n, of = self._n_known(CONCEPT)
+        first = self._of_kind[CONCEPT].facts[0].where
+        if not self._known:
+            return (
+                f"{self.concept} must have at least {FEWEST_PROMPTS} prompts, got "
+                f"{len(self._of_kind[CONCEPT].prompts)} ({first}); give more facts or "
+                "paraphrases"
+            )
+        numbers = self._by_relation(OTHER)
+        better = sorted(numbers, key=lambda name: -numbers[name]["known"])[:5]
+        words = ", ".join(f"{name} ({numbers[name]['known']})" for name in better)
+        hint = f"; known facts of other relations: {words}" if better else ""
+        return (
+            f"the model must know facts of {self.concept} with at least "
+            f"{FEWEST_PROMPTS} prompts (rank 1 in at least half of them), got {n} of "
+            f"{of} facts, the first in {first}{hint}; choose another --concept, more "
+            "--n_facts or another model"
+        )
+
+    def _by_relation(self, kind: int) -> dict[str, dict[str, int]]:
+        asked = self._of_kind[kind]
+        facts = {prompt.fact for prompt in asked.prompts}
+        known = {asked.prompts[number].fact for number in self._known_prompts(kind)}
+        numbers: dict[str, dict[str, int]] = {}
+        for fact in sorted(facts):
+            of = numbers.setdefault(
+                asked.facts[fact].relation, {"facts": 0, "known": 0}
+            )
+            of["facts"] += 1
+            of["known"] += fact in known
+        return numbers
+
+    def _summary(self) -> dict[str, Any]:
+        asked = self._of_kind[CONCEPT]
+        n, of = self._n_known(CONCEPT)
+        elsewhere = {fact.object for fact in self._corpus.others}
+        known = [i for i, s in enumerate(self._known[CONCEPT]) if s >= KNOWN_SHARE]
+        in_others = [asked.facts[i].object in elsewhere for i in known]
+        left_out = {k: len(v) for k, v in asked.found.left_out.items()}
+        return {
+            "concept": self.concept,
+            "facts": of,
+            "known": n,
+            "share_known": n / of,
+            "prompts": len(asked.prompts),
+            "left_out": left_out,
+            "relations": self._by_relation(CONCEPT),
+            "others": self._by_relation(OTHER),
+            "split_by": self._splits.by,
+            "heldout_objects_in_other_splits": self._splits.objects_outside,
+            "objects_in_other_facts": sum(in_others) / len(in_others),
+            "chance": self.concept_metric.chance,
+            "known_facts": [
+                [*asked.facts[i].key, self._known[CONCEPT][i]] for i in known
+            ],
+        }
+
+    def _pool(self, split: str, kinds: Sequence[int]) -> list[tuple[int, int]]:
+        """Kind and number of the rows of a split."""
+        return [
+            (kind, i)
+            for kind in kinds
+            for i in range(len(self._rows_of_kind(split, kind)))
+        ]
+
+    def _rows_of_kind(self, split: str, kind: int) -> list[Row]:
+        if kind == TEXT:
+            if split not in self._text_rows:
+                self._text_rows[split] = list(self._rows_of_texts(split))
+            return self._text_rows[split]
+        key = split, kind
+        if key not in self._fact_rows:
+            self._fact_rows[key] = self._rows_of_facts(split, kind)
+        return self._fact_rows[key]
+
+    def _rows_of_facts(self, split: str, kind: int) -> list[Row]:
+        asked = self._of_kind[kind]
+        elsewhere = {
+            self._of_kind[CONCEPT].fact_of(i).object
+            for name in _MEASURED
+            if name != split
+            for i in self._numbers[name][CONCEPT]
+        }
+        clusters = self._clusters()
+        return [
+            fact_row(
+                asked.prompts[i],
+                asked.rivals[i],
+                kind=kind,
+                cluster=clusters[asked.fact_of(i).subject],
+                unseen=kind != CONCEPT or asked.fact_of(i).object not in elsewhere,
+            )
+            for i in self._numbers[split][kind]
+        ]
+
+    def _clusters(self) -> dict[str, int]:
+        """A number for every subject: what the bootstrap resamples."""
+        facts = (*self._corpus.concept, *self._corpus.others)
+        subjects = dict.fromkeys(fact.subject for fact in facts)
+        return {subject: number for number, subject in enumerate(subjects)}
+
+    def _rows_of_texts(self, split: str) -> Iterator[Row]:
+        texts = self._corpus.texts_of.get(split, ())
+        n_more = 0 if self._reader.masked else 1
+        first = len(self._corpus.concept) + len(self._corpus.others)
+        for i, tokens in enumerate(self._reader.tokens(texts, n_more)):
+            row = text_row(texts[i], tokens, self._reader, first + i, (0, 0))
+            if row is not None:
+                yield replace(row, numbers=text_numbers())
+
+    def _collated(self, split: str, chosen: Sequence[tuple[int, int]]) -> Batch:
+        rows = [self._rows_of_kind(split, kind)[i] for kind, i in chosen]
+        batch = collate(rows, pad_id_of(self._tokenizer))
+        tables = [
+            padded_rivals(self._rivals_of(split, kind, i), *self._n_table)
+            for kind, i in chosen
+        ]
+        batch["rival_ids"] = torch.from_numpy(np.stack(tables))
+        objects = _answers(batch) & (batch["kind"] == OTHER)[:, None]
+        batch["weights"] = batch["weights"] * (1 + (OTHER_WEIGHT - 1) * objects)
+        return batch
+
+    def _rivals_of(
+        self, split: str, kind: int, i: int
+    ) -> Sequence[Int[np.ndarray, "_rival"]]:
+        if kind == TEXT:
+            return ()
+        return self._of_kind[kind].rivals[self._numbers[split][kind][i]]
+
+
+def _answers(batch: Batch) -> Bool[Tensor, "batch seq"]:
+    """Where a token of an object is predicted."""
+    places = torch.arange(batch["targets"].shape[1], device=batch["targets"].device)
+    first, n = batch["position"][:, None], batch["n_answer"][:, None]
+    return (first <= places) & (places < first + n)
+
+
+def _with_rivals(asked: _Asked) -> _Asked:
+    """Without the prompts whose object competes with none."""
+    alone = [not any(map(len, of)) for of in asked.rivals]
+    left_out = dict(asked.found.left_out)
+    if any(alone):
+        left_out["prompts of a relation with no other object of its length"] = [
+            asked.fact_of(i) for i, is_alone in enumerate(alone) if is_alone
+        ]
+    kept = [i for i, is_alone in enumerate(alone) if not is_alone]
+    prompts = tuple(asked.prompts[i] for i in kept)
+    return _Asked(
+        asked.facts,
+        AskedFacts(prompts, left_out),
+        tuple(asked.rivals[i] for i in kept),
+    )
+
+
+def _rivals_of_prompts(
+    objects: Objects, facts: Sequence[Fact], prompts: Sequence[AskedPrompt]
+) -> tuple[tuple[Int[np.ndarray, "_rival"], ...], ...]:
+    """Those of every prompt, found once for prompts with the same tokens of a fact."""
+    found: dict[tuple[int, bool, tuple[int, ...]], Any] = {}
+    rivals = []
+    for prompt in prompts:
+        key = prompt.fact, begins(prompt), prompt.answer_ids
+        if key not in found:
+            found[key] = tuple(objects.rivals(facts[prompt.fact], prompt))
+        rivals.append(found[key])
+    return tuple(rivals)
+
+
+def _reasons(found: AskedFacts) -> str:
+    """Why prompts cannot be asked, how many, and where the first one's fact stands."""
+    return "; ".join(
+        f"{reason}: {len(facts)}, first in {facts[0].where}"
+        for reason, facts in found.left_out.items()
+    )
+
+
+def _largest(asked: Any) -> tuple[int, int]:
+    """Tokens of the longest object and most rivals of one, for tables of one shape."""
+    of_prompts = [of for kind in asked for of in kind.rivals]
+    n_answer = max(len(of) for of in of_prompts)
+    return n_answer, max(1, *(len(ids) for of in of_prompts for ids in of))
+
+
+def _most_frequent(facts: Sequence[Fact]) -> float:
+    """Share of prompts answered by the most frequent object of each relation."""
+    by_relation: dict[str, Counter[str]] = {}
+    for fact in facts:
+        by_relation.setdefault(fact.relation, Counter())[fact.object] += 1
+    return sum(max(of.values()) for of in by_relation.values()) / len(facts)

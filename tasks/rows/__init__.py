@@ -1,0 +1,1 @@
+"""Rows of token numbers that tasks make of their records."""

@@ -1,0 +1,59 @@
+"""Results of knowledge.py by hand: two facts of two relations, two layers of ten."""
+
+from typing import Any
+
+
+def knowledge_results() -> dict[str, Any]:
+    """Suppressing the units of a fact takes half of its probability."""
+
+    def effect(on: str, units: str, operation: str, change: float) -> dict[str, Any]:
+        return {
+            "on": on,
+            "units": units,
+            "operation": operation,
+            "n_facts": 2,
+            "before": 0.5,
+            "after": 0.5 * (1 + change),
+            "change": change,
+            "change_interval": [change - 0.05, change + 0.05],
+            "change_of_mean": change,
+            "change_of_mean_interval": [change - 0.05, change + 0.05],
+        }
+
+    return {
+        "kind": "knowledge",
+        "task": "locations",
+        "model": "minilm",
+        "units": ["neurons"],
+        "n_ablated": 0,
+        "n_units": 20,
+        "facts": {
+            "n_data": 9,
+            "n_asked": 8,
+            "n_known": 4,
+            "n_facts": 2,
+            "n_prompts": 6,
+            "n_relations": 2,
+            "n_right": 5,
+        },
+        "sizes": {
+            "coarse": {"mean": 4.0, "median": 4.0, "most": 5, "n_empty": 0},
+            "refined": {"mean": 1.5, "median": 1.5, "most": 2, "n_empty": 0},
+            "share_of_prompts": 0.5,
+        },
+        "layers": [
+            {"layer": 0, "n_units": 10, "coarse": 0.25, "refined": 0.0},
+            {"layer": 1, "n_units": 10, "coarse": 0.75, "refined": 1.0},
+        ],
+        "effects": [
+            effect("own", "refined", "suppress", -0.5),
+            effect("own", "refined", "enhance", 0.25),
+            effect("own", "random", "suppress", -0.01),
+            effect("others", "refined", "suppress", -0.02),
+        ],
+        "overlap": [
+            {"pairs": "same relation", "n_pairs": 0, "jaccard": None, "random": None},
+            {"pairs": "other relations", "n_pairs": 1, "jaccard": 0.2, "random": 0.05},
+        ],
+        "per_site": [],
+    }

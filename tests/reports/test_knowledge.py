@@ -1,0 +1,44 @@
+"""A report of knowledge neurons says its numbers."""
+
+from pathlib import Path
+from typing import Any
+
+from circuitcut.reports.html import write_report
+from circuitcut.reports.knowledge import (
+    effect_rows,
+    knowledge_findings,
+    knowledge_opening,
+    layer_rows,
+)
+from circuitcut.reports.load import load_run
+from tests.reports.known import knowledge_results
+
+
+def test_the_sentences_say_what_was_measured(write_run: Any):
+    run = load_run(write_run(knowledge_results()))
+    verdict, said = knowledge_opening(run)
+    assert verdict == "Suppressing a fact's units changes its probability by -50 %."
+    assert "1.5 units a fact" in said[0]
+    assert said[1] == (
+        "Suppressed, they change the object's probability by -50 % [-55, -45] of the "
+        "fact; -2 % [-7, 3] of other relations' facts; -1 % [-6, 4] of the fact, with "
+        "random units of the same layers."
+    )
+    assert "25 % [20, 30] of the fact" in said[2]
+    (found,) = knowledge_findings(run)
+    assert "other relations: Jaccard index 0.200, random sets 0.05000" in found
+    assert effect_rows(run.results)[2]["units"] == "as many random ones"
+    assert layer_rows(run.results)[1]["refined"] == "100.0 %"
+
+
+def test_without_units_nothing_is_claimed(write_run: Any):
+    run = load_run(write_run(knowledge_results() | {"effects": []}))
+    assert knowledge_opening(run)[0] == "No fact has units."
+
+
+def test_the_page_has_its_figure_and_tables(write_run: Any, tmp_path: Path):
+    path = write_run(knowledge_results())
+    page = write_report([path], tmp_path / "report.html").read_text()
+    assert (path / "figures" / "units_by_layer.png").exists()
+    for text in ("as many random ones", "Share of the found units", "Units by layer"):
+        assert text in page

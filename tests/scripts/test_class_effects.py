@@ -1,0 +1,136 @@
+"""class_effects.py on a tiny gated model: sets, draws, tables and refusals."""
+
+import csv
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from circuitcut.models.saving import save_model
+from circuitcut.scripts import class_effects, report
+from circuitcut.storage.errors import UserError
+from circuitcut.training.config import parse_config
+from circuitcut.weight_classes.names import CLASSES
+from tests.models.tiny import tiny_loaded
+
+WORDS = ("Mary", "went", "to", "Paris", "and", "John", "Rome", ",", "said", "Ann", ".")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny gated model and a text of 40 lines."""
+    folder = tmp_path_factory.mktemp("effects")
+    save_model(tiny_loaded("llama", "causal_lm"), folder / "model")
+    rng = torch.Generator().manual_seed(0)
+    lines = []
+    for _ in range(40):
+        picks = torch.randint(len(WORDS), (15,), generator=rng).tolist()
+        lines.append(" ".join(WORDS[i] for i in picks))
+    (folder / "text.txt").write_text("\n".join(lines))
+    return folder
+
+
+def measured(folder: Path, tmp_path: Path, *flags: str) -> Path:
+    given = ["--model", str(folder / "model"), "--data", str(folder / "text.txt")]
+    given += ["--classes", "orthogonal_output", "--n_ablated", "9", "--draws", "3"]
+    given += ["--run_dir", str(tmp_path / "runs"), "--tolerance", "0.3"]
+    given += ["--tau", "0.15", *flags]
+    return class_effects.main(parse_config(class_effects.ClassEffectsConfig, given))
+
+
+def results(run: Path) -> Any:
+    return json.loads((run / "results.json").read_text())
+
+
+def test_a_class_and_its_controls_are_measured_and_told(folder: Path, tmp_path: Path):
+    run = measured(folder, tmp_path, "--when", "all", "gate-/post+", "--length", "8")
+    found = results(run)
+    names = [(e["set"], e["draw"], e["when"]) for e in found["effects"]]
+    of_controls = [(k, d) for k in ("layer", "frequency") for d in range(3)]
+    sets = [("class", None), *of_controls]
+    assert names == [(*s, when) for when in ("all", "gate-/post+") for s in sets]
+    assert found["corpus"]["n_texts"] >= 80
+    means: dict[Any, list[float]] = {}
+    for effect in found["effects"]:
+        for name, value in effect["ablated"].items():
+            difference = effect["difference"][name]["mean"]
+            assert value == pytest.approx(found["clean"][name]["mean"] + difference)
+        entropy = effect["difference"]["entropy"]["mean"]
+        means.setdefault((effect["set"], effect["when"]), []).append(entropy)
+    for entry in found["summary"]:
+        values = means[entry["set"], entry["when"]]
+        entropy = entry["measures"]["entropy"]
+        assert entropy["mean"] == pytest.approx(sum(values) / len(values))
+        if entry["n_draws"]:
+            assert entropy["range"] == [min(values), max(values)]
+            # Student's t of two degrees of freedom is 4.3027
+            spread = torch.tensor(values, dtype=torch.float64).std().item() / 3**0.5
+            half = entropy["interval"][1] - entropy["mean"]
+            assert half == pytest.approx(4.302653 * spread, rel=1e-5)
+    assert len(found["changed"]) == 10
+    sizes = [abs(c["ablated"] - c["clean"]) for c in found["changed"][:5]]
+    assert sizes == sorted(sizes, reverse=True)
+    with (run / "tables" / "summary.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [row["neurons"] for row in rows[:2]] == ["the class", "control by layer"]
+    assert (run / "tables" / "effects.tex").read_text().startswith("\\begin{tabular}")
+    assert "on" in (run / "tables" / "activity.md").read_text()
+    page = report.main(report.ReportConfig(runs=[run])).read_text()
+    assert "9 of 96 neurons of the class orthogonal output were ablated" in page
+
+
+def test_fewer_tokens_are_the_first_ones_and_draws_follow_the_seed(
+    folder: Path, tmp_path: Path
+):
+    flags = ["--n_tokens", "30", "--length", "8", "--controls", "layer"]
+    runs = [
+        results(measured(folder, tmp_path, *flags, "--seed", seed))
+        for seed in ("1", "1", "2")
+    ]
+    corpora = [run["corpus"] for run in runs]
+    assert corpora[0]["n_tokens"] <= 30
+    assert corpora[0] == corpora[2]
+    assert runs[0]["effects"] == runs[1]["effects"]
+    assert runs[0]["effects"] != runs[2]["effects"]
+    assert runs[0]["clean"] == runs[2]["clean"]
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--controls", "none", "layer"], "--controls must be layer, frequency"),
+        (["--ablation", "fixed"], "ablation fixed needs --theta"),
+        (["--length", "8", "--at_positions", "8"], "below the 8 of a text"),
+        (["--when", "gate+", "gate+"], "--when must name every value once"),
+        (["--classes", "lazy"], "got 'lazy'"),
+        (["--device", "tpu"], "--device must be cpu or cuda"),
+    ],
+)
+def test_a_wrong_flag_is_refused(flags: list[str], message: str, capsys: Any):
+    with pytest.raises(SystemExit) as stopped:
+        parse_config(class_effects.ClassEffectsConfig, flags)
+    assert stopped.value.code == 2
+    assert message in capsys.readouterr().err
+
+
+def test_what_cannot_be_measured_is_refused_before_a_run_is_made(
+    folder: Path, tmp_path: Path
+):
+    with pytest.raises(UserError, match="no neuron of the class weakening"):
+        measured(folder, tmp_path, "--classes", "weakening", "--tau", "0.9")
+    with pytest.raises(UserError, match="--tolerance 0; raise it"):
+        measured(folder, tmp_path, "--tolerance", "0")
+    every = [name.replace(" ", "_") for name in CLASSES]
+    given = ["--classes", *every, "--controls", "layer", "--n_ablated", "96"]
+    with pytest.raises(UserError, match="layer 0 has 0 neurons outside the class"):
+        measured(folder, tmp_path, *given)
+    (tmp_path / "short.txt").write_text("Paris\n")
+    with pytest.raises(UserError, match="a text of three tokens"):
+        measured(folder, tmp_path, "--data", str(tmp_path / "short.txt"))
+    with pytest.raises(UserError, match="--data must name a text"):
+        class_effects.main(
+            class_effects.ClassEffectsConfig(classes=["weakening"], run_dir=tmp_path)
+        )
+    assert not (tmp_path / "runs").exists() or not list((tmp_path / "runs").iterdir())

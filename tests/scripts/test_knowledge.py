@@ -1,0 +1,132 @@
+"""knowledge.py: units as published, controls, a mask for other scripts, resuming."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from circuitcut.experiments.knowledge import study
+from circuitcut.masks.frozen_mask import FrozenMask
+from circuitcut.models.loading import load_model
+from circuitcut.scripts import evaluate, knowledge
+from circuitcut.storage.errors import UserError
+from circuitcut.training.config import parse_config
+
+SMALL = [
+    *("--base_steps", "120", "--device", "cpu", "--n_facts", "12", "--most_facts", "8"),
+    *("--n_paraphrases", "3", "--n_steps", "5", "--n_others", "3", "--n_heldout", "8"),
+]
+
+
+def run(tmp_path: Path, *flags: str) -> Path:
+    given = [*SMALL, *flags, "--run_dir", str(tmp_path / "runs")]
+    return knowledge.main(parse_config(knowledge.KnowledgeConfig, given))
+
+
+def results(path: Path) -> Any:
+    return json.loads((path / "results.json").read_text())
+
+
+def test_units_effects_mask_and_checkpoint_of_the_built_in_facts(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    flags = ["--to_mask", "facts", "--n_ablated", "5", "--bake", "suppress"]
+    path = run(tmp_path, *flags, "--negatives", "others", "--negative_share", "0.5")
+    assert "8 of" in capsys.readouterr().out
+    found = json.loads((path / "neurons.json").read_text())
+    assert len(found["facts"]) == 8
+    for fact in found["facts"]:
+        assert len(fact["prompts"]) == 3
+        for prompt in fact["prompts"]:
+            assert {"text", "gold", "predicted", "probability", "coarse"} == {*prompt}
+        sets = [{tuple(unit) for unit in p["coarse"]} for p in fact["prompts"]]
+        for unit in map(tuple, fact["refined"]):
+            assert sum(unit in units for units in sets) >= 2
+    measured = results(path)
+    rows = {
+        (row["on"], row["units"], row["operation"]): row for row in measured["effects"]
+    }
+    own = rows["own", "refined", "suppress"]
+    assert own["change"] < 5 * rows["own", "random", "suppress"]["change"] - 0.05
+    assert own["change"] < rows["others", "refined", "suppress"]["change"]
+    assert own["change_interval"][0] <= own["change"] <= own["change_interval"][1]
+    assert sum(layer["refined"] for layer in measured["layers"]) == pytest.approx(1)
+    mask = FrozenMask.load(path)
+    assert mask.n_ablated == measured["n_ablated"] == 5
+    baked = load_model(str(path / "model"), head="language_model").model
+    for site in mask.sites:
+        weight = baked.get_submodule(site.module).weight  # Conv1D or (out, in)
+        by_unit = weight if weight.shape[0] == site.n_units else weight.T
+        assert (by_unit.abs().sum(1) == 0).tolist() == (~mask.keep[site.name]).tolist()
+    config = parse_config(
+        evaluate.EvaluateConfig,
+        [
+            *("--mask", str(path), "--run_dir", str(tmp_path / "runs")),
+            *("--device", "cpu", "--n_heldout", "8"),
+        ],
+    )
+    assert results(evaluate.main(config))["n_ablated"] == 5
+
+
+def stop_at_fact_5(monkeypatch: pytest.MonkeyPatch, method: str) -> None:
+    usual = getattr(study.Study, method)
+
+    def killed(self: Any, number: int, *pool: Any) -> Any:
+        if number == 5:
+            raise KeyboardInterrupt
+        return usual(self, number, *pool)
+
+    monkeypatch.setattr(study.Study, method, killed)
+
+
+def test_a_killed_run_continues_to_the_same_files(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    flags = ["--grid", "gauss", "--refine", "original"]
+    whole = run(tmp_path / "whole", *flags, "--name", "a")
+    stop_at_fact_5(monkeypatch, "_find")
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path, *flags, "--name", "a")
+    monkeypatch.undo()
+    path = tmp_path / "runs" / "a"
+    with (path / "found.jsonl").open("a") as file:
+        file.write('{"fact": 5, "subj')  # torn by the kill
+    stop_at_fact_5(monkeypatch, "_effect")
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path, *flags, "--resume", str(path))
+    monkeypatch.undo()
+    with pytest.raises(UserError, match=r"n_steps \(5 before, 6 now\)"):
+        run(tmp_path, *flags, "--resume", str(path), "--n_steps", "6")
+    assert run(tmp_path, *flags, "--resume", str(path)) == path
+    for file in ("found.jsonl", "effects.jsonl", "neurons.json"):
+        assert (path / file).read_bytes() == (
+            tmp_path / "whole" / "runs" / "a" / file
+        ).read_bytes(), file
+    one, other = results(whole), results(path)
+    assert one["effects"] == other["effects"]
+    with pytest.raises(UserError, match="is finished"):
+        run(tmp_path, *flags, "--resume", str(path))
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--task", "ioi"], "--task must be facts"),
+        (["--threshold", "0.1", "--adaptive", "0.2"], "give one of them"),
+        (["--n_ablated", "3"], "give --to_mask"),
+        (["--percentile", "100"], "--percentile must be a number above 0"),
+        (["--grid", "left"], "invalid choice"),
+    ],
+)
+def test_a_wrong_flag_is_refused(flags: list[str], message: str, capsys: Any):
+    with pytest.raises(SystemExit) as stopped:
+        parse_config(knowledge.KnowledgeConfig, flags)
+    assert stopped.value.code == 2
+    assert message in capsys.readouterr().err
+
+
+def test_a_model_that_knows_no_fact_is_refused_before_a_run_is_made(tmp_path: Path):
+    with pytest.raises(UserError, match="know"):
+        run(tmp_path, "--base_steps", "1")
+    assert not list((tmp_path / "runs").glob("*/found.jsonl"))

@@ -1,0 +1,214 @@
+"""What ablations change at every token of a corpus, beside the clean model.
+
+Every batch runs once clean and once under each ablation. Kept are sums, counts in bins
+and the texts that change most, so that memory does not grow with the corpus.
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
+from statistics import fmean
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Int
+from scipy import stats
+from torch import Tensor, nn
+
+from circuitcut.masks.frozen_mask import FrozenMask
+from circuitcut.models.spared import spared_positions
+from circuitcut.storage.modes import evaluating
+from circuitcut.weight_classes.changed_texts import MostChanged
+from circuitcut.weight_classes.streamed import Stream
+from circuitcut.weight_classes.token_measures import MEASURES, measured, scales_seen
+
+Measured = Mapping[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Texts:
+    """Some whole texts, padded on the right."""
+
+    ids: Int[Tensor, "batch longer"]
+    attention: Int[Tensor, "batch longer"]
+
+    def where(self, special_ids: Sequence[int]) -> Bool[Tensor, "batch seq"]:
+        """Positions that predict a real token and at which ablations may act."""
+        attended = self.attention.bool()
+        spared = spared_positions(self.ids, self.attention, special_ids)
+        return attended[:, :-1] & attended[:, 1:] & ~spared[:, :-1]
+
+
+@dataclass
+class Effect:
+    """The measures of one ablation and their difference from the clean model's."""
+
+    ablated: dict[str, Stream] = field(default_factory=lambda: _streams())
+    difference: dict[str, Stream] = field(default_factory=lambda: _streams())
+    """Ablated minus clean."""
+    most_changed: MostChanged | None = None
+
+
+@dataclass
+class Effects:
+    """The clean model's measures, and every ablation's by its name."""
+
+    clean: dict[str, Stream]
+    of: dict[str, Effect]
+    n_tokens: int = 0
+    n_texts: int = 0
+
+
+def _streams() -> dict[str, Stream]:
+    return {name: Stream() for name in MEASURES}
+
+
+def token_effects(
+    model: nn.Module,
+    texts: Iterable[Texts],
+    masks: Mapping[str, FrozenMask],
+    *,
+    special_ids: Sequence[int],
+    n_shown: Mapping[str, int],
+    changed_by: str = "entropy",
+    seen_clean: Callable[[Tensor], AbstractContextManager[None]] | None = None,
+) -> Effects:
+    """Measure the model under every mask, in evaluation mode.
+
+    Args:
+        masks: Name -> ablation.
+        special_ids: Positions that count for no mean, as in `FrozenMask`.
+        n_shown: Of some masks, how many of the most changed texts to keep.
+        changed_by: The measure of `MEASURES` whose change counts there.
+        seen_clean: A context around every clean pass, for instance to watch neurons; it
+            gets the positions that count, (batch, longer).
+
+    Raises:
+        UserError: When a mask does not fit the model.
+    """
+    effects = Effects(
+        _streams(),
+        {
+            name: Effect(
+                most_changed=MostChanged(n_shown[name]) if n_shown.get(name) else None
+            )
+            for name in masks
+        },
+    )
+    with torch.no_grad(), evaluating(model), scales_seen(model) as scales:
+        for batch in texts:
+            where = batch.where(special_ids)
+            numbers = torch.arange(len(where), device=where.device)
+            of_token = numbers[:, None].expand_as(where)[where]
+            watched = (
+                nullcontext() if seen_clean is None else seen_clean(_longer(where))
+            )
+            with watched:
+                logits, clean = _pass(model, batch, where, scales)
+            _add(effects.clean, clean, of_token)
+            effects.n_tokens += int(where.sum())
+            effects.n_texts += len(where)
+            for name, mask in masks.items():
+                with mask.applied(model):
+                    cut_logits, cut = _pass(model, batch, where, scales)
+                effect = effects.of[name]
+                _add(effect.ablated, cut, of_token)
+                _add(effect.difference, {m: cut[m] - clean[m] for m in cut}, of_token)
+                if effect.most_changed is not None:
+                    effect.most_changed.add(
+                        clean[changed_by],
+                        cut[changed_by],
+                        where,
+                        batch.ids,
+                        (logits, cut_logits),
+                    )
+    return effects
+
+
+def _longer(where: Tensor) -> Tensor:
+    """The same positions of all tokens, the last of which predicts nothing."""
+    return torch.cat([where, torch.zeros_like(where[:, :1])], 1)
+
+
+def _pass(
+    model: nn.Module, batch: Texts, where: Tensor, scales: Measured
+) -> tuple[Tensor, Measured]:
+    output = model(input_ids=batch.ids, attention_mask=batch.attention, use_cache=False)
+    logits = output.logits
+    found = measured(
+        logits[:, :-1], batch.ids[:, 1:], where, scales["log_scale"][:, :-1]
+    )
+    return logits, found
+
+
+def _add(streams: Mapping[str, Stream], values: Measured, texts: Tensor) -> None:
+    for name, stream in streams.items():
+        stream.add(values[name], texts)
+
+
+def summary_of(
+    names: Sequence[tuple[str, int | None, str]], effects: Sequence[Effect]
+) -> list[dict[str, Any]]:
+    """Ablated minus clean of every set and condition, draws of one control together.
+
+    Args:
+        names: Set, number of the draw (None: not drawn) and condition of each effect.
+
+    Returns:
+        One entry a set and condition. Each measure has its `mean` over tokens, of
+        several draws the mean of their means; `interval`, 95 %: of a drawn set over
+        draws by Student's t, of another one over texts; and `range`, the least and
+        greatest mean of a draw.
+    """
+    groups: dict[tuple[str, str], list[tuple[int | None, Effect]]] = {}
+    for (of_set, draw, when), effect in zip(names, effects, strict=True):
+        groups.setdefault((of_set, when), []).append((draw, effect))
+    return [
+        {
+            "set": of_set,
+            "when": when,
+            "n_draws": sum(draw is not None for draw, _ in pairs),
+            "measures": {
+                name: _over_draws(
+                    [effect.difference[name] for _, effect in pairs],
+                    is_drawn=pairs[0][0] is not None,
+                )
+                for name in MEASURES
+            },
+        }
+        for (of_set, when), pairs in groups.items()
+    ]
+
+
+def _over_draws(streams: Sequence[Stream], *, is_drawn: bool) -> dict[str, Any]:
+    means = [stream.mean for stream in streams]
+    mean, ends = fmean(means), [min(means), max(means)]
+    if not is_drawn:
+        interval: list[float | None] = list(streams[0].interval())
+        return {"mean": mean, "interval": interval, "range": None}
+    half = None
+    if len(means) > 1:
+        half = float(stats.t.ppf(0.975, len(means) - 1) * stats.sem(means))
+    interval = [None, None] if half is None else [mean - half, mean + half]
+    return {"mean": mean, "interval": interval, "range": ends}
+
+
+def batched(
+    texts: Iterable[Sequence[int]], size: int, pad_id: int, device: torch.device
+) -> Iterator[Texts]:
+    """Texts of token ids in batches, padded on the right."""
+    waiting: list[Sequence[int]] = []
+    for text in texts:
+        waiting.append(text)
+        if len(waiting) == size:
+            yield _padded(waiting, pad_id, device)
+            waiting = []
+    if waiting:
+        yield _padded(waiting, pad_id, device)
+
+
+def _padded(texts: Sequence[Sequence[int]], pad_id: int, device: torch.device) -> Texts:
+    longest = max(map(len, texts))
+    ids = torch.tensor([[*t, *[pad_id] * (longest - len(t))] for t in texts])
+    real = torch.tensor([[1] * len(t) + [0] * (longest - len(t)) for t in texts])
+    return Texts(ids.to(device), real.to(device))

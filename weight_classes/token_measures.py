@@ -1,0 +1,96 @@
+"""A language model at every token: loss, entropy, rank, scale of the final norm."""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+
+from circuitcut.models.architectures import final_norm_path
+
+MEASURES = {
+    "loss": "nats",
+    "entropy": "nats",
+    "rank": "tokens",
+    "log_scale": "log",
+}
+"""Measure -> its unit.
+
+loss: -log p of the true next token; entropy: -sum p log p of the prediction; rank: 1
+for the most likely token; log_scale: log of what the final norm divides by.
+"""
+_ROWS = 128
+"""Tokens whose predictions are worked on at once; their copies fit into a cache."""
+
+
+def measured(
+    logits: Float[Tensor, "batch seq vocab"],
+    targets: Int[Tensor, "batch seq"],
+    where: Bool[Tensor, "batch seq"],
+    log_scale: Float[Tensor, "batch seq"],
+) -> dict[str, Float[Tensor, "token"]]:
+    """Every measure at the tokens where `where` is True.
+
+    Args:
+        targets: The true next token.
+    """
+    of_rows = [
+        _of_rows(logits[text, places], targets[text, places])
+        for text, places in _rows(where)
+    ]
+    names = ("loss", "entropy", "rank")
+    found = {
+        name: torch.cat([row[n] for row in of_rows]) if of_rows else logits.new_zeros(0)
+        for n, name in enumerate(names)
+    }
+    return found | {"log_scale": log_scale[where]}
+
+
+def _rows(where: Tensor) -> Iterator[tuple[int, Tensor]]:
+    """Tokens of one text at a time, at most `_ROWS` of them."""
+    for text, of_text in enumerate(where):
+        for places in of_text.nonzero().squeeze(1).split(_ROWS):
+            if len(places):
+                yield text, places
+
+
+def _of_rows(
+    logits: Float[Tensor, "token vocab"], targets: Int[Tensor, "token"]
+) -> tuple[Tensor, Tensor, Tensor]:
+    log_probs = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    log_probs = log_probs.log_softmax(-1)
+    true = log_probs.gather(1, targets[:, None])
+    rank = 1 + (log_probs > true).sum(1)
+    # a token that cannot come has log p = -inf, and adds 0
+    entropy = -(log_probs.exp() * log_probs.clamp_min(-1e30)).sum(1)
+    return -true[:, 0], entropy, rank.to(true.dtype)
+
+
+@contextmanager
+def scales_seen(model: nn.Module) -> Iterator[Mapping[str, Tensor]]:
+    """`log_scale`, (batch, seq), of the newest forward pass inside the context.
+
+    The scale is sqrt(mean x^2 + eps) of an RMS norm, and that of x minus its mean of a
+    LayerNorm.
+
+    Raises:
+        UserError: When the model has no final norm.
+    """
+    norm = model.get_submodule(final_norm_path(model))
+    seen: dict[str, Tensor] = {}
+
+    def see(module: Any, args: tuple[Any, ...]) -> None:
+        x = args[0].detach()
+        x = x.to(torch.promote_types(x.dtype, torch.float32))
+        if isinstance(module, nn.LayerNorm):
+            x = x - x.mean(-1, keepdim=True)
+        eps = getattr(module, "eps", None) or getattr(module, "variance_epsilon", 0.0)
+        seen["log_scale"] = (x.square().mean(-1) + eps).log() / 2
+
+    handle = norm.register_forward_pre_hook(see)
+    try:
+        yield seen
+    finally:
+        handle.remove()
