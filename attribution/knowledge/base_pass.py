@@ -19,8 +19,14 @@ from transformers import Cache, DynamicCache
 
 from circuitcut.attribution.knowledge.prompts import Prompt, PromptBatch
 from circuitcut.attribution.replayed import replayed
-from circuitcut.models.architectures import architecture_of, block_paths, sites_of
+from circuitcut.models.architectures import (
+    architecture_of,
+    block_paths,
+    sites_of,
+    text_module,
+)
 from circuitcut.models.residual.block_modules import PARTS
+from circuitcut.models.spared import by_token
 from circuitcut.storage.errors import UserError
 
 
@@ -40,6 +46,8 @@ class LayerPass:
     """(prompt, mask, unit): the neurons where the answer is predicted."""
     written: Tensor = field(init=False)
     """(prompt, mask, d_model): what the projection made of them."""
+    is_flat: bool = field(init=False)
+    """Whether the projection sees prompts and queries as one axis (OPT)."""
 
 
 class Earlier:
@@ -83,6 +91,8 @@ class BasePass:
     """Of a causal model, one position longer than what came before the last one."""
     place: Int[Tensor, "prompt mask"]
     """The predicting positions among those that run again."""
+    returns_tuple: bool
+    """Whether a block returns its states and something else."""
     first_norm: str | None
     """The norm of the last block after which only the masks' positions are needed."""
     logits: Float[Tensor, "prompt mask vocab"] = field(init=False)
@@ -110,7 +120,9 @@ class BasePass:
                 block_paths(model), sites_of(model, ["neurons"]), strict=True
             )
         ]
-        base = cls(model, batch, layers, None, batch.positions, None)
+        parts = PARTS.get(model.config.model_type)  # type: ignore[union-attr,arg-type]
+        returns_tuple = parts is not None and parts.returns_tuple
+        base = cls(model, batch, layers, None, batch.positions, returns_tuple, None)
         with torch.no_grad():
             if architecture.is_decoder:
                 base._run_causal()
@@ -148,9 +160,10 @@ class BasePass:
                 # nothing attends to a fully masked row, whose states would be NaN
                 finite = real.index_fill(1, real.new_zeros(1), 1)
                 further["attention_mask"] = finite
-            base: Any = getattr(self.model, "base_model", self.model)
+            base = text_module(self.model)
             base(input_ids=ids, past_key_values=self.cache, use_cache=True, **further)
             if batch.is_padded:
+                real = _joined_to_last(self.cache, lengths - 1)
                 seen = torch.cat([real, torch.ones_like(last)], dim=1)
                 further = {"attention_mask": seen, "position_ids": lengths[:, None] - 1}
             further |= {"past_key_values": self.cache, "use_cache": True}
@@ -212,7 +225,10 @@ class BasePass:
         run, n = self.layers[layer], len(self.batch.ids)
         taken = partial(_taken, rows=rows, n_prompts=n, cache=self.cache)
         args = [taken(value) for value in run.args]
-        kwargs = {name: taken(value) for name, value in run.kwargs.items()}
+        kwargs = {
+            name: _of_heads(value, rows, n) if name == "alibi" else taken(value)
+            for name, value in run.kwargs.items()
+        }
         is_last = layer == self.n_layers - 1
         with ExitStack() as hooks:
             if is_last and self.first_norm is not None:
@@ -236,7 +252,8 @@ class BasePass:
         The product over the masks of an answer with several tokens.
         """
         ids = torch.zeros(states.shape[:2], dtype=torch.long, device=states.device)
-        with replayed(self.model, [states] * self.n_layers, self.n_layers, 1):
+        output = (states, None) if self.returns_tuple else states
+        with replayed(self.model, [output] * self.n_layers, self.n_layers, 1):
             logits = self.model(input_ids=ids).logits
         return self.probabilities(logits, rows)
 
@@ -248,6 +265,29 @@ class BasePass:
         answers = self.batch.answers[rows].unsqueeze(-1)
         log_p = logits.gather(-1, answers).squeeze(-1) - logits.logsumexp(-1)
         return (log_p * self.batch.counted[rows]).sum(-1).exp()
+
+
+def _joined_to_last(
+    cache: Cache, lengths: Int[Tensor, "prompt"]
+) -> Int[Tensor, "prompt earlier"]:
+    """Move the keys and values of shorter prompts next to the last position, in place.
+
+    A sliding window counts places in the cache, and a gap would be counted with them.
+
+    Returns:
+        1 where there is a token.
+    """
+    n_earlier = int(lengths.max())
+    places = (
+        torch.arange(n_earlier, device=lengths.device) - (n_earlier - lengths)[:, None]
+    )
+    index = places.clamp(min=0)[:, None, :, None]
+    for layer in cache.layers:
+        of_layer: Any = layer
+        for name in ("keys", "values"):
+            part: Tensor = getattr(of_layer, name)
+            setattr(of_layer, name, part.gather(2, index.expand_as(part)))
+    return (places >= 0).long()
 
 
 def at(
@@ -271,6 +311,11 @@ def _taken(value: Any, *, rows: Tensor, n_prompts: int, cache: Cache | None) -> 
     return value
 
 
+def _of_heads(value: Tensor, rows: Tensor, n_prompts: int) -> Tensor:
+    """Bloom's slopes, (prompt · head, 1, seq), for rows that are copies of prompts."""
+    return value.unflatten(0, (n_prompts, -1))[rows].flatten(0, 1)
+
+
 def _keep_arguments(
     layer: LayerPass, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> None:
@@ -284,8 +329,10 @@ def _keep_arguments(
 def _keep_neurons(
     layer: LayerPass, place: Tensor, _: nn.Module, args: tuple[Any, ...], output: Tensor
 ) -> None:
-    layer.activations = at(args[0], place).clone()
-    layer.written = at(output, place).clone()
+    layer.is_flat = output.dim() == 2
+    shape = layer.states.shape[:2]
+    layer.activations = at(by_token(args[0], shape), place).clone()
+    layer.written = at(by_token(output, shape), place).clone()
 
 
 def _keep_places(places: Tensor, _: nn.Module, __: Any, output: Tensor) -> Tensor:

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from circuitcut.attribution.knowledge.base_pass import BasePass
 from circuitcut.attribution.knowledge.operations import grouped
 from circuitcut.attribution.knowledge.unit_sets import Unit, Units
+from circuitcut.models.spared import by_token
 
 POSITIONS = 512
 """Positions (tokens) in one pass."""
@@ -64,7 +65,7 @@ def _pass(base: BasePass, variants: Sequence[Variant]) -> Float[Tensor, "variant
         with ExitStack() as hooks:
             if layer in by_layer:
                 places = base.place_at(layer)[rows]
-                scale = partial(_scale, places, by_layer[layer])
+                scale = partial(_scale, places, by_layer[layer], states.shape[:2])
                 module = base.layers[layer].projection
                 hooks.callback(module.register_forward_pre_hook(scale).remove)
             states = base.block(layer, states, rows)
@@ -74,15 +75,17 @@ def _pass(base: BasePass, variants: Sequence[Variant]) -> Float[Tensor, "variant
 def _scale(
     places: Tensor,
     scaled: Sequence[tuple[int, list[int], float]],
+    shape: torch.Size,
     _: nn.Module,
     args: tuple[Any, ...],
 ) -> tuple[Any, ...]:
-    x = args[0].clone()
+    changed = args[0].clone()
+    x, before = by_token(changed, shape), by_token(args[0], shape)
     for row, numbers, factor in scaled:
         index = places[row][:, None], torch.tensor(numbers, device=x.device)[None]
         # a repeated place is scaled once
-        x[row][index] = factor * args[0][row][index]
-    return (x, *args[1:])
+        x[row][index] = factor * before[row][index]
+    return (changed, *args[1:])
 
 
 def random_like(

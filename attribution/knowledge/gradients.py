@@ -256,15 +256,20 @@ def _begin(
     handle = layer.projection.register_forward_hook(partial(_spread, leaf, place))
     try:
         states = layer.states[copies.prompt : copies.prompt + 1]
+        if layer.is_flat:  # its block needs as many rows as come out
+            states, row = states.expand(len(steps), -1, -1), row.expand(len(steps))
         return leaf, base.block(copies.layer, states, row)
     finally:
         handle.remove()
 
 
 def _spread(
-    leaf: Tensor, place: int, _: nn.Module, __: Any, output: Float[Tensor, "one q d"]
-) -> Float[Tensor, "step q d"]:
+    leaf: Tensor, place: int, _: nn.Module, __: Any, output: Float[Tensor, "*one d"]
+) -> Float[Tensor, "*step d"]:
     """What the projection writes, one row a step, with y at its place."""
+    if output.dim() == 2:  # of all steps, (step * q, d)
+        by_step = output.unflatten(0, (len(leaf), -1))
+        return _spread(leaf, place, _, __, by_step).flatten(0, 1)
     if output.shape[1] == 1:
         return leaf.unsqueeze(1)
     before, after = output[:, :place], output[:, place + 1 :]

@@ -253,6 +253,10 @@ def _scale(
     if positions is None:
         x[..., numbers] *= factor
         return (x, *args[1:])
+    if x.dim() == 2 and len(x) % len(positions) == 0:  # batch and seq as one axis (OPT)
+        by_row = x.unflatten(0, (len(positions), -1))
+        (changed,) = _scale(numbers, factor, positions, _, (by_row,))
+        return (changed.flatten(0, 1), *args[1:])
     if positions.shape[0] != x.shape[0]:
         raise UserError(
             "argument positions must have a row for every row of the batch, got "

@@ -50,7 +50,9 @@ def replaced(model: Any, module: str, position: int, value: Tensor) -> Iterator[
 
     def hook(_: Any, args: tuple[Tensor, ...]) -> tuple[Tensor]:
         x = args[0].clone()
-        x[0, position] = value
+        x.view(1, -1, x.shape[-1])[0, position] = (
+            value  # OPT's are (batch * seq, width)
+        )
         return (x,)
 
     handle = model.get_submodule(module).register_forward_pre_hook(hook)
@@ -71,7 +73,7 @@ def loop(model: Any, prompt: Prompt, shares: Sequence[float], weights: Sequence[
             with torch.no_grad():
                 probability(model, prompt)
             handle.remove()
-            a = seen[0][0, position]
+            a = seen[0].view(1, -1, seen[0].shape[-1])[0, position]
             total = torch.zeros_like(a)
             for share, weight in zip(shares, weights, strict=True):
                 scaled = (share * a).requires_grad_()
@@ -120,7 +122,9 @@ def test_the_sums_of_a_layer_are_what_its_neurons_add_to_the_probability(kind: s
             assert attribution.zeroed[0, 1].item() == pytest.approx(p, rel=1e-9)
 
 
-@pytest.mark.parametrize("kind", ["mistral", "gemma2", "gpt_neox", "roberta"])
+@pytest.mark.parametrize(
+    "kind", ["mistral", "gemma3_text", "gpt_neox", "opt", "roberta"]
+)
 def test_prompts_of_different_length_in_one_batch_equal_one_by_one(kind: str):
     model = model_of(kind)
     prompts = prompts_of(kind)

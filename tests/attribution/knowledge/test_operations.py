@@ -36,7 +36,13 @@ from tests.attribution.knowledge.test_gradients import (
 from tests.models.tiny import DECODERS, ENCODERS, tiny_inputs, tiny_loaded, tiny_model
 
 UNITS = frozenset({(0, 3), (0, 40), (1, 7)})
-KINDS = ["gpt2", "llama", "bert"]  # Conv1D, Linear without bias, Linear with bias
+KINDS = [
+    "opt",
+    "gpt_neo",
+    "gpt2",
+    "llama",
+    "bert",
+]  # Conv1D, Linear without bias, Linear with bias
 
 
 def logits(model: Any) -> torch.Tensor:
@@ -169,7 +175,9 @@ def test_wrong_units_tokens_and_formulas_are_refused_before_any_change():
     assert all(torch.equal(before[n], v) for n, v in model.state_dict().items())
 
 
-@pytest.mark.parametrize("kind", ["llama", "mistral", "bert", "distilbert"])
+@pytest.mark.parametrize(
+    "kind", ["llama", "mistral", "opt", "bloom", "bert", "distilbert"]
+)
 def test_effects_in_one_pass_equal_hooks_on_the_whole_model(kind: str):
     model, prompts = model_of(kind), prompts_of(kind)
     assert kind in (*DECODERS, *ENCODERS)
