@@ -149,21 +149,20 @@ class _BlockGates:
 
     def mixed(self, x: Tensor) -> Tensor:
         """x with the activations of this site's blocks moved to the ablation value."""
-        # (block, batch, ..., width); some modules see batch and seq as one axis
-        a = x.detach().unflatten(0, (self.n_blocks, -1))[self.where]
+        # (block, batch, ..., width); some modules see batch and seq as one axis (OPT)
+        shape = (self.n_blocks, *self.is_cuttable.shape, x.shape[-1])
+        a = x.detach().reshape(shape)[self.where]
         a0 = torch.zeros((), dtype=x.dtype, device=x.device)
         if self.value is not None:
             a0 = self.value.to(a)
             if a0.dim() > 1 and a.dim() > 3:
                 a0 = a0[..., : a.shape[-2], :]
-        acts = self.is_cuttable.reshape(1, *a.shape[1:-1], 1)
+        acts = self.is_cuttable[None, ..., None]
         self.difference = (a - a0) * acts
         ablated_share = 1 - torch.tensor(self.keep, dtype=x.dtype, device=x.device)
         ablated_share = ablated_share.view(-1, *[1] * (a.dim() - 1))
         mixed = x.clone()
-        mixed.unflatten(0, (self.n_blocks, -1))[self.where] = (
-            a - ablated_share * self.difference
-        )
+        mixed.view(shape)[self.where] = a - ablated_share * self.difference
         if not mixed.requires_grad:
             mixed.requires_grad_()
         self.gated = mixed

@@ -14,6 +14,7 @@ from circuitcut.masks.edges.sites import modules_and_edges, n_seen
 from circuitcut.masks.gate_settings import AblationKind
 from circuitcut.masks.neurons.rule import Rule, RuleKind
 from circuitcut.models.sites import Site
+from circuitcut.models.spared import by_token
 from circuitcut.storage.errors import UserError
 from circuitcut.storage.modes import evaluating
 
@@ -231,7 +232,9 @@ def _record(
                 handle = module.register_forward_pre_hook(keep)
             hooks.callback(handle.remove)
         without_head(model, sites)(**inputs)
-    return recorded
+    ids = inputs.get("input_ids")
+    shape = None if ids is None else ids.shape
+    return {name: by_token(value, shape) for name, value in recorded.items()}
 
 
 def without_head(model: nn.Module, sites: Sequence[Site]) -> nn.Module:

@@ -27,9 +27,11 @@ from circuitcut.masks.edges.sites import (
 from circuitcut.masks.mixing import Rows, mix
 from circuitcut.masks.neurons.rule_gate import RuleGate
 from circuitcut.masks.uncopied import uncopied
+from circuitcut.models.architectures import text_module
 from circuitcut.models.sites import Site
 from circuitcut.models.spared import (
     FIRST_POSITION,
+    by_token,
     first_positions,
     spared_positions,
 )
@@ -88,8 +90,9 @@ def gated(
         stack.enter_context(uncopied([model, *hooked]))
         if special_ids or not ablated.is_pooled:
             # the base: it also runs alone, without its head
-            base: nn.Module = getattr(model, "base_model", model)
-            handle = base.register_forward_pre_hook(batch.read, with_kwargs=True)
+            handle = text_module(model).register_forward_pre_hook(
+                batch.read, with_kwargs=True
+            )
             stack.callback(handle.remove)
         for gate in gates:
             stack.callback(gate.install())
@@ -110,6 +113,8 @@ class _Batch:
         self.special_ids = tuple(special_ids)
         self.positions = tuple(positions)
         self.rows: Rows | None = None
+        self.shape: torch.Size | None = None
+        """(batch, seq) of the inputs, where they are texts."""
         self.n_cached = 0
         self.is_paused = False
 
@@ -125,9 +130,11 @@ class _Batch:
     def read(self, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         cache = kwargs.get("past_key_values")
         self.n_cached = 0 if cache is None else cache.get_seq_length()
+        ids = kwargs.get("input_ids", args[0] if args else None)
+        inputs = kwargs.get("inputs_embeds") if ids is None else ids
+        self.shape = None if inputs is None else inputs.shape[:2]
         if not self.special_ids and not self.positions:
             return
-        ids = kwargs.get("input_ids", args[0] if args else None)
         if ids is None:
             name = "special_ids" if self.special_ids else "positions"
             raise UserError(
@@ -225,7 +232,9 @@ class _ActivationGate(_Gate):
             )
         wide, cut = self.wide.to(x.device), self.cut
         cut = None if cut is None else cut.to(x.device)
-        return mix(x, wide, self.value_at(x), self.batch.rows, cut)
+        tokens = by_token(x, self.batch.shape)
+        mixed = mix(tokens, wide, self.value_at(tokens), self.batch.rows, cut)
+        return mixed.view_as(x)
 
 
 class _WeightGate(_Gate):
@@ -262,6 +271,7 @@ class _WeightGate(_Gate):
         if self.batch.is_paused:
             return self.linear(x, weight, bias)
         keep = self.keep.to(device=weight.device, dtype=weight.dtype).view_as(weight)
+        is_flat, x = x.dim() == 2, by_token(x, self.batch.shape)
         ablated_input = self.value_at(x)
         output = self.linear(x, weight * keep, bias)
         if ablated_input is not None:
@@ -269,7 +279,7 @@ class _WeightGate(_Gate):
         rows = self.batch.rows
         if rows is not None:
             output[rows] = self.linear(x[rows], weight, bias)
-        return output
+        return output.flatten(0, -2) if is_flat else output
 
     def linear(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         stored = weight.T if isinstance(self.module, Conv1D) else weight

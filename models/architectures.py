@@ -3,8 +3,8 @@
 The input of attention's output projection is the concatenation of the query heads (also
 with grouped queries; `d_head` may differ from `d_model / n_head`). The input of the
 MLP's output projection is the neurons after the non-linearity (in gated MLPs after the
-product). A block of transformers 5 returns a tensor, so the output of a pre-norm block
-is the residual stream. In a post-norm encoder the residual stream is the output of the
+product). A block of transformers 5 returns a tensor (in GPT-Neo, GPT-J and Bloom a tuple
+that begins with it), so the output of a pre-norm block is the residual stream. In a post-norm encoder the residual stream is the output of the
 last LayerNorm.
 """
 
@@ -53,6 +53,8 @@ class Architecture:
     embeddings: tuple[str, ...] = ()
     """The last existing module of these; its output is the embedding level."""
     is_decoder: bool = True
+    texts: str = ""
+    """The module that gets the texts, where a head calls it and not the base model."""
     d_mlp: Callable[[Any], int] = attrgetter("intermediate_size")
     gate: str | None = None
     """Module of a gated MLP whose output, or the first half of it, is (batch, seq,
@@ -67,6 +69,39 @@ _GPT2 = Architecture(
     embeddings=("drop",),  # the only module with token plus position embeddings
     d_mlp=lambda config: config.n_inner or 4 * config.n_embd,
 )
+_GPT_NEO = Architecture(
+    block="h.{}",
+    neurons="h.{}.mlp.c_proj",
+    heads="h.{}.attn.attention.out_proj",
+    hidden="h.{}",
+    embeddings=("drop",),
+    d_mlp=lambda config: config.intermediate_size or 4 * config.hidden_size,
+)
+_GPTJ = Architecture(
+    block="h.{}",
+    neurons="h.{}.mlp.fc_out",
+    heads="h.{}.attn.out_proj",
+    hidden="h.{}",
+    embeddings=("drop",),
+    d_mlp=lambda config: config.n_inner or 4 * config.n_embd,
+)
+_OPT = Architecture(
+    block="decoder.layers.{}",
+    neurons="decoder.layers.{}.fc2",
+    heads="decoder.layers.{}.self_attn.out_proj",
+    hidden="decoder.layers.{}",
+    # no module has the sum of token and position embeddings as its output
+    texts="decoder",
+    d_mlp=attrgetter("ffn_dim"),
+)
+_BLOOM = Architecture(
+    block="h.{}",
+    neurons="h.{}.mlp.dense_4h_to_h",
+    heads="h.{}.self_attention.dense",
+    hidden="h.{}",
+    embeddings=("word_embeddings_layernorm",),
+    d_mlp=lambda config: 4 * config.hidden_size,
+)
 _GPT_NEOX = Architecture(
     block="layers.{}",
     neurons="layers.{}.mlp.dense_4h_to_h",
@@ -74,7 +109,7 @@ _GPT_NEOX = Architecture(
     hidden="layers.{}",
     embeddings=("emb_dropout",),
 )
-# Gemma 2 scales its embeddings by sqrt(d_model) inside `embed_tokens` (transformers 5):
+# Gemma 1 to 3 scale their embeddings by sqrt(d_model) inside `embed_tokens` (transformers 5):
 # there too the output of that module is the first state of the residual stream.
 _LLAMA = Architecture(
     block="layers.{}",
@@ -93,6 +128,25 @@ _BERT = Architecture(
     # ELECTRA has a projection if its embeddings are narrower than its blocks.
     embeddings=("embeddings.LayerNorm", "embeddings_project"),
     is_decoder=False,
+)
+# Pre-norm encoders: blocks write the residual stream itself, as in decoders.
+_XLM_R_XL = Architecture(
+    block="encoder.layer.{}",
+    neurons="encoder.layer.{}.output.dense",
+    heads="encoder.layer.{}.attention.output.dense",
+    hidden="encoder.layer.{}",
+    embeddings=("embeddings.dropout",),  # the only module with the sum of embeddings
+    is_decoder=False,
+)
+# Its fused `Wi` makes both halves of a gated MLP; `Wo` reads their product.
+_MODERNBERT = Architecture(
+    block="layers.{}",
+    neurons="layers.{}.mlp.Wo",
+    heads="layers.{}.attn.Wo",
+    hidden="layers.{}",
+    embeddings=("embeddings.norm",),
+    is_decoder=False,
+    gate="layers.{}.mlp.Wi",  # the rows that the non-linearity acts on first
 )
 _DISTILBERT = Architecture(
     block="transformer.layer.{}",
@@ -113,18 +167,27 @@ _MLP = Architecture(
 
 ARCHITECTURES: dict[str, Architecture] = {
     "gpt2": _GPT2,
+    "gpt_neo": _GPT_NEO,
     "gpt_neox": _GPT_NEOX,
+    "gptj": _GPTJ,
+    "opt": _OPT,
+    "bloom": _BLOOM,
     "llama": _LLAMA,
     "mistral": _LLAMA,
     "qwen2": _LLAMA,
     "qwen3": _LLAMA,
+    "gemma": _LLAMA,
     "gemma2": _LLAMA,
+    "gemma3_text": _LLAMA,
+    "olmo": _LLAMA,
     "olmo2": _LLAMA,
     "phi3": _PHI3,
     "bert": _BERT,
     "roberta": _BERT,
     "xlm-roberta": _BERT,
+    "xlm-roberta-xl": _XLM_R_XL,
     "electra": _BERT,
+    "modernbert": _MODERNBERT,
     "distilbert": _DISTILBERT,
     MLP_TYPE: _MLP,
 }
@@ -152,6 +215,16 @@ def architecture_named(model_type: str) -> Architecture:
             f"{', '.join(sorted(ARCHITECTURES))}"
         )
     return ARCHITECTURES[model_type]
+
+
+def text_module(model: nn.Module) -> Any:
+    """The module that gets the inputs, with a head and without: of most the base model.
+
+    Of OPT it is the decoder. A model outside the table is its own base model.
+    """
+    base: nn.Module = getattr(model, "base_model", model)
+    known = ARCHITECTURES.get(getattr(_config_of(model), "model_type", ""))
+    return base if known is None else base.get_submodule(known.texts)
 
 
 def n_layers(model: nn.Module) -> int:
@@ -298,7 +371,9 @@ def _measured_widths(model: Any, sites: Sequence[Site]) -> dict[str, int | str]:
                 widths[site.name] = module.weight.numel()
             elif site.kind == "hidden":
                 handle = module.register_forward_hook(
-                    lambda _module, _args, output, site=site: record(site, output)
+                    lambda _module, _args, output, site=site: record(
+                        site, output[0] if isinstance(output, tuple) else output
+                    )
                 )
                 stack.callback(handle.remove)
             else:
@@ -344,9 +419,11 @@ def _checked_layers(
     requested_layers = sorted(set(known if layers is None else layers))
     outside = [layer for layer in requested_layers if layer not in known]
     if outside or not requested_layers:
+        no_level = "hidden" in units and not architecture.embeddings
         raise UserError(
             f"argument layers must name layers {known[0]} to {known[-1]} of this model "
             f"for {' '.join(units)}, got {outside if outside else 'none'}"
+            + ("; no module has its sum of embeddings as output" * no_level)
         )
     return requested_layers
 

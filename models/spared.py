@@ -9,7 +9,7 @@ Models", https://arxiv.org/abs/2402.17762.
 from collections.abc import Sequence
 
 import torch
-from jaxtyping import Bool, Int
+from jaxtyping import Bool, Int, Shaped
 from torch import Tensor
 
 FIRST_POSITION = -1
@@ -38,6 +38,19 @@ def spared_positions(
         seq = torch.arange(input_ids.shape[1], device=input_ids.device)
         spared |= seq == first[:, None]
     return spared
+
+
+def by_token(
+    x: Shaped[Tensor, "*position width"], shape: torch.Size | None
+) -> Shaped[Tensor, "*token width"]:
+    """x as (batch, seq, width) where a module sees batch and seq as one axis (OPT).
+
+    Args:
+        shape: (batch, seq) of the texts; None or (batch,): they are no texts.
+    """
+    if x.dim() != 2 or shape is None or len(shape) != 2 or len(x) != shape.numel():
+        return x
+    return x.unflatten(0, shape)
 
 
 def first_positions(

@@ -21,7 +21,9 @@ class TokenClassifier(nn.Module):
         super().__init__()
         self.backbone = backbone
         config: Any = backbone.config
-        self.classifier = nn.Linear(config.hidden_size, config.num_labels)
+        # the last hidden states of OPT-350m are narrower than its residual stream
+        width = getattr(config, "word_embed_proj_dim", None) or config.hidden_size
+        self.classifier = nn.Linear(width, config.num_labels)
         self.classifier.to(device=backbone.device, dtype=backbone.dtype)
 
     @property

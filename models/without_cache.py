@@ -9,6 +9,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from circuitcut.models.architectures import text_module
 from circuitcut.storage.errors import UserError
 
 _CACHE_SETTINGS = (
@@ -39,7 +40,7 @@ def without_cache(model: nn.Module, cause: str) -> Iterator[None]:
             its inputs; when `generate` gets a cache with tokens in it, `inputs_embeds`
             or an assistant, which all need a cache.
     """
-    base: Any = getattr(model, "base_model", model)
+    base = text_module(model)
     with ExitStack() as undo:
         hook = partial(_before_forward, type(base).forward, cause)
         handle = base.register_forward_pre_hook(hook, with_kwargs=True)

@@ -128,6 +128,17 @@ _BERT = Layout(
     None,
     embedding=None,
 )
+_MODERNBERT = Layout(
+    (
+        MlpNames(
+            "layers.{layer}.mlp.Wi.weight", "layers.{layer}.mlp.Wo.weight", fused=True
+        ),
+    ),
+    "layers.{layer}.mlp_norm.weight",
+    centred=True,
+    embedding=None,
+    final_norm="final_norm.weight",
+)
 _DISTILBERT = replace(
     _BERT,
     mlps=(
@@ -162,6 +173,7 @@ LAYOUTS: Mapping[str, Layout] = {
     "roberta": _BERT,
     "xlm-roberta": _BERT,
     "electra": _BERT,
+    "modernbert": _MODERNBERT,
     "distilbert": _DISTILBERT,
 }
 """`model_type` of a configuration -> its layout."""

@@ -77,7 +77,8 @@ def hidden_sites(model: nn.Module) -> tuple[Site, ...]:
     sites = sites_of(model, ["hidden"])
     if sites[0].layer != -1:
         raise UserError(
-            f"{type(model).__name__} has no embedding level; words need a text model"
+            f"{type(model).__name__} has no module whose output is the sum of its "
+            "embeddings, so it has no embedding level; words need another text model"
         )
     return sites
 

@@ -36,7 +36,8 @@ def attend_given(run: EdgeRun, layer: int, outputs: Sequence[Tensor]) -> Tensor:
     ):
         # attention takes the shape of its first argument, and nothing else of it
         shaped = outputs[0].new_empty(()).expand(*run.shape, model.d_model)
-        attended = attention(shaped, **run.attention_kwargs[layer])[0]
+        arguments = {**model.parts.attention_arguments, **run.attention_kwargs[layer]}
+        attended = attention(shaped, **arguments)[0]
         if model.parts.output.startswith(f"{model.parts.attention}."):
             return attended
         return model.output(layer)(attended)  # the identity here: it runs its hooks

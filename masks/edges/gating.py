@@ -26,7 +26,7 @@ from circuitcut.masks.edges.stack import EdgeStack
 from circuitcut.masks.edges.stack_cache import residual_model, stack_of, writers_seen
 from circuitcut.masks.edges.writers import record_writers
 from circuitcut.masks.uncopied import uncopied
-from circuitcut.models.architectures import architecture_of
+from circuitcut.models.architectures import architecture_of, text_module
 from circuitcut.models.residual.folded_model import ResidualModel
 from circuitcut.models.spared import first_positions
 from circuitcut.models.without_cache import without_cache
@@ -108,9 +108,8 @@ def edge_gated(
     with _run_instead(stack, run) as blocks, ExitStack() as undo:
         if first is not None:
             first.blocks = blocks
-            read = stack.model.base.register_forward_pre_hook(
-                first.read, with_kwargs=True
-            )
+            texts = text_module(stack.model.model)
+            read = texts.register_forward_pre_hook(first.read, with_kwargs=True)
             undo.callback(read.remove)
         yield
 
@@ -197,7 +196,8 @@ class _FirstPositions:
         self.places = first_positions(ids, kwargs.get("attention_mask"))
         tokens = ids.gather(1, self.places[:, None])
         inputs = {"input_ids": tokens, "position_ids": self.places[:, None]}
-        if not self.places.any():
+        at_zero = self.model.parts.counts_real_tokens or not self.places.any()
+        if at_zero:
             tokens, row_of = tokens.unique(return_inverse=True)
             inputs = {"input_ids": tokens[:, None]}
         self.is_recording = True
@@ -206,7 +206,7 @@ class _FirstPositions:
                 written = record_writers(self.model, inputs)[:, :, 0]
         finally:
             self.is_recording = False
-        rows = torch.arange(len(ids)) if self.places.any() else row_of[:, 0]
+        rows = row_of[:, 0] if at_zero else torch.arange(len(ids))
         self.writers = written[:, rows.to(written.device)]
 
     def put_into(
@@ -260,7 +260,9 @@ class _Blocks:
         self.position: Tensor | None = None
         self.signature = inspect.signature(type(model.blocks[0]).forward)
 
-    def forward(self, layer: int, *args: Any, **kwargs: Any) -> Tensor:
+    def forward(
+        self, layer: int, *args: Any, **kwargs: Any
+    ) -> Tensor | tuple[Tensor, None]:
         block = self.model.blocks[layer]
         bound = self.signature.bind(block, *args, **kwargs).arguments
         named = {**bound, **bound.get("kwargs", {})}
@@ -270,9 +272,9 @@ class _Blocks:
         if layer == 0:
             self.kwargs = []
         self.kwargs.append(named)
-        if layer + 1 < self.model.graph.n_layers:
-            return stream
-        return self.run(stream, self.kwargs, self.position)
+        if layer + 1 == self.model.graph.n_layers:
+            stream = self.run(stream, self.kwargs, self.position)
+        return (stream, None) if self.model.parts.returns_tuple else stream
 
     @contextmanager
     def suspended(self) -> Iterator[None]:

@@ -97,4 +97,5 @@ class _Recorder:
 
     def on_mlp(self, layer: int, _: Any, __: Any, output: Tensor) -> None:
         graph = self.model.graph
-        self.rows[graph.n_before(layer) + graph.n_heads] = output
+        row = self.rows[graph.n_before(layer) + graph.n_heads]
+        row.copy_(output.reshape(row.shape))  # OPT has batch and seq in one axis

@@ -15,6 +15,7 @@ from circuitcut.masks.ablation import AblationValues
 from circuitcut.masks.neurons.rule import Rule
 from circuitcut.models.architectures import gate_path
 from circuitcut.models.sites import Site
+from circuitcut.models.spared import by_token
 from circuitcut.storage.errors import UserError
 
 
@@ -24,6 +25,8 @@ class Batch(Protocol):
 
     rows: tuple[Tensor, ...] | None
     """Index of the positions at which no gate acts."""
+    shape: torch.Size | None
+    """(batch, seq) of the inputs, where they are texts."""
     is_paused: bool
 
 
@@ -102,7 +105,8 @@ class RuleGate:
                 f"for width {self.site.width}; this mask is for another model"
             )
         cut = self.cut.to(x.device)
-        part = x.index_select(-1, cut)  # (*position, cut)
+        tokens = by_token(x, self.batch.shape)
+        part = tokens.index_select(-1, cut)  # (*position, cut)
         sign = self.sign.to(device=x.device, dtype=x.dtype)
         changed = self._changed(part, sign)
         where = self._where(part, sign)
@@ -111,7 +115,7 @@ class RuleGate:
         if self.keep is not None:
             weight = self.keep.to(device=x.device, dtype=x.dtype)
             changed = torch.lerp(changed, part, weight)
-        return x.index_copy(-1, cut, changed)
+        return tokens.index_copy(-1, cut, changed).view_as(x)
 
     def _changed(
         self, part: Float[Tensor, "*position cut"], sign: Float[Tensor, "cut"]

@@ -14,6 +14,7 @@ from circuitcut.masks.ablation import AblationValues, without_head
 from circuitcut.masks.neurons.rule import Rule
 from circuitcut.models.architectures import gate_path
 from circuitcut.models.sites import Site
+from circuitcut.models.spared import by_token
 from circuitcut.storage.errors import UserError
 from circuitcut.storage.modes import evaluating
 
@@ -205,4 +206,4 @@ def _show(
     there = where.to(args[0].device)
     # a module that computes gate and w_in together gives the gate's half first
     of_gate = None if gate is None else gate[there][:, : site.width]
-    see(site, Seen(args[0].detach()[there], of_gate))
+    see(site, Seen(by_token(args[0].detach(), where.shape)[there], of_gate))

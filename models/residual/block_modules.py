@@ -3,8 +3,8 @@
 Decoders have norms before their readers, encoders have norms on the stream itself.
 """
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from torch import nn
@@ -18,6 +18,7 @@ from circuitcut.models.residual.graph import (
 from circuitcut.storage.errors import UserError
 
 Fused = Literal["separate", "concatenated", "by head"]
+OLMO_EPS = 1e-5  # a constant of transformers' OlmoLayerNorm
 
 
 @dataclass(frozen=True)
@@ -43,6 +44,8 @@ class BlockParts:
     """Norm on what the MLP writes."""
     norms_on_stream: tuple[str, str] | None = None
     """Norms on the stream itself, after attention and after the MLP (encoders)."""
+    fixed_norms: float | None = None
+    """Norms are LayerNorms without parameters, which add this to the variance."""
     gain_offset: float = 0.0
     """Added to a norm's weight to give its gain."""
     parallel: Callable[[Any], bool] = lambda config: False
@@ -50,7 +53,50 @@ class BlockParts:
     """Queries and keys are normalised over all heads together (OLMo 2)."""
     position: str | None = None
     """Position embedding below the base model, where it is added to the stream."""
+    counts_real_tokens: bool = False
+    """Positions are counted from the first token that is no padding (OPT, Bloom)."""
+    returns_tuple: bool = False
+    """A block returns the stream as the first entry of a tuple."""
+    attention_arguments: Mapping[str, Any] = field(default_factory=dict)
+    """Arguments with which attention adds nothing to what its heads write (Bloom)."""
+    excluded: Callable[[Any], str | None] = lambda config: None
+    """Why a configuration has no residual graph; None where it has one."""
 
+
+def _excluded_opt(config: Any) -> str | None:
+    if not config.do_layer_norm_before:
+        return "its decoder has norms on the stream itself (do_layer_norm_before false)"
+    if config._remove_final_layer_norm:
+        return "it has no norm after the last block (_remove_final_layer_norm)"
+    if not config.layer_norm_elementwise_affine:
+        return "its norms have no gains (layer_norm_elementwise_affine false)"
+    return None
+
+
+def _excluded_bloom(config: Any) -> str | None:
+    if config.apply_residual_connection_post_layernorm:
+        return (
+            "each block replaces the stream by its norm "
+            "(apply_residual_connection_post_layernorm)"
+        )
+    if config.slow_but_exact and config.pretraining_tp > 1:
+        return "it reads projections in slices (slow_but_exact); set it to false"
+    return None
+
+
+def _excluded_olmo(config: Any) -> str | None:
+    if config.clip_qkv is not None:
+        return (
+            f"it clips queries, keys and values in place (clip_qkv {config.clip_qkv})"
+        )
+    return None
+
+
+WITHOUT_GRAPH = {
+    "modernbert": "its first block has no norm before attention, so that attention "
+    "reads the mean of the stream too",
+}
+"""Families of the architecture table whose edges cannot be cut, with the reason."""
 
 _LLAMA = BlockParts(
     attention="self_attn",
@@ -59,6 +105,13 @@ _LLAMA = BlockParts(
     norm_in="input_layernorm",
     mlp=("mlp",),
     norm_mlp="post_attention_layernorm",
+)
+_GEMMA2 = replace(
+    _LLAMA,
+    norm_mlp="pre_feedforward_layernorm",
+    norm_attention="post_attention_layernorm",
+    norm_written="post_feedforward_layernorm",
+    gain_offset=1.0,
 )
 _BERT = BlockParts(
     attention="attention.self",
@@ -80,6 +133,50 @@ PARTS: dict[str, BlockParts] = {
         fused="concatenated",
         position="wpe",
     ),
+    "gpt_neo": BlockParts(
+        attention="attn.attention",
+        projections=("q_proj", "k_proj", "v_proj"),
+        output="attn.attention.out_proj",
+        norm_in="ln_1",
+        mlp=("mlp",),
+        norm_mlp="ln_2",
+        position="wpe",
+        returns_tuple=True,
+    ),
+    "gptj": BlockParts(
+        attention="attn",
+        projections=("q_proj", "k_proj", "v_proj"),
+        output="attn.out_proj",
+        norm_in="ln_1",
+        mlp=("mlp",),
+        norm_mlp="ln_1",  # attention and MLP read one norm of one stream
+        parallel=lambda config: True,
+        returns_tuple=True,
+    ),
+    "opt": BlockParts(
+        attention="self_attn",
+        projections=("q_proj", "k_proj", "v_proj"),
+        output="self_attn.out_proj",
+        norm_in="self_attn_layer_norm",
+        mlp=("fc1", "activation_fn", "fc2"),
+        norm_mlp="final_layer_norm",
+        position="decoder.embed_positions",
+        counts_real_tokens=True,
+        excluded=_excluded_opt,
+    ),
+    "bloom": BlockParts(
+        attention="self_attention",
+        projections=("query_key_value",),
+        output="self_attention.dense",
+        norm_in="input_layernorm",
+        mlp=("mlp.dense_h_to_4h", "mlp.gelu_impl", "mlp.dense_4h_to_h"),
+        norm_mlp="post_attention_layernorm",
+        fused="by head",
+        returns_tuple=True,
+        counts_real_tokens=True,
+        attention_arguments={"residual": 0.0},
+        excluded=_excluded_bloom,
+    ),
     "gpt_neox": BlockParts(
         attention="attention",
         projections=("query_key_value",),
@@ -95,6 +192,7 @@ PARTS: dict[str, BlockParts] = {
     "qwen2": _LLAMA,
     "qwen3": _LLAMA,
     "phi3": replace(_LLAMA, projections=("qkv_proj",), fused="concatenated"),
+    "olmo": replace(_LLAMA, fixed_norms=OLMO_EPS, excluded=_excluded_olmo),
     "olmo2": replace(
         _LLAMA,
         norm_in=None,
@@ -103,16 +201,19 @@ PARTS: dict[str, BlockParts] = {
         norm_written="post_feedforward_layernorm",
         has_wide_norms=True,
     ),
-    "gemma2": replace(
-        _LLAMA,
-        norm_mlp="pre_feedforward_layernorm",
-        norm_attention="post_attention_layernorm",
-        norm_written="post_feedforward_layernorm",
-        gain_offset=1.0,
-    ),
+    "gemma": replace(_LLAMA, gain_offset=1.0),
+    "gemma2": _GEMMA2,
+    "gemma3_text": _GEMMA2,
     "bert": _BERT,
     "roberta": _BERT,
     "xlm-roberta": _BERT,
+    "xlm-roberta-xl": replace(
+        _BERT,
+        norm_in="attention.self_attn_layer_norm",
+        norm_mlp="LayerNorm",
+        norms_on_stream=None,
+        position="embeddings.position_embeddings",
+    ),
     "electra": _BERT,
     "distilbert": BlockParts(
         attention="attention",
@@ -125,7 +226,13 @@ PARTS: dict[str, BlockParts] = {
     ),
 }
 
-FINAL_NORMS = ("ln_f", "final_layer_norm", "norm")
+FINAL_NORMS = (
+    "ln_f",
+    "final_layer_norm",
+    "norm",
+    "decoder.final_layer_norm",
+    "encoder.LayerNorm",
+)
 """Names of the norm after the last block, below the base model."""
 
 
@@ -136,6 +243,11 @@ def parts_of(model: nn.Module) -> BlockParts:
         UserError: When its type is not in the table.
     """
     kind = getattr(getattr(model, "config", None), "model_type", type(model).__name__)
+    if kind in WITHOUT_GRAPH:
+        raise UserError(
+            f"model type {kind!r} has no residual graph: {WITHOUT_GRAPH[kind]}; cut "
+            "other units than edges"
+        )
     if kind not in PARTS:
         raise UserError(
             f"no residual graph for model type {kind!r}; edges can be cut in "
@@ -160,6 +272,12 @@ def graph_of(
     """
     parts = parts_of(model)
     config: Any = model.config
+    reason = parts.excluded(config)
+    if reason is not None:
+        raise UserError(
+            f"this {config.model_type} has no residual graph: {reason}; cut other "
+            "units than edges"
+        )
     n_heads = config.num_attention_heads
     n_groups = getattr(config, "num_key_value_heads", None) or n_heads
     if getattr(config, "add_cross_attention", False):
@@ -237,9 +355,10 @@ def last_norm_of(model: nn.Module, last_block: str) -> str:
     on_stream = parts_of(model).norms_on_stream
     if on_stream is not None:
         return f"{last_block}.{on_stream[-1]}"
-    base = getattr(model, "base_model", model)
+    base: nn.Module = getattr(model, "base_model", model)
+    modules = dict(base.named_modules()).keys()
     for name in FINAL_NORMS:
-        if hasattr(base, name):
+        if name in modules:
             return name
     raise UserError(
         f"{type(base).__name__} has no norm after its last block; looked for "

@@ -99,7 +99,9 @@ class ResidualModel:
         last_norm = self.base.get_submodule(last_norm_of(model, paths[-1]))
         self.is_post_norm = self.parts.norms_on_stream is not None
         """Norms sit on the stream itself, and none before a read."""
-        self.centred = not self.is_post_norm and isinstance(last_norm, nn.LayerNorm)
+        self.centred = not self.is_post_norm and (
+            isinstance(last_norm, nn.LayerNorm) or self.parts.fixed_norms is not None
+        )
         """Norms subtract the mean, so that all writers may be stored without it."""
 
     def attention(self, layer: int) -> Any:
@@ -128,6 +130,8 @@ class ResidualModel:
 
     def gain(self, norm: Any) -> Float[Tensor, "d_model"]:
         """What a norm multiplies by."""
+        if self.parts.fixed_norms is not None:
+            return next(self.base.parameters()).new_ones(self.d_model)
         return norm.weight + self.parts.gain_offset
 
     def run_mlp(self, layer: int, stream: Float[Tensor, "batch seq d_model"]) -> Tensor:
@@ -142,6 +146,8 @@ class ResidualModel:
 
     def eps(self, norm: Any) -> float:
         """What a norm adds to the mean square."""
+        if self.parts.fixed_norms is not None:
+            return self.parts.fixed_norms
         return norm.eps if hasattr(norm, "eps") else norm.variance_epsilon
 
     def inverse_deviation(

@@ -69,10 +69,12 @@ def norm_of(model: nn.Module, site: Site) -> tuple[Any, float] | None:
     if site.layer < 0:
         return None
     parts = parts_of(model)
-    if parts.norm_mlp is None:
-        raise UserError(
-            f"{type(model).__name__} has no norm before its MLPs, whose gains could be "
-            "set to zero; use --holdings lasting"
-        )
     block = model.get_submodule(block_paths(model)[site.layer])
-    return block.get_submodule(parts.norm_mlp), -parts.gain_offset
+    norm = None if parts.norm_mlp is None else block.get_submodule(parts.norm_mlp)
+    is_shared = parts.norm_mlp == parts.norm_in  # with attention (GPT-J)
+    if norm is None or is_shared or getattr(norm, "weight", None) is None:
+        raise UserError(
+            f"{type(model).__name__} has no norm before its MLPs alone, whose gains "
+            "could be set to zero; use --holdings lasting"
+        )
+    return norm, -parts.gain_offset

@@ -36,6 +36,10 @@ class Asked:
         """The fact of a prompt."""
         return self.facts[self.prompts[number].fact]
 
+    def of_facts(self) -> list[list[AskedPrompt]]:
+        """The prompts of each fact, in the order of `facts`."""
+        return AskedFacts(self.prompts, {}).of_fact(len(self.facts))
+
     def reasons(self) -> str:
         """Why prompts cannot be asked, how many, and where the first's fact stands."""
         return "; ".join(

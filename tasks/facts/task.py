@@ -182,22 +182,6 @@ class FactsTask(Task):
         logger.info("%s", task._division.in_words(self._corpus.name))
         return task
 
-    def known_facts(self) -> list[tuple[Fact, list[AskedPrompt], float]]:
-        """Every fact, the concept's first, with its prompts in tokens.
-
-        The number is the share of the prompts in which its object has rank 1; of a task
-        that is not yet `for_model` it is 0.
-        """
-        found = []
-        for kind in (CONCEPT, OTHER):
-            asked = self._of_kind[kind]
-            by_fact: list[list[AskedPrompt]] = [[] for _ in asked.facts]
-            for prompt in asked.prompts:
-                by_fact[prompt.fact].append(prompt)
-            shares = self._division.shares.get(kind, [0.0] * len(by_fact))
-            found += list(zip(asked.facts, by_fact, shares, strict=True))
-        return found
-
     def _divide(self, shares: Mapping[int, Sequence[float]]) -> None:
         """Divide the prompts of known facts among the splits."""
         seed = self._options.split_seed
@@ -208,6 +192,20 @@ class FactsTask(Task):
             chance=self._division.chance,
             label=f"accuracy on facts of {self._corpus.name}",
         )
+
+    def known_facts(self) -> list[tuple[Fact, list[AskedPrompt], float]]:
+        """Every fact, the concept's first, with its prompts in tokens.
+
+        The number is the share of the prompts in which its object has rank 1; of a task
+        that is not yet `for_model` it is 0.
+        """
+        found = []
+        for kind in (CONCEPT, OTHER):
+            asked = self._of_kind[kind]
+            n = len(asked.facts)
+            shares = self._division.shares.get(kind, [0.0] * n)
+            found += list(zip(asked.facts, asked.of_facts(), shares, strict=True))
+        return found
 
     def files(self) -> dict[str, Any]:
         """known.json: which facts the model knows, what the splits share, chance."""

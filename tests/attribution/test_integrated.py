@@ -70,6 +70,18 @@ def test_all_sites_in_one_pass_score_as_site_by_site(
         assert max(v.abs().max() for v in scores.values()) > 1e-3
 
 
+def test_a_module_that_sees_batch_and_seq_as_one_axis_is_scored_alike():
+    model = tiny_model("opt", "token_classification").double().requires_grad_(False)
+    sites = sites_of(model, ["neurons"], layers=[1])
+    subject = subject_of(model, sites, "counterfactual", SPECIAL_IDS)
+    expected = site_by_site(subject, 2)
+    for n_positions in (1, 10**6):
+        scores = integrated_gradients_margin(subject, 2, n_positions)
+        for name, values in scores.items():
+            torch.testing.assert_close(values, expected[name], rtol=1e-5, atol=1e-8)
+            assert values.abs().max() > 1e-3
+
+
 def test_the_number_of_passes_is_that_of_the_copies_that_fit():
     model = tiny_model("gpt2", "token_classification").double().requires_grad_(False)
     sites = sites_of(model, ["neurons", "heads", "hidden"])

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from copy import deepcopy
+from functools import partial
 from typing import Any
 
 import pytest
@@ -25,6 +26,7 @@ from transformers import (
 )
 
 from circuitcut.models.mlp import Mlp
+from tests.models.tiny import heads_of, tiny_model
 
 VOCABULARY, LENGTH, BATCH = 40, 6, 3
 _COMMON = {"vocab_size": VOCABULARY, "bos_token_id": 0, "eos_token_id": 1}
@@ -56,6 +58,9 @@ def _wide_heads() -> nn.Module:
     return Qwen3ForCausalLM(Qwen3Config(**_GROUPED, head_dim=8))
 
 
+OWN_BLOCKS = ["gpt_neo", "gptj", "opt", "bloom", "olmo", "xlm-roberta-xl", "modernbert"]
+"""Families whose blocks are like those of none of the others."""
+
 FAMILIES: dict[str, Callable[[], nn.Module]] = {
     "gpt2": _gpt2,
     "llama": lambda: LlamaForCausalLM(LlamaConfig(**_GROUPED)),
@@ -65,6 +70,7 @@ FAMILIES: dict[str, Callable[[], nn.Module]] = {
     "bert": lambda: BertForTokenClassification(BertConfig(**_SIZES, num_labels=5)),
     "distilbert": _distilbert,
     "mlp": lambda: Mlp(12, 10, 4),
+    **{kind: partial(tiny_model, kind, heads_of(kind)[0]) for kind in OWN_BLOCKS},
 }
 
 

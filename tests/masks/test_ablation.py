@@ -11,7 +11,7 @@ from circuitcut.models.names import MODULE_KINDS
 from circuitcut.models.sites import Site
 from circuitcut.storage.errors import UserError
 
-FAMILIES = ["gpt2", "llama", "bert"]
+FAMILIES = ["gpt2", "llama", "bert", "opt", "gpt_neo"]
 
 
 def _batches(
@@ -32,14 +32,16 @@ def _activations(model: nn.Module, site: Site, inputs: dict[str, torch.Tensor]):
     caught = []
     module = model.get_submodule(site.module)
     if site.kind == "hidden":
-        handle = module.register_forward_hook(lambda _, __, out: caught.append(out))
+        handle = module.register_forward_hook(
+            lambda _, __, out: caught.append(out[0] if isinstance(out, tuple) else out)
+        )
     else:
         handle = module.register_forward_pre_hook(
             lambda _, args: caught.append(args[0])
         )
     model(**inputs)
     handle.remove()
-    return caught[0]
+    return caught[0].reshape(*inputs["input_ids"].shape, -1)  # OPT joins both axes
 
 
 @pytest.mark.parametrize("family", FAMILIES)

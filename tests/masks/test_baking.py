@@ -2,7 +2,11 @@
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, AutoModelForTokenClassification
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForMaskedLM,
+    AutoModelForTokenClassification,
+)
 
 from circuitcut.masks.ablation import (
     AblationValues,
@@ -13,8 +17,10 @@ from circuitcut.masks.ablation import (
 from circuitcut.masks.frozen_mask import FrozenMask
 from circuitcut.models.architectures import sites_of
 from circuitcut.storage.errors import UserError
+from tests.masks.conftest import OWN_BLOCKS
 
 FAMILIES = ["gpt2", "llama", "gpt_neox", "gemma2", "qwen3", "bert", "distilbert", "mlp"]
+FAMILIES += OWN_BLOCKS
 ALL_KINDS = ["neurons", "heads", "weights"]
 POST_NORM = ["bert", "distilbert"]
 
@@ -66,7 +72,10 @@ def test_zeros_are_baked_into_every_projection(
         _check_baked(make_model, family, mask, inputs, logits_of)
 
 
-@pytest.mark.parametrize("family", ["gpt2", "gpt_neox", "bert", "distilbert", "mlp"])
+@pytest.mark.parametrize(
+    "family",
+    ["gpt2", "gpt_neox", "bert", "distilbert", "mlp", "opt", "bloom", "xlm-roberta-xl"],
+)
 def test_pooled_means_move_into_the_bias(family, make_model, make_inputs, logits_of):
     inputs = make_inputs(family)
     for kind in _kinds(family):
@@ -81,6 +90,8 @@ def test_pooled_means_move_into_the_bias(family, make_model, make_inputs, logits
         ("llama", "heads", "attention_bias"),
         ("qwen3", "heads", "attention_bias"),
         ("gemma2", "heads", "attention_bias"),
+        ("modernbert", "neurons", "mlp_bias"),
+        ("modernbert", "heads", "attention_bias"),
     ],
 )
 def test_where_the_architecture_allows_a_bias_it_gets_one(
@@ -91,7 +102,9 @@ def test_where_the_architecture_allows_a_bias_it_gets_one(
     model = _check_baked(make_model, family, mask, inputs, logits_of)
     assert getattr(model.config, option) is True
     model.save_pretrained(tmp_path)
-    again = AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float64).eval()
+    encoder = family == "modernbert"
+    auto = AutoModelForMaskedLM if encoder else AutoModelForCausalLM
+    again = auto.from_pretrained(tmp_path, dtype=torch.float64).eval()
     torch.testing.assert_close(
         logits_of(again, inputs), logits_of(model, inputs), rtol=0, atol=1e-12
     )

@@ -19,8 +19,10 @@ from circuitcut.models.mlp import Mlp
 from circuitcut.models.names import MODULE_KINDS
 from circuitcut.models.sites import Site
 from circuitcut.storage.errors import UserError
+from tests.masks.conftest import OWN_BLOCKS
 
 FAMILIES = ["gpt2", "llama", "gpt_neox", "gemma2", "qwen3", "bert", "distilbert", "mlp"]
+FAMILIES += OWN_BLOCKS
 SPECIAL = 7
 
 
@@ -29,6 +31,17 @@ def _kinds(family: str) -> list[str]:
 
 
 CASES = [(family, kind) for family in FAMILIES for kind in _kinds(family)]
+
+
+def on_stream(change):
+    """A forward hook that changes the stream, also where a block returns a tuple."""
+
+    def hook(_, __, output):
+        if isinstance(output, tuple):
+            return (change(output[0]), *output[1:])
+        return change(output)
+
+    return hook
 
 
 def _gates(sites, fill=None, seed=0):
@@ -74,7 +87,7 @@ def test_closing_a_site_with_zero_is_zeroing_by_hand(
         model, by_hand = make_model(family), make_model(family)
         module = by_hand.get_submodule(site.module)
         if kind == "hidden":
-            module.register_forward_hook(lambda _, __, output: torch.zeros_like(output))
+            module.register_forward_hook(on_stream(torch.zeros_like))
         else:
             # no input, or no weight, of the projection is left: only its bias
             module.weight.zero_()
@@ -114,7 +127,7 @@ def test_soft_gates_are_the_formula_written_out(
         wide = keep.repeat_interleave(site.unit_size)
         blend = lambda x: wide * x + (1 - wide) * mean  # noqa: E731
         if kind == "hidden":
-            module.register_forward_hook(lambda _, __, output: blend(output))
+            module.register_forward_hook(on_stream(blend))
         else:
             module.register_forward_pre_hook(lambda _, args: (blend(args[0]),))
     expected = logits_of(by_hand, inputs)
@@ -180,6 +193,39 @@ def test_special_positions_are_never_cut(kind, frozen):
     special = IDS == SPECIAL
     assert torch.equal(seen["output"][special], plain[special])
     assert (seen["output"] - plain)[~special].abs().min(dim=0).values.max() > 0
+
+
+@pytest.mark.parametrize("family", ["opt", "bloom", "modernbert"])
+@pytest.mark.parametrize("kind", ["neurons", "weights", "hidden"])
+def test_special_positions_and_values_by_position_in_every_form_of_block(
+    family, kind, make_model, make_inputs, logits_of
+):
+    """One position at a time: what is read there is the value of that position."""
+    model, inputs = make_model(family), make_inputs(family)
+    ids = inputs["input_ids"]
+    special = int(ids[0, 2])
+    site = sites_of(model, [kind], layers=[1])[-1]
+    seen = []
+    module = model.get_submodule(site.module)
+    where = inputs["attention_mask"].bool()
+    values = mean_values(model, [site], [(inputs, where)], per_position=True)
+    module.register_forward_hook(lambda _, __, out: seen.append(out))
+    logits_of(model, inputs)
+    with gated(model, [site], _gates([site], 0.0), values, special_ids=[special]):
+        late = module.register_forward_hook(lambda _, __, out: seen.append(out))
+        logits_of(model, inputs)
+        late.remove()
+    if isinstance(seen[0], tuple):
+        seen = [output[0] for output in seen]
+    plain, cut = (seen[i].reshape(*ids.shape, -1) for i in (0, -1))
+    expected = values.values[site.name]
+    if kind != "hidden":
+        expected = module.__class__.forward(module, expected)
+    expected = expected.expand_as(plain)
+    spared = (ids == special)[..., None]
+    torch.testing.assert_close(
+        cut, torch.where(spared, plain, expected), rtol=0, atol=1e-10
+    )
 
 
 def test_special_ids_need_input_ids():

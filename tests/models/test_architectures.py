@@ -38,7 +38,18 @@ from tests.models.tiny import (
 WITH_HEADS = [(kind, head) for kind in ARCHITECTURES for head in heads_of(kind)]
 ALL = WITH_HEADS + [(kind, None) for kind in TEXT_TYPES]
 PROJECTED = [(k, u) for k in TEXT_TYPES for u in ("neurons", "heads")]
-FINAL_NORMS = {"gpt2": "ln_f", "gpt_neox": "final_layer_norm"}
+FINAL_NORMS = {
+    "gpt2": "ln_f",
+    "gpt_neo": "ln_f",
+    "gptj": "ln_f",
+    "bloom": "ln_f",
+    "gpt_neox": "final_layer_norm",
+    "opt": "decoder.final_layer_norm",
+    "xlm-roberta-xl": "encoder.LayerNorm",
+    "modernbert": "final_norm",
+}
+PRE_NORM = {*DECODERS, "xlm-roberta-xl", "modernbert"}
+WIDE_HEADS = ("mistral", "qwen3", "gemma", "gemma2", "gemma3_text")
 
 
 def kinds_of(kind: str) -> list[str]:
@@ -58,7 +69,9 @@ def recorded(model: Any, sites: tuple[Site, ...], inputs: dict) -> dict[str, Ten
             module = model.get_submodule(site.module)
             if site.kind == "hidden":
                 handle = module.register_forward_hook(
-                    lambda m, a, out, site=site: seen.update({site.name: out})
+                    lambda m, a, out, site=site: seen.update(
+                        {site.name: out[0] if isinstance(out, tuple) else out}
+                    )
                 )
             else:
                 handle = module.register_forward_pre_hook(
@@ -130,15 +143,18 @@ def test_hidden_sites_give_the_hidden_states_that_transformers_reports(kind: str
     model = tiny_model(kind, heads_of(kind)[-1])
     inputs = tiny_inputs(model)
     sites = sites_of(model, ["hidden"])
-    assert [site.layer for site in sites] == [-1, *range(N_LAYERS)]
+    first = 0 if kind == "opt" else -1  # no module has its sum of embeddings
+    assert [site.layer for site in sites] == [*range(first, N_LAYERS)]
     seen = recorded(model, sites, inputs)
     with torch.no_grad():
         expected = model(**inputs, output_hidden_states=True).hidden_states
-        for site, states in zip(sites, expected, strict=True):
+        for site, states in zip(sites, expected[1 + first :], strict=True):
             stream = seen[site.name]
-            if kind in DECODERS and site.layer == N_LAYERS - 1:
+            if kind in PRE_NORM and site.layer == N_LAYERS - 1:
                 norm = FINAL_NORMS.get(kind, "norm")
-                stream = getattr(model.base_model, norm)(stream)
+                stream = model.base_model.get_submodule(norm)(stream)
+                if kind == "opt":
+                    stream = model.base_model.decoder.project_out(stream)
             torch.testing.assert_close(stream, states, rtol=0, atol=0)
 
 
@@ -161,10 +177,11 @@ def test_query_heads_that_share_a_value_head_agree_where_they_see_one_token(kind
 def test_sizes_are_those_of_the_configuration(kind: str):
     model = tiny_model(kind)
     head_width = d_head(model.config)
-    assert head_width == (16 if kind in ("mistral", "qwen3", "gemma2") else 8)
+    assert head_width == (16 if kind in WIDE_HEADS else 8)
+    d_mlp = 4 * D_MODEL if kind == "bloom" else D_MLP
     for site in sites_of(model, ["neurons", "heads", "hidden"]):
         expected = {
-            "neurons": (D_MLP, 1),
+            "neurons": (d_mlp, 1),
             "heads": (N_HEADS, head_width),
             "hidden": (D_MODEL, 1),
         }[site.kind]
@@ -277,5 +294,6 @@ def test_a_wrong_width_and_a_module_that_never_runs_are_named():
         check_sites(model, [replace(site, n_units=5)])
     with pytest.raises(UserError, match="idle:neurons declared 3, measured nothing"):
         check_sites(model, [Site("neurons", "idle", 0, 3)])
-    with pytest.raises(UserError, match="declared 32, measured tuple"):
-        check_sites(model, [Site("hidden", "transformer.h.0.attn", 0, 32)])
+    attention = Site("hidden", "transformer.h.0.attn", 0, 31)  # it returns a tuple
+    with pytest.raises(UserError, match="declared 31, measured 32"):
+        check_sites(model, [attention])

@@ -6,6 +6,7 @@ the quotient one would guess, and every parameter non-zero, biases included.
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
@@ -32,20 +33,37 @@ LABELS = ["O", "LOC", "PER"]
 TEXT_TYPES = [kind for kind in ARCHITECTURES if kind != MLP_TYPE]
 DECODERS = [kind for kind in TEXT_TYPES if ARCHITECTURES[kind].is_decoder]
 ENCODERS = [kind for kind in TEXT_TYPES if not ARCHITECTURES[kind].is_decoder]
-GROUPED = [k for k in DECODERS if k not in ("gpt2", "gpt_neox")]
+UNGROUPED = ("gpt2", "gpt_neo", "gpt_neox", "gptj", "opt", "bloom")
+GROUPED = [k for k in DECODERS if k not in UNGROUPED]
 
 _GROUPED: dict[str, Any] = {"num_key_value_heads": 2}
 _OWN_SIZES: dict[str, dict[str, Any]] = {
     "gpt2": {"n_inner": D_MLP},
+    "gpt_neo": {"attention_types": [[["global", "local"], 1]], "window_size": 3},
+    "gptj": {"n_inner": D_MLP, "rotary_dim": 4},
+    "opt": {
+        "ffn_dim": D_MLP,
+        "word_embed_proj_dim": 24,
+        "activation_function": "gelu",  # ReLU is zero at all tokens of some neurons
+    },
     "llama": _GROUPED,
     "mistral": _GROUPED | {"head_dim": 16},
     "qwen2": _GROUPED,
     "qwen3": _GROUPED | {"head_dim": 16},
+    "gemma": _GROUPED | {"head_dim": 16},
     "gemma2": _GROUPED | {"head_dim": 16},
+    "gemma3_text": _GROUPED
+    | {
+        "head_dim": 16,
+        "sliding_window": 3,
+        "layer_types": ["sliding_attention", "full_attention"],
+    },
+    "olmo": _GROUPED,
     "olmo2": _GROUPED,
     "phi3": _GROUPED,
     "distilbert": {"hidden_dim": D_MLP},
     "electra": {"embedding_size": 16},
+    "modernbert": {"local_attention": 4, "global_attn_every_n_layers": 2},
 }
 
 
@@ -139,13 +157,19 @@ def tiny_loaded(kind: str, head: str) -> LoadedModel:
 
 @contextmanager
 def exact_norms(model: nn.Module) -> Iterator[None]:
-    """RMS norms in the model's own precision; transformers computes them in float32."""
+    """RMS norms (and OLMo's) in the model's own precision, which transformers computes
+    in float32."""
     norms: list[Any] = [
         module
         for module in model.modules()
-        if type(module).__name__.endswith("RMSNorm")
+        if type(module).__name__.endswith(("RMSNorm", "OlmoLayerNorm"))
     ]
     for norm in norms:
+        if type(norm).__name__ == "OlmoLayerNorm":
+            vars(norm)["forward"] = partial(
+                nn.functional.layer_norm, normalized_shape=norm.normalized_shape
+            )
+            continue
         offset = 1.0 if "Gemma" in type(norm).__name__ else 0.0
         eps = getattr(norm, "eps", None) or norm.variance_epsilon
 

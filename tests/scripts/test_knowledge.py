@@ -14,7 +14,7 @@ from circuitcut.storage.errors import UserError
 from circuitcut.training.config import parse_config
 
 SMALL = [
-    *("--base_steps", "160", "--device", "cpu", "--n_facts", "12", "--most_facts", "8"),
+    *("--base_steps", "120", "--device", "cpu", "--n_facts", "12", "--most_facts", "8"),
     *("--n_paraphrases", "3", "--n_steps", "5", "--n_others", "3", "--n_heldout", "8"),
 ]
 
@@ -33,9 +33,11 @@ def test_units_effects_mask_and_checkpoint_of_the_built_in_facts(
 ):
     flags = ["--to_mask", "facts", "--n_ablated", "5", "--bake", "suppress"]
     path = run(tmp_path, *flags, "--negatives", "others", "--negative_share", "0.5")
-    assert "known facts" in capsys.readouterr().out
+    n_facts = results(path)["facts"]["n_facts"]
+    assert 4 <= n_facts <= 8  # of the eight that are asked for; by the base model
+    assert f"{n_facts} of" in capsys.readouterr().out
     found = json.loads((path / "neurons.json").read_text())
-    assert len(found["facts"]) == results(path)["facts"]["n_facts"] >= 6
+    assert len(found["facts"]) == n_facts
     for fact in found["facts"]:
         assert len(fact["prompts"]) == 3
         for prompt in fact["prompts"]:

@@ -11,7 +11,7 @@ from circuitcut.models.architectures import ARCHITECTURES
 from circuitcut.weight_classes.layouts import LAYOUTS
 from tests.models.tiny import D_MLP, D_MODEL, N_HEADS, tiny_config
 
-ENCODERS = ("bert", "roberta", "xlm-roberta", "electra", "distilbert")
+ENCODERS = ("bert", "roberta", "xlm-roberta", "electra", "distilbert", "modernbert")
 MOE = ("mixtral", "qwen2_moe", "qwen3_moe", "olmoe")
 N_EXPERTS = 3
 _OWN: dict[str, dict[str, Any]] = {

@@ -20,7 +20,7 @@ from circuitcut.models.sites import Site
 from circuitcut.models.spared import FIRST_POSITION
 from circuitcut.storage.errors import UserError
 from tests.attribution.toy import ToyTask
-from tests.models.tiny import D_MODEL, DECODERS, ENCODERS, N_LAYERS, tiny_model
+from tests.models.tiny import D_MODEL, DECODERS, N_LAYERS, TEXT_TYPES, tiny_model
 
 IDS = torch.tensor([[2, 7, 8, 9, 3], [2, 10, 3, 0, 0]])
 WORD = torch.tensor([[-1, 0, 0, 1, -1], [-1, 0, -1, -1, -1]])
@@ -51,7 +51,7 @@ class Texts(ToyTask):
 SOURCE = WordSource(Texts(), "mask")
 
 
-@pytest.mark.parametrize("kind", [*ENCODERS, *DECODERS])
+@pytest.mark.parametrize("kind", [k for k in TEXT_TYPES if k != "opt"])
 def test_words_are_means_of_the_hidden_states_of_a_direct_forward_pass(kind: str):
     model = tiny_model(kind, "token_classification")
     sites = hidden_sites(model)
@@ -63,7 +63,8 @@ def test_words_are_means_of_the_hidden_states_of_a_direct_forward_pass(kind: str
         direct = base(
             input_ids=IDS, attention_mask=(IDS > 0).long(), output_hidden_states=True
         ).hidden_states
-    n_compared = N_LAYERS + (kind in ENCODERS)  # a decoder's last one is normed
+    is_normed = kind in (*DECODERS, "modernbert", "xlm-roberta-xl")
+    n_compared = N_LAYERS + (not is_normed)  # the last one of pre-norm blocks
     direct = torch.cat(direct[:n_compared], -1)
     expected = [direct[0, 1:3].mean(0), direct[0, 3], direct[1, 1]]
     found = states[:, : n_compared * D_MODEL]
@@ -73,6 +74,11 @@ def test_words_are_means_of_the_hidden_states_of_a_direct_forward_pass(kind: str
     assert words.examples.tolist() == [4, 4, 5]
     assert words.numbers.tolist() == [0, 1, 0]
     assert words.tokens.tolist() == [7, 9, 10]
+
+
+def test_opt_has_no_embedding_level():
+    with pytest.raises(UserError, match="no module whose output is the sum"):
+        hidden_sites(tiny_model("opt"))
 
 
 def test_a_held_unit_is_constant_for_whoever_reads_it():

@@ -9,12 +9,13 @@ from torch.nn.functional import layer_norm
 
 from circuitcut.masks.edges.gating import edge_gated
 from circuitcut.masks.edges.stack import EdgeStack
+from circuitcut.models.residual.block_modules import PARTS
 from circuitcut.models.residual.carried_norms import CarriedNorms
 from circuitcut.models.residual.folded_model import ResidualModel
 from circuitcut.storage.errors import UserError
-from tests.models.tiny import D_MODEL, ENCODERS, tiny_inputs, tiny_model
+from tests.models.tiny import D_MODEL, tiny_inputs, tiny_model
 
-FAMILIES = [kind for kind in ENCODERS if kind != "mlp"]
+FAMILIES = [kind for kind, parts in PARTS.items() if parts.norms_on_stream]
 
 
 def double(kind: str) -> Any:

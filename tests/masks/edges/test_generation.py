@@ -11,11 +11,11 @@ from circuitcut.masks.edges.gating import edge_gated, residual_model
 from circuitcut.masks.edges.stack import EdgeStack
 from circuitcut.models.residual.block_modules import graph_of
 from circuitcut.storage.errors import UserError
-from tests.models.tiny import GROUPED, VOCAB, tiny_model
+from tests.models.tiny import GROUPED, UNGROUPED, VOCAB, tiny_model
 
 IDS = torch.tensor([[9, 30, 17, 42, 11]])
 N_NEW = 4
-FAMILIES = ["gpt2", "gpt_neox", *GROUPED]
+FAMILIES = [*UNGROUPED, *GROUPED]
 GREEDY: dict[str, Any] = {
     "max_new_tokens": N_NEW,
     "do_sample": False,

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
-from transformers import GPT2Config, GPT2LMHeadModel
+from transformers import AutoModel, GPT2Config, GPT2LMHeadModel
 from transformers.pytorch_utils import Conv1D
 
 from circuitcut.masks.ablation import (
@@ -30,17 +30,17 @@ from circuitcut.models.sites import Site
 from circuitcut.storage.errors import UserError
 from tests.models.tiny import (
     D_MODEL,
-    DECODERS,
     N_HEADS,
     N_LAYERS,
     exact_norms,
     heads_of,
+    tiny_config,
     tiny_inputs,
     tiny_model,
 )
 
-PRE_NORM = [kind for kind in PARTS if kind in DECODERS]
-"""In encoders the statistics of norms are those of live writers, ablated or not."""
+PRE_NORM = [kind for kind, parts in PARTS.items() if parts.norms_on_stream is None]
+"""In post-norm encoders statistics of norms are of live writers, ablated or not."""
 
 
 def double(kind: str = "gpt2") -> Any:
@@ -425,6 +425,41 @@ def test_models_without_a_residual_graph_are_refused():
         sites_of(double("olmo2"), ["edges"], merged_qkv=True)
     with pytest.raises(UserError, match="merged_qkv is about edges"):
         sites_of(double(), ["heads"], merged_qkv=True)
+
+
+@pytest.mark.parametrize(
+    ("kind", "of", "message"),
+    [
+        ("modernbert", {}, "first block has no norm before attention"),
+        ("opt", {"do_layer_norm_before": False}, "do_layer_norm_before false"),
+        ("opt", {"_remove_final_layer_norm": True}, "no norm after the last block"),
+        ("opt", {"layer_norm_elementwise_affine": False}, "norms have no gains"),
+        (
+            "bloom",
+            {"apply_residual_connection_post_layernorm": True},
+            "each block replaces the stream by its norm",
+        ),
+        (
+            "bloom",
+            {"slow_but_exact": True, "pretraining_tp": 2},
+            "projections in slices",
+        ),
+        ("olmo", {"clip_qkv": 8.0}, "clips queries, keys and values in place"),
+    ],
+)
+def test_a_family_whose_graph_would_not_be_exact_is_refused(
+    kind: str, of: dict[str, Any], message: str
+):
+    config = tiny_config(kind)
+    for name, value in of.items():
+        setattr(config, name, value)
+    model = AutoModel.from_config(config)
+    with pytest.raises(UserError, match=message) as raised:
+        sites_of(model, ["edges"])
+    assert "\n" not in str(raised.value)
+    assert str(raised.value).endswith("cut other units than edges")
+    if "slow_but_exact" not in of:  # other units of the same model have sites
+        check_sites(model, sites_of(model, ["neurons", "heads", "hidden"]))
 
 
 def test_weights_cannot_hold_a_cut_of_edges():

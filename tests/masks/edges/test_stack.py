@@ -12,10 +12,16 @@ from circuitcut.models.mlp import MLP_TYPE
 from circuitcut.models.residual.block_modules import PARTS
 from circuitcut.models.residual.folded_model import ResidualModel
 from circuitcut.storage.errors import UserError
-from tests.models.tiny import DECODERS, GROUPED, exact_norms, tiny_inputs, tiny_model
+from tests.models.tiny import (
+    GROUPED,
+    exact_norms,
+    heads_of,
+    tiny_inputs,
+    tiny_model,
+)
 
-FAMILIES = [kind for kind in PARTS if kind in DECODERS]
-SINGLE_SOFTMAX = ("gemma2",)
+FAMILIES = [kind for kind, parts in PARTS.items() if parts.norms_on_stream is None]
+SINGLE_SOFTMAX = ("gemma2", "gpt_neo", "gptj", "bloom")
 """Their attention takes its softmax in float32 whatever the model's precision."""
 MERGED = [kind for kind in FAMILIES if kind != "olmo2"]
 
@@ -25,7 +31,7 @@ BELOW_ONE = 1 - 2**-53
 
 
 def double(kind: str) -> Any:
-    return tiny_model(kind, "causal_lm").double().requires_grad_(False)
+    return tiny_model(kind, heads_of(kind)[0]).double().requires_grad_(False)
 
 
 def run(model: Any, stack: EdgeStack, keep: Tensor, ablated: Tensor | None = None):
@@ -64,7 +70,7 @@ def test_open_gates_give_the_plain_logits(kind: str, separate_qkv: bool, value: 
 @pytest.mark.parametrize("kind", FAMILIES)
 @pytest.mark.parametrize("value", [1.0, 1 - 2**-24])
 def test_open_gates_in_single_precision(kind: str, value: float):
-    model = tiny_model(kind, "causal_lm").requires_grad_(False)
+    model = tiny_model(kind, heads_of(kind)[0]).requires_grad_(False)
     inputs = tiny_inputs(model)
     plain = model(**inputs).logits[inputs["attention_mask"].bool()]
     stack = EdgeStack(ResidualModel(model))
@@ -218,7 +224,7 @@ def gradients(model: Any, loss: Tensor) -> dict[str, Tensor]:
 
 @pytest.mark.parametrize("kind", FAMILIES)
 def test_gradients_of_weights_at_open_gates_are_the_plain_ones(kind: str):
-    model = tiny_model(kind, "causal_lm").double()
+    model = tiny_model(kind, heads_of(kind)[0]).double()
     inputs = tiny_inputs(model)
     real = inputs["attention_mask"].bool()
     with exact_norms(model):

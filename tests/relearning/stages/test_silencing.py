@@ -12,6 +12,11 @@ from tests.models.tiny import D_MODEL, DECODERS, ENCODERS, tiny_inputs, tiny_mod
 
 UNIT = 5
 
+WITHOUT_NORM = ("olmo", "olmo2", "gptj")
+POST_NORM = [
+    k for k in ENCODERS if k not in ("electra", "modernbert", "xlm-roberta-xl")
+]
+
 
 def mask_of(model: torch.nn.Module) -> FrozenMask:
     """Unit 5 of every level is ablated."""
@@ -20,7 +25,7 @@ def mask_of(model: torch.nn.Module) -> FrozenMask:
     return FrozenMask({s.name: keep for s in sites}, sites, zero_values(sites))
 
 
-@pytest.mark.parametrize("kind", [k for k in ENCODERS if k != "electra"])
+@pytest.mark.parametrize("kind", POST_NORM)
 def test_in_an_encoder_the_unit_is_zero_at_every_position_as_when_baked(kind: str):
     model, baked = tiny_model(kind), tiny_model(kind)
     mask = mask_of(model)
@@ -35,7 +40,9 @@ def test_in_an_encoder_the_unit_is_zero_at_every_position_as_when_baked(kind: st
         assert torch.equal(value, baked.state_dict()[name]), name
 
 
-@pytest.mark.parametrize("kind", [k for k in DECODERS if k != "olmo2"])
+@pytest.mark.parametrize(
+    "kind", [k for k in DECODERS if k not in (*WITHOUT_NORM, "opt")]
+)
 def test_in_a_decoder_the_mlp_alone_no_longer_reads_the_unit(kind: str):
     model = tiny_model(kind)
     mask = mask_of(model)
@@ -52,9 +59,10 @@ def test_in_a_decoder_the_mlp_alone_no_longer_reads_the_unit(kind: str):
         assert (value[..., UNIT + 1] != 0).any()
 
 
-@pytest.mark.parametrize("kind", ["olmo2", "electra"])
+@pytest.mark.parametrize("kind", [*WITHOUT_NORM, "electra", "modernbert"])
 def test_a_model_without_such_a_norm_is_refused(kind: str):
-    """OLMo 2 has none before its MLPs, this ELECTRA a projection behind the last."""
+    """OLMo 2 has none before its MLPs, OLMo one without gains, GPT-J one that attention
+    reads too, this ELECTRA a projection behind the last, ModernBERT plain sums."""
     model = tiny_model(kind)
     with pytest.raises(UserError, match="use --holdings lasting"):
         silence_(model, mask_of(model))
