@@ -46,11 +46,14 @@ class EdgePatches:
         """Whether hooks can ablate an edge alone: else `one_by_one` does.
 
         Norms on the stream itself (encoders) carry what was written on; merged readers
-        of grouped queries read a key that other heads use.
+        of grouped queries read a key that other heads use; one norm for attention and
+        MLP (GPT-J) has no input of the MLP's own.
         """
         graph = graph_at(edges)
         is_grouped = not graph.separate_qkv and graph.n_kv_heads != graph.n_heads
-        return not (residual_model(model, graph).is_post_norm or is_grouped)
+        residual = residual_model(model, graph)
+        shares_norm = residual.parts.norm_in == residual.parts.norm_mlp is not None
+        return not (residual.is_post_norm or is_grouped or shares_norm)
 
     @classmethod
     def of(cls, subject: Subject, batch: Batch) -> "EdgePatches":
@@ -97,9 +100,9 @@ class EdgePatches:
         self, writers: Sequence[int], _: nn.Module, args: tuple[Any, ...]
     ) -> tuple[Any, ...]:
         """What the MLP or the logits read, less one writer in each copy."""
-        # by copy: (copy, batch, seq, d_model)
-        read = args[0].unflatten(0, (len(writers), -1)) - self.differences[writers]
-        return (read.flatten(0, 1), *args[1:])
+        less = self.differences[writers]  # (copy, batch, seq, d_model)
+        read = args[0].view(less.shape) - less  # OPT's rows are (copy * batch * seq)
+        return (read.view(args[0].shape), *args[1:])
 
     def on_block(
         self, _: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]

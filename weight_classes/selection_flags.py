@@ -16,6 +16,7 @@ from circuitcut.storage.errors import UserError
 from circuitcut.storage.flag_fields import Headings, flag
 from circuitcut.storage.flag_ranges import (
     COUNT_OR_0,
+    FINITE,
     POSITIVE_SHARE,
     PROBABILITY,
     SHARE,
@@ -130,7 +131,9 @@ class RuleFlags:
     headings: ClassVar[Headings] = {"ablation": ("ablation", "theta", "at_positions")}
 
     theta: float | None = flag(
-        None, f"number of --ablation {', '.join(WITH_THETA)}, which need it"
+        None,
+        f"number of --ablation {', '.join(WITH_THETA)}, which need it",
+        within=FINITE,
     )
     at_positions: list[int] = flag(
         [],

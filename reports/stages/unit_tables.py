@@ -185,13 +185,16 @@ def scan_data(results: Results) -> list[Row]:
 
 
 def flat(rows: Sequence[Results]) -> list[Row]:
-    """Entries of results.json as rows of a file: an interval as two columns."""
+    """Entries of results.json as rows of a file: an interval as two columns.
+
+    Both are empty where there is no interval.
+    """
     flattened = []
     for entry in rows:
         row: Row = {}
         for name, value in entry.items():
             if name.endswith("interval"):
-                row[f"{name}_low"], row[f"{name}_high"] = value
+                row[f"{name}_low"], row[f"{name}_high"] = value or (None, None)
             elif not isinstance(value, Mapping | list):
                 row[name] = value
         flattened.append(row)

@@ -175,7 +175,7 @@ def test_what_cannot_be_converted_is_refused_from_the_header(tmp_path: Path):
     for file, message in (
         (broken, "truncated or not a GGUF file"),
         (text, "truncated or not a GGUF file"),
-        (other, "family 'mamba'; GGUF files are read of gemma2, gpt2, llama"),
+        (other, "family 'mamba'; GGUF files are read of bloom, gemma2, gpt2, llama"),
         (tmp_path, "holds 4 GGUF files; name one of them"),
         (tmp_path / "absent.gguf", "does not exist"),
     ):
