@@ -34,7 +34,7 @@ nitpick_ignore_regex = [
     ("py:obj", ".*"),  # code in docstrings that names nothing documented
     (r"py:(class|exc|data)", r"(?!circuitcut\.).*"),  # other packages, builtins
     ("py:class", r"circuitcut\..*\._\w+"),  # private
-    ("py:class", r"circuitcut\..*\.(S|T|Config)"),  # type variables
+    ("py:class", r"circuitcut\..*\.(C|S|T|Config)"),  # type variables
 ]
 
 autodoc_default_options = {"members": True, "member-order": "bysource"}
