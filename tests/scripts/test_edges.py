@@ -210,6 +210,7 @@ def test_circuits_of_every_size_from_one_training(learned: list[str], tmp_path: 
     )
 
 
+@pytest.mark.slow
 def test_shares_may_count_the_edges_of_mib(learned: list[str]):
     few = ["--fractions", "0.5", "1", "--n_batches", "2", "--methods", "eap"]
     edges = ["--units", "edges", "--merged_qkv", "true", "--n_random", "0"]

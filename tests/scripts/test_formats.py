@@ -82,10 +82,15 @@ def measured(run: Path, parent: Path) -> dict[str, float]:
     ("name", "kind"),
     [
         ("mib", "apart"),
-        ("auto_circuit", "apart"),
-        ("edge_pruning", "apart"),
-        ("edges", "apart"),
-        ("circuit_breaking", "merged"),
+        *(
+            pytest.param(name, kind, marks=pytest.mark.slow)
+            for name, kind in (
+                ("auto_circuit", "apart"),
+                ("edge_pruning", "apart"),
+                ("edges", "apart"),
+                ("circuit_breaking", "merged"),
+            )
+        ),
         ("edges", "merged"),
     ],
 )

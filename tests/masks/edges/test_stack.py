@@ -21,6 +21,8 @@ from tests.models.tiny import (
 )
 
 FAMILIES = [kind for kind, parts in PARTS.items() if parts.norms_on_stream is None]
+LIKE_OTHERS = ("olmo", "gemma", "gemma3_text", "mistral", "qwen2")
+"""Families whose blocks are put together like those of another one."""
 SINGLE_SOFTMAX = ("gemma2", "gpt_neo", "gptj", "bloom")
 """Their attention takes its softmax in float32 whatever the model's precision."""
 MERGED = [kind for kind in FAMILIES if kind != "olmo2"]
@@ -116,7 +118,13 @@ def test_open_gates_have_the_gradient_of_gates_just_below(
                 torch.testing.assert_close(one, other, atol=1e-9, rtol=1e-9)
 
 
-@pytest.mark.parametrize("kind", FAMILIES)
+@pytest.mark.parametrize(
+    "kind",
+    [
+        pytest.param(kind, marks=pytest.mark.slow) if kind in LIKE_OTHERS else kind
+        for kind in FAMILIES
+    ],
+)
 @pytest.mark.parametrize("separate_qkv", [True, False])
 def test_gradients_of_gates_are_those_of_finite_differences(
     kind: str, separate_qkv: bool
