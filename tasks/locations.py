@@ -8,16 +8,15 @@ our data have five splits.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any, ClassVar
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from circuitcut.data.ner.corpus import NerCorpus
 from circuitcut.data.ner.tagged import OUTSIDE, entity_type, entity_types
-from circuitcut.data.sampling import draw, draw_from, shuffled
 from circuitcut.storage.errors import UserError
 from circuitcut.tasks.base import (
     NO_TARGET,
@@ -25,10 +24,9 @@ from circuitcut.tasks.base import (
     Head,
     Metric,
     Split,
-    Task,
     TaskOptions,
-    check_limit,
 )
+from circuitcut.tasks.rows.sentences import SentenceRows, SentenceTask
 from circuitcut.tasks.settings.locations import DEFAULTS
 from circuitcut.tasks.span_counts import (
     SpanCounter,
@@ -40,8 +38,6 @@ from circuitcut.tasks.span_counts import (
 from circuitcut.tasks.tagged_data import tagged_corpus
 from circuitcut.tasks.token_rows import TokenRows
 
-CONCEPT_SHARE = 3 / 8
-"""Share of sentences with the concept in a mask-training batch (6 of 16)."""
 ENTITY_WEIGHT = 2.0
 """Weight of a retained word inside an entity; other words have weight 1."""
 N_DONORS = 500
@@ -49,18 +45,7 @@ N_DONORS = 500
 OUTCOMES = ("tp", "fp", "fn")
 
 
-@dataclass(frozen=True)
-class _SplitRows:
-    """A tokenised split, with the row numbers with and without concept positions."""
-
-    tokens: TokenRows
-    with_concept: list[int]
-    without_concept: list[int]
-    cluster: Int[Tensor, "example"]
-    unseen: Bool[Tensor, "example"]
-
-
-class LocationsTask(Task):
+class LocationsTask(SentenceTask[SentenceRows]):
     """Tags of words; one entity type, or several, is the concept.
 
     Scores: `concept_*` is span precision, recall and F1 of the concept. `retain_*` is
@@ -92,7 +77,7 @@ class LocationsTask(Task):
         self.labels = corpus.labels
         self._tokenizer = tokenizer
         self._options = options
-        self._splits: dict[Split, _SplitRows] = {}
+        self._splits = {}
         self._ordinary: dict[int, list[list[int]]] = {}
         self._types = entity_types(self.labels)
         named = " and ".join(sorted(corpus.concept_types))
@@ -108,63 +93,6 @@ class LocationsTask(Task):
                 for kind in types
             ]
         )
-
-    def batch(self, split: Split, step: int, *, size: int, seed: int) -> Batch:
-        """A share `CONCEPT_SHARE` of sentences with the concept, the rest without.
-
-        If every sentence has the concept, the batch consists of such sentences.
-        """
-        rows = self._rows(split)
-        n_concept = size
-        if rows.without_concept:
-            n_concept = max(1, round(CONCEPT_SHARE * size))
-        members: list[int] = []
-        for kind, pool, n in (
-            ("concept", rows.with_concept, n_concept),
-            ("other", rows.without_concept, size - n_concept),
-        ):
-            if n:
-                members += [
-                    pool[i] for i in draw(len(pool), step, n, kind, split, seed)
-                ]
-        return self._collated(split, members)
-
-    def finetune_batch(
-        self, split: Split, step: int, *, size: int, seed: int, limit: int | None = None
-    ) -> Batch:
-        """Sentences drawn epoch by epoch; with `limit` from sentences with the concept.
-
-        These are the first `limit` sentences in an order shuffled with `seed`: a larger
-        limit uses all sentences of a smaller one.
-
-        Raises:
-            UserError: When fewer than `limit` sentences have the concept.
-        """
-        pool = list(range(self.n_examples(split)))
-        if limit is not None:
-            with_concept = self._rows(split).with_concept
-            check_limit(limit, len(with_concept), split)
-            order = shuffled(len(with_concept), "limit", split, seed)
-            pool = [with_concept[member] for member in order[:limit]]
-        members = draw(len(pool), step, size, "finetune", split, seed)
-        return self._collated(split, [pool[member] for member in members])
-
-    def retain_batch(self, split: Split, step: int, *, size: int, seed: int) -> Batch:
-        """Sentences without the concept, drawn epoch by epoch.
-
-        Raises:
-            UserError: When every sentence of the split has the concept.
-        """
-        pool = self._rows(split).without_concept
-        chosen = draw_from(pool, step, size, "without concept", split, seed)
-        return self._collated(split, chosen)
-
-    def evaluation_batches(self, split: Split, *, size: int) -> Iterator[Batch]:
-        """Batches of sentences of similar length, in a fixed shuffled order."""
-        rows = self._rows(split).tokens.lengths.argsort(stable=True).tolist()
-        batches = list(self.pieces(split, rows, size))
-        for number in shuffled(len(batches), "evaluation", split):
-            yield self._collated(split, list(batches[number]))
 
     def counts(
         self, model: nn.Module, batch: Batch
@@ -222,14 +150,6 @@ class LocationsTask(Task):
             **{f"f1_{kind}": f1 for kind, (*_, f1) in of.items()},
         }
 
-    def n_examples(self, split: Split) -> int:
-        """Number of sentences."""
-        return len(self.corpus.splits[split])
-
-    def words_of(self, split: Split) -> list[tuple[str, ...]]:
-        """The words of every sentence."""
-        return [sentence.words for sentence in self.corpus.splits[split]]
-
     def concept_classes(
         self, batch: Batch, where: Tensor
     ) -> Int[Tensor, "position concept"]:
@@ -266,26 +186,21 @@ class LocationsTask(Task):
             ids[row, start:stop] = torch.tensor(pieces, device=ids.device)
         return batch | {"input_ids": ids}
 
-    def _rows(self, split: Split) -> _SplitRows:
-        """The tokenised split; the first call tokenises it."""
-        if split not in self._splits:
-            sentences = self.corpus.splits[split]
-            tokens = TokenRows.tokenised(
-                sentences,
-                self.labels,
-                self._tokenizer,
-                label_piece=self._options.label_piece,
-                max_length=self._options.max_length,
-            )
-            has_concept = self._of_concept(tokens.targets).any(1)
-            self._splits[split] = _SplitRows(
-                tokens,
-                has_concept.nonzero()[:, 0].tolist(),
-                (~has_concept).nonzero()[:, 0].tolist(),
-                torch.tensor([sentence.document for sentence in sentences]),
-                torch.tensor(self.corpus.unseen(split)),
-            )
-        return self._splits[split]
+    def _tokenised(self, split: Split) -> SentenceRows:
+        sentences = self.corpus.splits[split]
+        tokens = TokenRows.tokenised(
+            sentences,
+            self.labels,
+            self._tokenizer,
+            label_piece=self._options.label_piece,
+            max_length=self._options.max_length,
+        )
+        return SentenceRows(
+            tokens,
+            self._of_concept(tokens.targets).any(1),
+            torch.tensor([sentence.document for sentence in sentences]),
+            torch.tensor(self.corpus.unseen(split)),
+        )
 
     def _of_concept(self, targets: Tensor) -> Tensor:
         return self._is_concept[targets.clamp(min=0)] & (targets != NO_TARGET)
