@@ -16,6 +16,7 @@ results.json, tables (Markdown, CSV, LaTeX) and report.html.
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -27,7 +28,6 @@ from circuitcut.storage.flag_ranges import BATCH, SEED, Range, check_flags
 from circuitcut.storage.provenance import PROVENANCE, code_version
 from circuitcut.storage.run_directory import DEFAULT_PARENT, RunDirectory
 from circuitcut.training.config import config_dict, parse_first, run_script, saved_flags
-from circuitcut.weight_classes.names import class_named
 from circuitcut.weight_classes.selection_flags import WHEN_HELP, ChoiceFlags, RuleFlags
 
 
@@ -140,8 +140,9 @@ from circuitcut.reports.weights.files import write_tables
 from circuitcut.storage.progress import Waiting, shown
 from circuitcut.storage.results_schema import SCHEMA_VERSION
 from circuitcut.weight_classes.activity import Activity, activity_of
-from circuitcut.weight_classes.checkpoint import Checkpoint, checkpoint_of
-from circuitcut.weight_classes.cosines import Cosines, cosines_of_layer
+from circuitcut.weight_classes.checkpoint import checkpoint_of
+from circuitcut.weight_classes.classes import classify
+from circuitcut.weight_classes.cosines import Cosines
 from circuitcut.weight_classes.effects import (
     Effects,
     Texts,
@@ -149,20 +150,14 @@ from circuitcut.weight_classes.effects import (
     summary_of,
     token_effects,
 )
-from circuitcut.weight_classes.layouts import n_layers_of
-from circuitcut.weight_classes.mlp_weights import mlps_of_layer
 from circuitcut.weight_classes.selection import (
     Chosen,
-    by_frequency,
-    classes_of,
-    control,
-    drawn,
+    choose,
+    control_by,
+    cosines_of,
     flipped_of,
     frozen_mask,
-    matched_control,
-    members,
     n_chosen,
-    number_of,
 )
 
 Name = tuple[str, int | None, str]
@@ -231,6 +226,16 @@ class Study:
         self.special_ids = loaded.special_ids if config.positions == "words" else ()
         self.rng = torch.Generator().manual_seed(config.seed)
 
+    @cached_property
+    def cosines(self) -> list[Cosines]:
+        """Of every neuron, layer by layer."""
+        return cosines_of(self.checkpoint, self.config.convention)
+
+    @cached_property
+    def frequency(self) -> list[Tensor]:
+        """Share of the sample's tokens at which a neuron is on, layer by layer."""
+        return activity_of(self.model, self.sites, self._sample(), self.flipped).on()
+
     def results(self) -> dict[str, Any]:
         """results.json, but for the way to go on and the provenance."""
         config = self.config
@@ -248,8 +253,7 @@ class Study:
         }
         active = Activity(self.sites, self.flipped)
         effects, names = self._measured(masks, active)
-        cosines = _cosines(self.checkpoint, config.convention)
-        norms = [of_layer.norm_out for of_layer in cosines]
+        norms = [of_layer.norm_out for of_layer in self.cosines]
         return {
             "schema_version": SCHEMA_VERSION,
             "kind": "class_effects",
@@ -296,40 +300,25 @@ class Study:
                 {"set": key[0], "draw": key[1], **active.of(chosen, norms)}
                 for key, chosen in sets.items()
             ],
-            "activity_by_layer": self._by_layer(active, whole, cosines),
+            "activity_by_layer": self._by_layer(active, whole),
             "changed": self._changed(effects, names),
         }
 
     def _sets(self) -> tuple[dict[tuple[str, int | None], Chosen], Chosen]:
         """The neurons of the class, those of every control, and the whole class."""
         config = self.config
-        classes = [
-            c.cpu() for c in classes_of(self.checkpoint, config.tau, config.convention)
-        ]
-        whole = members(classes, config.class_names)
-        other = config.as_many_as and class_named(config.as_many_as)
-        n_of_other = n_chosen(members(classes, [other])) if other else None
-        n = number_of(n_chosen(whole), config.n_ablated, config.fraction, n_of_other)
-        frequency: list[Tensor] = []
-        if "frequency" in config.controls or config.take != "drawn":
-            sample = activity_of(self.model, self.sites, self._sample(), self.flipped)
-            frequency = sample.on()
-        if n == n_chosen(whole):
-            chosen = whole
-        elif config.take == "drawn":
-            chosen = drawn(whole, n, self.rng)
-        else:
-            most = config.take == "most_frequent"
-            chosen = by_frequency(whole, n, frequency, most=most)
+        classes = [classify(cosines, config.tau).cpu() for cosines in self.cosines]
+        chosen, whole = choose(config, classes, lambda: self.frequency, self.rng)
         sets: dict[tuple[str, int | None], Chosen] = {("class", None): chosen}
         for kind in config.kinds_of_control:
             for draw in range(config.draws):
-                sets[kind, draw] = (
-                    control(chosen, whole, self.rng)
-                    if kind == "layer"
-                    else matched_control(
-                        chosen, whole, frequency, config.tolerance, self.rng
-                    )
+                sets[kind, draw] = control_by(
+                    kind,
+                    chosen,
+                    whole,
+                    lambda: self.frequency,
+                    config.tolerance,
+                    self.rng,
                 )
         return sets, whole
 
@@ -376,11 +365,9 @@ class Study:
         )
         return effects, names
 
-    def _by_layer(
-        self, active: Activity, whole: Chosen, cosines: Sequence[Cosines]
-    ) -> list[dict[str, Any]]:
+    def _by_layer(self, active: Activity, whole: Chosen) -> list[dict[str, Any]]:
         """Frequencies inside and outside the class, and correlations, by layer."""
-        rows = zip(active.on(), whole, active.correlations(cosines), strict=True)
+        rows = zip(active.on(), whole, active.correlations(self.cosines), strict=True)
         return [
             {
                 "layer": layer,
@@ -462,11 +449,6 @@ def _at_most(texts: Sequence[list[int]], n_tokens: int) -> Iterator[list[int]]:
             return
         yield text[: max(left + 1, 3)]
         left -= len(text) - 1
-
-
-def _cosines(checkpoint: Checkpoint, convention: Any) -> list[Cosines]:
-    layers = range(n_layers_of(checkpoint.config))
-    return [cosines_of_layer(mlps_of_layer(checkpoint, n, convention)) for n in layers]
 
 
 if __name__ == "__main__":

@@ -27,7 +27,6 @@ from circuitcut.storage.errors import UserError
 from circuitcut.storage.flag_fields import Headings, flag
 from circuitcut.storage.run_directory import RunDirectory
 from circuitcut.training.config import parse_first, run_script
-from circuitcut.weight_classes.names import class_named
 from circuitcut.weight_classes.selection_flags import WHEN_HELP, ChoiceFlags, RuleFlags
 
 
@@ -92,6 +91,7 @@ class SelectConfig(RuleFlags, ChoiceFlags, TaskConfig):
 parse_first(__name__, SelectConfig, __doc__)
 
 import torch
+from torch import Tensor
 
 from circuitcut.experiments.base_model import with_base_model
 from circuitcut.experiments.describe import header, per_site
@@ -119,16 +119,12 @@ from circuitcut.weight_classes.activity import Activity, activity_of
 from circuitcut.weight_classes.checkpoint import Checkpoint, checkpoint_of
 from circuitcut.weight_classes.selection import (
     Chosen,
-    by_frequency,
+    choose,
     classes_of,
-    control,
-    drawn,
+    control_by,
     flipped_of,
     frozen_mask,
-    matched_control,
-    members,
     n_chosen,
-    number_of,
 )
 
 
@@ -178,24 +174,20 @@ def _chosen(
             "classified by cos(w_in, w_out) alone"
         )
     classes = classes_of(checkpoint, config.tau, config.convention)
-    whole = members(classes, config.class_names)
-    other = config.as_many_as and class_named(config.as_many_as)
-    n_of_other = n_chosen(members(classes, [other])) if other else None
-    n = number_of(n_chosen(whole), config.n_ablated, config.fraction, n_of_other)
     rng = torch.Generator().manual_seed(config.seed)
-    active = _activity(config, experiment, sites) if config.needs_frequency else None
-    if n == n_chosen(whole):
-        chosen = whole
-    elif config.take == "drawn" or active is None:
-        chosen = drawn(whole, n, rng)
-    else:
-        most = config.take == "most_frequent"
-        chosen = by_frequency(whole, n, active.on(), most=most)
-    of_class = chosen
-    if config.control == "layer":
-        chosen = control(of_class, whole, rng)
-    elif config.control == "frequency" and active is not None:
-        chosen = matched_control(of_class, whole, active.on(), config.tolerance, rng)
+    active = None
+    if config.needs_frequency:
+        active = _activity(config, experiment, checkpoint, sites)
+
+    def frequency() -> list[Tensor]:
+        assert active is not None
+        return active.on()
+
+    chosen, whole = choose(config, classes, frequency, rng)
+    if config.control != "none":
+        chosen = control_by(
+            config.control, chosen, whole, frequency, config.tolerance, rng
+        )
     return chosen, {
         **config.described(),
         "n_of_classes": n_chosen(whole),
@@ -209,14 +201,14 @@ def _chosen(
 
 
 def _activity(
-    config: SelectConfig, experiment: Experiment, sites: tuple[Site, ...]
+    config: SelectConfig,
+    experiment: Experiment,
+    checkpoint: Checkpoint,
+    sites: tuple[Site, ...],
 ) -> Activity:
     """How often every neuron is on, at the real tokens of the split `mask`."""
     settings = _settings(config)
-    flipped = flipped_of(
-        checkpoint_of(experiment.loaded.model, experiment.loaded.name),
-        config.convention,
-    )
+    flipped = flipped_of(checkpoint, config.convention)
     batches = mean_batches(experiment, "real", settings.mean_positions, False)
     return activity_of(experiment.loaded.model, sites, batches, flipped)
 

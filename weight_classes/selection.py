@@ -4,7 +4,7 @@ A set is one bool a neuron, layer by layer, True where it is chosen.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
@@ -18,10 +18,11 @@ from circuitcut.models.sites import Site
 from circuitcut.storage.errors import UserError
 from circuitcut.weight_classes.checkpoint import Checkpoint
 from circuitcut.weight_classes.classes import classify
-from circuitcut.weight_classes.cosines import cosines_of_layer
+from circuitcut.weight_classes.cosines import Cosines, cosines_of_layer
 from circuitcut.weight_classes.layouts import n_layers_of
 from circuitcut.weight_classes.mlp_weights import mlps_of_layer, signs
-from circuitcut.weight_classes.names import CLASSES
+from circuitcut.weight_classes.names import CLASSES, class_named
+from circuitcut.weight_classes.selection_flags import ChoiceFlags
 from circuitcut.weight_classes.settings import Convention
 
 Chosen = list[Bool[Tensor, "unit"]]
@@ -36,8 +37,17 @@ def classes_of(
         UserError: When the weights are not those of the family, or `tau` is not between
             0 and 1.
     """
+    return [classify(cosines, tau) for cosines in cosines_of(checkpoint, convention)]
+
+
+def cosines_of(checkpoint: Checkpoint, convention: Convention) -> list[Cosines]:
+    """Cosines and norms of every neuron, layer by layer.
+
+    Raises:
+        UserError: When the weights are not those of the family.
+    """
     return [
-        classify(cosines_of_layer(mlps_of_layer(checkpoint, layer, convention)), tau)
+        cosines_of_layer(mlps_of_layer(checkpoint, layer, convention))
         for layer in range(n_layers_of(checkpoint.config))
     ]
 
@@ -80,6 +90,48 @@ def members(classes: Sequence[Int[Tensor, "unit"]], names: Sequence[str]) -> Cho
             f"of {', '.join(present)}"
         )
     return chosen
+
+
+def choose(
+    flags: ChoiceFlags,
+    classes: Sequence[Int[Tensor, "unit"]],
+    frequency: Callable[[], Sequence[Float[Tensor, "unit"]]],
+    rng: torch.Generator,
+) -> tuple[Chosen, Chosen]:
+    """The neurons that the flags ask for, and all of their classes.
+
+    Args:
+        classes: See `classes_of`.
+        frequency: Gives the share of the tokens at which a neuron is on, layer by
+            layer; called where `take` needs it.
+
+    Raises:
+        UserError: When the classes have no neuron, or fewer than are asked for.
+    """
+    whole = members(classes, flags.class_names)
+    other = flags.as_many_as and class_named(flags.as_many_as)
+    n_of_other = n_chosen(members(classes, [other])) if other else None
+    n = number_of(n_chosen(whole), flags.n_ablated, flags.fraction, n_of_other)
+    if n == n_chosen(whole):
+        return whole, whole
+    if flags.take == "drawn":
+        return drawn(whole, n, rng), whole
+    most = flags.take == "most_frequent"
+    return by_frequency(whole, n, frequency(), most=most), whole
+
+
+def control_by(
+    kind: str,
+    chosen: Chosen,
+    excluded: Chosen,
+    frequency: Callable[[], Sequence[Float[Tensor, "unit"]]],
+    tolerance: float,
+    rng: torch.Generator,
+) -> Chosen:
+    """`control` by `layer`, or `matched_control` by `frequency`, with their errors."""
+    if kind == "layer":
+        return control(chosen, excluded, rng)
+    return matched_control(chosen, excluded, frequency(), tolerance, rng)
 
 
 def drawn(chosen: Chosen, n: int, rng: torch.Generator) -> Chosen:
