@@ -224,11 +224,7 @@ class _ActivationGate(_Gate):
     def apply(self, x: Tensor) -> Tensor:
         if self.batch.is_paused:
             return x
-        if x.shape[-1] != self.site.width:
-            raise UserError(
-                f"{self.site.name} has activations of width {x.shape[-1]}, the mask is "
-                f"for width {self.site.width}; this mask is for another model"
-            )
+        self.site.check_width(x)
         wide, cut = self.wide.to(x.device), self.cut
         cut = None if cut is None else cut.to(x.device)
         tokens = by_token(x, self.batch.shape)

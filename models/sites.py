@@ -7,6 +7,7 @@ from torch import Tensor
 
 from circuitcut.models.names import UnitKind
 from circuitcut.models.residual.graph import ResidualGraph
+from circuitcut.storage.errors import UserError
 
 
 @dataclass(frozen=True)
@@ -45,6 +46,18 @@ class Site:
     def width(self) -> int:
         """Size of the gated axis."""
         return self.n_units * self.unit_size
+
+    def check_width(self, x: Tensor) -> None:
+        """Refuse activations that a mask of this site is not for.
+
+        Raises:
+            UserError: When their last axis has another width.
+        """
+        if x.shape[-1] != self.width:
+            raise UserError(
+                f"{self.name} has activations of width {x.shape[-1]}, the mask is for "
+                f"width {self.width}; this mask is for another model"
+            )
 
 
 def split_by_site(vector: Tensor, sites: Sequence[Site]) -> dict[str, Tensor]:

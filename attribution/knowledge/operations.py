@@ -27,6 +27,7 @@ from transformers.pytorch_utils import Conv1D
 
 from circuitcut.attribution.knowledge.unit_sets import Unit
 from circuitcut.models.architectures import sites_of
+from circuitcut.models.spared import by_token
 from circuitcut.storage.errors import UserError
 
 ENHANCED = 2.0
@@ -249,14 +250,13 @@ def _scale(
     _: nn.Module,
     args: tuple[Any, ...],
 ) -> tuple[Any, ...]:
-    x: Tensor = args[0].clone()
+    changed: Tensor = args[0].clone()
     if positions is None:
-        x[..., numbers] *= factor
-        return (x, *args[1:])
-    if x.dim() == 2 and len(x) % len(positions) == 0:  # batch and seq as one axis (OPT)
-        by_row = x.unflatten(0, (len(positions), -1))
-        (changed,) = _scale(numbers, factor, positions, _, (by_row,))
-        return (changed.flatten(0, 1), *args[1:])
+        changed[..., numbers] *= factor
+        return (changed, *args[1:])
+    n_rows = max(1, len(positions))
+    shape = torch.Size((n_rows, len(changed) // n_rows))
+    x, before = by_token(changed, shape), by_token(args[0], shape)
     if positions.shape[0] != x.shape[0]:
         raise UserError(
             "argument positions must have a row for every row of the batch, got "
@@ -264,8 +264,8 @@ def _scale(
         )
     rows = torch.arange(len(x), device=x.device)
     index = rows[:, None, None], positions[:, :, None], numbers[None, None, :]
-    x[index] = factor * args[0][index]  # a repeated position is scaled once
-    return (x, *args[1:])
+    x[index] = factor * before[index]  # a repeated position is scaled once
+    return (changed, *args[1:])
 
 
 def grouped(units: Collection[Unit]) -> Mapping[int, list[int]]:

@@ -99,11 +99,7 @@ class RuleGate:
         """The activations after the ablation."""
         if self.batch.is_paused:
             return x
-        if x.shape[-1] != self.site.width:
-            raise UserError(
-                f"{self.site.name} has activations of width {x.shape[-1]}, the mask is "
-                f"for width {self.site.width}; this mask is for another model"
-            )
+        self.site.check_width(x)
         cut = self.cut.to(x.device)
         tokens = by_token(x, self.batch.shape)
         part = tokens.index_select(-1, cut)  # (*position, cut)
