@@ -31,7 +31,6 @@ from circuitcut.tasks.base import (
     Head,
     Metric,
     Split,
-    Task,
     TaskOptions,
     check_limit,
 )
@@ -43,22 +42,18 @@ from circuitcut.tasks.language_rows import (
     pad_id_of,
     prefix_ids,
     share,
-    token_nll,
 )
+from circuitcut.tasks.rows.answers import AnswerTask
 from circuitcut.tasks.rows.ioi import KINDS, ioi_rows, one_token_names
 from circuitcut.tasks.settings.ioi import DEFAULTS
 
-ANSWER_WEIGHT = 4.0
-"""Weight of an answer in training; other tokens have weight 1. With weight 1 for the
-answers too, a small model gives both names of a prompt the same probability for
-hundreds of steps."""
 SEVERAL = "builtin:several"
 """Value of `data` that selects the built-in corpus with several behaviours."""
 CONCEPT_SHARE = 0.5
 """Share of prompts in a mask-training batch; the rest is text to retain."""
 
 
-class IoiTask(Task):
+class IoiTask(AnswerTask):
     """Prompts whose answer is one of two names, each of which is a single token.
 
     Batches hold further integers per example: `kind` (index into `KINDS`), `io_id` and
@@ -188,17 +183,6 @@ class IoiTask(Task):
         # a batch of texts only has no "corrupted_ids"
         paired = batch.get("corrupted_ids", batch["input_ids"])
         return {**batch, "input_ids": paired}
-
-    def finetune_loss(self, model: nn.Module, batch: Batch) -> Float[Tensor, ""]:
-        """Mean cross-entropy in nats; answers have weight `ANSWER_WEIGHT`."""
-        logits = model(**self.inputs(batch)).logits.float()
-        weights = self.target_weights(batch)
-        return (token_nll(logits, batch["targets"]) * weights).sum() / weights.sum()
-
-    def target_weights(self, batch: Batch) -> Float[Tensor, "batch seq"]:
-        """`ANSWER_WEIGHT` for answers, 1 for other targets."""
-        answers = 1 + (ANSWER_WEIGHT - 1) * batch["concept"]
-        return super().target_weights(batch) * answers
 
     def rivals(
         self, batch: Batch, where: Tensor

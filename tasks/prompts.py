@@ -39,7 +39,6 @@ from circuitcut.tasks.base import (
     Head,
     Metric,
     Split,
-    Task,
     TaskOptions,
     check_limit,
 )
@@ -51,19 +50,17 @@ from circuitcut.tasks.language_rows import (
     pad_id_of,
     prefix_ids,
     share,
-    token_nll,
 )
+from circuitcut.tasks.rows.answers import AnswerTask
 from circuitcut.tasks.rows.prompts import PROMPT, Reader, prompt_rows, text_row
 from circuitcut.tasks.settings.prompts import DEFAULTS
 
-ANSWER_WEIGHT = 4.0
-"""Weight of an answer in training; other tokens have weight 1."""
 CONCEPT_SHARE = 0.5
 """Share of prompts in a mask-training batch; the rest is text to retain."""
 logger = logging.getLogger(__name__)
 
 
-class PromptsTask(Task):
+class PromptsTask(AnswerTask):
     """Prompts with an answer of one token each, and texts to retain.
 
     Batches hold further integers per example: `kind` (`PROMPT` or `TEXT`), `position`
@@ -212,17 +209,6 @@ class PromptsTask(Task):
         # a batch of texts only has no "corrupted_ids"
         paired = batch.get("corrupted_ids", batch["input_ids"])
         return {**batch, "input_ids": paired}
-
-    def finetune_loss(self, model: nn.Module, batch: Batch) -> Float[Tensor, ""]:
-        """Mean cross-entropy in nats; answers have weight `ANSWER_WEIGHT`."""
-        logits = model(**self.inputs(batch)).logits.float()
-        weights = self.target_weights(batch)
-        return (token_nll(logits, batch["targets"]) * weights).sum() / weights.sum()
-
-    def target_weights(self, batch: Batch) -> Float[Tensor, "batch seq"]:
-        """`ANSWER_WEIGHT` for answers, 1 for other targets."""
-        answers = 1 + (ANSWER_WEIGHT - 1) * batch["concept"]
-        return super().target_weights(batch) * answers
 
     def rivals(
         self, batch: Batch, where: Tensor

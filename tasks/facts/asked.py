@@ -5,12 +5,12 @@ tokens as the object has tokens. Everything here is plain data: what looks for t
 of a fact needs no task.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from jaxtyping import Int
+from jaxtyping import Bool, Int
 from torch import Tensor
 
 from circuitcut.data.facts.records import Fact
@@ -191,6 +191,18 @@ def padded_prompts(
         "answer_ids": _padded([prompt.answer_ids for prompt in prompts], -1),
         "fact": torch.tensor([prompt.fact for prompt in prompts]),
     }
+
+
+def answer_positions(batch: Mapping[str, Tensor]) -> Bool[Tensor, "prompt seq"]:
+    """Where a token of an object is predicted, in a batch with these entries.
+
+    Args:
+        batch: With `position`, `n_answer` and `input_ids` of `padded_prompts`.
+    """
+    ids = batch["input_ids"]
+    places = torch.arange(ids.shape[1], device=ids.device)
+    first, n = batch["position"][:, None], batch["n_answer"][:, None]
+    return (first <= places) & (places < first + n)
 
 
 def _padded(rows: Sequence[Sequence[int]], filler: int) -> Int[Tensor, "row most"]:

@@ -17,7 +17,7 @@ from circuitcut.storage.errors import UserError
 from circuitcut.storage.modes import evaluating
 from circuitcut.storage.progress import shown
 from circuitcut.storage.reading.typed_fields import check_type
-from circuitcut.tasks.facts.asked import AskedPrompt, padded_prompts
+from circuitcut.tasks.facts.asked import AskedPrompt, answer_positions, padded_prompts
 from circuitcut.tasks.selected_logits import logits_at
 
 KNOWN_SHARE = 0.5
@@ -55,9 +55,7 @@ def _in_groups(prompts: Sequence[AskedPrompt], order: Sequence[int]) -> list[lis
 
 
 def _right(model: nn.Module, batch: dict[str, Tensor]) -> list[bool]:
-    places = torch.arange(batch["input_ids"].shape[1], device=batch["position"].device)
-    first, n = batch["position"][:, None], batch["n_answer"][:, None]
-    where = (first <= places) & (places < first + n)
+    where = answer_positions(batch)
     inputs = {name: batch[name] for name in ("input_ids", "attention_mask")}
     best = logits_at(model, inputs, where).argmax(-1)
     answers = batch["answer_ids"]

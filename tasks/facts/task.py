@@ -32,11 +32,10 @@ from circuitcut.tasks.base import (
     Metric,
     Split,
     T,
-    Task,
     TaskOptions,
     check_limit,
 )
-from circuitcut.tasks.facts.asked import AskedPrompt
+from circuitcut.tasks.facts.asked import AskedPrompt, answer_positions
 from circuitcut.tasks.facts.division import divide
 from circuitcut.tasks.facts.known import cached_right_prompts, shares_right
 from circuitcut.tasks.facts.material import Asked, material
@@ -58,13 +57,11 @@ from circuitcut.tasks.language_rows import (
     pad_id_of,
     prefix_ids,
     share,
-    token_nll,
 )
+from circuitcut.tasks.rows.answers import AnswerTask
 from circuitcut.tasks.rows.prompts import Reader, text_row
 from circuitcut.tasks.settings.facts import DEFAULTS
 
-ANSWER_WEIGHT = 4.0
-"""Weight of an object in training; other tokens have weight 1."""
 CONCEPT_SHARE = 0.5
 """Share of the concept's prompts in a mask-training batch; other facts and texts share
 the rest."""
@@ -77,7 +74,7 @@ _SCORES = ("accuracy", "top1", "p_answer", "log_p")
 logger = logging.getLogger(__name__)
 
 
-class FactsTask(Task):
+class FactsTask(AnswerTask):
     """Prompts whose answer is the object of a fact, other facts, and plain texts.
 
     Batches hold further integers per example: `kind` (`CONCEPT`, `OTHER`, `NEAR` or
@@ -283,16 +280,8 @@ class FactsTask(Task):
         """Number of prompts and texts of a split, neighbours among them."""
         return len(self._pool(split, (CONCEPT, NEAR, OTHER, TEXT)))
 
-    def finetune_loss(self, model: nn.Module, batch: Batch) -> Float[Tensor, ""]:
-        """Mean cross-entropy in nats; objects have weight `ANSWER_WEIGHT`."""
-        logits = model(**self.inputs(batch)).logits.float()
-        weights = self.target_weights(batch)
-        return (token_nll(logits, batch["targets"]) * weights).sum() / weights.sum()
-
-    def target_weights(self, batch: Batch) -> Float[Tensor, "batch seq"]:
-        """`ANSWER_WEIGHT` for objects, 1 for other targets."""
-        answers = 1 + (ANSWER_WEIGHT - 1) * _answers(batch)
-        return super().target_weights(batch) * answers
+    def _answers(self, batch: Batch) -> Bool[Tensor, "batch seq"]:
+        return answer_positions(batch)
 
     def rivals(
         self, batch: Batch, where: Tensor
@@ -308,13 +297,13 @@ class FactsTask(Task):
 
     def counted(self, batch: Batch) -> Bool[Tensor, "batch seq"]:
         """All tokens of all objects, and retained tokens."""
-        return _answers(batch) | batch["retain"]
+        return answer_positions(batch) | batch["retain"]
 
     def counts(
         self, model: nn.Module, batch: Batch
     ) -> dict[str, Float[Tensor, "batch"]]:
         """Prompts: hits and probabilities; texts: summed nats and counts."""
-        where, answers = self.counted(batch), _answers(batch)
+        where, answers = self.counted(batch), answer_positions(batch)
         logits = self.logits(model, batch).float()
         nll = counted_nll(logits, batch, where)
         of_answers = self._of_answers(logits[answers[where]], batch, nll)
@@ -359,7 +348,7 @@ class FactsTask(Task):
         nll: Float[Tensor, "batch seq"],
     ) -> dict[str, Float[Tensor, "batch"]]:
         """Scores of every prompt by the tokens of its object; zero for texts."""
-        answers = _answers(batch)
+        answers = answer_positions(batch)
         rows, places = answers.nonzero().unbind(1)
         targets = batch["targets"][answers].unsqueeze(1)
         own = at_answers.gather(1, targets).squeeze(1)
@@ -437,7 +426,7 @@ class FactsTask(Task):
             for kind, i in chosen
         ]
         batch["rival_ids"] = torch.from_numpy(np.stack(tables))
-        objects = _answers(batch) & (batch["kind"] == OTHER)[:, None]
+        objects = answer_positions(batch) & (batch["kind"] == OTHER)[:, None]
         batch["weights"] = batch["weights"] * (1 + (OTHER_WEIGHT - 1) * objects)
         return batch
 
@@ -447,13 +436,6 @@ class FactsTask(Task):
         if kind == TEXT:
             return ()
         return self._of_kind[kind].rivals[self._division.numbers[split][kind][i]]
-
-
-def _answers(batch: Batch) -> Bool[Tensor, "batch seq"]:
-    """Where a token of an object is predicted."""
-    places = torch.arange(batch["targets"].shape[1], device=batch["targets"].device)
-    first, n = batch["position"][:, None], batch["n_answer"][:, None]
-    return (first <= places) & (places < first + n)
 
 
 def _largest(asked: Iterable[Asked]) -> tuple[int, int]:

@@ -17,7 +17,8 @@ from circuitcut.data.ioi.words import NAMES
 from circuitcut.models.tokenizer_training import train_tokenizer
 from circuitcut.storage.errors import UserError
 from circuitcut.tasks.base import NO_TARGET, Batch, TaskOptions
-from circuitcut.tasks.ioi import ANSWER_WEIGHT, IoiTask
+from circuitcut.tasks.ioi import IoiTask
+from circuitcut.tasks.rows.answers import ANSWER_WEIGHT
 from circuitcut.tasks.rows.ioi import KINDS
 from circuitcut.training.shares import own_share
 

@@ -20,7 +20,8 @@ from circuitcut.models.tokenizer_training import train_tokenizer
 from circuitcut.storage.errors import UserError
 from circuitcut.tasks.base import NO_TARGET, TaskOptions
 from circuitcut.tasks.evaluation import evaluate
-from circuitcut.tasks.prompts import ANSWER_WEIGHT, PromptsTask
+from circuitcut.tasks.prompts import PromptsTask
+from circuitcut.tasks.rows.answers import ANSWER_WEIGHT
 from circuitcut.tasks.rows.prompts import MASKED_SHARE, PROMPT, TEXT
 from circuitcut.training.objectives import uniform_target
 

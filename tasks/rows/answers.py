@@ -1,0 +1,30 @@
+"""What tasks whose prompts have an answer share: answers weigh more in training."""
+
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+
+from circuitcut.tasks.base import Batch, Task
+from circuitcut.tasks.language_rows import token_nll
+
+ANSWER_WEIGHT = 4.0
+"""Weight of an answer in training; other tokens have weight 1. With weight 1 for the
+answers too, a small model gives both names of an IOI prompt the same probability for
+hundreds of steps."""
+
+
+class AnswerTask(Task):
+    """A language-model task; the concept's positions are those of the answers."""
+
+    def finetune_loss(self, model: nn.Module, batch: Batch) -> Float[Tensor, ""]:
+        """Mean cross-entropy in nats; answers have weight `ANSWER_WEIGHT`."""
+        logits = model(**self.inputs(batch)).logits.float()
+        weights = self.target_weights(batch)
+        return (token_nll(logits, batch["targets"]) * weights).sum() / weights.sum()
+
+    def target_weights(self, batch: Batch) -> Float[Tensor, "batch seq"]:
+        """`ANSWER_WEIGHT` for answers, 1 for other targets."""
+        answers = 1 + (ANSWER_WEIGHT - 1) * self._answers(batch)
+        return super().target_weights(batch) * answers
+
+    def _answers(self, batch: Batch) -> Bool[Tensor, "batch seq"]:
+        return batch["concept"]
