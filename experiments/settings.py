@@ -221,7 +221,10 @@ def saved_settings(run: Path) -> MaskSettings | None:
         return None
     saved = read_json(path)
     if isinstance(saved, dict):
-        saved = _NOT_YET | saved
+        constant = {
+            "stretch_temperature_end": saved.get("stretch_temperature", TEMPERATURE)
+        }
+        saved = _NOT_YET | constant | saved
     names = {f.name for f in fields(MaskSettings)}
     if not isinstance(saved, dict) or set(saved) != names:
         found = set(saved) if isinstance(saved, dict) else set()
