@@ -20,8 +20,9 @@ further departures then:
   gate in a hundred gets a gradient at a step, and chance decides which. If the loss is
   linear in each gate, both estimators have the same mean; this one has a gradient for
   every gate at every step.
-* The scale of the logistic noise falls during the run, and beta where asked: with little
-  noise and beta = 2/3 a sample of k units is spread over more than 2 k partly open gates.
+* The scale of the logistic noise falls during the run, and beta where asked. With
+  little noise, beta = 2/3 spreads a sample of k units over more than 2 k partly open
+  gates, and a mask of k units is then another circuit than the trained one.
 """
 
 import math

@@ -141,3 +141,12 @@ def test_settings_of_another_version_are_refused(tmp_path: Path):
     (tmp_path / "settings.json").write_text('{"lr": 0.1, "warp": 9}')
     with pytest.raises(UserError, match="another version"):
         saved_settings(tmp_path)
+
+
+def test_beta_of_a_run_from_before_it_could_fall_stays_as_it_was(tmp_path: Path):
+    older = asdict(MaskSettings(stretch_temperature=0.4))
+    del older["stretch_temperature_end"]
+    (tmp_path / "settings.json").write_text(json.dumps(older))
+    settings = saved_settings(tmp_path)
+    assert settings is not None
+    assert settings.stretch_temperature_end == 0.4
