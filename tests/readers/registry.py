@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from circuitcut.data.digits.digits import digits_from_folder
-from circuitcut.data.facts.bmlama import read_bmlama
+from circuitcut.data.facts.bmlama import read_bmlama, read_languages
 from circuitcut.data.facts.concept import chosen_facts
 from circuitcut.data.facts.files import read_facts
 from circuitcut.data.ioi.files import prompt_records as ioi_records
@@ -343,6 +343,12 @@ DATA = {
         ("data.facts.bmlama",),
         _languages,
         lambda folder: read_bmlama(folder / "fr.tsv"),
+        ("en.tsv", "fr.tsv"),
+    ),
+    "bmlama in languages": Reader(
+        ("data.facts.bmlama",),
+        _languages,
+        lambda folder: read_languages(folder, ["fr", "en"]),
         ("en.tsv", "fr.tsv"),
     ),
     "concept of facts": Reader(
