@@ -36,7 +36,12 @@ from circuitcut.tasks.base import (
     TaskOptions,
     check_limit,
 )
-from circuitcut.tasks.facts.asked import AskedPrompt, answer_positions
+from circuitcut.tasks.facts.asked import (
+    AskedFacts,
+    AskedPrompt,
+    answer_positions,
+    asked_facts,
+)
 from circuitcut.tasks.facts.division import divide
 from circuitcut.tasks.facts.known import cached_right_prompts, shares_right
 from circuitcut.tasks.facts.material import Asked, material
@@ -209,6 +214,16 @@ class FactsTask(AnswerTask):
             shares = self._division.shares.get(kind, [0.0] * n)
             found += list(zip(asked.facts, asked.of_facts(), shares, strict=True))
         return found
+
+    def ask(self, facts: Sequence[Fact]) -> AskedFacts:
+        """The prompts of any facts, in tokens as this task asks them."""
+        return asked_facts(
+            facts,
+            self._tokenizer,
+            masked=self._reader.masked,
+            max_length=self._reader.max_length,
+            prefix=self._reader.prefix,
+        )
 
     def files(self) -> dict[str, Any]:
         """known.json: which facts the model knows, what the splits share, chance."""
