@@ -332,6 +332,8 @@ def typed_flags(config_class: type, saved: Mapping[str, Any]) -> dict[str, Any]:
         is_none = value == NONE and NoneType in parts and not has_choice_none(hint)
         if is_none or value is None:
             value = None
+        elif isinstance(value, list) and Path in parts:
+            value = [Path(item) for item in value]
         elif hint is Path or Path in parts:
             value = Path(value)
         typed[name] = value

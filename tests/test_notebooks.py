@@ -67,7 +67,9 @@ def test_its_code_runs_and_the_concept_falls_and_returns(
     path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.chdir(tmp_path)
-    f1 = names_after(path)["f1"]  # of the concept: base, after the cut, after relearning
+    f1 = names_after(path)[
+        "f1"
+    ]  # of the concept: base, after the cut, after relearning
     assert f1["base"] > 0.7
     assert f1["cut"] < 0.5 * f1["base"]
     assert f1["relearned"] > 0.5 * (f1["base"] + f1["cut"])

@@ -104,7 +104,10 @@ class Division:
             "heldout_objects_in_other_splits": self.concept.objects_outside,
             "objects_in_other_facts": sum(in_others) / len(in_others),
             "chance": self.chance,
-            "known_facts": [[*asked.facts[i].key, shares[i]] for i in known],
+            "known_facts": [
+                [*asked.facts[i].key[:3], shares[i], *asked.facts[i].key[3:]]
+                for i in known
+            ],
         }
 
 

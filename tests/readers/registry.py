@@ -28,6 +28,7 @@ from circuitcut.data.text.files import labelled_texts, read_retained, read_rows
 from circuitcut.data.word_vectors import read_word_vectors
 from circuitcut.experiments.base_model import _damage, _record
 from circuitcut.experiments.knowledge.records import (
+    ActivityRecord,
     EffectRecord,
     FoundRecord,
     read_records,
@@ -995,12 +996,16 @@ EFFECTS = [
     {"fact": number, "own": {"before": 0.5, "refined suppress": 0.1}, "others": {}}
     for number in range(2)
 ]
+ACTIVITY = [
+    {"fact": number, "refined": {"fact": 0.5, "head": 0.1}, "random": {"fact": 0.2}}
+    for number in range(2)
+]
 KNOWLEDGE = {
     f"records of knowledge neurons, {name}": Reader(
         ("experiments.knowledge.records",),
         _file(f"{name}.jsonl", _jsonl(entries)),
         lambda folder, name=name, kind=kind: read_records(
-            folder / f"{name}.jsonl", kind
+            folder / f"{name}.jsonl", kind, range(2)
         ),
         (f"{name}.jsonl",),
         20,
@@ -1008,6 +1013,7 @@ KNOWLEDGE = {
     for name, entries, kind in (
         ("found", FOUND, FoundRecord),
         ("effects", EFFECTS, EffectRecord),
+        ("activity", ACTIVITY, ActivityRecord),
     )
 }
 

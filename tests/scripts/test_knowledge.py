@@ -1,6 +1,9 @@
 """knowledge.py: units as published, controls, a mask for other scripts, resuming."""
 
 import json
+import subprocess
+import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -71,6 +74,87 @@ def test_units_effects_mask_and_checkpoint_of_the_built_in_facts(
     assert results(evaluate.main(config))["n_ablated"] == 5
 
 
+SWEPT = ("found.jsonl", "effects.jsonl", "activity.jsonl", "neurons.json")
+
+
+def share_and_join(tmp_path: Path, *flags: str) -> tuple[Path, Path]:
+    """A run by one process, and one joined from two shares."""
+    whole = run(tmp_path / "whole", *flags, "--name", "a")
+    shares = []
+    for place in ("1/2", "2/2"):
+        name = f"share{place[0]}"
+        shares.append(run(tmp_path, *flags, "--share", place, "--name", name))
+    runs = [str(path) for path in shares]
+    where = ["--run_dir", str(tmp_path / "runs"), "--name", "joined", "--device", "cpu"]
+    config = parse_config(
+        knowledge.KnowledgeConfig,
+        ["--join", *runs, *where, "--to_mask", "facts", "--n_ablated", "2"],
+    )
+    return whole, knowledge.main(config)
+
+
+def test_joined_shares_are_the_files_of_one_process_bit_for_bit(tmp_path: Path):
+    whole, joined = share_and_join(tmp_path)
+    for file in SWEPT:
+        assert (joined / file).read_bytes() == (whole / file).read_bytes(), file
+    units = sorted(path.relative_to(whole) for path in whole.glob("units/*.json"))
+    assert units
+    for file in units:
+        assert (joined / file).read_bytes() == (whole / file).read_bytes(), file
+    one, other = results(whole), results(joined)
+    for entry in ("facts", "sizes", "effects", "groups", "activity", "triggers"):
+        assert one[entry] == other[entry], entry
+    assert other["n_ablated"] == 2
+    share = results(tmp_path / "runs" / "share1")
+    n = one["facts"]["n_facts"]
+    assert share["facts"]["n_facts"] == -(-n // 2)
+    content = json.loads((whole / units[0]).read_text())
+    assert content["language"] is None
+    for fact in content["facts"]:
+        for unit in fact["units"]:
+            assert sum(unit in p["coarse"] for p in fact["prompts"]) >= 2
+
+
+@pytest.mark.slow
+def test_units_that_depend_on_other_facts_are_refined_once_all_are_joined(
+    tmp_path: Path,
+):
+    flags = ["--refine", "original", "--negatives", "others"]
+    whole, joined = share_and_join(tmp_path, *flags, "--negative_share", "0.5")
+    assert not (tmp_path / "runs" / "share1" / "effects.jsonl").exists()
+    for file in SWEPT:
+        assert (joined / file).read_bytes() == (whole / file).read_bytes(), file
+
+
+@pytest.mark.slow
+def test_a_sweep_that_is_killed_loses_nothing(tmp_path: Path):
+    whole = run(tmp_path / "whole", "--name", "a")  # its base model is cached
+    flags = [*SMALL, "--run_dir", str(tmp_path / "runs"), "--name", "a"]
+    path = tmp_path / "runs" / "a"
+    script = Path(knowledge.__file__)
+    process = subprocess.Popen(
+        [sys.executable, str(script), *flags],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    try:
+        while process.poll() is None:
+            file = path / "found.jsonl"
+            if file.exists() and file.read_text().count("\n") >= 2:
+                break
+            time.sleep(0.005)
+    finally:
+        process.kill()  # SIGKILL: nothing can be cleaned up
+        process.wait()
+    assert not (path / "results.json").exists()
+    before = (path / "found.jsonl").read_text()
+    assert before.count("\n") >= 2
+    run(tmp_path, "--resume", str(path))
+    for file in SWEPT:
+        assert (path / file).read_bytes() == (whole / file).read_bytes(), file
+    assert (path / "found.jsonl").read_text().startswith(before[: before.rfind("\n")])
+
+
 def stop_at_fact_5(monkeypatch: pytest.MonkeyPatch, method: str) -> None:
     usual = getattr(study.Study, method)
 
@@ -101,7 +185,7 @@ def test_a_killed_run_continues_to_the_same_files(
     with pytest.raises(UserError, match=r"n_steps \(5 before, 6 now\)"):
         run(tmp_path, *flags, "--resume", str(path), "--n_steps", "6")
     assert run(tmp_path, *flags, "--resume", str(path)) == path
-    for file in ("found.jsonl", "effects.jsonl", "neurons.json"):
+    for file in SWEPT:
         assert (path / file).read_bytes() == (
             tmp_path / "whole" / "runs" / "a" / file
         ).read_bytes(), file
