@@ -66,7 +66,8 @@ FIGURES: dict[str, dict[str, Draw]] = {
     "select_mask": {"mask_by_layer": mask_by_layer},
     "knowledge": {
         "units_by_layer": knowledge.units_by_layer,
-        "unit_overlap": of_facts.unit_overlap,
+        "relation_overlap": of_facts.relation_overlap,
+        "language_overlap": of_facts.language_overlap,
         "unit_activity": of_facts.unit_activity,
     },
     "faithfulness": {"faithfulness": faithfulness_curves},

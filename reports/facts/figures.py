@@ -13,10 +13,12 @@ from circuitcut.reports.load import Run
 
 Row = Mapping[str, Any]
 CAPTIONS = {
-    "unit_overlap": "Mean Jaccard index of the units of two facts, 0 to 1, in groups "
-    "of facts; below it, in parentheses, that of random sets of the same sizes. By "
-    "relation: two facts in one language, on the diagonal of one relation. By "
-    "language: one fact in two languages, and two facts of one relation.",
+    "relation_overlap": "Mean Jaccard index of the units of two facts, 0 to 1, by "
+    "their relations, on the diagonal two facts of one relation, in one language; in "
+    "parentheses that of random sets of the same sizes, drawn from all neurons.",
+    "language_overlap": "Mean Jaccard index of the units of one fact in two languages, "
+    "and of two facts of one relation; in parentheses that of random sets of the same "
+    "sizes, drawn from all neurons.",
     "unit_activity": "Mean activation of the units of a fact where the object is "
     "predicted, by kind of prompt: the fact's own prompts (its head, asking for its "
     "tail), its head alone, prompts of its relation about other heads and tails, and "
@@ -26,48 +28,51 @@ _MOST = 40
 """Groups in one map; the first ones in the order of the data."""
 _WITH_NUMBERS = 9
 """Groups up to which every cell has its number."""
-_TITLES = {
-    ("relation", None): "by relation",
-    ("language", "the same fact"): "by language: the same fact",
-    ("language", "two facts of one relation"): "by language: two facts of one relation",
+BY_LANGUAGE = {
+    "the same fact": "the same fact",
+    "two facts of one relation": "two facts of one\nrelation",
 }
 
 
-def unit_overlap(run: Run) -> Figure | None:
-    """Heat maps: relations, and of several languages the languages."""
-    rows = run.results.get("groups") or []
-    maps = [
-        (title, found)
-        for (by, pairs), title in _TITLES.items()
-        if len(
-            found := [
-                row for row in rows if row["by"] == by and pairs in (None, row["pairs"])
-            ]
-        )
-        > 0
-    ]
-    names = [_names(found) for _, found in maps]
-    if not any(len(of) > 1 for of in names):
-        return None
-    maps = [one for one, of in zip(maps, names, strict=True) if len(of) > 1]
-    cells = [min(len(_names(found)), _MOST) for _, found in maps]
-    height = 2.6 + max(0.62 * min(n, _WITH_NUMBERS) for n in cells)
-    if max(cells) > _WITH_NUMBERS:
-        height = max(height, 2.6 + 0.24 * max(cells))
-    figure = Figure(figsize=(WIDTH, height), layout="constrained")
-    axes = figure.subplots(1, len(maps), squeeze=False, width_ratios=_ratios(cells))[0]
-    known = [row["jaccard"] for _, found in maps for row in found]
+def relation_overlap(run: Run) -> Figure | None:
+    """A heat map of every two relations; None with one alone."""
+    rows = [r for r in run.results.get("groups") or [] if r["by"] == "relation"]
+    return _maps({"two facts": rows}) if len(_names(rows)) > 1 else None
+
+
+def language_overlap(run: Run) -> Figure | None:
+    """Heat maps of every two languages: of one fact, and of two; None without any."""
+    rows = [r for r in run.results.get("groups") or [] if r["by"] == "language"]
+    maps = {
+        title: [row for row in rows if row["pairs"] == pairs]
+        for pairs, title in BY_LANGUAGE.items()
+    }
+    return _maps(maps) if rows else None
+
+
+def _maps(maps: Mapping[str, Sequence[Row]]) -> Figure:
+    """Heat maps side by side, on one scale."""
+    sizes = [_size(rows) for rows in maps.values()]
+    ratios = [sum(size) for size in sizes]
+    figure = Figure(
+        figsize=(min(WIDTH, sum(ratios) + 1.2), 0.9 + max(ratios)), layout="constrained"
+    )
+    axes = figure.subplots(1, len(maps), squeeze=False, width_ratios=ratios)[0]
+    known = [row["jaccard"] for rows in maps.values() for row in rows]
     most = max((value for value in known if value is not None), default=0.0) or 1.0
-    for axis, (title, found) in zip(axes, maps, strict=True):
-        image = _map(axis, found, most)
-        axis.set_title(title)
-    figure.colorbar(image, ax=list(axes), label="mean Jaccard index")
+    for axis, (title, rows) in zip(axes, maps.items(), strict=True):
+        image = _map(axis, rows, most)
+        axis.set_title(title, fontsize=11)
+    figure.colorbar(image, ax=list(axes), label="mean Jaccard index", shrink=0.7)
     return figure
 
 
-def _ratios(cells: Sequence[int]) -> list[float]:
-    """Widths of the maps: many groups need more room, few still have their labels."""
-    return [max(4.0, n if n <= _WITH_NUMBERS else 0.4 * n) for n in cells]
+def _size(rows: Sequence[Row]) -> tuple[float, float]:
+    """Inches of a map's side, and of the names beside and below it."""
+    names = _names(rows)[:_MOST]
+    if len(names) <= _WITH_NUMBERS:
+        return 0.62 * len(names), 0.11 * max(len(short(name)) for name in names)
+    return 0.14 * len(names), 0.065 * max(len(short(name)) for name in names)
 
 
 def _names(rows: Sequence[Row]) -> list[str]:

@@ -4,7 +4,11 @@ import csv
 from pathlib import Path
 from typing import Any
 
-from circuitcut.reports.facts.figures import unit_activity, unit_overlap
+from circuitcut.reports.facts.figures import (
+    language_overlap,
+    relation_overlap,
+    unit_activity,
+)
 from circuitcut.reports.facts.tables import (
     activity_rows,
     group_rows,
@@ -55,21 +59,40 @@ def test_the_page_has_its_figure_and_tables(write_run: Any, tmp_path: Path):
 
 
 def test_groups_of_facts_are_a_heat_map_with_chance_in_every_cell(write_run: Any):
-    figure = unit_overlap(load_run(write_run(knowledge_results())))
+    run = load_run(write_run(knowledge_results()))
+    figure = relation_overlap(run)
     assert figure is not None
-    by_relation, same, one_relation = figure.axes[:3]
-    table = by_relation.images[0].get_array()
-    assert table.tolist() == [[0.3, 0.02], [0.02, 0.3]]
-    assert by_relation.texts[0].get_text() == "0.300\n(0.010)"
+    axes = figure.axes[0]
+    assert axes.images[0].get_array().tolist() == [[0.3, 0.02], [0.02, 0.3]]
+    assert axes.texts[0].get_text() == "0.300\n(0.010)"
+    figure = language_overlap(run)
+    assert figure is not None
+    same, one_relation = figure.axes[:2]
     assert [t.get_text() for t in same.get_xticklabels()] == ["en", "fr", "nl"]
     assert len(same.texts) == 6  # a fact in one language is no pair
     assert len(one_relation.texts) == 9
 
 
+def test_many_groups_have_their_mean_chance_below_the_map(write_run: Any):
+    results = knowledge_results()
+    names = [f"P{i}" for i in range(20)]
+    results["groups"] = [
+        results["groups"][0] | {"one": one, "other": other}
+        for i, one in enumerate(names)
+        for other in names[i:]
+    ]
+    figure = relation_overlap(load_run(write_run(results)))
+    assert figure is not None
+    assert not figure.axes[0].texts
+    assert figure.axes[0].get_xlabel() == "random sets: 0.01 (mean over cells)"
+
+
 def test_one_group_alone_makes_no_map(write_run: Any):
     results = knowledge_results()
     results["groups"] = results["groups"][:1]
-    assert unit_overlap(load_run(write_run(results))) is None
+    run = load_run(write_run(results))
+    assert relation_overlap(run) is None
+    assert language_overlap(run) is None
 
 
 def test_activations_are_bars_for_every_kind_of_prompt(write_run: Any):

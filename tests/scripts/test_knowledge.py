@@ -1,9 +1,10 @@
 """knowledge.py: units as published, controls, a mask for other scripts, resuming."""
 
 import json
+import os
+import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -77,35 +78,34 @@ def test_units_effects_mask_and_checkpoint_of_the_built_in_facts(
 SWEPT = ("found.jsonl", "effects.jsonl", "activity.jsonl", "neurons.json")
 
 
-def share_and_join(tmp_path: Path, *flags: str) -> tuple[Path, Path]:
-    """A run by one process, and one joined from two shares."""
-    whole = run(tmp_path / "whole", *flags, "--name", "a")
-    shares = []
-    for place in ("1/2", "2/2"):
-        name = f"share{place[0]}"
-        shares.append(run(tmp_path, *flags, "--share", place, "--name", name))
-    runs = [str(path) for path in shares]
-    where = ["--run_dir", str(tmp_path / "runs"), "--name", "joined", "--device", "cpu"]
+def joined(tmp_path: Path, shares: list[Path], *flags: str) -> Path:
+    """The run that joins these shares, with their flags and some of its own."""
+    given = ["--join", *map(str, shares), "--run_dir", str(tmp_path / "runs")]
     config = parse_config(
         knowledge.KnowledgeConfig,
-        ["--join", *runs, *where, "--to_mask", "facts", "--n_ablated", "2"],
+        [*given, "--name", "joined", "--device", "cpu", *flags],
     )
-    return whole, knowledge.main(config)
+    return knowledge.main(config)
 
 
 def test_joined_shares_are_the_files_of_one_process_bit_for_bit(tmp_path: Path):
-    whole, joined = share_and_join(tmp_path)
+    whole = run(tmp_path / "whole", "--name", "a")
+    shares = [
+        run(tmp_path, "--share", f"{place}/2", "--name", f"share{place}")
+        for place in (1, 2)
+    ]
+    path = joined(tmp_path, shares, "--to_mask", "facts", "--n_ablated", "2")
     for file in SWEPT:
-        assert (joined / file).read_bytes() == (whole / file).read_bytes(), file
+        assert (path / file).read_bytes() == (whole / file).read_bytes(), file
     units = sorted(path.relative_to(whole) for path in whole.glob("units/*.json"))
     assert units
     for file in units:
-        assert (joined / file).read_bytes() == (whole / file).read_bytes(), file
-    one, other = results(whole), results(joined)
+        assert (path / file).read_bytes() == (whole / file).read_bytes(), file
+    one, other = results(whole), results(path)
     for entry in ("facts", "sizes", "effects", "groups", "activity", "triggers"):
         assert one[entry] == other[entry], entry
     assert other["n_ablated"] == 2
-    share = results(tmp_path / "runs" / "share1")
+    share = results(shares[0])
     n = one["facts"]["n_facts"]
     assert share["facts"]["n_facts"] == -(-n // 2)
     content = json.loads((whole / units[0]).read_text())
@@ -115,44 +115,50 @@ def test_joined_shares_are_the_files_of_one_process_bit_for_bit(tmp_path: Path):
             assert sum(unit in p["coarse"] for p in fact["prompts"]) >= 2
 
 
+KILLED_AT_FACT_2 = """
+import os, signal, sys
+from circuitcut.experiments.knowledge import study
+from circuitcut.scripts import knowledge
+from circuitcut.training.config import parse_config
+
+usual = study.Study._find
+
+def killed(self, number):
+    if number == 2:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return usual(self, number)
+
+study.Study._find = killed
+knowledge.main(parse_config(knowledge.KnowledgeConfig, sys.argv[1:]))
+"""
+
+
 @pytest.mark.slow
-def test_units_that_depend_on_other_facts_are_refined_once_all_are_joined(
+def test_a_killed_share_loses_nothing_and_is_joined_before_units_are_refined(
     tmp_path: Path,
 ):
-    flags = ["--refine", "original", "--negatives", "others"]
-    whole, joined = share_and_join(tmp_path, *flags, "--negative_share", "0.5")
-    assert not (tmp_path / "runs" / "share1" / "effects.jsonl").exists()
-    for file in SWEPT:
-        assert (joined / file).read_bytes() == (whole / file).read_bytes(), file
-
-
-@pytest.mark.slow
-def test_a_sweep_that_is_killed_loses_nothing(tmp_path: Path):
-    whole = run(tmp_path / "whole", "--name", "a")  # its base model is cached
-    flags = [*SMALL, "--run_dir", str(tmp_path / "runs"), "--name", "a"]
-    path = tmp_path / "runs" / "a"
-    script = Path(knowledge.__file__)
-    process = subprocess.Popen(
-        [sys.executable, str(script), *flags],
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
+    """By rules that need the units of other facts, which no share has."""
+    rules = ["--refine", "original", "--negatives", "others", "--negative_share", ".5"]
+    whole = run(tmp_path / "whole", *rules, "--name", "a")  # its base model is cached
+    root = str(Path(__file__).parents[2])
+    flags = [*rules, "--share", "1/2", "--name", "one"]
+    where = ["--run_dir", str(tmp_path / "runs")]
+    done = subprocess.run(
+        [sys.executable, "-c", KILLED_AT_FACT_2, *SMALL, *flags, *where],
+        env={**os.environ, "PYTHONPATH": root, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        check=False,
     )
-    try:
-        while process.poll() is None:
-            file = path / "found.jsonl"
-            if file.exists() and file.read_text().count("\n") >= 2:
-                break
-            time.sleep(0.005)
-    finally:
-        process.kill()  # SIGKILL: nothing can be cleaned up
-        process.wait()
-    assert not (path / "results.json").exists()
-    before = (path / "found.jsonl").read_text()
-    assert before.count("\n") >= 2
-    run(tmp_path, "--resume", str(path))
+    assert done.returncode == -signal.SIGKILL
+    one = tmp_path / "runs" / "one"
+    first = (whole / "found.jsonl").read_bytes().splitlines(keepends=True)[0]
+    assert (one / "found.jsonl").read_bytes() == first
+    run(tmp_path, *flags, "--resume", str(one))
+    assert not (one / "effects.jsonl").exists()
+    two = run(tmp_path, *rules, "--share", "2/2", "--name", "two")
+    path = joined(tmp_path, [one, two])
     for file in SWEPT:
         assert (path / file).read_bytes() == (whole / file).read_bytes(), file
-    assert (path / "found.jsonl").read_text().startswith(before[: before.rfind("\n")])
 
 
 def stop_at_fact_5(monkeypatch: pytest.MonkeyPatch, method: str) -> None:
