@@ -12,6 +12,7 @@ from accelerate import Accelerator
 from circuitcut.experiments.flags import TaskConfig, base_recipe, check_data_flags
 from circuitcut.models.builtin import BUILTIN, BuiltinSizes, build_builtin
 from circuitcut.models.loading import LoadedModel, load_model
+from circuitcut.models.names import ENCODERS
 from circuitcut.storage.errors import UserError
 from circuitcut.storage.processes import n_processes
 from circuitcut.storage.progress import Waiting
@@ -190,7 +191,7 @@ def check_head(config: TaskConfig) -> None:
     head, name = TASKS[config.task].head, config.model_name
     wrong = (
         (head == "image_classification") != (name == "mlp") and name in BUILTIN
-    ) or (head == "causal_lm" and name in ("tiny-encoder", "minilm"))
+    ) or (head == "causal_lm" and name in ENCODERS)
     if wrong:
         raise UserError(
             f"--model {name!r} cannot do --task {config.task!r}, which needs "

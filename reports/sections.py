@@ -7,6 +7,7 @@ from typing import Any
 from circuitcut.reports import knowledge
 from circuitcut.reports.circuits.edge_names import edge_rows, head_rows
 from circuitcut.reports.circuits.trace_map import effect_rows
+from circuitcut.reports.facts import tables as of_facts
 from circuitcut.reports.load import Run
 from circuitcut.reports.stages.change_tables import (
     level_change_rows,
@@ -473,6 +474,27 @@ def _knowledge_tables(results: Results) -> list[Table]:
             [dict(row) for row in results["overlap"]],
             "Mean Jaccard index, 0 to 1; random: of sets of the same sizes drawn from "
             "all neurons.",
+        ),
+        Table("Facts by language", of_facts.language_rows(results)),
+        Table(
+            "Groups of facts that share units",
+            of_facts.group_rows(results),
+            "The same by relation and by language, the largest overlap beyond random "
+            "sets first.",
+            of_facts.group_data(results),
+        ),
+        Table(
+            "Activation of the units of a fact",
+            of_facts.activity_rows(results),
+            "Mean over units and prompts where the object is predicted; brackets: 95 % "
+            "bootstrap interval over facts.",
+            flat(results.get("activity") or []),
+        ),
+        Table(
+            "Prompts that trigger a unit",
+            of_facts.trigger_rows(results),
+            "The units (LAYER.NUMBER) of the most facts, and the prompts of at most "
+            "200 facts on which each is most active; median over these prompts.",
         ),
     ]
 

@@ -2,14 +2,19 @@
 
     python scripts/knowledge.py
     python scripts/knowledge.py --model smollm2 --data FOLDER --to_mask facts
+    python scripts/knowledge.py --model multilingual-encoder --language en fr
+    python scripts/knowledge.py --data FOLDER --share 1/4 --name one
+    python scripts/knowledge.py --join runs/one runs/two runs/three runs/four
 
 For every fact that the model knows: integrated gradients of the object's probability
 with respect to all MLP neurons, the units of each of its prompts, and those that its
 paraphrases share (Dai et al. 2022). Then the units are suppressed and enhanced where
 the object is predicted: the change of its probability, of that of other relations'
 facts, and of as many random units of the same layers. Writes a run with neurons.json
-(lists of [layer, number]), found.jsonl and effects.jsonl, which a killed run continues
-with --resume, and with --to_mask a mask for evaluate, relearn and report. About three
+and units/ (lists of [layer, number]), found.jsonl, effects.jsonl and activity.jsonl,
+which a killed run continues with --resume, and with --to_mask a mask for evaluate,
+relearn and report. A sweep over many facts is shared out with --share; --join writes
+the files that one process would have written. About three
 seconds a fact and paraphrase on SmolLM2 and one core; the built-in decoder takes two
 minutes, most of them its own training.
 """
@@ -39,10 +44,17 @@ parse_first(__name__, KnowledgeConfig, __doc__)
 
 from circuitcut.experiments.base_model import with_base_model
 from circuitcut.experiments.describe import header, per_site
+from circuitcut.experiments.knowledge.activity import Activity
 from circuitcut.experiments.knowledge.facts import known_facts
 from circuitcut.experiments.knowledge.products import bake_, chosen_units, mask_of
 from circuitcut.experiments.knowledge.results import neurons, summarised
-from circuitcut.experiments.knowledge.study import Study
+from circuitcut.experiments.knowledge.shares import (
+    check_share,
+    join_records,
+    with_flags_of_shares,
+)
+from circuitcut.experiments.knowledge.study import FOUND_FILE, Study
+from circuitcut.experiments.knowledge.unit_files import write_unit_files
 from circuitcut.experiments.load import load, provenance_of
 from circuitcut.experiments.runs.resolved import resolved
 from circuitcut.experiments.runs.resuming import begin_or_continue, begun, data_check
@@ -56,6 +68,8 @@ from circuitcut.storage.atomic import write_json
 
 def main(config: KnowledgeConfig) -> Path:
     """Begin a run, or continue one that no other process works on."""
+    if config.join and config.resume is None:
+        config = with_flags_of_shares(config)
     return begin_or_continue(config, config.resume, "knowledge", _found)
 
 
@@ -66,6 +80,7 @@ def _found(config: KnowledgeConfig, resumed: RunDirectory | None) -> Path:
     experiment = with_base_model(load(config, data_check(resumed)))
     experiment = resolved(experiment, config)
     known = known_facts(config, experiment)
+    check_share(config, len(known.facts))
     made_with = provenance_of(experiment)
     begun(resumed, made_with)
     run = resumed or new_run(
@@ -74,9 +89,12 @@ def _found(config: KnowledgeConfig, resumed: RunDirectory | None) -> Path:
     with nullcontext() if resumed else run.locked():
         if not run.is_writer:  # one of several processes is enough
             return run.path
+        if config.join and not (run.path / FOUND_FILE).exists():
+            join_records(config.join, len(known.facts), run.path)
         study = Study(config, experiment, known.facts, run.path)
         write_json(run.path / "neurons.json", neurons(study))
-        effects = study.effects()
+        write_unit_files(study, run.path)
+        effects, activity = study.effects(), Activity(study)
         mask = None
         units = (
             chosen_units(study)
@@ -88,7 +106,8 @@ def _found(config: KnowledgeConfig, resumed: RunDirectory | None) -> Path:
             save_frozen(mask, None, run.path)
         sites = sites_of(experiment.loaded.model, ["neurons"])
         results = header("knowledge", experiment, sites, mask, "zero") | {
-            **summarised(study, known, effects.entries),
+            **summarised(study, known, effects.entries, activity.records().entries),
+            "triggers": activity.triggers(),
             "per_site": per_site(mask) if mask else [],
             "next": command("evaluate", {"mask": run.path, **run_dir_flag(config)})
             if mask

@@ -25,7 +25,7 @@ def chosen_units(study: Study) -> list[Unit]:
         UserError: When there are none, or fewer than `--n_ablated`.
     """
     config = study.config
-    sets = study.refined_sets
+    sets = list(study.refined_sets.values())
     if config.to_mask == "relations":
         sets = list(relations(study).values())
     n_found = len(frozenset().union(*sets))

@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from circuitcut.data.digits.digits import digits_from_folder
-from circuitcut.data.facts.bmlama import read_bmlama
+from circuitcut.data.facts.bmlama import read_bmlama, read_languages
 from circuitcut.data.facts.concept import chosen_facts
 from circuitcut.data.facts.files import read_facts
 from circuitcut.data.ioi.files import prompt_records as ioi_records
@@ -28,6 +28,7 @@ from circuitcut.data.text.files import labelled_texts, read_retained, read_rows
 from circuitcut.data.word_vectors import read_word_vectors
 from circuitcut.experiments.base_model import _damage, _record
 from circuitcut.experiments.knowledge.records import (
+    ActivityRecord,
     EffectRecord,
     FoundRecord,
     read_records,
@@ -343,6 +344,12 @@ DATA = {
         ("data.facts.bmlama",),
         _languages,
         lambda folder: read_bmlama(folder / "fr.tsv"),
+        ("en.tsv", "fr.tsv"),
+    ),
+    "bmlama in languages": Reader(
+        ("data.facts.bmlama",),
+        _languages,
+        lambda folder: read_languages(folder, ["fr", "en"]),
         ("en.tsv", "fr.tsv"),
     ),
     "concept of facts": Reader(
@@ -989,12 +996,16 @@ EFFECTS = [
     {"fact": number, "own": {"before": 0.5, "refined suppress": 0.1}, "others": {}}
     for number in range(2)
 ]
+ACTIVITY = [
+    {"fact": number, "refined": {"fact": 0.5, "head": 0.1}, "random": {"fact": 0.2}}
+    for number in range(2)
+]
 KNOWLEDGE = {
     f"records of knowledge neurons, {name}": Reader(
         ("experiments.knowledge.records",),
         _file(f"{name}.jsonl", _jsonl(entries)),
         lambda folder, name=name, kind=kind: read_records(
-            folder / f"{name}.jsonl", kind
+            folder / f"{name}.jsonl", kind, range(2)
         ),
         (f"{name}.jsonl",),
         20,
@@ -1002,6 +1013,7 @@ KNOWLEDGE = {
     for name, entries, kind in (
         ("found", FOUND, FoundRecord),
         ("effects", EFFECTS, EffectRecord),
+        ("activity", ACTIVITY, ActivityRecord),
     )
 }
 
