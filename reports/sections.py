@@ -46,8 +46,10 @@ from circuitcut.reports.weights.effect_tables import (
     activity_rows,
     changed_rows,
     clean_rows,
+    continued_rows,
     draw_rows,
     layer_rows,
+    lens_rows,
     summary_rows,
 )
 from circuitcut.reports.weights.tables import (
@@ -329,6 +331,20 @@ def _effect_tables(results: Results) -> list[Table]:
         Table("Ablated minus clean", summary_rows(results), unit + over),
         Table("How often neurons are on", activity_rows(results), often),
         Table("Texts that change most", changed_rows(results), by),
+        Table(
+            "How the model goes on",
+            continued_rows(results),
+            "Greedy continuations of the texts that change most.",
+        ),
+        Table(
+            "Logit lens",
+            lens_rows(results, most_changed_only=True),
+            "Predictions of the residual stream behind every sublayer: final norm and "
+            "unembedding. Of every condition the text that changes most, at the token "
+            "that changes; P(next): probability of the true next token. The CSV file "
+            "has the other texts too.",
+            lens_rows(results),
+        ),
         Table("Every ablation and measure", draw_rows(results), unit + over),
         Table("The clean model", clean_rows(results), unit + over),
         Table("Frequencies by layer", layer_rows(results), often),

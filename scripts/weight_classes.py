@@ -23,9 +23,8 @@ from circuitcut.storage.command_lines import command
 from circuitcut.storage.errors import UserError
 from circuitcut.storage.flag_fields import Headings, flag, flags_of
 from circuitcut.storage.flag_ranges import SEED, Range, check_flags
-from circuitcut.storage.provenance import PROVENANCE, code_version
 from circuitcut.storage.run_directory import DEFAULT_PARENT, RunDirectory
-from circuitcut.training.config import config_dict, parse_first, run_script, saved_flags
+from circuitcut.training.config import parse_first, run_script
 from circuitcut.weight_classes.names import CLASSES, PLAIN
 from circuitcut.weight_classes.settings import WeightSettings
 
@@ -91,6 +90,7 @@ class WeightClassesConfig(flags_of(WeightSettings)):  # type: ignore[misc]
 
 parse_first(__name__, WeightClassesConfig, __doc__)
 
+from circuitcut.experiments.runs.without_task import begin, header, made_with
 from circuitcut.models.loading import load_tokenizer
 from circuitcut.reports.figures import FIGURE_FOLDER, FIGURES
 from circuitcut.reports.html import write_report
@@ -106,7 +106,6 @@ from circuitcut.reports.weights.published import (
 )
 from circuitcut.reports.weights.tables import total_rows, vocabulary_text
 from circuitcut.storage.atomic import write_tensors, write_text
-from circuitcut.storage.results_schema import SCHEMA_VERSION
 from circuitcut.weight_classes.analysis import Analysis, analyse
 from circuitcut.weight_classes.change import change_of_layers, check_one_model
 from circuitcut.weight_classes.checkpoint import Checkpoint, open_checkpoint
@@ -130,24 +129,14 @@ def main(config: WeightClassesConfig) -> Path:
     check_one_model(series)
     shown = _shown(config, series[-1])
     analyses = [analyse(c, config.weight_settings(), seed=config.seed) for c in series]
-    made_with = {
-        "settings": config_dict(config),
-        "code_version": code_version(),
-        "revision": series[-1].commit,
-    }
-    results = _results(config, series, analyses) | {
+    provenance = made_with(config, series[-1].commit)
+    results = {
+        **header(config, "weight_classes", provenance, n_units=analyses[-1].n_units),
+        **_results(config, series, analyses),
         "beside": beside,
         "vocabulary": shown,
-        PROVENANCE: made_with,
     }
-    run = RunDirectory.create(
-        config.run_dir,
-        kind="weight_classes",
-        task="weights",
-        model=config.model,
-        config=saved_flags(config) | {PROVENANCE: made_with},
-        name=config.name,
-    )
+    run = begin(config, "weight_classes", "weights", provenance)
     with run.locked():
         if not run.is_writer:  # one of several processes is enough
             return run.path
@@ -229,17 +218,6 @@ def _results(
         for name in total["bins"]
     }
     return {
-        "schema_version": SCHEMA_VERSION,
-        "kind": "weight_classes",
-        "task": "none",
-        "model": config.model,
-        "units": ["neurons"],
-        "ablation": None,
-        "n_ablated": None,
-        "n_units": analysis.n_units,
-        "concept_metric": None,
-        "retain_metric": None,
-        "base": {},
         "weights": {
             "family": last.config["model_type"],
             "revision": config.revisions[-1] if config.revisions else config.revision,

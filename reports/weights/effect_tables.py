@@ -128,6 +128,58 @@ def changed_rows(results: Results) -> list[Row]:
     ]
 
 
+def continued_rows(results: Results) -> list[Row]:
+    """One row a text that changes most: how the model goes on, clean and ablated."""
+    return [
+        {
+            "ablated at": text["when"],
+            "text": f"...{text['context']}",
+            "clean": text["continued"]["clean"],
+            "ablated": text["continued"]["ablated"],
+        }
+        for text in results["changed"]
+        if text.get("continued")
+    ]
+
+
+def lens_rows(results: Results, *, most_changed_only: bool = False) -> list[Row]:
+    """One row a text and sublayer: what the stream predicts there.
+
+    Args:
+        most_changed_only: Only the first text of every condition.
+    """
+    rows: list[Row] = []
+    seen: set[str] = set()
+    for text in results["changed"]:
+        if most_changed_only and text["when"] in seen:
+            continue
+        seen.add(text["when"])
+        rows += [_lens_row(text, level) for level in text.get("lens", [])]
+    return rows
+
+
+def _lens_row(text: Mapping[str, Any], level: Mapping[str, Any]) -> Row:
+    clean, ablated = level["clean"], level["ablated"]
+    return {
+        "ablated at": text["when"],
+        "next": text["next"],
+        "layer": level["layer"],
+        "behind": {"mlp": "MLP"}.get(level["sublayer"], level["sublayer"]),
+        "clean": _prediction(clean),
+        "ablated": _prediction(ablated),
+        "P(next), clean": clean["next_probability"],
+        "P(next), ablated": ablated["next_probability"],
+        "entropy, clean": clean["entropy"],
+        "entropy, ablated": ablated["entropy"],
+        "promoted": _tokens(level["promoted"]),
+        "suppressed": _tokens(level["suppressed"]),
+    }
+
+
+def _prediction(seen: Mapping[str, Any]) -> str:
+    return f"{seen['top']!r} {format_cell(seen['top_probability'])}"
+
+
 def _tokens(words: Sequence[Mapping[str, Any]]) -> str:
     return ", ".join(
         f"{word['token']!r} {'+' * (word['change'] > 0)}{format_cell(word['change'])}"
@@ -142,5 +194,7 @@ EFFECT_TABLES: dict[str, Callable[[Results], list[Row]]] = {
     "activity": activity_rows,
     "activity_by_layer": layer_rows,
     "most_changed_texts": changed_rows,
+    "continuations": continued_rows,
+    "logit_lens": lens_rows,
 }
 """Name of a file -> its rows."""

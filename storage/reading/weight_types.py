@@ -144,6 +144,7 @@ class Effected(TypedDict):
     n_of_classes: Positive
     controls: list[str]
     draws: Positive
+    control_tokens: NotRequired[Literal["all", "turns"]]
     gated: bool
     theta: float | None
     at_positions: list[Count]
@@ -178,6 +179,7 @@ class MeasuredEffect(TypedDict):
     set: Set
     draw: Count | None
     when: str
+    n_tokens: NotRequired[Count]
     ablated: dict[str, float]
     difference: dict[str, Spread]
 
@@ -231,6 +233,33 @@ class ChangedToken(TypedDict):
     change: float
 
 
+class SeenPrediction(TypedDict):
+    """A prediction of the logit lens."""
+
+    top: str
+    top_probability: float
+    next_probability: float
+    entropy: float
+
+
+class LensReading(TypedDict):
+    """The predictions behind a sublayer."""
+
+    layer: Layer
+    sublayer: Literal["attention", "mlp", "block"]
+    clean: SeenPrediction
+    ablated: SeenPrediction
+    promoted: list[ChangedToken]
+    suppressed: list[ChangedToken]
+
+
+class Continued(TypedDict, total=False):
+    """What follows a text."""
+
+    clean: str
+    ablated: str
+
+
 class ChangedText(TypedDict):
     """A text that an ablation changes most."""
 
@@ -243,6 +272,8 @@ class ChangedText(TypedDict):
     ablated: float
     promoted: list[ChangedToken]
     suppressed: list[ChangedToken]
+    lens: NotRequired[list[LensReading]]
+    continued: NotRequired[Continued]
 
 
 EFFECT_ENTRIES = {

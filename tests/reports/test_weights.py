@@ -11,7 +11,9 @@ from circuitcut.reports.table_files import comma_separated, latex, markdown
 from circuitcut.reports.weights.effect_tables import (
     EFFECT_TABLES,
     changed_rows,
+    continued_rows,
     layer_rows,
+    lens_rows,
     summary_rows,
 )
 from circuitcut.reports.weights.published import (
@@ -99,6 +101,13 @@ def test_tables_and_sentences_of_effects_have_their_numbers(write_run: Any):
     assert layer_rows(results)[0]["r(on, cos in_out)"] == -0.9
     assert changed_rows(results)[0]["promoted"] == "' a' +0.250"
     assert changed_rows(results)[0]["suppressed"] == "' b' -0.500"
+    (reading,) = lens_rows(results)
+    assert reading["behind"] == "MLP"
+    assert (reading["clean"], reading["ablated"]) == ("' b' 0.750", "' a' 0.500")
+    assert continued_rows(results)[0]["ablated"] == " was"
+    results["changed"].append({**results["changed"][0], "text": 3})
+    assert len(lens_rows(results)) == 2
+    assert lens_rows(results, most_changed_only=True) == [reading]
     assert all(rows_of(results) for rows_of in EFFECT_TABLES.values())
     verdict, said = OPENINGS["class_effects"](load_run(write_run(results)))
     assert "2 of 20 neurons of the class weakening" in verdict

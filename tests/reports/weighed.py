@@ -214,6 +214,26 @@ def effect_results() -> dict[str, Any]:
                 "ablated": 3.0,
                 "promoted": words,
                 "suppressed": [{"token": " b", "change": -0.5}],
+                "lens": [
+                    {
+                        "layer": 1,
+                        "sublayer": "mlp",
+                        "clean": _prediction(" b", 0.75),
+                        "ablated": _prediction(" a", 0.5),
+                        "promoted": words,
+                        "suppressed": [{"token": " b", "change": -0.5}],
+                    }
+                ],
+                "continued": {"clean": " is a town", "ablated": " was"},
             }
         ],
+    }
+
+
+def _prediction(top: str, probability: float) -> dict[str, Any]:
+    return {
+        "top": top,
+        "top_probability": probability,
+        "next_probability": 0.25,
+        "entropy": 0.5,
     }

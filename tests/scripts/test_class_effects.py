@@ -77,8 +77,31 @@ def test_a_class_and_its_controls_are_measured_and_told(folder: Path, tmp_path: 
     assert [row["neurons"] for row in rows[:2]] == ["the class", "control by layer"]
     assert (run / "tables" / "effects.tex").read_text().startswith("\\begin{tabular}")
     assert "on" in (run / "tables" / "activity.md").read_text()
+    for text in found["changed"]:
+        assert [(r["layer"], r["sublayer"]) for r in text["lens"]] == [
+            (layer, name) for layer in (0, 1) for name in ("attention", "mlp")
+        ]
+        assert set(text["continued"]) == {"clean", "ablated"}
+        # what the last reading gives its most promoted token is what the text tells
+        gain, told = text["lens"][-1]["promoted"][0], text["promoted"][0]
+        assert (gain["token"], gain["change"]) == (
+            told["token"],
+            pytest.approx(told["change"], abs=1e-5),
+        )
+    with (run / "tables" / "logit_lens.csv").open() as file:
+        assert len(list(csv.DictReader(file))) == 40
     page = report.main(report.ReportConfig(runs=[run])).read_text()
     assert "9 of 96 neurons of the class orthogonal output were ablated" in page
+
+
+def test_draws_that_take_turns_share_the_texts_out(folder: Path, tmp_path: Path):
+    flags = ["--length", "8", "--controls", "layer", "--control_tokens", "turns"]
+    found = results(measured(folder, tmp_path, *flags, "--n_generated", "0"))
+    n_tokens = [effect["n_tokens"] for effect in found["effects"]]
+    assert n_tokens[0] == sum(n_tokens[1:]) == found["corpus"]["n_tokens"]
+    assert all("continued" not in t or not t["continued"] for t in found["changed"])
+    with pytest.raises(UserError, match="needs a batch for each of the 3 draws, got 1"):
+        measured(folder, tmp_path, *flags, "--n_tokens", "8")
 
 
 def test_fewer_tokens_are_the_first_ones_and_draws_follow_the_seed(
@@ -126,6 +149,8 @@ def test_what_cannot_be_measured_is_refused_before_a_run_is_made(
     given = ["--classes", *every, "--controls", "layer", "--n_ablated", "96"]
     with pytest.raises(UserError, match="layer 0 has 0 neurons outside the class"):
         measured(folder, tmp_path, *given)
+    with pytest.raises(UserError, match="at_positions must be 0 or above and below"):
+        measured(folder, tmp_path, "--at_positions", "64")  # of 64 positions
     (tmp_path / "short.txt").write_text("Paris\n")
     with pytest.raises(UserError, match="a text of three tokens"):
         measured(folder, tmp_path, "--data", str(tmp_path / "short.txt"))
