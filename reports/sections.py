@@ -44,6 +44,7 @@ from circuitcut.reports.tables import (
 from circuitcut.reports.verdict import THRESHOLDS
 from circuitcut.reports.weights.effect_tables import (
     activity_rows,
+    attribute_rows,
     changed_rows,
     clean_rows,
     continued_rows,
@@ -345,10 +346,30 @@ def _effect_tables(results: Results) -> list[Table]:
             "has the other texts too.",
             lens_rows(results),
         ),
+        Table("Attributes rate by layer", attribute_rows(results), _rates(results)),
         Table("Every ablation and measure", draw_rows(results), unit + over),
         Table("The clean model", clean_rows(results), unit + over),
         Table("Frequencies by layer", layer_rows(results), often),
     ]
+
+
+def _rates(results: Results) -> str:
+    found = results.get("attributes") or {
+        "n_subjects": 0,
+        "n_top": 0,
+        "source": "facts",
+    }
+    words = {
+        "facts": "objects of their facts",
+        "table": "a given table",
+        "corpus": "paragraphs that BM25 ranks highest for their names",
+    }
+    return (
+        f"{found['n_subjects']} subjects, at their last token, behind every block: of "
+        f"the {found['n_top']} nearest tokens that are words, the percentage that are "
+        f"the subject's own (words: {words[found['source']]}). Brackets: 95 % interval "
+        "over subjects, of a control minus clean over draws, by Student's t."
+    )
 
 
 def _coarse(results: Results) -> list[Row]:

@@ -7,7 +7,7 @@ from typing import ClassVar, Literal
 from circuitcut.masks.neurons.rule import EVERYWHERE, Rule, RuleKind, rule_of
 from circuitcut.storage.errors import UserError
 from circuitcut.storage.flag_fields import Headings, flag
-from circuitcut.storage.flag_ranges import BATCH, SEED, Range, check_flags
+from circuitcut.storage.flag_ranges import BATCH, COUNT, SEED, Range, check_flags
 from circuitcut.storage.run_directory import DEFAULT_PARENT
 from circuitcut.weight_classes.selection_flags import WHEN_HELP, ChoiceFlags, RuleFlags
 
@@ -21,6 +21,9 @@ class ClassEffectsFlags(RuleFlags, ChoiceFlags):
         "data": ("data", "text_column", "n_tokens", "length"),
         "model": ("model", "revision"),
         "ablation": ("when", "positions"),
+        "attributes rate": (
+            *("subjects", "subject_words", "subject_corpus", "n_subjects", "n_top"),
+        ),
         "run": ("seed", "device", "batch_size", "run_dir", "name"),
     }
 
@@ -78,6 +81,25 @@ class ClassEffectsFlags(RuleFlags, ChoiceFlags):
     changed_by: Literal["entropy", "loss", "rank", "log_scale"] = flag(
         "entropy", "measure whose change counts there"
     )
+    subjects: str | None = flag(
+        None,
+        "also measure the attributes rate of the subjects of these facts: a file or "
+        "folder as of the task facts, for instance known_1000",
+    )
+    subject_words: Path | None = flag(
+        None,
+        "words of the subjects: JSON {subject: [word, ...]}, or a table with columns "
+        "subject and words; default: the objects of the facts",
+    )
+    subject_corpus: str | None = flag(
+        None,
+        "take them from the 100 paragraphs of this text that BM25 ranks highest for a "
+        "subject's name",
+    )
+    n_subjects: int = flag(50, "subjects, drawn with --seed", within=Range(1, 10**6))
+    n_top: int = flag(
+        50, "tokens nearest to a subject's state that are looked at", within=COUNT
+    )
     seed: int = flag(0, "seed of all draws", within=SEED)
     device: str = flag("cpu", "cpu or cuda")
     batch_size: int = flag(4, "texts in one forward pass", within=BATCH)
@@ -93,6 +115,15 @@ class ClassEffectsFlags(RuleFlags, ChoiceFlags):
                 "--controls must be layer, frequency, both of them, or none, got "
                 f"{' '.join(self.controls)}"
             )
+        of_words = {
+            "--subject_words": self.subject_words,
+            "--subject_corpus": self.subject_corpus,
+        }
+        given = [name for name, value in of_words.items() if value is not None]
+        if given and self.subjects is None:
+            raise UserError(f"{given[0]} belongs to --subjects; name facts there")
+        if len(given) > 1:
+            raise UserError(f"{' and '.join(given)} say the same; give one of them")
         if self.device not in ("cpu", "cuda"):
             raise UserError(f"--device must be cpu or cuda, got {self.device!r}")
 
@@ -100,6 +131,13 @@ class ClassEffectsFlags(RuleFlags, ChoiceFlags):
     def kinds_of_control(self) -> list[str]:
         """The controls asked for."""
         return [name for name in self.controls if name != "none"]
+
+    @property
+    def source_of_words(self) -> Literal["facts", "table", "corpus"]:
+        """Where the words of subjects come from."""
+        if self.subject_words is not None:
+            return "table"
+        return "facts" if self.subject_corpus is None else "corpus"
 
     def rules(self) -> dict[str, Rule]:
         """The rule of every condition."""

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from circuitcut.experiments.class_effects.changed import described
 from circuitcut.experiments.class_effects.flags import ClassEffectsFlags
+from circuitcut.experiments.class_effects.subjects import attributes, subjects_of
 from circuitcut.experiments.class_effects.texts import at_most, length_of
 from circuitcut.masks.ablation import AblationValues, zero_values
 from circuitcut.masks.frozen_mask import FrozenMask
@@ -90,6 +91,7 @@ class Study:
             for when, values in ablated.items()
             for key, chosen in sets.items()
         }
+        subjects = subjects_of(config, self.loaded) if config.subjects else None
         active = Activity(self.sites, self.flipped)
         effects, names = self._measured(masks, active)
         norms = [of_layer.norm_out for of_layer in self.cosines]
@@ -133,6 +135,8 @@ class Study:
             ],
             "activity_by_layer": self._by_layer(active, whole),
             "changed": self._changed(effects, masks),
+            "attributes": subjects
+            and attributes(config, self.loaded, self.checkpoint, subjects, masks),
         }
 
     def _sets(self) -> tuple[dict[tuple[str, int | None], Chosen], Chosen]:

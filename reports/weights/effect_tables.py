@@ -180,6 +180,35 @@ def _prediction(seen: Mapping[str, Any]) -> str:
     return f"{seen['top']!r} {format_cell(seen['top_probability'])}"
 
 
+def attribute_rows(results: Results) -> list[Row]:
+    """One row a condition and layer: attributes rates, clean and of every set."""
+    attributes = results.get("attributes")
+    if not attributes:
+        return []
+    rows = []
+    for when in dict.fromkeys(entry["when"] for entry in attributes["effects"]):
+        sets = [entry for entry in attributes["effects"] if entry["when"] == when]
+        for place, clean in enumerate(attributes["clean"]):
+            row = {
+                "ablated at": when,
+                "layer": clean["layer"],
+                "clean": _rate(clean["rate"], clean["interval"]),
+            }
+            for entry in sets:
+                of_layer = entry["layers"][place]
+                name = SETS[entry["set"]]
+                row[name] = _rate(of_layer["rate"], (None, None))
+                row[f"{name}, minus clean"] = _rate(
+                    of_layer["difference"], of_layer["difference_interval"]
+                )
+            rows.append(row)
+    return rows
+
+
+def _rate(value: float | None, interval: Sequence[float | None]) -> str | None:
+    return None if value is None else with_interval(value, interval)
+
+
 def _tokens(words: Sequence[Mapping[str, Any]]) -> str:
     return ", ".join(
         f"{word['token']!r} {'+' * (word['change'] > 0)}{format_cell(word['change'])}"
@@ -196,5 +225,6 @@ EFFECT_TABLES: dict[str, Callable[[Results], list[Row]]] = {
     "most_changed_texts": changed_rows,
     "continuations": continued_rows,
     "logit_lens": lens_rows,
+    "attributes_rate": attribute_rows,
 }
 """Name of a file -> its rows."""

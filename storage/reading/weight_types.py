@@ -276,6 +276,41 @@ class ChangedText(TypedDict):
     continued: NotRequired[Continued]
 
 
+Percent = Annotated[float, Between(0, 100)]
+
+
+class RateOfLayer(TypedDict):
+    """The mean attributes rate behind a block."""
+
+    layer: Layer
+    n: Count
+    rate: Percent | None
+    interval: Ends
+    difference: NotRequired[Number]
+    difference_interval: NotRequired[Ends]
+
+
+class RatesOfSet(TypedDict):
+    """The attributes rates under the ablations of a set."""
+
+    set: Set
+    when: str
+    n_draws: Count
+    layers: list[RateOfLayer]
+
+
+class Attributes(TypedDict):
+    """Attributes rates of subjects."""
+
+    source: Literal["facts", "table", "corpus"]
+    n_subjects: Positive
+    left_out: Counts
+    words_of_a_subject: float
+    n_top: Positive
+    clean: list[RateOfLayer]
+    effects: list[RatesOfSet]
+
+
 EFFECT_ENTRIES = {
     "selection": Effected,
     "corpus": Corpus,
@@ -285,6 +320,7 @@ EFFECT_ENTRIES = {
     "activity": list[_ActiveSet],
     "activity_by_layer": list[ActiveLayer],
     "changed": list[ChangedText],
+    "attributes": Attributes | None,
 }
 WEIGHT_ENTRIES = {
     "weights": Weights,

@@ -19,6 +19,7 @@ from circuitcut.data.digits.digits import digits_from_folder
 from circuitcut.data.facts.bmlama import read_bmlama
 from circuitcut.data.facts.concept import chosen_facts
 from circuitcut.data.facts.files import read_facts
+from circuitcut.data.facts.subject_words import read_subject_words
 from circuitcut.data.ioi.files import prompt_records as ioi_records
 from circuitcut.data.ner.files import read_tagged
 from circuitcut.data.ner.word_lists import read_word_list
@@ -326,6 +327,18 @@ DATA = {
         lambda folder: read_facts(str(folder / "a.jsonl")),
         ("a.jsonl",),
         20,
+    ),
+    "words of subjects": Reader(
+        ("data.facts.subject_words",),
+        _file("a.json", json.dumps({"France": ["Paris", "wine"]}).encode()),
+        lambda folder: read_subject_words(folder / "a.json"),
+        ("a.json",),
+    ),
+    "table of subjects' words": Reader(
+        ("data.facts.subject_words", *_TABLES),
+        _file("a.tsv", b"subject\twords\nFrance\tParis|wine\n"),
+        lambda folder: read_subject_words(folder / "a.tsv"),
+        ("a.tsv",),
     ),
     "relation of lre": Reader(
         ("data.facts.lre",),

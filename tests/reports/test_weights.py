@@ -10,6 +10,7 @@ from circuitcut.reports.opening import OPENINGS
 from circuitcut.reports.table_files import comma_separated, latex, markdown
 from circuitcut.reports.weights.effect_tables import (
     EFFECT_TABLES,
+    attribute_rows,
     changed_rows,
     continued_rows,
     layer_rows,
@@ -105,6 +106,15 @@ def test_tables_and_sentences_of_effects_have_their_numbers(write_run: Any):
     assert reading["behind"] == "MLP"
     assert (reading["clean"], reading["ablated"]) == ("' b' 0.750", "' a' 0.500")
     assert continued_rows(results)[0]["ablated"] == " was"
+    assert attribute_rows(results) == [
+        {
+            "ablated at": "all",
+            "layer": 0,
+            "clean": "25.000 [20.000, 30.000]",
+            "the class": "15.000",
+            "the class, minus clean": "-10.000 [-12.000, -8.000]",
+        }
+    ]
     results["changed"].append({**results["changed"][0], "text": 3})
     assert len(lens_rows(results)) == 2
     assert lens_rows(results, most_changed_only=True) == [reading]

@@ -227,6 +227,31 @@ def effect_results() -> dict[str, Any]:
                 "continued": {"clean": " is a town", "ablated": " was"},
             }
         ],
+        "attributes": {
+            "source": "facts",
+            "n_subjects": 4,
+            "left_out": {},
+            "words_of_a_subject": 1.5,
+            "n_top": 50,
+            "clean": [{"layer": 0, "n": 4, "rate": 25.0, "interval": [20.0, 30.0]}],
+            "effects": [
+                {
+                    "set": "class",
+                    "when": "all",
+                    "n_draws": 0,
+                    "layers": [
+                        {
+                            "layer": 0,
+                            "n": 4,
+                            "rate": 15.0,
+                            "interval": [10.0, 20.0],
+                            "difference": -10.0,
+                            "difference_interval": [-12.0, -8.0],
+                        }
+                    ],
+                }
+            ],
+        },
     }
 
 

@@ -94,6 +94,42 @@ def test_a_class_and_its_controls_are_measured_and_told(folder: Path, tmp_path: 
     assert "9 of 96 neurons of the class orthogonal output were ablated" in page
 
 
+def test_attributes_rates_are_measured_clean_and_under_every_ablation(
+    folder: Path, tmp_path: Path
+):
+    rows = [
+        {"subject": "John", "object": "Rome", "prompt": "Ann said John went to"},
+        {"subject": "Ann", "object": "Paris", "prompt": "Ann went to"},
+        {"subject": "Bob", "object": "Paris", "prompt": "[Y] said Bob"},
+    ]
+    (tmp_path / "facts.json").write_text(json.dumps(rows))
+    flags = ["--length", "8", "--n_shown", "0", "--n_top", "64", "--subjects"]
+    run = measured(folder, tmp_path, *flags, str(tmp_path / "facts.json"))
+    found = results(run)["attributes"]
+    assert found["n_subjects"] == 2
+    assert sum(found["left_out"].values()) == 1  # before Bob comes the object
+    # all tokens are near: the rate is that of the vocabulary, whatever is ablated
+    rates = {layer["rate"] for layer in found["clean"]}
+    assert len(rates) == 1
+    assert 0 < rates.pop() < 50
+    assert [(e["set"], e["n_draws"]) for e in found["effects"]] == [
+        ("class", 0),
+        ("layer", 3),
+        ("frequency", 3),
+    ]
+    for entry in found["effects"]:
+        assert [layer["difference"] for layer in entry["layers"]] == [0.0, 0.0]
+    page = report.main(report.ReportConfig(runs=[run])).read_text()
+    assert "Attributes rate by layer" in page
+    words = tmp_path / "words.json"
+    words.write_text(json.dumps({"Nobody": ["Rome"]}))
+    with pytest.raises(UserError, match="3 without words; give --subject_words"):
+        measured(
+            folder, tmp_path, *flags, str(tmp_path / "facts.json"),
+            "--subject_words", str(words),
+        )  # fmt: skip
+
+
 def test_draws_that_take_turns_share_the_texts_out(folder: Path, tmp_path: Path):
     flags = ["--length", "8", "--controls", "layer", "--control_tokens", "turns"]
     found = results(measured(folder, tmp_path, *flags, "--n_generated", "0"))
@@ -128,6 +164,7 @@ def test_fewer_tokens_are_the_first_ones_and_draws_follow_the_seed(
         (["--length", "8", "--at_positions", "8"], "below the 8 of a text"),
         (["--when", "gate+", "gate+"], "--when must name every value once"),
         (["--classes", "lazy"], "got 'lazy'"),
+        (["--subject_words", "a.json"], "--subject_words belongs to --subjects"),
         (["--device", "tpu"], "--device must be cpu or cuda"),
     ],
 )
