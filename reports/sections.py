@@ -49,8 +49,11 @@ from circuitcut.reports.weights.effect_tables import (
     clean_rows,
     continued_rows,
     draw_rows,
+    edge_effect_rows,
     layer_rows,
     lens_rows,
+    reader_rows,
+    reading_layer_rows,
     summary_rows,
 )
 from circuitcut.reports.weights.tables import (
@@ -347,6 +350,14 @@ def _effect_tables(results: Results) -> list[Table]:
             lens_rows(results),
         ),
         Table("Attributes rate by layer", attribute_rows(results), _rates(results)),
+        Table(
+            "Readers that notice the ablation",
+            reader_rows(results, 10),
+            _edges_note(results),
+            reader_rows(results),
+        ),
+        Table("The same by layer", reading_layer_rows(results)),
+        Table("Edges of the ablation", edge_effect_rows(results)),
         Table("Every ablation and measure", draw_rows(results), unit + over),
         Table("The clean model", clean_rows(results), unit + over),
         Table("Frequencies by layer", layer_rows(results), often),
@@ -369,6 +380,16 @@ def _rates(results: Results) -> str:
         f"the {found['n_top']} nearest tokens that are words, the percentage that are "
         f"the subject's own (words: {words[found['source']]}). Brackets: 95 % interval "
         "over subjects, of a control minus clean over draws, by Student's t."
+    )
+
+
+def _edges_note(results: Results) -> str:
+    found = results.get("edges") or {"measure": "loss", "n_tokens": 0}
+    return (
+        f"Attribution patching on {found['n_tokens']:,} tokens, first draw of a "
+        f"control: change of the {found['measure']} (nats a token) where this reader "
+        "alone reads the ablated stream, to first order. Effects of different layers "
+        "overlap: later readers also read what earlier ones made of it. Logits: all."
     )
 
 

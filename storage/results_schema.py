@@ -25,7 +25,7 @@ ENTRIES: dict[str, frozenset[str]] = {
     "weight_classes": frozenset({"weights", "beta", "layers", "total", "tying"})
     | {"series", "change", "beside", "vocabulary"},
     "class_effects": frozenset({"selection", "corpus", "clean", "effects", "summary"})
-    | {"activity", "activity_by_layer", "changed", "attributes"},
+    | {"activity", "activity_by_layer", "changed", "attributes", "edges"},
     "import_mask": frozenset({"file", "format", "per_site", "circuit"}),
     "select_mask": frozenset({"selection", "per_site"}),
     "knowledge": frozenset({"facts", "sizes", "layers", "effects", "overlap"})
@@ -43,7 +43,7 @@ _ADDED: dict[str, frozenset[str]] = {
     "evaluate": frozenset({"heads", "warning", "direction"}),
     "relearn": frozenset({"warning"}),
     "relearn_stages": frozenset({"relearned", "changes"}),
-    "class_effects": frozenset({"attributes"}),
+    "class_effects": frozenset({"attributes", "edges"}),
 }
 """Entries that the first runs of version 2 lack, and that a report can do without."""
 

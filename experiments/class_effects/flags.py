@@ -7,7 +7,14 @@ from typing import ClassVar, Literal
 from circuitcut.masks.neurons.rule import EVERYWHERE, Rule, RuleKind, rule_of
 from circuitcut.storage.errors import UserError
 from circuitcut.storage.flag_fields import Headings, flag
-from circuitcut.storage.flag_ranges import BATCH, COUNT, SEED, Range, check_flags
+from circuitcut.storage.flag_ranges import (
+    BATCH,
+    COUNT,
+    COUNT_OR_0,
+    SEED,
+    Range,
+    check_flags,
+)
 from circuitcut.storage.run_directory import DEFAULT_PARENT
 from circuitcut.weight_classes.selection_flags import WHEN_HELP, ChoiceFlags, RuleFlags
 
@@ -24,6 +31,7 @@ class ClassEffectsFlags(RuleFlags, ChoiceFlags):
         "attributes rate": (
             *("subjects", "subject_words", "subject_corpus", "n_subjects", "n_top"),
         ),
+        "edges": ("edge_tokens", "edges_by"),
         "run": ("seed", "device", "batch_size", "run_dir", "name"),
     }
 
@@ -99,6 +107,15 @@ class ClassEffectsFlags(RuleFlags, ChoiceFlags):
     n_subjects: int = flag(50, "subjects, drawn with --seed", within=Range(1, 10**6))
     n_top: int = flag(
         50, "tokens nearest to a subject's state that are looked at", within=COUNT
+    )
+    edge_tokens: int = flag(
+        0,
+        "tokens of the first texts on which edge attribution says which later readers "
+        "notice the ablation; 0: none",
+        within=COUNT_OR_0,
+    )
+    edges_by: Literal["loss", "entropy"] = flag(
+        "loss", "measure whose change is attributed to the edges"
     )
     seed: int = flag(0, "seed of all draws", within=SEED)
     device: str = flag("cpu", "cpu or cuda")

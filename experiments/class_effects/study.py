@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from circuitcut.experiments.class_effects.changed import described
+from circuitcut.experiments.class_effects.edges import noticed
 from circuitcut.experiments.class_effects.flags import ClassEffectsFlags
 from circuitcut.experiments.class_effects.subjects import attributes, subjects_of
 from circuitcut.experiments.class_effects.texts import at_most, length_of
@@ -135,6 +136,7 @@ class Study:
             ],
             "activity_by_layer": self._by_layer(active, whole),
             "changed": self._changed(effects, masks),
+            "edges": self._edges(masks) if config.edge_tokens else None,
             "attributes": subjects
             and attributes(config, self.loaded, self.checkpoint, subjects, masks),
         }
@@ -173,9 +175,11 @@ class Study:
         device = torch.device(self.config.device)
         return batched(texts, self.config.batch_size, tokenizer.pad_token_id, device)
 
-    def _sample(self) -> Iterator[tuple[dict[str, Tensor], Tensor]]:
-        """The first texts, with the positions that count."""
-        for texts in self._batches(self.config.sample):
+    def _sample(
+        self, n_tokens: int | None = None
+    ) -> Iterator[tuple[dict[str, Tensor], Tensor]]:
+        """The first texts, with the positions that count; default: `sample` tokens."""
+        for texts in self._batches(n_tokens or self.config.sample):
             inputs = {"input_ids": texts.ids, "attention_mask": texts.attention}
             where = texts.where(self.special_ids)
             yield inputs, torch.nn.functional.pad(where, (0, 1))
@@ -201,6 +205,10 @@ class Study:
             ),
         )
         return effects, names
+
+    def _edges(self, masks: Mapping[Name, FrozenMask]) -> dict[str, Any]:
+        batches = list(self._sample(self.config.edge_tokens))
+        return noticed(self.model, masks, batches, self.config.edges_by)
 
     def _turns(
         self, names: Sequence[Name], n_batches: int

@@ -180,6 +180,65 @@ def _prediction(seen: Mapping[str, Any]) -> str:
     return f"{seen['top']!r} {format_cell(seen['top_probability'])}"
 
 
+def reader_rows(results: Results, n: int | None = None) -> list[Row]:
+    """One row a set, condition and reader that notices the ablation.
+
+    Args:
+        n: At most so many readers of each; None: all that are listed.
+    """
+    return [
+        {
+            "neurons": SETS[entry["set"]],
+            "ablated at": entry["when"],
+            "reader": reader["reader"],
+            "effect": reader["effect"],
+            "share of the logits'": _share(reader["effect"], entry["logits"]),
+        }
+        for entry in _noticed(results)
+        for reader in (
+            {"reader": "logits", "effect": entry["logits"]},
+            *entry["readers"][:n],
+        )
+    ]
+
+
+def edge_effect_rows(results: Results) -> list[Row]:
+    """One row a set, condition and edge."""
+    return [
+        {
+            "neurons": SETS[entry["set"]],
+            "ablated at": entry["when"],
+            "edge": edge["edge"],
+            "effect": edge["effect"],
+        }
+        for entry in _noticed(results)
+        for edge in entry["edges"]
+    ]
+
+
+def reading_layer_rows(results: Results) -> list[Row]:
+    """One row a set, condition and layer: sums over its readers."""
+    return [
+        {
+            "neurons": SETS[entry["set"]],
+            "ablated at": entry["when"],
+            "layer": layer["layer"],
+            **{kind: layer[kind] for kind in ("queries", "keys", "values")},
+            "MLP": layer["mlp"],
+        }
+        for entry in _noticed(results)
+        for layer in entry["layers"]
+    ]
+
+
+def _noticed(results: Results) -> list[Mapping[str, Any]]:
+    return (results.get("edges") or {}).get("sets", [])
+
+
+def _share(effect: float, total: float) -> float | None:
+    return effect / total if total else None
+
+
 def attribute_rows(results: Results) -> list[Row]:
     """One row a condition and layer: attributes rates, clean and of every set."""
     attributes = results.get("attributes")
@@ -226,5 +285,8 @@ EFFECT_TABLES: dict[str, Callable[[Results], list[Row]]] = {
     "continuations": continued_rows,
     "logit_lens": lens_rows,
     "attributes_rate": attribute_rows,
+    "readers": reader_rows,
+    "readers_by_layer": reading_layer_rows,
+    "edges": edge_effect_rows,
 }
 """Name of a file -> its rows."""

@@ -311,6 +311,50 @@ class Attributes(TypedDict):
     effects: list[RatesOfSet]
 
 
+class ReaderEffect(TypedDict):
+    """What a measure changes because a reader notices an ablation."""
+
+    reader: str
+    effect: float
+
+
+class EdgeEffect(TypedDict):
+    """The part of one writer."""
+
+    edge: str
+    effect: float
+
+
+class ReadersOfLayer(TypedDict):
+    """Sums over the readers of a layer."""
+
+    layer: Layer
+    queries: float
+    keys: float
+    values: float
+    mlp: float
+
+
+class NoticedSet(TypedDict):
+    """Who notices the ablation of a set."""
+
+    set: Set
+    draw: Count | None
+    when: str
+    logits: float
+    readers: list[ReaderEffect]
+    edges: list[EdgeEffect]
+    layers: list[ReadersOfLayer]
+
+
+class Noticed(TypedDict):
+    """Edges of the ablations."""
+
+    measure: Literal["loss", "entropy"]
+    n_tokens: Positive
+    sets: list[NoticedSet]
+
+
 EFFECT_ENTRIES = {
     "selection": Effected,
     "corpus": Corpus,
@@ -321,6 +365,7 @@ EFFECT_ENTRIES = {
     "activity_by_layer": list[ActiveLayer],
     "changed": list[ChangedText],
     "attributes": Attributes | None,
+    "edges": Noticed | None,
 }
 WEIGHT_ENTRIES = {
     "weights": Weights,

@@ -15,6 +15,7 @@ from circuitcut.reports.weights.effect_tables import (
     continued_rows,
     layer_rows,
     lens_rows,
+    reader_rows,
     summary_rows,
 )
 from circuitcut.reports.weights.published import (
@@ -115,6 +116,9 @@ def test_tables_and_sentences_of_effects_have_their_numbers(write_run: Any):
             "the class, minus clean": "-10.000 [-12.000, -8.000]",
         }
     ]
+    logits, reader = reader_rows(results)
+    assert (logits["reader"], logits["effect"]) == ("logits", 0.5)
+    assert (reader["reader"], reader["share of the logits'"]) == ("m1", 0.5)
     results["changed"].append({**results["changed"][0], "text": 3})
     assert len(lens_rows(results)) == 2
     assert lens_rows(results, most_changed_only=True) == [reading]

@@ -227,6 +227,23 @@ def effect_results() -> dict[str, Any]:
                 "continued": {"clean": " is a town", "ablated": " was"},
             }
         ],
+        "edges": {
+            "measure": "loss",
+            "n_tokens": 30,
+            "sets": [
+                {
+                    "set": "class",
+                    "draw": None,
+                    "when": "all",
+                    "logits": 0.5,
+                    "readers": [{"reader": "m1", "effect": 0.25}],
+                    "edges": [{"edge": "m0->m1", "effect": 0.125}],
+                    "layers": [
+                        {"layer": 1, "queries": 0, "keys": 0, "values": 0, "mlp": 0.25}
+                    ],
+                }
+            ],
+        },
         "attributes": {
             "source": "facts",
             "n_subjects": 4,

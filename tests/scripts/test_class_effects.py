@@ -130,6 +130,27 @@ def test_attributes_rates_are_measured_clean_and_under_every_ablation(
         )  # fmt: skip
 
 
+def test_later_readers_of_an_ablation_are_listed(folder: Path, tmp_path: Path):
+    flags = ["--length", "8", "--n_shown", "0", "--edge_tokens", "200"]
+    found = results(measured(folder, tmp_path, *flags, "--edges_by", "entropy"))
+    edges = found["edges"]
+    assert 150 <= edges["n_tokens"] <= 200  # but for first positions
+    sets = [(entry["set"], entry["draw"]) for entry in edges["sets"]]
+    assert sets == [("class", None), ("layer", 0), ("frequency", 0)]
+    for entry in edges["sets"]:
+        effects = [abs(edge["effect"]) for edge in entry["edges"]]
+        assert effects == sorted(effects, reverse=True)
+        assert {edge["edge"].partition("->")[0] for edge in entry["edges"]} <= {
+            *("m0", "m1"),
+            *(f"a1.h{head}" for head in range(4)),
+        }  # what comes before the first ablated neuron is as it was
+        sums = [
+            sum(r[k] for k in ("queries", "keys", "values")) for r in entry["layers"]
+        ]
+        assert sums[0] == entry["layers"][0]["mlp"] == 0
+        assert sums[1] != 0
+
+
 def test_draws_that_take_turns_share_the_texts_out(folder: Path, tmp_path: Path):
     flags = ["--length", "8", "--controls", "layer", "--control_tokens", "turns"]
     found = results(measured(folder, tmp_path, *flags, "--n_generated", "0"))
