@@ -60,6 +60,7 @@ from circuitcut.reports.weights.tables import (
     bin_rows,
     change_rows,
     class_rows,
+    count_rows,
     median_rows,
     outside_rows,
     quartile_rows,
@@ -305,6 +306,7 @@ def _weight_tables(results: Results) -> list[Table]:
     )
     found = [
         Table("Neurons by class", total_rows(results), _weights_note(results)),
+        Table("Neurons of other runs by class", count_rows(results), BY_CHANCE),
         Table("Tokens nearest to a neuron's vectors", vocabulary_rows(results), WORDS),
         Table("Neurons of each class by layer", class_rows(results)),
         Table("The same, by the sign of cos(w_in, w_out) alone", _coarse(results)),
@@ -406,6 +408,11 @@ def _weights_note(results: Results) -> str:
     )
 
 
+BY_CHANCE = (
+    "By chance: as many neurons drawn from all of the model; in the same layers: as "
+    "many drawn in every layer. Brackets: central 95 % (hypergeometric, exact). p: "
+    "two-sided, against the draw in the same layers, not corrected for the classes."
+)
 WORDS = (
     "Scores: product of the vector, at length 1, with the token's unembedding (folded: "
     "times the gain of the final norm). +gate and -gate: w_gate and its opposite."

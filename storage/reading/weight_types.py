@@ -112,6 +112,32 @@ class UnitVocabulary(TypedDict):
     vectors: list[NearestTokens]
 
 
+ClassCount = TypedDict(
+    "ClassCount",
+    {
+        "class": str,
+        "n_class": Count,
+        "n": Count,
+        "expected": float,
+        "interval": tuple[Count, Count],
+        "expected_by_layer": float,
+        "interval_by_layer": tuple[Count, Count],
+        "p": Share,
+    },
+)
+"""Neurons of a class in a set, beside chance."""
+
+
+class ChosenSet(TypedDict):
+    """The neurons of another run by class."""
+
+    path: str
+    kind: Literal["ablated", "kept", "knowledge"]
+    n: Count
+    n_others: Count
+    classes: list[ClassCount]
+
+
 class Selection(TypedDict):
     """Which neurons a mask ablates."""
 
@@ -377,4 +403,5 @@ WEIGHT_ENTRIES = {
     "change": list[ChangedLayer],
     "beside": list[ModelBeside],
     "vocabulary": list[UnitVocabulary],
+    "chosen": list[ChosenSet],
 }

@@ -33,6 +33,7 @@ from circuitcut.experiments.knowledge.records import (
     FoundRecord,
     read_records,
 )
+from circuitcut.experiments.runs.chosen_neurons import chosen_neurons
 from circuitcut.experiments.saved_runs import (
     checked_ranking,
     mask_at,
@@ -360,6 +361,14 @@ DATA = {
     ),
     "concept of facts": Reader(
         ("data.facts.concept",), _concept, _chosen, ("concept.tsv", "facts.jsonl")
+    ),
+    "neurons by fact": Reader(
+        ("experiments.runs.chosen_neurons",),
+        lambda folder: write_json(
+            folder / "neurons.json", {"facts": [{"refined": [[0, 3], [1, 5]]}]}
+        ),
+        lambda folder: chosen_neurons(folder / "neurons.json", [10, 10]),
+        ("neurons.json",),
     ),
     "known facts": Reader(
         ("tasks.facts.known",),
