@@ -28,8 +28,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from circuitcut.attribution.replayed import record_blocks, replayed
 from circuitcut.models.architectures import block_paths, sites_of
+from circuitcut.models.residual.replayed import record_blocks, replayed
 from circuitcut.storage.errors import UserError
 from circuitcut.storage.modes import evaluating
 from circuitcut.storage.progress import Progress

@@ -78,6 +78,17 @@ def mask_at(path: Path) -> FrozenMask:
     )
 
 
+def selection_of(path: Path) -> dict[str, Any] | None:
+    """Which neurons a select_mask run chose, as its results.json says; else None."""
+    if not is_run(path):
+        return None
+    run = RunDirectory.open(path)
+    if run.kind != "select_mask" or not run.is_finished:
+        return None
+    selection: dict[str, Any] = run.results["selection"]
+    return selection
+
+
 def check_fit(
     mask: FrozenMask,
     path: Path,

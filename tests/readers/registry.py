@@ -19,6 +19,7 @@ from circuitcut.data.digits.digits import digits_from_folder
 from circuitcut.data.facts.bmlama import read_bmlama, read_languages
 from circuitcut.data.facts.concept import chosen_facts
 from circuitcut.data.facts.files import read_facts
+from circuitcut.data.facts.subject_words import read_subject_words
 from circuitcut.data.ioi.files import prompt_records as ioi_records
 from circuitcut.data.ner.files import read_tagged
 from circuitcut.data.ner.word_lists import read_word_list
@@ -33,6 +34,7 @@ from circuitcut.experiments.knowledge.records import (
     FoundRecord,
     read_records,
 )
+from circuitcut.experiments.runs.chosen_neurons import chosen_neurons
 from circuitcut.experiments.saved_runs import (
     checked_ranking,
     mask_at,
@@ -328,6 +330,18 @@ DATA = {
         ("a.jsonl",),
         20,
     ),
+    "words of subjects": Reader(
+        ("data.facts.subject_words",),
+        _file("a.json", json.dumps({"France": ["Paris", "wine"]}).encode()),
+        lambda folder: read_subject_words(folder / "a.json"),
+        ("a.json",),
+    ),
+    "table of subjects' words": Reader(
+        ("data.facts.subject_words", *_TABLES),
+        _file("a.tsv", b"subject\twords\nFrance\tParis|wine\n"),
+        lambda folder: read_subject_words(folder / "a.tsv"),
+        ("a.tsv",),
+    ),
     "relation of lre": Reader(
         ("data.facts.lre",),
         _file("a.json", json.dumps(LRE).encode()),
@@ -354,6 +368,14 @@ DATA = {
     ),
     "concept of facts": Reader(
         ("data.facts.concept",), _concept, _chosen, ("concept.tsv", "facts.jsonl")
+    ),
+    "neurons by fact": Reader(
+        ("experiments.runs.chosen_neurons",),
+        lambda folder: write_json(
+            folder / "neurons.json", {"facts": [{"refined": [[0, 3], [1, 5]]}]}
+        ),
+        lambda folder: chosen_neurons(folder / "neurons.json", [10, 10]),
+        ("neurons.json",),
     ),
     "known facts": Reader(
         ("tasks.facts.known",),

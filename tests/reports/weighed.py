@@ -214,6 +214,68 @@ def effect_results() -> dict[str, Any]:
                 "ablated": 3.0,
                 "promoted": words,
                 "suppressed": [{"token": " b", "change": -0.5}],
+                "lens": [
+                    {
+                        "layer": 1,
+                        "sublayer": "mlp",
+                        "clean": _prediction(" b", 0.75),
+                        "ablated": _prediction(" a", 0.5),
+                        "promoted": words,
+                        "suppressed": [{"token": " b", "change": -0.5}],
+                    }
+                ],
+                "continued": {"clean": " is a town", "ablated": " was"},
             }
         ],
+        "edges": {
+            "measure": "loss",
+            "n_tokens": 30,
+            "sets": [
+                {
+                    "set": "class",
+                    "draw": None,
+                    "when": "all",
+                    "logits": 0.5,
+                    "readers": [{"reader": "m1", "effect": 0.25}],
+                    "edges": [{"edge": "m0->m1", "effect": 0.125}],
+                    "layers": [
+                        {"layer": 1, "queries": 0, "keys": 0, "values": 0, "mlp": 0.25}
+                    ],
+                }
+            ],
+        },
+        "attributes": {
+            "source": "facts",
+            "n_subjects": 4,
+            "left_out": {},
+            "words_of_a_subject": 1.5,
+            "n_top": 50,
+            "clean": [{"layer": 0, "n": 4, "rate": 25.0, "interval": [20.0, 30.0]}],
+            "effects": [
+                {
+                    "set": "class",
+                    "when": "all",
+                    "n_draws": 0,
+                    "layers": [
+                        {
+                            "layer": 0,
+                            "n": 4,
+                            "rate": 15.0,
+                            "interval": [10.0, 20.0],
+                            "difference": -10.0,
+                            "difference_interval": [-12.0, -8.0],
+                        }
+                    ],
+                }
+            ],
+        },
+    }
+
+
+def _prediction(top: str, probability: float) -> dict[str, Any]:
+    return {
+        "top": top,
+        "top_probability": probability,
+        "next_probability": 0.25,
+        "entropy": 0.5,
     }
