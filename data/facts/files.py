@@ -56,7 +56,7 @@ def read_facts(
         )
     path = Path(data)
     found = _format_of(path) if data_format == "auto" else data_format
-    texts: list[str] = []
+    texts = []
     match found:
         case "pararel":
             facts = read_pararel(path)
