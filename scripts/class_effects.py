@@ -406,7 +406,7 @@ class Study:
 def _documents(data: str, text_column: str | None) -> list[str]:
     """The texts of a corpus; pieces of one document are joined."""
     joined: dict[str, list[str]] = {}
-    for number, record in enumerate(read_retained(data, text_column)):
+    for number, record in enumerate(read_retained(data, text_column, "--data")):
         joined.setdefault(record.document or f"row {number}", []).append(record.text)
     return [" ".join(parts) for parts in joined.values()]
 
@@ -417,7 +417,8 @@ def _texts(
     """Token ids of texts of at most `length`, up to the number of tokens asked for.
 
     Raises:
-        UserError: When there is not one prediction to measure.
+        UserError: When there is not one prediction to measure, or a text is longer than
+            the model reads.
     """
     tokenizer: Any = loaded.tokenizer
     begin = tokenizer("a").input_ids[:1]
@@ -437,6 +438,12 @@ def _texts(
         raise UserError(
             f"--data {config.data} must have a text of three tokens, got none; give "
             "more text"
+        )
+    n_positions = getattr(loaded.model.config, "max_position_embeddings", None)
+    if n_positions is not None and max(map(len, texts)) > n_positions:
+        raise UserError(
+            f"--length must be at most {n_positions}, the positions of the model, got "
+            f"{config.length}"
         )
     return list(_at_most(texts, config.n_tokens))
 
