@@ -131,7 +131,7 @@ from circuitcut.masks.neurons.values import (
     watching,
 )
 from circuitcut.models.architectures import sites_of
-from circuitcut.models.loaded import LoadedModel
+from circuitcut.models.loaded import LoadedModel, most_positions
 from circuitcut.models.loading import load_model
 from circuitcut.reports.html import write_report
 from circuitcut.reports.tables import format_table
@@ -439,10 +439,10 @@ def _texts(
             f"--data {config.data} must have a text of three tokens, got none; give "
             "more text"
         )
-    n_positions = getattr(loaded.model.config, "max_position_embeddings", None)
-    if n_positions is not None and max(map(len, texts)) > n_positions:
+    most = most_positions(loaded.model)
+    if most is not None and max(map(len, texts)) > most:
         raise UserError(
-            f"--length must be at most {n_positions}, the positions of the model, got "
+            f"--length must be at most {most}, the positions of the model, got "
             f"{config.length}"
         )
     return list(_at_most(texts, config.n_tokens))

@@ -134,10 +134,12 @@ def test_what_cannot_be_measured_is_refused_before_a_run_is_made(
         measured(folder, tmp_path, "--data", str(tmp_path / "empty.txt"))
     with pytest.raises(UserError, match="text_column"):
         measured(folder, tmp_path, "--text_column", "body")
-    long = folder / "text.txt"
-    (tmp_path / "long.txt").write_text(" ".join(long.read_text().split()))
+    words = (folder / "text.txt").read_text().split()
+    (tmp_path / "long.txt").write_text(" ".join(words))
+    save_model(tiny_loaded("gpt2", "causal_lm"), tmp_path / "gpt2")  # 64 positions
+    given = ["--model", str(tmp_path / "gpt2"), "--classes", "weakening"]
     with pytest.raises(UserError, match=r"--length must be at most 64, .* got 256"):
-        measured(folder, tmp_path, "--data", str(tmp_path / "long.txt"))
+        measured(folder, tmp_path, "--data", str(tmp_path / "long.txt"), *given)
     with pytest.raises(UserError, match="--data must name a text"):
         class_effects.main(
             class_effects.ClassEffectsConfig(classes=["weakening"], run_dir=tmp_path)
