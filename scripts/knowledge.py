@@ -117,11 +117,11 @@ def _found(config: KnowledgeConfig, resumed: RunDirectory | None) -> Path:
             bake_(config, experiment, units)
             save_model(experiment.loaded, run.path / "model")
         run.write_results(results)
-    _show(run.path, results)
+    _show(run.path, results, *config.rule)
     return run.path
 
 
-def _show(run: Path, results: dict[str, Any]) -> None:
+def _show(run: Path, results: dict[str, Any], rule: str) -> None:
     facts, sizes = results["facts"], results["sizes"]
     print(
         f"{facts['n_facts']} of {facts['n_known']} known facts (of {facts['n_data']}), "
@@ -131,6 +131,8 @@ def _show(run: Path, results: dict[str, Any]) -> None:
     rows = effect_rows(results)
     if rows:
         print(format_table(rows, list(rows[0])))
+    else:
+        print(f"no fact has units, nothing was scaled: lower --{rule}")
     if results["n_ablated"]:
         print(f"mask: {results['n_ablated']} of {results['n_units']:,} neurons ablated")
     print(f"run: {run}\nnext: {results['next']}")

@@ -17,7 +17,7 @@ def documents(data: str, text_column: str | None) -> list[str]:
         UserError: When the corpus cannot be read.
     """
     joined: dict[str, list[str]] = {}
-    for number, record in enumerate(read_retained(data, text_column)):
+    for number, record in enumerate(read_retained(data, text_column, "--data")):
         joined.setdefault(record.document or f"row {number}", []).append(record.text)
     return [" ".join(parts) for parts in joined.values()]
 

@@ -175,9 +175,12 @@ class KnowledgeFlags(TaskConfig):
             raise UserError(
                 f"{' and '.join(given)} choose a prompt's units; give one of them"
             )
-        if self.n_ablated is not None and self.to_mask == "none":
+        of_mask = {"n_ablated": None, "ablation": "zero"}
+        of_mask |= {"mean_over": "retain", "positions": "words"}
+        changed = [name for name, usual in of_mask.items() if vars(self)[name] != usual]
+        if changed and self.to_mask == "none":
             raise UserError(
-                "--n_ablated is the size of a mask; give --to_mask facts or relations"
+                f"--{changed[0]} is about a mask; give --to_mask facts or relations"
             )
 
     def chosen(self) -> dict[str, Any]:

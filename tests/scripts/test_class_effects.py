@@ -212,6 +212,17 @@ def test_what_cannot_be_measured_is_refused_before_a_run_is_made(
     (tmp_path / "short.txt").write_text("Paris\n")
     with pytest.raises(UserError, match="a text of three tokens"):
         measured(folder, tmp_path, "--data", str(tmp_path / "short.txt"))
+    (tmp_path / "empty.txt").write_text("")
+    with pytest.raises(UserError, match=r"--data .*empty\.txt holds no text; name"):
+        measured(folder, tmp_path, "--data", str(tmp_path / "empty.txt"))
+    with pytest.raises(UserError, match="text_column"):
+        measured(folder, tmp_path, "--text_column", "body")
+    words = (folder / "text.txt").read_text().split()
+    (tmp_path / "long.txt").write_text(" ".join(words))
+    save_model(tiny_loaded("gpt2", "causal_lm"), tmp_path / "gpt2")  # 64 positions
+    given = ["--model", str(tmp_path / "gpt2"), "--classes", "weakening"]
+    with pytest.raises(UserError, match=r"--length must be at most 64, .* got 256"):
+        measured(folder, tmp_path, "--data", str(tmp_path / "long.txt"), *given)
     with pytest.raises(UserError, match="--data must name a text"):
         class_effects.main(
             class_effects.ClassEffectsConfig(classes=["weakening"], run_dir=tmp_path)

@@ -206,7 +206,8 @@ def test_a_killed_run_continues_to_the_same_files(
     [
         (["--task", "ioi"], "--task must be facts"),
         (["--threshold", "0.1", "--adaptive", "0.2"], "give one of them"),
-        (["--n_ablated", "3"], "give --to_mask"),
+        (["--n_ablated", "3"], "--n_ablated is about a mask; give --to_mask"),
+        (["--ablation", "mean"], "--ablation is about a mask; give --to_mask"),
         (["--percentile", "100"], "--percentile must be a number above 0"),
         (["--grid", "left"], "invalid choice"),
     ],
