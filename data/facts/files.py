@@ -47,7 +47,8 @@ def read_facts(
             a line is malformed; the message names file and line.
     """
     if data.startswith(HUB_PREFIX):
-        facts, texts = facts_of(read_hub_table(data, hub_config, hub_revision))
+        rows = read_hub_table(data, hub_config, hub_revision)
+        facts, texts = facts_of(rows)
         return _in_languages(facts, languages, data), texts
     if data_format not in ("auto", *FORMATS):
         raise UserError(

@@ -5,7 +5,7 @@ sets of the same sizes. Facts of two relations are compared in one language.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from itertools import combinations_with_replacement, product
+from itertools import combinations_with_replacement
 from typing import Any
 
 from circuitcut.attribution.knowledge.unit_sets import (
@@ -16,8 +16,12 @@ from circuitcut.attribution.knowledge.unit_sets import (
 from circuitcut.experiments.knowledge.study import Study
 
 Row = dict[str, Any]
+Sets = dict[tuple[str, str, str], Units]
+"""The units of every fact in one language, by what is equal in all languages."""
 SAME_FACT, ONE_RELATION = "the same fact", "two facts of one relation"
 TWO_RELATIONS = "facts of two relations"
+_OF_ONE = 2000
+"""Most pairs of facts of one relation in two languages, evenly spaced."""
 _BETWEEN = 100
 """Most pairs of facts of two relations in one language."""
 
@@ -105,23 +109,40 @@ def _of_relations(study: Study) -> Iterator[Row]:
 
 def _of_languages(study: Study) -> Iterator[Row]:
     n_units = sum(study.widths)
-    sets: dict[str, dict[tuple[str, str, str], Units]] = {}
+    sets: dict[str, Sets] = {}
     for number, units in study.refined_sets.items():
         fact = study.facts[number].fact
         sets.setdefault(fact.language, {})[fact.parallel] = units
     if len(sets) < 2:
         return
     for one, other in combinations_with_replacement(sets, 2):
-        pairs: dict[str, list[tuple[Units, Units]]] = {ONE_RELATION: []}
+        pairs = {ONE_RELATION: _different(sets[one], sets[other])}
         if one != other:
             both = [key for key in sets[one] if key in sets[other]]
             pairs[SAME_FACT] = [(sets[one][key], sets[other][key]) for key in both]
-        for first, second in product(sets[one], sets[other]):
-            different = first < second if one == other else first != second
-            if different and first[1] == second[1]:
-                pairs[ONE_RELATION].append((sets[one][first], sets[other][second]))
         for name, of in pairs.items():
             yield {
                 **{"by": "language", "one": one, "other": other, "pairs": name},
                 **overlap_of_pairs(of, n_units=n_units),
             }
+
+
+def _different(one: Sets, other: Sets) -> list[tuple[Units, Units]]:
+    """Pairs of different facts of one relation; within a language each pair once."""
+    pairs = []
+    of_other = _keys_by_relation(other)
+    for relation, keys in _keys_by_relation(one).items():
+        others = of_other.get(relation, [])
+        n_pairs = len(keys) * len(others)
+        for number in range(0, n_pairs, max(1, n_pairs // _OF_ONE)):
+            first, second = keys[number // len(others)], others[number % len(others)]
+            if first < second if one is other else first != second:
+                pairs.append((one[first], other[second]))
+    return pairs
+
+
+def _keys_by_relation(sets: Sets) -> dict[str, list[tuple[str, str, str]]]:
+    found: dict[str, list[tuple[str, str, str]]] = {}
+    for key in sets:
+        found.setdefault(key[1], []).append(key)
+    return found

@@ -105,6 +105,8 @@ def _map(axes: Axes, rows: Sequence[Row], most: float) -> Any:
                 axes.text(
                     x, y, text, ha="center", va="center", fontsize=9, color=colour
                 )
+    elif np.isfinite(chance).any():
+        axes.set_xlabel(f"random sets: {np.nanmean(chance):.2g} (mean over cells)")
     return image
 
 

@@ -31,7 +31,7 @@ DEFAULTS = TaskDefaults(
         "tiny-encoder": ModelDefaults(base=_BASE),
         "multilingual-encoder": ModelDefaults(
             base=_BASE,
-            base_on_own_data=replace(_BASE, n_steps=1000, vocab_size=16_384),
+            base_on_own_data=replace(_BASE, n_steps=600, vocab_size=16_384),
             languages=("en", "fr", "es", "nl"),
         ),
     },
