@@ -19,6 +19,7 @@ from circuitcut.reports.sections import TABLES, Table, terms
 from circuitcut.reports.stages.tables import concept_rows
 from circuitcut.reports.table_files import TABLE_FOLDER, write_tables
 from circuitcut.reports.tables import Row
+from circuitcut.reports.weights.geometry import GEOMETRY_FILE, write_geometry
 from circuitcut.reports.weights.relearned import (
     check_comparable,
     relearned_class_rows,
@@ -88,6 +89,8 @@ def write_report(runs: Sequence[Path], out: Path) -> Path:
         text = page([(run, draw_all(run)) for run in loaded])
         for run in loaded:
             write_tables(run.path, TABLES[run.kind](run.results))
+            if run.kind == "weight_classes":
+                write_geometry(run)
         write_tables(loaded[-1].path, _compared(loaded))
     write_text(out, text)
     return out
@@ -235,6 +238,8 @@ def section(run: Run, figures: Mapping[str, Path], number: int) -> str:
         f"Files of the run: figures as PNG and SVG in {run.path / FIGURE_FOLDER}, "
         f"tables as CSV and LaTeX in {run.path / TABLE_FOLDER}."
     )
+    if run.kind == "weight_classes" and run.results["weights"]["gated"]:
+        files += f" Interactive page of the cosines: {run.path / GEOMETRY_FILE}."
     parts.append(f'<p class="note">{html.escape(files)}</p>')
     return "\n".join([*parts, _about(run)])
 

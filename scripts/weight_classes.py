@@ -10,7 +10,8 @@ three cosines give one of eleven classes (Gerstner & Schuetze 2025): strengtheni
 weakening, conditional, proportional, orthogonal, typical or not. Plain neurons have one
 cosine and three classes. Weights are read from the safetensors files tensor by tensor,
 so that one layer is in memory at a time; SmolLM2 takes ten seconds. Writes a run with
-tables (Markdown, CSV, LaTeX), figures, the cosines of every neuron and report.html.
+tables (Markdown, CSV, LaTeX), figures, the cosines of every neuron, report.html and of
+gated neurons geometry.html, an interactive page of their cosines.
 --check published prints the counts beside those of the paper, for the models it has.
 --units_of RUN ... counts the neurons of masks and knowledge neurons by class.
 """
@@ -104,6 +105,7 @@ from circuitcut.reports.html import write_report
 from circuitcut.reports.load import load_run
 from circuitcut.reports.tables import format_table
 from circuitcut.reports.weights.files import write_tables
+from circuitcut.reports.weights.geometry import GEOMETRY_FILE
 from circuitcut.reports.weights.published import (
     CONVENTION,
     TAU,
@@ -215,6 +217,8 @@ def _show(run: Path, results: dict[str, Any]) -> None:
         figure = run / FIGURE_FOLDER / f"{name}.png"
         if figure.exists():  # some need several revisions or models
             print(f"figure: {figure}")
+    if (run / GEOMETRY_FILE).exists():  # gated neurons alone
+        print(f"interactive page: {run / GEOMETRY_FILE}")
     print(f"report: {report}")
     print(f"run: {run}\nnext: {results['next']}")
 

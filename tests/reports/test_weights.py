@@ -26,6 +26,7 @@ from circuitcut.reports.weights.published import (
 )
 from circuitcut.reports.weights.tables import (
     class_rows,
+    count_rows,
     median_rows,
     outside_rows,
     quartile_rows,
@@ -91,6 +92,16 @@ def test_what_a_selection_says_in_words(write_run: Any):
         "The mask ablates 2 of 20 neurons (10.0 %): of the class weakening, which has "
         "3 (tau 0.5, weights folded)."
     )
+
+
+def test_neurons_of_other_runs_stand_beside_chance():
+    (row,) = count_rows(weight_results())
+    assert (row["neurons of"], row["set"], row["chosen"]) == (
+        "runs/ioi",
+        "4 ablated",
+        2,
+    )
+    assert (row["by chance"], row["in the same layers"]) == ("0.6 [0, 2]", "0.5 [0, 1]")
 
 
 def test_tables_and_sentences_of_effects_have_their_numbers(write_run: Any):

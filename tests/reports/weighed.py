@@ -38,6 +38,26 @@ def _entry(n_weakening: int, n_units: int) -> dict[str, Any]:
     }
 
 
+CHOSEN = {
+    "path": "runs/ioi",
+    "kind": "ablated",
+    "n": 4,
+    "n_others": 0,
+    "classes": [
+        {
+            "class": "weakening",
+            "n_class": 3,
+            "n": 2,
+            "expected": 0.6,
+            "interval": [0, 2],
+            "expected_by_layer": 0.5,
+            "interval_by_layer": [0, 1],
+            "p": 0.04,
+        }
+    ],
+}
+
+
 def weight_results() -> dict[str, Any]:
     """Three of twenty neurons weaken what they read, two of them in layer 1."""
     region = {key: [-0.1, 0.1] for key in COSINES}
@@ -50,6 +70,7 @@ def weight_results() -> dict[str, Any]:
         "task": "locations",
         "model": "minilm",
         "units": ["neurons"],
+        "chosen": [CHOSEN],
         "n_units": 20,
         "weights": {
             "family": "llama",
