@@ -50,8 +50,6 @@ FROM_RANKING: dict[str, Any] = {
     # partly open ones, and the circuit of k edges is another than the trained one
     "stretch_temperature_end": 0.1,
     "power": 1.0,
-    # the KL alone leaves logits of improbable rivals, and so faithfulness, to chance
-    "concept_objective": "kl_margin",
     # of fewer prompts the gradient of most edges is noise (docs/results/smollm2.md)
     "batch_size": 32,
 }
