@@ -462,6 +462,7 @@ def _knowledge_tables(results: Results) -> list[Table]:
             "interval over facts. Facts without units are left out.",
             flat(results["effects"]),
         ),
+        *_edit_tables(results),
         Table(
             "Units by layer",
             knowledge.layer_rows(results),
@@ -473,6 +474,30 @@ def _knowledge_tables(results: Results) -> list[Table]:
             [dict(row) for row in results["overlap"]],
             "Mean Jaccard index, 0 to 1; random: of sets of the same sizes drawn from "
             "all neurons.",
+        ),
+    ]
+
+
+def _edit_tables(results: Results) -> list[Table]:
+    rows = knowledge.edit_rows(results)
+    if not rows:
+        return []
+    edits = results["edits"]
+    left_out = "; ".join(f"{why}: {n}" for why, n in edits["left_out"].items())
+    return [
+        Table(
+            "Edited facts",
+            rows,
+            f"{edits['n_edited']} facts one at a time, formula {edits['formula']}, "
+            f"{edits['n_units']:.1f} units a fact. Shares of facts, means over facts. "
+            f"Not edited: {left_out or 'none'}.",
+            flat(edits["rows"]),
+        ),
+        Table(
+            "Gains of the edits",
+            knowledge.gain_rows(results),
+            "After minus before (ranks: before minus after; perplexities: after / "
+            "before - 1); brackets: 95 % bootstrap interval over facts.",
         ),
     ]
 

@@ -29,7 +29,7 @@ ENTRIES: dict[str, frozenset[str]] = {
     "import_mask": frozenset({"file", "format", "per_site", "circuit"}),
     "select_mask": frozenset({"selection", "per_site"}),
     "knowledge": frozenset({"facts", "sizes", "layers", "effects", "overlap"})
-    | {"per_site"},
+    | {"per_site", "edits", "masks"},
     "relearn": frozenset({"mask", "rows", "summary", "recovery", "never_learned"})
     | {"probe", "after", "words_note", "warning"},
     "relearn_stages": frozenset({"levels", "seeds", "shares", "retrained", "choice"})
@@ -42,6 +42,7 @@ _ADDED: dict[str, frozenset[str]] = {
     "train_mask": frozenset({"heads", "warning"}),
     "evaluate": frozenset({"heads", "warning", "direction"}),
     "relearn": frozenset({"warning"}),
+    "knowledge": frozenset({"edits", "masks"}),
     "relearn_stages": frozenset({"relearned", "changes"}),
 }
 """Entries that the first runs of version 2 lack, and that a report can do without."""

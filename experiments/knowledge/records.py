@@ -45,6 +45,20 @@ class EffectRecord(TypedDict):
     """Over the other relations' facts; empty where there are none."""
 
 
+class EditRecord(TypedDict):
+    """Measures of one fact before and after its edit."""
+
+    fact: Count
+    target: str
+    """The new object; empty where the fact is not edited."""
+    left_out: str
+    """Why it is not edited; empty where it is."""
+    n_units: Count
+    sets: dict[str, dict[str, float]]
+    """Measures `before`, and by the set of units that was edited. Of perplexities the
+    mean log-probability."""
+
+
 class Records:
     """A file of JSON lines that grows by one line a fact.
 
@@ -79,7 +93,7 @@ def read_records(path: Path, kind: type) -> list[Any]:
     """The entries of a file of records, without an incomplete last line.
 
     Args:
-        kind: `FoundRecord` or `EffectRecord`.
+        kind: `FoundRecord`, `EffectRecord` or `EditRecord`.
 
     Raises:
         UserError: When a line is no such entry, or they are not in order; the message

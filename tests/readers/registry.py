@@ -28,6 +28,7 @@ from circuitcut.data.text.files import labelled_texts, read_retained, read_rows
 from circuitcut.data.word_vectors import read_word_vectors
 from circuitcut.experiments.base_model import _damage, _record
 from circuitcut.experiments.knowledge.records import (
+    EditRecord,
     EffectRecord,
     FoundRecord,
     read_records,
@@ -989,6 +990,16 @@ EFFECTS = [
     {"fact": number, "own": {"before": 0.5, "refined suppress": 0.1}, "others": {}}
     for number in range(2)
 ]
+EDITS = [
+    {
+        "fact": number,
+        "target": "Rome",
+        "left_out": "",
+        "n_units": 2,
+        "sets": {"before": {"success": 0.0}, "refined": {"success": 1.0}},
+    }
+    for number in range(2)
+]
 KNOWLEDGE = {
     f"records of knowledge neurons, {name}": Reader(
         ("experiments.knowledge.records",),
@@ -1002,6 +1013,7 @@ KNOWLEDGE = {
     for name, entries, kind in (
         ("found", FOUND, FoundRecord),
         ("effects", EFFECTS, EffectRecord),
+        ("edits", EDITS, EditRecord),
     )
 }
 
