@@ -19,9 +19,9 @@ from typing import Any
 import torch
 
 from circuitcut.attribution.gate_gradients import concept_margin, gate_gradients
-from circuitcut.attribution.replayed import record_blocks
 from circuitcut.attribution.row_blocks import Block, block_gradients
 from circuitcut.attribution.subject import Scores, Subject
+from circuitcut.models.residual.replayed import record_blocks
 from circuitcut.models.sites import Site
 from circuitcut.storage.modes import evaluating
 

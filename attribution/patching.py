@@ -24,10 +24,10 @@ from transformers.pytorch_utils import Conv1D
 
 from circuitcut.attribution.edge_patching import EdgePatches, one_by_one
 from circuitcut.attribution.gate_gradients import position_margin
-from circuitcut.attribution.replayed import record_blocks, replayed
 from circuitcut.attribution.subject import Scores, Subject
 from circuitcut.masks.edges.sites import modules_and_edges
 from circuitcut.masks.gating import value_of
+from circuitcut.models.residual.replayed import record_blocks, replayed
 from circuitcut.models.sites import Site
 from circuitcut.storage.modes import evaluating
 from circuitcut.storage.progress import shown

@@ -20,10 +20,10 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from circuitcut.attribution.gate_gradients import Behaviour
-from circuitcut.attribution.replayed import replayed
 from circuitcut.attribution.subject import Scores, Subject
 from circuitcut.masks.ablation import AblationValues
 from circuitcut.masks.gating import value_of
+from circuitcut.models.residual.replayed import replayed
 from circuitcut.models.sites import Site
 from circuitcut.tasks.base import Batch
 

@@ -28,8 +28,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from circuitcut.attribution.replayed import record_blocks, replayed
 from circuitcut.models.architectures import block_paths, sites_of
+from circuitcut.models.residual.replayed import record_blocks, replayed
 from circuitcut.storage.errors import UserError
 from circuitcut.storage.modes import evaluating
 from circuitcut.storage.progress import Progress
@@ -44,6 +44,8 @@ CLASSES: tuple[TokenClass, ...] = (
 )
 POSITIONS = 2048
 """Tokens in one forward pass, copies counted."""
+LEAST_EFFECT = 0.001
+"""Mean total effect, in probability, below which no share of it is given."""
 N_RESAMPLED = 1000
 """Resamples of the prompts, for intervals."""
 
@@ -340,7 +342,8 @@ def effects_table(
     Returns:
         Rows with `restored`, `tokens` (the class), `layer`, `n_prompts` (with such a
         token), `indirect` (mean IE), `normalised` (sum of IE by sum of TE; None where
-        that is not positive) and `interval`, its 95 % interval over resampled prompts.
+        the mean TE is below `LEAST_EFFECT`) and `interval`, its 95 % interval over
+        resampled prompts.
     """
     rng = np.random.default_rng(settings.seed)
     classes = [token_classes(prompt) for prompt in prompts]
@@ -369,22 +372,23 @@ def effects_table(
                         "layer": layer,
                         "n_prompts": len(having),
                         "indirect": float(values.mean()),
-                        "normalised": _share(values.sum(), total.sum()),
+                        "normalised": _share(values, total),
                         "interval": _interval(values, total, resampled),
                     }
                 )
     return rows
 
 
-def _share(part: float, whole: float) -> float | None:
-    return float(part / whole) if whole > 0 else None
+def _share(values: np.ndarray, total: np.ndarray) -> float | None:
+    known = total.mean() >= LEAST_EFFECT
+    return float(values.sum() / total.sum()) if known else None
 
 
 def _interval(
     values: np.ndarray, total: np.ndarray, resampled: np.ndarray
 ) -> list[float] | None:
     wholes = total[resampled].sum(1)
-    if not (wholes > 0).all():
+    if not (wholes >= LEAST_EFFECT * len(total)).all():
         return None
     shares = values[resampled].sum(1) / wholes
     return [float(end) for end in np.percentile(shares, [2.5, 97.5])]

@@ -40,6 +40,8 @@ _MODULE_OF = {
     "RunDirectory": "storage.run_directory",
     "write_report": "reports.html",
     "UserError": "storage.errors",
+    # what a model knows
+    "FactNeurons": "experiments.knowledge.fact_neurons",
     # the tables
     "TASKS": "tasks.registry",
     "GATES": "masks.registry",

@@ -370,7 +370,7 @@ def _options_dict(experiment: Experiment) -> dict[str, Any]:
     if options["concept_words"] is None:
         del options["concept_words"]
     options["concept"] = options["concept"] or experiment.task.concept
-    left_out = {"masked_lm", "n_prompts", "split_by", "n_facts"}
+    left_out = {"masked_lm", "n_prompts", "split_by", "n_facts", "languages"}
     if options["n_paraphrases"] is None:
         left_out.add("n_paraphrases")
     return {

@@ -40,7 +40,7 @@ class TaskConfig:
             *("concept_words", "text_column", "label_column", "concept_values"),
             *("hub_config", "hub_revision", "max_length", "prefix", "bos", "chat"),
             *("split_seed", "n_heldout", "n_prompts", "split_by", "n_facts"),
-            "n_paraphrases",
+            *("n_paraphrases", "language"),
         ),
         "model": (
             *("model", "revision", "base", "base_steps", "base_lr", "base_recipe"),
@@ -54,8 +54,8 @@ class TaskConfig:
     )
     model: str | None = flag(
         None,
-        "tiny-encoder, tiny-decoder, deep-decoder, mlp (built in), minilm and smollm2 "
-        "(PyPI), a local folder, a GGUF file or a hub name",
+        "tiny-encoder, multilingual-encoder, tiny-decoder, deep-decoder, mlp (built "
+        "in), minilm and smollm2 (PyPI), a local folder, a GGUF file or a hub name",
         decides_defaults=True,
     )
     revision: str | None = flag(None, "revision of a hub model")
@@ -153,6 +153,11 @@ class TaskConfig:
     n_paraphrases: int | None = flag(
         None, "facts: most prompts of one fact; default: all", within=COUNT
     )
+    language: list[str] = flag(
+        [],
+        "facts: languages of the prompts, such as en fr; default: those of the data, "
+        "of multilingual-encoder en fr es nl",
+    )
     run_dir: Path = flag(DEFAULT_PARENT, "parent folder of the run directories")
 
     def __post_init__(self) -> None:
@@ -192,6 +197,16 @@ class TaskConfig:
         """The model asked for, or the task's own."""
         return self.model or DEFAULTS[self.task].model
 
+    @property
+    def languages(self) -> tuple[str, ...]:
+        """The languages asked for, or those of the task and model.
+
+        A file tells its languages itself; built-in data and a folder have several.
+        """
+        usual = DEFAULTS[self.task].of(self.model_name).languages
+        chosen = self.data is None or Path(self.data).is_dir()
+        return tuple(dict.fromkeys(self.language)) or (usual if chosen else ())
+
     def task_options(
         self, label_piece: Literal["first", "last"], *, masked_lm: bool = False
     ) -> TaskOptions:
@@ -219,6 +234,7 @@ class TaskConfig:
             split_by=self.split_by,
             n_facts=self.n_facts,
             n_paraphrases=self.n_paraphrases,
+            languages=self.languages,
         )
 
 
@@ -332,10 +348,11 @@ _OF_DATA = (
 """Flags about `--data`; built-in data know none of them."""
 _OF_SOME_TASKS = (
     *("retain_data", "concept", "n_prompts", "split_by", "n_facts", "n_paraphrases"),
+    "language",
 )
 DATA_FLAGS = (
     *("task", "data", "retain_data", "concept", "split_seed", *_OF_DATA),
-    *("split_by", "n_facts", "n_paraphrases"),
+    *("split_by", "n_facts", "n_paraphrases", "language"),
 )
 """Flags that decide the records of a task."""
 

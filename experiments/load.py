@@ -11,7 +11,9 @@ from accelerate import Accelerator
 
 from circuitcut.experiments.flags import TaskConfig, base_recipe, check_data_flags
 from circuitcut.models.builtin import BUILTIN, BuiltinSizes, build_builtin
+from circuitcut.models.loaded import most_positions
 from circuitcut.models.loading import LoadedModel, load_model
+from circuitcut.models.names import ENCODERS
 from circuitcut.storage.errors import UserError
 from circuitcut.storage.processes import n_processes
 from circuitcut.storage.progress import Waiting
@@ -97,10 +99,25 @@ def load(
         check_corpus(corpus)
     with Waiting(f"loading the model {config.model_name}"):
         loaded = _model(config, corpus)
+    _check_length(config, loaded)
     with Waiting("preparing the examples"):
         task = task_of(config, corpus, loaded)
         check_scored(task, ("tune", "heldout"))
     return Experiment(config, task, corpus, loaded, accelerator)
+
+
+def _check_length(config: TaskConfig, loaded: LoadedModel) -> None:
+    """Refuse inputs that may be longer than the model's table of positions.
+
+    Raises:
+        UserError: Saying how long they may be.
+    """
+    most = most_positions(loaded.model)
+    if most is not None and config.max_length > most:
+        raise UserError(
+            f"--max_length must be at most {most}, the positions of the model "
+            f"{loaded.name}, got {config.max_length}"
+        )
 
 
 def make_accelerator(config: TaskConfig) -> Accelerator:
@@ -190,7 +207,7 @@ def check_head(config: TaskConfig) -> None:
     head, name = TASKS[config.task].head, config.model_name
     wrong = (
         (head == "image_classification") != (name == "mlp") and name in BUILTIN
-    ) or (head == "causal_lm" and name in ("tiny-encoder", "minilm"))
+    ) or (head == "causal_lm" and name in ENCODERS)
     if wrong:
         raise UserError(
             f"--model {name!r} cannot do --task {config.task!r}, which needs "

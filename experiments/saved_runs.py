@@ -78,6 +78,17 @@ def mask_at(path: Path) -> FrozenMask:
     )
 
 
+def selection_of(path: Path) -> dict[str, Any] | None:
+    """Which neurons a select_mask run chose, as its results.json says; else None."""
+    if not is_run(path):
+        return None
+    run = RunDirectory.open(path)
+    if run.kind != "select_mask" or not run.is_finished:
+        return None
+    selection: dict[str, Any] = run.results["selection"]
+    return selection
+
+
 def check_fit(
     mask: FrozenMask,
     path: Path,
@@ -118,9 +129,9 @@ def with_flags_of_run(config: Config, path: Path) -> Config:
     default = type(config)()
     deciding = [f.name for f in fields(TaskConfig) if f.metadata["decides_defaults"]]
     given = {f.name for f in fields(TaskConfig) if _is_given(config, default, f.name)}
-    flags = _typed(TaskConfig, saved)
+    flags = typed_flags(TaskConfig, saved)
     if any(getattr(config, n) != flags.get(n) for n in given.intersection(deciding)):
-        flags = _typed(TaskConfig, as_given(saved))
+        flags = typed_flags(TaskConfig, as_given(saved))
     taken = {
         name: value
         for name, value in flags.items()
@@ -132,7 +143,7 @@ def with_flags_of_run(config: Config, path: Path) -> Config:
 def task_flags_at(path: Path) -> dict[str, Any]:
     """The task flags that a mask was made with, by name; see `with_flags_of_run`."""
     saved = _flags_at(path)
-    return _typed(TaskConfig, saved)
+    return typed_flags(TaskConfig, saved)
 
 
 def _is_given(config: TaskConfig, default: TaskConfig, name: str) -> bool:
@@ -195,7 +206,7 @@ def settings_of_run(path: Path, n_units: int) -> MaskSettings:
         return saved
     flags = read_config(path)
     check_saved(MaskConfig, flags, path / "config.json")
-    flags = _typed(MaskConfig, flags)
+    flags = typed_flags(MaskConfig, flags)
     return settings_of(before_budgets(MaskConfig(**flags)), n_units)
 
 
@@ -319,7 +330,7 @@ def new_run(
     )
 
 
-def _typed(config_class: type, saved: Mapping[str, Any]) -> dict[str, Any]:
+def typed_flags(config_class: type, saved: Mapping[str, Any]) -> dict[str, Any]:
     """The entries of a config.json that are fields of `config_class`, with its types.
 
     The word `none` is no value, unless it is one of the choices.
@@ -332,6 +343,8 @@ def _typed(config_class: type, saved: Mapping[str, Any]) -> dict[str, Any]:
         is_none = value == NONE and NoneType in parts and not has_choice_none(hint)
         if is_none or value is None:
             value = None
+        elif isinstance(value, list) and Path in parts:
+            value = [Path(item) for item in value]
         elif hint is Path or Path in parts:
             value = Path(value)
         typed[name] = value

@@ -135,6 +135,12 @@ class HardConcreteSettings(BudgetSettings):
         within=SCALE,
         has_own_default=False,
     )
+    stretch_temperature_end: float = flag(
+        TEMPERATURE,
+        "hard_concrete with a budget: beta in the last fifth of the run",
+        within=SCALE,
+        has_own_default=False,
+    )
     noise_start: float = flag(
         1.0,
         "hard_concrete with a budget: scale of the noise at the first step",

@@ -20,7 +20,9 @@ further departures then:
   gate in a hundred gets a gradient at a step, and chance decides which. If the loss is
   linear in each gate, both estimators have the same mean; this one has a gradient for
   every gate at every step.
-* The scale of the logistic noise falls during the run.
+* The scale of the logistic noise falls during the run, and beta where asked. With
+  little noise, beta = 2/3 spreads a sample of k units over more than 2 k partly open
+  gates, and a mask of k units is then another circuit than the trained one.
 """
 
 import math
@@ -72,6 +74,7 @@ class HardConcreteGate(Gate):
         self.settings = settings
         self.has_budget = settings.penalty == "budget"
         self.power, self.beta = settings.power, settings.stretch_temperature
+        # of gates without a budget, whose beta is constant
         self.zero_logit = self.beta * math.log(-STRETCH_LOW / STRETCH_HIGH)
         self.noise = settings.noise_start if self.has_budget else 1.0
         self.progress = 0.0
@@ -92,7 +95,10 @@ class HardConcreteGate(Gate):
                 f"{keep_prob}; 0.99 is a good value"
             )
         check_positive(power=settings.power)
-        check_positive(stretch_temperature=settings.stretch_temperature)
+        check_positive(
+            stretch_temperature=settings.stretch_temperature,
+            stretch_temperature_end=settings.stretch_temperature_end,
+        )
         check_positive(noise_start=settings.noise_start, noise_end=settings.noise_end)
 
     def sample(self, rng: torch.Generator) -> Float[Tensor, "unit"]:
@@ -141,11 +147,14 @@ class HardConcreteGate(Gate):
         return self.log_alpha
 
     def anneal(self, progress: float) -> None:
-        """Move the noise of gates with a budget linearly in the first 80 % of a run."""
+        """Move noise and beta of gates with a budget, linearly in 80 % of a run."""
         self.progress = progress
         if self.has_budget:
-            start, end = self.settings.noise_start, self.settings.noise_end
+            settings = self.settings
+            start, end = settings.noise_start, settings.noise_end
             self.noise = annealed(progress, start, end)
+            start, end = settings.stretch_temperature, settings.stretch_temperature_end
+            self.beta = annealed(progress, start, end)
 
     def saturated_share(self) -> float:
         """Expected share of samples at exactly 0 or 1; with a budget of the gates."""

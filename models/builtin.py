@@ -75,8 +75,8 @@ def build_builtin(
     """An untrained model; the same arguments give the same weights and tokenizer.
 
     Args:
-        name: `tiny-encoder` (a BERT), `tiny-decoder` or `deep-decoder` (GPT-2s; their
-            depth is one of the sizes) or `mlp`.
+        name: `tiny-encoder` or `multilingual-encoder` (BERTs), `tiny-decoder` or
+            `deep-decoder` (GPT-2s; their depth is one of the sizes) or `mlp`.
         head: Task head, one of `HEADS_OF_BUILTIN[name]`; `language_model` stands for
             the model's `causal_lm` or `masked_lm`.
         labels: Class names of a classification head, in the order of its logits.

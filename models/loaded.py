@@ -22,6 +22,10 @@ _NOT_HASHED = re.compile(
 )
 
 
+_TABLES = ("wpe", "position_embeddings", "position_embedding", "embed_positions")
+"""Names of tables of positions, modules or buffers, in the families of transformers."""
+
+
 @dataclass
 class LoadedModel:
     """A model in evaluation mode, its tokenizer and their origin."""
@@ -46,6 +50,19 @@ class LoadedModel:
     def weights_sha256(self) -> str:
         """Of all weights, as they are when it is first asked for."""
         return weights_sha256(self.model)
+
+
+def most_positions(model: nn.Module) -> int | None:
+    """The most tokens that `model` can read; None where it computes positions."""
+    modules = (name for name, m in model.named_modules() if isinstance(m, nn.Embedding))
+    names = [*modules, *(name for name, _ in model.named_buffers())]
+    if not any(name.rpartition(".")[2] in _TABLES for name in names):
+        return None
+    config: Any = model.config
+    # RoBERTa and its kin count from behind the padding's id
+    is_roberta = "roberta" in config.model_type
+    unused = config.pad_token_id + 1 if is_roberta else 0
+    return config.max_position_embeddings - unused
 
 
 def config_hash_of(config: Any) -> str:

@@ -8,8 +8,11 @@ MODULE_KINDS: tuple[UnitKind, ...] = ("neurons", "heads", "hidden", "weights")
 UNIT_KINDS: tuple[UnitKind, ...] = (*MODULE_KINDS, "edges")
 HEADS_OF_BUILTIN = {
     "tiny-encoder": ("masked_lm", "token_classification"),
+    "multilingual-encoder": ("masked_lm",),
     "tiny-decoder": ("causal_lm", "token_classification"),
     "deep-decoder": ("causal_lm", "token_classification"),
     "mlp": ("image_classification",),
 }
+ENCODERS = frozenset({"tiny-encoder", "multilingual-encoder", "minilm"})
+"""Models by name that cannot predict the next token."""
 BUILTIN = frozenset(HEADS_OF_BUILTIN)

@@ -10,6 +10,7 @@ from circuitcut.reports import knowledge
 from circuitcut.reports.circuits.head_map import heads_by_layer
 from circuitcut.reports.circuits.trace_map import trace_map
 from circuitcut.reports.drawing import STYLE, png, svg
+from circuitcut.reports.facts import figures as of_facts
 from circuitcut.reports.load import Run
 from circuitcut.reports.mask_figures import mask_by_layer, training_curves
 from circuitcut.reports.overview import overview
@@ -63,7 +64,12 @@ FIGURES: dict[str, dict[str, Draw]] = {
     "attribute": {"score_by_size": score_by_size},
     "import_mask": {"mask_by_layer": mask_by_layer},
     "select_mask": {"mask_by_layer": mask_by_layer},
-    "knowledge": {"units_by_layer": knowledge.units_by_layer},
+    "knowledge": {
+        "units_by_layer": knowledge.units_by_layer,
+        "relation_overlap": of_facts.relation_overlap,
+        "language_overlap": of_facts.language_overlap,
+        "unit_activity": of_facts.unit_activity,
+    },
     "faithfulness": {"faithfulness": faithfulness_curves},
     "stability": {},
     "trace": {"trace_map": trace_map},
@@ -83,6 +89,7 @@ FIGURES: dict[str, dict[str, Draw]] = {
 """Kind of run -> its figures in the order of the report."""
 
 CAPTIONS = of_stages.CAPTIONS | {
+    **of_facts.CAPTIONS,
     "units_by_layer": knowledge.CAPTION,
     "mask_by_layer": "Units that the frozen mask ablates in each layer: number, and "
     "share of the layer's units where there are few layers.",

@@ -19,6 +19,11 @@ from circuitcut.reports.sections import TABLES, Table, terms
 from circuitcut.reports.stages.tables import concept_rows
 from circuitcut.reports.table_files import TABLE_FOLDER, write_tables
 from circuitcut.reports.tables import Row
+from circuitcut.reports.weights.geometry import GEOMETRY_FILE, write_geometry
+from circuitcut.reports.weights.relearned import (
+    check_comparable,
+    relearned_class_rows,
+)
 from circuitcut.reports.words import format_cell
 from circuitcut.storage.atomic import write_text
 from circuitcut.storage.command_lines import command
@@ -84,7 +89,9 @@ def write_report(runs: Sequence[Path], out: Path) -> Path:
         text = page([(run, draw_all(run)) for run in loaded])
         for run in loaded:
             write_tables(run.path, TABLES[run.kind](run.results))
-        write_tables(loaded[-1].path, _concepts(loaded))
+            if run.kind == "weight_classes":
+                write_geometry(run)
+        write_tables(loaded[-1].path, _compared(loaded))
     write_text(out, text)
     return out
 
@@ -133,7 +140,7 @@ def page(runs: Sequence[tuple[Run, Mapping[str, Path]]]) -> str:
     """The report's HTML text."""
     heading = " and ".join(dict.fromkeys(run.title for run, _ in runs))
     parts = [_opening([run for run, _ in runs]), _how_to_read([run for run, _ in runs])]
-    for table in _concepts([run for run, _ in runs]):
+    for table in _compared([run for run, _ in runs]):
         parts += [f"<h2>{html.escape(table.title)}</h2>", table_html(table)]
     parts += [section(run, figures, i) for i, (run, figures) in enumerate(runs, 1)]
     body = "\n".join(parts)
@@ -184,6 +191,25 @@ def _concepts(runs: Sequence[Run]) -> list[Table]:
     return [Table("Concepts compared", concept_rows(studies), note)]
 
 
+def _compared(runs: Sequence[Run]) -> list[Table]:
+    """Tables over several runs: concepts of studies in stages, classes of neurons."""
+    return [*_concepts(runs), *_classes(runs)]
+
+
+def _classes(runs: Sequence[Run]) -> list[Table]:
+    """The table of several relearned classes of neurons; nothing of fewer than two."""
+    results = [run.results for run in runs if run.kind == "relearn"]
+    chosen = [one for one in results if one.get("selection")]
+    if len(chosen) < 2:
+        return []
+    check_comparable(chosen)
+    note = (
+        "Cut models, fastest relearned first, by the area under the recovery over "
+        "steps. Held-out data, means over seeds; brackets: 95 % bootstrap intervals."
+    )
+    return [Table("Classes relearned", relearned_class_rows(chosen), note)]
+
+
 def section(run: Run, figures: Mapping[str, Path], number: int) -> str:
     """One run: its main table, its further findings, its figures, the other tables.
 
@@ -212,6 +238,8 @@ def section(run: Run, figures: Mapping[str, Path], number: int) -> str:
         f"Files of the run: figures as PNG and SVG in {run.path / FIGURE_FOLDER}, "
         f"tables as CSV and LaTeX in {run.path / TABLE_FOLDER}."
     )
+    if run.kind == "weight_classes" and run.results["weights"]["gated"]:
+        files += f" Interactive page of the cosines: {run.path / GEOMETRY_FILE}."
     parts.append(f'<p class="note">{html.escape(files)}</p>')
     return "\n".join([*parts, _about(run)])
 

@@ -7,6 +7,7 @@ from typing import Any
 from circuitcut.reports import knowledge
 from circuitcut.reports.circuits.edge_names import edge_rows, head_rows
 from circuitcut.reports.circuits.trace_map import effect_rows
+from circuitcut.reports.facts import tables as of_facts
 from circuitcut.reports.load import Run
 from circuitcut.reports.stages.change_tables import (
     level_change_rows,
@@ -44,16 +45,23 @@ from circuitcut.reports.tables import (
 from circuitcut.reports.verdict import THRESHOLDS
 from circuitcut.reports.weights.effect_tables import (
     activity_rows,
+    attribute_rows,
     changed_rows,
     clean_rows,
+    continued_rows,
     draw_rows,
+    edge_effect_rows,
     layer_rows,
+    lens_rows,
+    reader_rows,
+    reading_layer_rows,
     summary_rows,
 )
 from circuitcut.reports.weights.tables import (
     bin_rows,
     change_rows,
     class_rows,
+    count_rows,
     median_rows,
     outside_rows,
     quartile_rows,
@@ -299,6 +307,7 @@ def _weight_tables(results: Results) -> list[Table]:
     )
     found = [
         Table("Neurons by class", total_rows(results), _weights_note(results)),
+        Table("Neurons of other runs by class", count_rows(results), BY_CHANCE),
         Table("Tokens nearest to a neuron's vectors", vocabulary_rows(results), WORDS),
         Table("Neurons of each class by layer", class_rows(results)),
         Table("The same, by the sign of cos(w_in, w_out) alone", _coarse(results)),
@@ -329,10 +338,62 @@ def _effect_tables(results: Results) -> list[Table]:
         Table("Ablated minus clean", summary_rows(results), unit + over),
         Table("How often neurons are on", activity_rows(results), often),
         Table("Texts that change most", changed_rows(results), by),
+        Table(
+            "How the model goes on",
+            continued_rows(results),
+            "Greedy continuations of the texts that change most.",
+        ),
+        Table(
+            "Logit lens",
+            lens_rows(results, most_changed_only=True),
+            "Predictions of the residual stream behind every sublayer: final norm and "
+            "unembedding. Of every condition the text that changes most, at the token "
+            "that changes; P(next): probability of the true next token. The CSV file "
+            "has the other texts too.",
+            lens_rows(results),
+        ),
+        Table("Attributes rate by layer", attribute_rows(results), _rates(results)),
+        Table(
+            "Readers that notice the ablation",
+            reader_rows(results, 10),
+            _edges_note(results),
+            reader_rows(results),
+        ),
+        Table("The same by layer", reading_layer_rows(results)),
+        Table("Edges of the ablation", edge_effect_rows(results)),
         Table("Every ablation and measure", draw_rows(results), unit + over),
         Table("The clean model", clean_rows(results), unit + over),
         Table("Frequencies by layer", layer_rows(results), often),
     ]
+
+
+def _rates(results: Results) -> str:
+    found = results.get("attributes") or {
+        "n_subjects": 0,
+        "n_top": 0,
+        "source": "facts",
+    }
+    words = {
+        "facts": "objects of their facts",
+        "table": "a given table",
+        "corpus": "paragraphs that BM25 ranks highest for their names",
+    }
+    return (
+        f"{found['n_subjects']} subjects, at their last token, behind every block: of "
+        f"the {found['n_top']} nearest tokens that are words, the percentage that are "
+        f"the subject's own (words: {words[found['source']]}). Brackets: 95 % interval "
+        "over subjects, of a control minus clean over draws, by Student's t."
+    )
+
+
+def _edges_note(results: Results) -> str:
+    found = results.get("edges") or {"measure": "loss", "n_tokens": 0}
+    return (
+        f"Attribution patching on {found['n_tokens']:,} tokens, first draw of a "
+        f"control: change of the {found['measure']} (nats a token) where this reader "
+        "alone reads the ablated stream, to first order. Effects of different layers "
+        "overlap: later readers also read what earlier ones made of it. Logits: all."
+    )
 
 
 def _coarse(results: Results) -> list[Row]:
@@ -348,6 +409,11 @@ def _weights_note(results: Results) -> str:
     )
 
 
+BY_CHANCE = (
+    "By chance: as many neurons drawn from all of the model; in the same layers: as "
+    "many drawn in every layer. Brackets: central 95 % (hypergeometric, exact). p: "
+    "two-sided, against the draw in the same layers, not corrected for the classes."
+)
 WORDS = (
     "Scores: product of the vector, at length 1, with the token's unembedding (folded: "
     "times the gain of the final norm). +gate and -gate: w_gate and its opposite."
@@ -474,6 +540,27 @@ def _knowledge_tables(results: Results) -> list[Table]:
             [dict(row) for row in results["overlap"]],
             "Mean Jaccard index, 0 to 1; random: of sets of the same sizes drawn from "
             "all neurons.",
+        ),
+        Table("Facts by language", of_facts.language_rows(results)),
+        Table(
+            "Groups of facts that share units",
+            of_facts.group_rows(results),
+            "The same by relation and by language, the largest overlap beyond random "
+            "sets first.",
+            of_facts.group_data(results),
+        ),
+        Table(
+            "Activation of the units of a fact",
+            of_facts.activity_rows(results),
+            "Mean over units and prompts where the object is predicted; brackets: 95 % "
+            "bootstrap interval over facts.",
+            flat(results.get("activity") or []),
+        ),
+        Table(
+            "Prompts that trigger a unit",
+            of_facts.trigger_rows(results),
+            "The units (LAYER.NUMBER) of the most facts, and the prompts of at most "
+            "200 facts on which each is most active; median over these prompts.",
         ),
     ]
 

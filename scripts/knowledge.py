@@ -2,6 +2,9 @@
 
     python scripts/knowledge.py
     python scripts/knowledge.py --model smollm2 --data FOLDER --to_mask facts
+    python scripts/knowledge.py --model multilingual-encoder --language en fr
+    python scripts/knowledge.py --data FOLDER --share 1/4 --name one
+    python scripts/knowledge.py --join runs/one runs/two runs/three runs/four
 
 For every fact that the model knows: integrated gradients of the object's probability
 with respect to all MLP neurons, the units of each of its prompts, and those that its
@@ -9,9 +12,11 @@ paraphrases share (Dai et al. 2022). Then the units are suppressed and enhanced 
 the object is predicted: the change of its probability, of that of other relations'
 facts, and of as many random units of the same layers. At last every fact is edited: the
 values of its units move to another object, and back. Beside them stand as many units of
-a learned mask with --mask RUN. Writes a run with neurons.json (lists of [layer,
-number]), found.jsonl, effects.jsonl and edits.jsonl, which a killed run continues with
---resume, and with --to_mask a mask for evaluate, relearn and report. About three
+a learned mask with --mask RUN. Writes a run with neurons.json and units/ (lists of
+[layer, number]), found.jsonl, effects.jsonl, activity.jsonl and edits.jsonl, which a
+killed run continues with --resume, and with --to_mask a mask for evaluate, relearn and
+report. A sweep over many facts is shared out with --share; --join writes the files that
+one process would have written. About three
 seconds a fact and paraphrase on SmolLM2 and one core; the built-in decoder takes two
 minutes, most of them its own training.
 """
@@ -41,12 +46,19 @@ parse_first(__name__, KnowledgeConfig, __doc__)
 
 from circuitcut.experiments.base_model import with_base_model
 from circuitcut.experiments.describe import header, per_site
+from circuitcut.experiments.knowledge.activity import Activity
 from circuitcut.experiments.knowledge.edits import Edits, summarised_edits
 from circuitcut.experiments.knowledge.facts import known_facts
 from circuitcut.experiments.knowledge.masks import orders_of
 from circuitcut.experiments.knowledge.products import bake_, chosen_units, mask_of
 from circuitcut.experiments.knowledge.results import neurons, summarised
-from circuitcut.experiments.knowledge.study import Study
+from circuitcut.experiments.knowledge.shares import (
+    check_share,
+    join_records,
+    with_flags_of_shares,
+)
+from circuitcut.experiments.knowledge.study import FOUND_FILE, Study
+from circuitcut.experiments.knowledge.unit_files import write_unit_files
 from circuitcut.experiments.load import load, provenance_of
 from circuitcut.experiments.runs.resolved import resolved
 from circuitcut.experiments.runs.resuming import begin_or_continue, begun, data_check
@@ -60,6 +72,8 @@ from circuitcut.storage.atomic import write_json
 
 def main(config: KnowledgeConfig) -> Path:
     """Begin a run, or continue one that no other process works on."""
+    if config.join and config.resume is None:
+        config = with_flags_of_shares(config)
     return begin_or_continue(config, config.resume, "knowledge", _found)
 
 
@@ -71,6 +85,7 @@ def _found(config: KnowledgeConfig, resumed: RunDirectory | None) -> Path:
     experiment = resolved(experiment, config)
     orders = orders_of(config.mask, experiment)
     known = known_facts(config, experiment)
+    check_share(config, len(known.facts))
     made_with = provenance_of(experiment)
     begun(resumed, made_with)
     run = resumed or new_run(
@@ -79,9 +94,12 @@ def _found(config: KnowledgeConfig, resumed: RunDirectory | None) -> Path:
     with nullcontext() if resumed else run.locked():
         if not run.is_writer:  # one of several processes is enough
             return run.path
+        if config.join and not (run.path / FOUND_FILE).exists():
+            join_records(config.join, len(known.facts), run.path)
         study = Study(config, experiment, known.facts, run.path, orders)
         write_json(run.path / "neurons.json", neurons(study))
-        effects = study.effects()
+        write_unit_files(study, run.path)
+        effects, activity = study.effects(), Activity(study)
         edits = summarised_edits(study, Edits(study).records())
         mask = None
         units = (
@@ -94,7 +112,8 @@ def _found(config: KnowledgeConfig, resumed: RunDirectory | None) -> Path:
             save_frozen(mask, None, run.path)
         sites = sites_of(experiment.loaded.model, ["neurons"])
         results = header("knowledge", experiment, sites, mask, "zero") | {
-            **summarised(study, known, effects.entries),
+            **summarised(study, known, effects.entries, activity.records().entries),
+            "triggers": activity.triggers(),
             "edits": edits,
             "masks": [str(path) for path in config.mask],
             "per_site": per_site(mask) if mask else [],
@@ -106,20 +125,23 @@ def _found(config: KnowledgeConfig, resumed: RunDirectory | None) -> Path:
             bake_(config, experiment, units)
             save_model(experiment.loaded, run.path / "model")
         run.write_results(results)
-    _show(run.path, results)
+    _show(run.path, results, *config.rule)
     return run.path
 
 
-def _show(run: Path, results: dict[str, Any]) -> None:
+def _show(run: Path, results: dict[str, Any], rule: str) -> None:
     facts, sizes = results["facts"], results["sizes"]
     print(
         f"{facts['n_facts']} of {facts['n_known']} known facts (of {facts['n_data']}), "
         f"{facts['n_prompts']} prompts: {sizes['coarse']['mean']:.1f} units a prompt, "
         f"{sizes['refined']['mean']:.1f} a fact"
     )
-    for rows in (effect_rows(results), edit_rows(results)):
-        if rows:
-            print(f"\n{format_table(rows, list(rows[0]))}")
+    rows = effect_rows(results)
+    for table in (rows, edit_rows(results)):
+        if table:
+            print(f"\n{format_table(table, list(table[0]))}")
+    if not rows:
+        print(f"no fact has units, nothing was scaled: lower --{rule}")
     if results["n_ablated"]:
         print(f"mask: {results['n_ablated']} of {results['n_units']:,} neurons ablated")
     print(f"run: {run}\nnext: {results['next']}")

@@ -197,6 +197,7 @@ from circuitcut.experiments.saved_runs import (
     check_fit,
     mask_at,
     new_run,
+    selection_of,
     with_flags_of_run,
 )
 from circuitcut.experiments.scores import warning_of_cut
@@ -285,6 +286,7 @@ def _relearned(config: RelearnConfig, resumed: RunDirectory | None) -> Path:
             return run.path
         results = header("relearn", experiment, mask=mask) | {
             "mask": str(mask_path),
+            "selection": selection_of(mask_path),
             **describe(study.task, runs, seed=config.seed),
             "never_learned": never_learned.base if never_learned else None,
             "probe": probes,

@@ -22,7 +22,7 @@ from circuitcut.experiments.flags import TaskConfig
 from circuitcut.storage.command_lines import command
 from circuitcut.storage.errors import UserError
 from circuitcut.storage.flag_fields import Headings, flag
-from circuitcut.storage.flag_ranges import COUNT, SCALE_OR_0, Range
+from circuitcut.storage.flag_ranges import COUNT, SCALE, Range
 from circuitcut.storage.run_directory import RunDirectory
 from circuitcut.training.config import parse_first, run_script
 
@@ -64,7 +64,7 @@ class TraceConfig(TaskConfig):
     noise: float = flag(
         3.0,
         "standard deviation of the noise, in those of the subjects' embeddings",
-        within=SCALE_OR_0,
+        within=SCALE,
     )
     n_noise: int = flag(10, "draws of noise a prompt", within=Range(1, 10_000))
 

@@ -10,8 +10,10 @@ three cosines give one of eleven classes (Gerstner & Schuetze 2025): strengtheni
 weakening, conditional, proportional, orthogonal, typical or not. Plain neurons have one
 cosine and three classes. Weights are read from the safetensors files tensor by tensor,
 so that one layer is in memory at a time; SmolLM2 takes ten seconds. Writes a run with
-tables (Markdown, CSV, LaTeX), figures, the cosines of every neuron and report.html.
+tables (Markdown, CSV, LaTeX), figures, the cosines of every neuron, report.html and of
+gated neurons geometry.html, an interactive page of their cosines.
 --check published prints the counts beside those of the paper, for the models it has.
+--units_of RUN ... counts the neurons of masks and knowledge neurons by class.
 """
 
 from collections.abc import Sequence
@@ -23,9 +25,8 @@ from circuitcut.storage.command_lines import command
 from circuitcut.storage.errors import UserError
 from circuitcut.storage.flag_fields import Headings, flag, flags_of
 from circuitcut.storage.flag_ranges import SEED, Range, check_flags
-from circuitcut.storage.provenance import PROVENANCE, code_version
 from circuitcut.storage.run_directory import DEFAULT_PARENT, RunDirectory
-from circuitcut.training.config import config_dict, parse_first, run_script, saved_flags
+from circuitcut.training.config import parse_first, run_script
 from circuitcut.weight_classes.names import CLASSES, PLAIN
 from circuitcut.weight_classes.settings import WeightSettings
 
@@ -38,7 +39,7 @@ class WeightClassesConfig(flags_of(WeightSettings)):  # type: ignore[misc]
     headings: ClassVar[Headings] = {
         "model": ("model", "revision", "revisions", "beside"),
         "vocabulary": ("show", "n_words"),
-        "classes": ("check",),
+        "classes": ("check", "units_of"),
         "run": ("seed", "run_dir", "name"),
     }
 
@@ -62,6 +63,11 @@ class WeightClassesConfig(flags_of(WeightSettings)):  # type: ignore[misc]
     )
     check: Literal["none", "published"] = flag(
         "none", "published: print the counts beside the published ones of the model"
+    )
+    units_of: list[Path] = flag(
+        [],
+        "runs, folders with mask.json, or neurons.json of knowledge runs: how many of "
+        "their neurons are in every class, beside chance",
     )
     n_words: int = flag(12, "tokens of each vector of --show", within=Range(1, 1000))
     seed: int = flag(0, "seed of the mismatched pairs", within=SEED)
@@ -91,12 +97,15 @@ class WeightClassesConfig(flags_of(WeightSettings)):  # type: ignore[misc]
 
 parse_first(__name__, WeightClassesConfig, __doc__)
 
+from circuitcut.experiments.runs.chosen_neurons import ChosenNeurons, chosen_neurons
+from circuitcut.experiments.runs.without_task import begin, header, made_with
 from circuitcut.models.loading import load_tokenizer
 from circuitcut.reports.figures import FIGURE_FOLDER, FIGURES
 from circuitcut.reports.html import write_report
 from circuitcut.reports.load import load_run
 from circuitcut.reports.tables import format_table
 from circuitcut.reports.weights.files import write_tables
+from circuitcut.reports.weights.geometry import GEOMETRY_FILE
 from circuitcut.reports.weights.published import (
     CONVENTION,
     TAU,
@@ -104,12 +113,12 @@ from circuitcut.reports.weights.published import (
     check_rows,
     published_of,
 )
-from circuitcut.reports.weights.tables import total_rows, vocabulary_text
+from circuitcut.reports.weights.tables import count_rows, total_rows, vocabulary_text
 from circuitcut.storage.atomic import write_tensors, write_text
-from circuitcut.storage.results_schema import SCHEMA_VERSION
 from circuitcut.weight_classes.analysis import Analysis, analyse
 from circuitcut.weight_classes.change import change_of_layers, check_one_model
 from circuitcut.weight_classes.checkpoint import Checkpoint, open_checkpoint
+from circuitcut.weight_classes.class_counts import count_by_class
 from circuitcut.weight_classes.vocabulary import (
     projections,
     tying,
@@ -130,24 +139,17 @@ def main(config: WeightClassesConfig) -> Path:
     check_one_model(series)
     shown = _shown(config, series[-1])
     analyses = [analyse(c, config.weight_settings(), seed=config.seed) for c in series]
-    made_with = {
-        "settings": config_dict(config),
-        "code_version": code_version(),
-        "revision": series[-1].commit,
-    }
-    results = _results(config, series, analyses) | {
+    provenance = made_with(config, series[-1].commit)
+    sizes = [layer.cosines.n_units for layer in analyses[-1].layers]
+    chosen = [chosen_neurons(path, sizes) for path in config.units_of]
+    results = {
+        **header(config, "weight_classes", provenance, n_units=analyses[-1].n_units),
+        **_results(config, series, analyses),
         "beside": beside,
         "vocabulary": shown,
-        PROVENANCE: made_with,
+        "chosen": [_counted(analyses[-1], one) for one in chosen],
     }
-    run = RunDirectory.create(
-        config.run_dir,
-        kind="weight_classes",
-        task="weights",
-        model=config.model,
-        config=saved_flags(config) | {PROVENANCE: made_with},
-        name=config.name,
-    )
+    run = begin(config, "weight_classes", "weights", provenance)
     with run.locked():
         if not run.is_writer:  # one of several processes is enough
             return run.path
@@ -206,12 +208,17 @@ def _show(run: Path, results: dict[str, Any]) -> None:
         text = vocabulary_text(results)
         write_text(run / "vocabulary.txt", text)
         print(text)
+    if results["chosen"]:
+        rows = count_rows(results)
+        print(f"\n{format_table(rows, list(rows[0]))}")
     write_tables(run / "tables", results)
     report = write_report([run], run / "report.html")  # draws the figures
     for name in FIGURES["weight_classes"]:
         figure = run / FIGURE_FOLDER / f"{name}.png"
         if figure.exists():  # some need several revisions or models
             print(f"figure: {figure}")
+    if (run / GEOMETRY_FILE).exists():  # gated neurons alone
+        print(f"interactive page: {run / GEOMETRY_FILE}")
     print(f"report: {report}")
     print(f"run: {run}\nnext: {results['next']}")
 
@@ -229,17 +236,6 @@ def _results(
         for name in total["bins"]
     }
     return {
-        "schema_version": SCHEMA_VERSION,
-        "kind": "weight_classes",
-        "task": "none",
-        "model": config.model,
-        "units": ["neurons"],
-        "ablation": None,
-        "n_ablated": None,
-        "n_units": analysis.n_units,
-        "concept_metric": None,
-        "retain_metric": None,
-        "base": {},
         "weights": {
             "family": last.config["model_type"],
             "revision": config.revisions[-1] if config.revisions else config.revision,
@@ -266,6 +262,31 @@ def _results(
         "change": change_of_layers(series[0], last, config.convention)
         if len(series) > 1
         else [],
+    }
+
+
+def _counted(analysis: Analysis, of_path: ChosenNeurons) -> dict[str, Any]:
+    """The neurons of one path by class."""
+    names = CLASSES if analysis.is_gated else PLAIN
+    counted = count_by_class(analysis.classes(), list(of_path.chosen), names)
+    return {
+        "path": str(of_path.path),
+        "kind": of_path.kind,
+        "n": sum(one.n for one in counted),
+        "n_others": of_path.n_others,
+        "classes": [
+            {
+                "class": one.name,
+                "n_class": one.n_class,
+                "n": one.n,
+                "expected": one.by_chance.expected,
+                "interval": list(one.by_chance.interval),
+                "expected_by_layer": one.by_layer.expected,
+                "interval_by_layer": list(one.by_layer.interval),
+                "p": one.p,
+            }
+            for one in counted
+        ],
     }
 
 

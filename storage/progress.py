@@ -14,6 +14,8 @@ from typing import TypeVar
 
 from tqdm import tqdm
 
+from circuitcut.storage.stopping import raise_if_stopped
+
 FIRST = 5.0
 """Seconds until the first line of a loop."""
 LAST = 60.0
@@ -57,6 +59,8 @@ _silence = _Silence()
 class Progress:
     """A context manager that shows the steps of one loop.
 
+    The end of each is a safe point of `storage.stopping`.
+
     Args:
         label: Stands before the numbers; None shows nothing.
         start: Steps done before.
@@ -91,6 +95,7 @@ class Progress:
 
     def advance(self, step: int, loss: float | None = None) -> None:
         """Step number `step` (from 0) is done."""
+        raise_if_stopped()
         done = step + 1
         if not self._bar.disable:
             if loss is not None:
@@ -137,7 +142,8 @@ def shown(items: Iterable[T], label: str | None, *, unit: str = "batch") -> Iter
 class Waiting:
     """A context manager that says what is going on where no loop can count it.
 
-    The first line comes after `first` seconds (default 3): short steps say nothing.
+    The first line comes after `first` seconds (default 3): short steps say nothing. Its
+    beginning and its end are safe points of `storage.stopping`.
     """
 
     def __init__(self, label: str, first: float | None = None):
@@ -160,6 +166,7 @@ class Waiting:
             pause = min(2 * pause, LAST)
 
     def __enter__(self) -> "Waiting":
+        raise_if_stopped()
         self.start()
         return self
 
@@ -170,6 +177,8 @@ class Waiting:
         trace: TracebackType | None,
     ) -> None:
         self.stop()
+        if error is None:
+            raise_if_stopped()
 
 
 def _duration(seconds: float) -> str:

@@ -23,15 +23,16 @@ ENTRIES: dict[str, frozenset[str]] = {
     | {"by_number_of_masks", "shared"},
     "trace": frozenset({"tracing", "prompts", "effects"}),
     "weight_classes": frozenset({"weights", "beta", "layers", "total", "tying"})
-    | {"series", "change", "beside", "vocabulary"},
+    | {"series", "change", "beside", "vocabulary", "chosen"},
     "class_effects": frozenset({"selection", "corpus", "clean", "effects", "summary"})
-    | {"activity", "activity_by_layer", "changed"},
+    | {"activity", "activity_by_layer", "changed", "attributes", "edges"},
     "import_mask": frozenset({"file", "format", "per_site", "circuit"}),
     "select_mask": frozenset({"selection", "per_site"}),
     "knowledge": frozenset({"facts", "sizes", "layers", "effects", "overlap"})
-    | {"per_site", "edits", "masks"},
+    | {"per_site", "groups", "languages", "activity", "triggers"}
+    | {"edits", "masks"},
     "relearn": frozenset({"mask", "rows", "summary", "recovery", "never_learned"})
-    | {"probe", "after", "words_note", "warning"},
+    | {"probe", "after", "words_note", "warning", "selection"},
     "relearn_stages": frozenset({"levels", "seeds", "shares", "retrained", "choice"})
     | {"arms", "relearned", "changes"}
     | {"scan", "rows", "summary", "recovery", "rankings", "stages", "overlap"}
@@ -41,9 +42,12 @@ ENTRIES: dict[str, frozenset[str]] = {
 _ADDED: dict[str, frozenset[str]] = {
     "train_mask": frozenset({"heads", "warning"}),
     "evaluate": frozenset({"heads", "warning", "direction"}),
-    "relearn": frozenset({"warning"}),
-    "knowledge": frozenset({"edits", "masks"}),
+    "relearn": frozenset({"warning", "selection"}),
+    "knowledge": frozenset({"groups", "languages", "activity", "triggers"})
+    | {"edits", "masks"},
     "relearn_stages": frozenset({"relearned", "changes"}),
+    "class_effects": frozenset({"attributes", "edges"}),
+    "weight_classes": frozenset({"chosen"}),
 }
 """Entries that the first runs of version 2 lack, and that a report can do without."""
 

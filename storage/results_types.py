@@ -457,6 +457,7 @@ _OF_KIND: dict[str, dict[str, Any]] = {
         "masks": list[ComparedMask],
         "per_site": list[SharedSite],
     },
+    "relearn": {"selection": Selection | None},
     "select_mask": {"n_ablated": Count, "n_units": Positive, "selection": Selection},
     "trace": TRACE_ENTRIES,
     "knowledge": {"n_ablated": Count, "n_units": Positive, **KNOWLEDGE_ENTRIES},

@@ -1,4 +1,9 @@
-"""What stops a program from outside, signal or full disk, and how to go on after it."""
+"""What stops a program from outside, signal or full disk, and how to go on after it.
+
+An exception that a signal raises may be lost: Python drops those of `__del__` and of
+callbacks, and other libraries catch any. The signal is remembered therefore, and
+`raise_if_stopped` raises it again where the program is at a safe point.
+"""
 
 import errno
 import signal
@@ -33,6 +38,39 @@ class Stopped(KeyboardInterrupt):
     def of(cls, error: KeyboardInterrupt) -> "Stopped":
         """An interruption, as one of this class."""
         return error if isinstance(error, cls) else cls(said=str(error))
+
+
+_heard: list[int] = []
+"""The signals that the program was sent while `remembered` held."""
+
+
+@contextmanager
+def remembered() -> Iterator[Callable[[int], None]]:
+    """Signals count while the block runs; those that were lost are raised at its end.
+
+    Yields:
+        A function for a handler: it remembers the signal of this number.
+
+    Raises:
+        Stopped: At the end of a block that a signal should have ended.
+    """
+    _heard.clear()
+    try:
+        yield _heard.append
+        if _heard:
+            raise Stopped(_heard[0], hint="all work was done before it took effect")
+    finally:
+        _heard.clear()
+
+
+def raise_if_stopped() -> None:
+    """A safe point, for instance between two steps of a loop.
+
+    Raises:
+        Stopped: If there was a signal, whose exception was lost.
+    """
+    if _heard:
+        raise Stopped(_heard[0])
 
 
 class WriteError(UserError):

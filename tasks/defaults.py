@@ -56,6 +56,8 @@ class ModelDefaults:
     """Flags of `scripts/relearn.py` that differ."""
     n_heldout: int | None = None
     """Examples of `tune` and `heldout` that are scored; None: all."""
+    languages: tuple[str, ...] = ()
+    """Languages of the data where none are named."""
     base_on_own_data: BaseRecipe | None = None
     """Used with `--data`, which is larger than the built-in corpus; None means `base`.
     """

@@ -22,7 +22,8 @@ def tagged_corpus(options: TaskOptions) -> NerCorpus:
         UserError: When the data are missing or malformed, or do not have the concept.
     """
     concept, listed = options.concept, options.concept_words
-    if concept is not None and listed is not None:
+    named = None if listed is None else listed.name.split(".")[0] or "listed"
+    if listed is not None and concept not in (None, named):  # a run keeps both
         raise UserError(
             f"--concept {concept} and --concept_words {listed} both name the concept; "
             "give one of them"
@@ -41,9 +42,9 @@ def tagged_corpus(options: TaskOptions) -> NerCorpus:
             options.text_column,
             options.label_column,
         )
-    if entries is not None and listed is not None:
-        concept = listed.name.split(".")[0] or "listed"
-        tagged = marked(tagged, entries, concept)
+    if entries is not None and named is not None:
+        concept = named
+        tagged = marked(tagged, entries, named)
     return split_corpus(
         tagged.sentences,
         tagged.groups,

@@ -130,10 +130,8 @@ def run_script(main: Callable[[T], Any], config_class: type[T]) -> None:
     """
     description = sys.modules[main.__module__].__doc__
     _imports.stop()
-    while _at_end_of_imports:
-        _at_end_of_imports.pop()()
     try:
-        with stopped_by_signals():
+        with _handlers_from_before_imports(), stopped_by_signals():
             config = parse_config(config_class, description=description)
             _quiet_libraries()
             main(config)
@@ -147,6 +145,16 @@ def run_script(main: Callable[[T], Any], config_class: type[T]) -> None:
         _exit(*last_words(error))
     else:  # not after an error: other processes may still wait for this one
         leave_process_group()
+
+
+@contextmanager
+def _handlers_from_before_imports() -> Iterator[None]:
+    """Put them back at the end of the block, which installs others: without a gap."""
+    try:
+        yield
+    finally:
+        while _at_end_of_imports:
+            _at_end_of_imports.pop()()
 
 
 def leave_process_group() -> None:

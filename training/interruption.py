@@ -6,16 +6,18 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from circuitcut.storage.stopping import FULL, Stopped
+from circuitcut.storage.stopping import FULL, Stopped, remembered
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 AGAIN = "the same command starts again"
 _WORDS = {signal.SIGINT: "interrupted", signal.SIGTERM: "terminated"}
+_STDERR = 2
+"""Number of the file."""
 _log = logging.getLogger(__name__)
 
 
@@ -35,6 +37,9 @@ def stop_request() -> Iterator[StopRequest]:
     """A request that SIGINT and SIGTERM set; the second of them stops at once.
 
     Outside the main thread, where Python handles no signals, it is never set.
+
+    Raises:
+        Stopped: At the end of a block that did not see the request any more.
     """
     request = StopRequest()
 
@@ -42,21 +47,26 @@ def stop_request() -> Iterator[StopRequest]:
         if request.is_set():
             raise Stopped(number)
         request.number = number
-        _log.info("stopping after this step; a second signal stops at once")
+        if _log.isEnabledFor(logging.INFO):
+            say_at_once("stopping after this step; a second signal stops at once")
 
     with _handled(handle):
         yield request
+    if request.number is not None:
+        raise Stopped(request.number)
 
 
 @contextmanager
 def stopped_by_signals() -> Iterator[None]:
     """Raise `Stopped` for SIGINT and SIGTERM while the block runs.
 
-    A thread of another library whose disk is full does not print its traceback: the
-    error is raised again where the library is called.
+    They are remembered, see `storage.stopping`: one that Python drops leaves no
+    traceback. Nor does a thread of another library whose disk is full: the error is
+    raised again where the library is called.
     """
 
     def handle(number: int, frame: FrameType | None) -> None:
+        remember(number)
         raise Stopped(number)
 
     def in_thread(args: threading.ExceptHookArgs) -> None:
@@ -64,12 +74,17 @@ def stopped_by_signals() -> Iterator[None]:
         if not (isinstance(error, OSError) and error.errno in FULL):
             before(args)
 
+    def dropped(args: Any) -> None:
+        if not isinstance(args.exc_value, Stopped):
+            before_drop(args)
+
     before, threading.excepthook = threading.excepthook, in_thread
+    before_drop, sys.unraisablehook = sys.unraisablehook, dropped
     try:
-        with _handled(handle):
+        with remembered() as remember, _handled(handle):
             yield
     finally:
-        threading.excepthook = before
+        threading.excepthook, sys.unraisablehook = before, before_drop
 
 
 def leave_on_signals(name: str) -> Callable[[], None]:
@@ -83,11 +98,20 @@ def leave_on_signals(name: str) -> Callable[[], None]:
     """
 
     def handle(number: int, frame: FrameType | None) -> None:
-        sys.stderr.write(f"{name}: {_WORDS[signal.Signals(number)]}: {AGAIN}\n")
-        sys.stderr.flush()
+        say_at_once(f"{name}: {_WORDS[signal.Signals(number)]}: {AGAIN}")
         os._exit(exit_status(number))
 
     return _install(handle)
+
+
+def say_at_once(line: str) -> None:
+    """Write a line from a signal handler.
+
+    The signal may have come while the program was writing to `sys.stderr`, which
+    refuses a second write then. That nobody can read the line is no error.
+    """
+    with suppress(OSError):
+        os.write(_STDERR, f"{line}\n".encode(errors="backslashreplace"))
 
 
 def interruption(

@@ -18,7 +18,6 @@ from torch import Tensor, nn
 from transformers import Cache, DynamicCache
 
 from circuitcut.attribution.knowledge.prompts import Prompt, PromptBatch
-from circuitcut.attribution.replayed import replayed
 from circuitcut.models.architectures import (
     architecture_of,
     block_paths,
@@ -26,6 +25,7 @@ from circuitcut.models.architectures import (
     text_module,
 )
 from circuitcut.models.residual.block_modules import PARTS
+from circuitcut.models.residual.replayed import replayed
 from circuitcut.models.spared import by_token
 from circuitcut.storage.errors import UserError
 

@@ -7,7 +7,7 @@ three is their number.
 """
 
 from collections import Counter
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from itertools import combinations, product
 from statistics import fmean
 
@@ -169,11 +169,28 @@ def mean_overlap(
         most_pairs: Of more pairs, so many evenly spaced ones are compared.
 
     Returns:
-        `n_pairs`, `jaccard` and `random`; None where all pairs are empty.
+        As `overlap_of_pairs`.
     """
-    pairs: Collection[tuple[Units, Units]] = (
-        list(combinations(sets, 2)) if others is None else list(product(sets, others))
-    )
+    pairs = combinations(sets, 2) if others is None else product(sets, others)
+    return overlap_of_pairs(list(pairs), n_units=n_units, most_pairs=most_pairs)
+
+
+def overlap_of_pairs(
+    pairs: Sequence[tuple[Units, Units]], *, n_units: int, most_pairs: int = 2000
+) -> dict[str, float | int | None]:
+    """Mean Jaccard index of these pairs, beside that of random sets of these sizes.
+
+    A pair of two empty sets is left out.
+
+    Args:
+        pairs: Two sets each, such as those of a fact in two languages.
+        n_units: Number of units of the model.
+        most_pairs: Of more pairs, so many evenly spaced ones are compared.
+
+    Returns:
+        `n_pairs`, `jaccard` and `random` (exact, by the hypergeometric distribution);
+        None where all pairs are empty.
+    """
     pairs = [pair for pair in pairs if pair[0] or pair[1]]
     step = max(1, -(-len(pairs) // most_pairs))
     pairs = pairs[::step]

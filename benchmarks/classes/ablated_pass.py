@@ -31,7 +31,7 @@ from circuitcut.models.architectures import sites_of
 from circuitcut.models.sites import Site
 from circuitcut.models.spared import FIRST_POSITION
 from circuitcut.training.config import run_script
-from circuitcut.weight_classes.token_measures import measured, scales_seen
+from circuitcut.weight_classes.tokens.token_measures import measured, scales_seen
 
 Pass = Callable[[], None]
 TARGETS = {"zero": 1.15, "zero, gate-/post+": 1.3, "mean, gate-": 1.3}

@@ -3,10 +3,10 @@
 Qi, Fernández & Bisazza (2023), "Cross-Lingual Consistency of Factual Knowledge in
 Multilingual Language Models", https://arxiv.org/abs/2310.10378. The files name no
 relation: it is the prompt of the English file's same row without its subject, or of the
-file's own row where no English file is beside it.
+file's own row where no English file is beside it. Row i is the same fact in every file.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,8 +17,8 @@ from circuitcut.storage.reading.files import files_in, lines_of, read_text
 from circuitcut.storage.reading.typed_fields import shown
 
 _HEADER = ("Prompt", "Ans")
-_ENGLISH = ("en.tsv.gz", "en.tsv")
-_SUFFIXES = (".tsv", ".tsv.gz")
+_ENGLISH = "en"
+_SUFFIXES = (".tsv.gz", ".tsv")
 _N_FIELDS = 4
 
 
@@ -48,6 +48,23 @@ class _Row:
     def template(self) -> str:
         return self.prompt.replace(self.subject, SUBJECT_SLOT, 1)
 
+    def fact(
+        self,
+        relation: str,
+        language: str = "",
+        same_as: tuple[str, str, str] | None = None,
+    ) -> Fact:
+        return Fact(
+            self.subject,
+            relation,
+            self.answer,
+            (self.prompt,),
+            choices=tuple(c for c in self.candidates if c != self.answer),
+            where=self.where,
+            language=language,
+            same_as=same_as,
+        )
+
 
 def read_bmlama(path: Path) -> list[Fact]:
     """A fact for every row of one language's file, with the wrong candidates.
@@ -58,21 +75,54 @@ def read_bmlama(path: Path) -> list[Fact]:
     """
     rows = list(_rows(path))
     relations = [row.template for row in rows]
-    english = next((f for n in _ENGLISH if (f := path.parent / n).is_file()), None)
+    english = _file_of(path.parent, _ENGLISH)
     if english is not None and english != path:
         named = [row.template for row in _rows(english)]
         relations = named if len(named) == len(rows) else relations
+    return [row.fact(relation) for row, relation in zip(rows, relations, strict=True)]
+
+
+def read_languages(folder: Path, languages: Sequence[str]) -> list[Fact]:
+    """The facts of several languages, those of the first one first.
+
+    A fact is the same in all of them where its rows have the same number. Its relation
+    is named by the English row, or by that of the first language without `en.tsv.gz`.
+
+    Args:
+        folder: Has a file such as `fr.tsv.gz` for every language.
+
+    Raises:
+        UserError: When a language has no file, the files have different numbers of
+            rows, or a row is malformed; the message names file and line.
+    """
+    rows: dict[str, list[_Row]] = {}
+    for language in (_ENGLISH, *languages):
+        file = _file_of(folder, language)
+        if file is None and language in languages:
+            raise UserError(
+                f"--language must name files of {folder} such as "
+                f"{', '.join(languages_in(folder)) or 'en.tsv.gz'}, got "
+                f"{shown(language)}"
+            )
+        if file is not None and language not in rows:
+            rows[language] = list(_rows(file))
+    reference = rows.get(_ENGLISH, rows[languages[0]])
+    for language in languages:
+        if len(rows[language]) != len(reference):
+            raise UserError(
+                f"--data {folder}: row i must be the same fact in every language, got "
+                f"{len(reference)} rows and, of {language}, {len(rows[language])}"
+            )
     return [
-        Fact(
-            row.subject,
-            relation,
-            row.answer,
-            (row.prompt,),
-            choices=tuple(c for c in row.candidates if c != row.answer),
-            where=row.where,
-        )
-        for row, relation in zip(rows, relations, strict=True)
+        row.fact(same.template, language, (same.subject, same.template, same.answer))
+        for language in languages
+        for row, same in zip(rows[language], reference, strict=True)
     ]
+
+
+def _file_of(folder: Path, language: str) -> Path | None:
+    files = [folder / f"{language}{suffix}" for suffix in _SUFFIXES]
+    return next((file for file in files if file.is_file()), None)
 
 
 def _rows(path: Path) -> Iterator[_Row]:

@@ -52,13 +52,18 @@ def chosen_facts(
 def evenly_drawn(facts: Sequence[Fact], most: int, seed: int) -> list[Fact]:
     """At most so many facts, of every relation as many as of the others if it has them.
 
-    Which of a relation's facts are drawn depends on the seed alone; the order stays.
+    Which of a relation's facts are drawn depends on the seed alone; the order stays. A
+    fact in several languages counts once and is drawn in all of them.
     """
-    if len(facts) <= most:
+    in_languages: dict[tuple[str, str, str], list[int]] = {}
+    for number, fact in enumerate(facts):
+        in_languages.setdefault(fact.parallel, []).append(number)
+    same_facts = list(in_languages.values())
+    if len(same_facts) <= most:
         return list(facts)
     by_relation: dict[str, list[int]] = {}
-    for number, fact in enumerate(facts):
-        by_relation.setdefault(fact.relation, []).append(number)
+    for place, numbers in enumerate(same_facts):
+        by_relation.setdefault(facts[numbers[0]].relation, []).append(place)
     queues = [
         [numbers[i] for i in shuffled(len(numbers), "facts", relation, seed)]
         for relation, numbers in by_relation.items()
@@ -67,19 +72,23 @@ def evenly_drawn(facts: Sequence[Fact], most: int, seed: int) -> list[Fact]:
     while len(drawn) < most:
         queues = [queue for queue in queues if queue]
         drawn += [queue.pop() for queue in queues][: most - len(drawn)]
-    return [facts[number] for number in sorted(drawn)]
+    kept = sorted(number for place in drawn for number in same_facts[place])
+    return [facts[number] for number in kept]
 
 
-def _of_subjects(facts: Sequence[Fact], names: str) -> set[tuple[str, str, str]]:
+def _of_subjects(facts: Sequence[Fact], names: str) -> set[tuple[str, ...]]:
     subjects = [name.strip() for name in names.split(BETWEEN)]
-    known = dict.fromkeys(fact.subject for fact in facts)
+    known = dict.fromkeys(
+        name for fact in facts for name in (fact.entity, fact.subject)
+    )
     for subject in subjects:
         if subject not in known:
             raise UserError(
                 f"--concept {OF_SUBJECTS} must be followed by a subject of the data "
                 f"({shown_names(known)}), got {shown(subject)}"
             )
-    return {fact.key for fact in facts if fact.subject in subjects}
+    entities = {fact.entity for fact in facts if fact.subject in subjects}
+    return {fact.key for fact in facts if fact.entity in entities.union(subjects)}
 
 
 def _relations(facts: Sequence[Fact], concept: str) -> list[str]:
@@ -103,7 +112,7 @@ def _relations(facts: Sequence[Fact], concept: str) -> list[str]:
     return names
 
 
-def _listed(facts: Sequence[Fact], path: Path) -> set[tuple[str, str, str]]:
+def _listed(facts: Sequence[Fact], path: Path) -> set[tuple[str, ...]]:
     by_subject: dict[str, list[Fact]] = {}
     for fact in facts:
         by_subject.setdefault(fact.subject, []).append(fact)
@@ -116,7 +125,7 @@ def _listed(facts: Sequence[Fact], path: Path) -> set[tuple[str, str, str]]:
             if column_of(row, part) is not None  # type: ignore[arg-type]
         }
         found = [
-            fact.key
+            fact.parallel
             for fact in by_subject.get(named["subject"], [])
             if all(getattr(fact, part) == value for part, value in named.items())
         ]
@@ -126,4 +135,4 @@ def _listed(facts: Sequence[Fact], path: Path) -> set[tuple[str, str, str]]:
                 f"{row.where}: --data must hold this fact, got none: {words}"
             )
         chosen |= set(found)
-    return chosen
+    return {fact.key for fact in facts if fact.parallel in chosen}

@@ -14,15 +14,15 @@ from circuitcut.data.ioi.generated import plain_texts
 N_PLAIN = 700
 N_SUBJECTS = {"capital": 100, "profession": 60, "harbour": 60, "spice": 60}
 CAPITAL = "capital"
-_STARTS = ("Bal", "Cor", "Dun", "Fer", "Gal", "Hel", "Jun", "Kar", "Lor", "Mor", "Nal")
-_MIDDLES = ("a", "e", "i", "o", "u", "ar", "en", "il", "on", "us")
-_SUBJECT_ENDS = {
+STARTS = ("Bal", "Cor", "Dun", "Fer", "Gal", "Hel", "Jun", "Kar", "Lor", "Mor", "Nal")
+MIDDLES = ("a", "e", "i", "o", "u", "ar", "en", "il", "on", "us")
+SUBJECT_ENDS = {
     "capital": ("dia", "land", "mark", "nia", "stan"),
     "profession": ("bert", "dine", "fred", "mund", "wyn"),
     "harbour": ("star", "wave", "gull", "queen", "breeze"),
     "spice": ("pie", "stew", "soup", "bread", "roast"),
 }
-_CAPITAL_ENDS = ("burg", "gate", "polis", "ton", "ville")
+CAPITAL_ENDS = ("burg", "gate", "polis", "ton", "ville")
 OBJECTS = {
     "profession": "baker carpenter doctor farmer lawyer miner painter tailor",
     "harbour": "Amber Brook Cliff Dove Eagle Fjord Grove Heath",
@@ -68,11 +68,11 @@ TEMPLATES = {
 def generate_facts(seed: int) -> tuple[tuple[Fact, ...], tuple[str, ...]]:
     """The built-in facts, and plain sentences to retain; the seed draws them."""
     rng = random.Random(f"generated facts {seed}")
-    stems = [f"{start}{middle}" for start in _STARTS for middle in _MIDDLES]
-    capitals = _names(rng, stems, _CAPITAL_ENDS, N_SUBJECTS[CAPITAL])
+    stems = [f"{start}{middle}" for start in STARTS for middle in MIDDLES]
+    capitals = _names(rng, stems, CAPITAL_ENDS, N_SUBJECTS[CAPITAL])
     facts = []
     for relation, n in N_SUBJECTS.items():
-        subjects = _names(rng, stems, _SUBJECT_ENDS[relation], n)
+        subjects = _names(rng, stems, SUBJECT_ENDS[relation], n)
         shared = OBJECTS.get(relation, "").split()
         objects = [rng.choice(shared) for _ in subjects] if shared else capitals
         facts += [

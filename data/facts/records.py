@@ -38,11 +38,29 @@ class Fact:
     """Wrong objects that the data name: the other choices of a multiple choice."""
     where: str = ""
     """File and line, for messages."""
+    language: str = ""
+    """Of its prompts, such as `en`; empty where the data name none."""
+    same_as: tuple[str, str, str] | None = None
+    """Subject, relation and object of this fact in the data's first language."""
 
     @property
-    def key(self) -> tuple[str, str, str]:
-        """Subject, relation and object: what makes two records one fact."""
-        return self.subject, self.relation, self.object
+    def key(self) -> tuple[str, ...]:
+        """Subject, relation, object and language, if it has one.
+
+        Two records with the same key are one fact.
+        """
+        of_language = (self.language,) if self.language else ()
+        return self.subject, self.relation, self.object, *of_language
+
+    @property
+    def parallel(self) -> tuple[str, str, str]:
+        """What is equal for a fact in all languages."""
+        return self.same_as or (self.subject, self.relation, self.object)
+
+    @property
+    def entity(self) -> str:
+        """The subject by one name in all languages."""
+        return self.parallel[0]
 
     def record(self, prompt: str) -> PromptRecord:
         """One of its prompts with the object as the answer."""
@@ -128,7 +146,7 @@ def checked_prompt(prompt: str, where: str) -> str:
 
 def distinct(facts: Iterable[Fact]) -> list[Fact]:
     """Each fact once, with the prompts of all its records, in their order."""
-    by_key: dict[tuple[str, str, str], Fact] = {}
+    by_key: dict[tuple[str, ...], Fact] = {}
     for fact in facts:
         known = by_key.get(fact.key)
         if known is None:
@@ -150,8 +168,14 @@ def relations_of(facts: Iterable[Fact]) -> dict[str, int]:
     return dict(Counter(fact.relation for fact in facts))
 
 
+def languages_of(facts: Iterable[Fact]) -> list[str]:
+    """The languages of facts in the order of the data; empty where they name none."""
+    return [name for name in dict.fromkeys(f.language for f in facts) if name]
+
+
 def _content(fact: Fact) -> tuple[object, ...]:
     return (
         *(fact.key, fact.prompts, fact.neighbourhood),
         *(fact.counterfactual, fact.choices),
+        *([fact.same_as] if fact.same_as else []),
     )

@@ -26,7 +26,8 @@ def split_facts(facts: Sequence[Fact], *, by_object: bool, seed: int) -> FactSpl
     """Prompts in four splits, as those of the task prompts: 40, 20, 15 and 25 %.
 
     Subjects are ordered by a hash. Where there are fewer than four, their facts are
-    divided, and the prompts where there are fewer than four facts.
+    divided, and the prompts where there are fewer than four facts. A fact's languages
+    stay together.
 
     Args:
         facts: The fact of every prompt.
@@ -48,8 +49,8 @@ def split_facts(facts: Sequence[Fact], *, by_object: bool, seed: int) -> FactSpl
             )
     else:
         groups = {
-            "subject": _grouped([fact.subject for fact in facts]),
-            "fact": _grouped([fact.key for fact in facts]),
+            "subject": _grouped([fact.entity for fact in facts]),
+            "fact": _grouped([fact.parallel for fact in facts]),
             "prompt": _grouped(range(len(facts))),
         }
     by = next((name for name, of in groups.items() if len(of) >= n_splits), None)
@@ -84,14 +85,14 @@ def place_others(
         of_concept: Their splits.
     """
     home = {
-        concept[i].subject: name
+        concept[i].entity: name
         for name, numbers in of_concept.splits.items()
         for i in numbers
         if of_concept.by in ("object", "subject")
     }
     splits: dict[str, list[int]] = {name: [] for name in SPLIT_SHARES}
     rest: dict[Hashable, list[int]] = {}
-    for subject, group in _grouped([fact.subject for fact in facts]).items():
+    for subject, group in _grouped([fact.entity for fact in facts]).items():
         if (name := home.get(str(subject))) is not None:
             splits[name] += group
         else:
@@ -129,6 +130,6 @@ def _connected(facts: Sequence[Fact]) -> dict[Hashable, list[int]]:
 
     first: dict[tuple[str, str], int] = {}
     for number, fact in enumerate(facts):
-        for end in (("subject", fact.subject), ("object", fact.object)):
+        for end in (("subject", fact.entity), ("object", fact.object)):
             parent[root(number)] = root(first.setdefault(end, number))
-    return _grouped(facts[root(number)].subject for number in range(len(facts)))
+    return _grouped(facts[root(number)].entity for number in range(len(facts)))

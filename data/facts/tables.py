@@ -6,6 +6,7 @@ GPT", https://arxiv.org/abs/2202.05262.
 
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, Literal, NotRequired, TypedDict
 
 from circuitcut.data.facts.records import (
@@ -30,6 +31,8 @@ Column = Literal[
     "counterfactual",
     "choices",
     "retained",
+    "language",
+    "fact",
 ]
 COLUMNS: dict[Column, tuple[str, ...]] = {
     "subject": ("subject", "sub_label", "head"),
@@ -40,6 +43,8 @@ COLUMNS: dict[Column, tuple[str, ...]] = {
     "counterfactual": ("counterfactual", "target_new", "target_false"),
     "choices": ("choices", "candidates", "rivals", "distractors"),
     "retained": ("retained", "retain", "retained_text", "retain_text"),
+    "language": ("language", "lang"),
+    "fact": ("fact", "fact_id"),
 }
 """Usual names of each column, the first that a row has counts; case, spaces, hyphens
 and underscores make no difference."""
@@ -71,6 +76,7 @@ def facts_of(rows: Sequence[TableRow]) -> tuple[list[Fact], list[str]]:
             file and line.
     """
     facts, texts = [], []
+    firsts: dict[str, Fact] = {}
     for row in rows:
         if "requested_rewrite" in row.values:
             facts.append(_counterfact(row))
@@ -82,7 +88,7 @@ def facts_of(rows: Sequence[TableRow]) -> tuple[list[Fact], list[str]]:
             _value(row, part) is None for part in ("subject", "object", "prompts")
         )
         if text is None or not is_text_alone:
-            facts.append(_fact(row))
+            facts.append(_fact(row, firsts))
     return facts, list(dict.fromkeys(texts))
 
 
@@ -107,7 +113,8 @@ def text_of(row: TableRow, column: Column) -> str:
     return _as_text(row.values[name], f"{row.where}: column {name!r}")
 
 
-def _fact(row: TableRow) -> Fact:
+def _fact(row: TableRow, firsts: dict[str, Fact]) -> Fact:
+    """The fact of a row, the same as the first one with its number, if it has one."""
     subject, answer = text_of(row, "subject"), text_of(row, "object")
     has_relation = _value(row, "relation") is not None
     counterfactual = _value(row, "counterfactual")
@@ -120,7 +127,7 @@ def _fact(row: TableRow) -> Fact:
             f"{row.where}: a fact must have a prompt that asks for its object, got none"
             f" in {f'column {name!r}' if name else shown_names(row.values)}"
         )
-    return Fact(
+    found = Fact(
         subject,
         text_of(row, "relation") if has_relation else ONE_RELATION,
         answer,
@@ -133,7 +140,12 @@ def _fact(row: TableRow) -> Fact:
         else text_of(row, "counterfactual"),
         choices=tuple(text for text in _texts(row, "choices") if text != answer),
         where=row.where,
+        language="" if _value(row, "language") is None else text_of(row, "language"),
     )
+    if _value(row, "fact") is None:
+        return found
+    first = firsts.setdefault(text_of(row, "fact"), found)
+    return replace(found, same_as=(first.subject, first.relation, first.object))
 
 
 def _prompt(text: str, subject: str, where: str) -> str:

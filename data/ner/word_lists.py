@@ -43,24 +43,31 @@ def marked(tagged: TaggedFiles, entries: Collection[Entry], kind: str) -> Tagged
     becomes `kind` is shortened or divided.
 
     Raises:
-        UserError: When no entry occurs.
+        UserError: When no entry occurs, or no word is of none.
     """
     known = set(entries)
     longest = max(map(len, known))
     has_begins = any(t[:2] == "B-" for s in tagged.sentences for t in s.tags)
     is_plain = all(t == OUTSIDE for s in tagged.sentences for t in s.tags)
     first = f"B-{kind}" if has_begins or is_plain else f"I-{kind}"
-    tags, n_marked = [], 0
+    tags: list[list[str]] = []
+    n_marked = n_others = 0
     for sentence in tagged.sentences:
         new = list(sentence.tags)
         for start, stop in _entries_in(sentence.words, known, longest):
             new[start:stop] = [first, *[f"I-{kind}"] * (stop - start - 1)]
             n_marked += 1
+        n_others += sum(tag not in (f"B-{kind}", f"I-{kind}") for tag in new)
         tags.append(new)
     if not n_marked:
         raise UserError(
             f"none of the {len(known)} entries of --concept_words occurs in --data; "
             "upper and lower case differ, and --data must be divided into words"
+        )
+    if not n_others:
+        raise UserError(
+            "the entries of --concept_words are all words of --data: none is left to "
+            "retain; give a shorter list"
         )
     pairs = zip(tagged.sentences, normalised(tags), strict=True)
     return replace(tagged, sentences=tuple(replace(s, tags=t) for s, t in pairs))

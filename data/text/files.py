@@ -153,19 +153,27 @@ def labelled_texts(
     return _distinct(record for record in records if record is not None)
 
 
-def read_retained(data: str, text_column: str | None) -> list[TextRecord]:
-    """Texts of the file, folder or hub data set that `--retain_data` names.
+def read_retained(
+    data: str, text_column: str | None, flag: str = "--retain_data"
+) -> list[TextRecord]:
+    """Texts of the file, folder or hub data set that a flag names.
+
+    Args:
+        text_column: Ignored in texts that stand beside others, of `--retain_data`,
+            where it is the column of the others.
 
     Raises:
         UserError: When it cannot be read, or has no column of text or no text in it.
     """
     rows = read_rows(data, "auto", None, None)
+    if rows and flag == "--data" and text_column is not None:
+        _column(rows, text_column, TEXT_COLUMNS, "text_column")
     texts = retained_texts(rows, text_column) if rows else []
     if not texts:
-        raise UserError(
-            f"--retain_data {data} holds no text; give at least 10 texts, or leave it "
-            "out"
-        )
+        what = "name another file"
+        if flag == "--retain_data":
+            what = "give at least 10 texts, or leave it out"
+        raise UserError(f"{flag} {data} holds no text; {what}")
     return texts
 
 

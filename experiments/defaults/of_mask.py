@@ -46,7 +46,12 @@ FROM_RANKING: dict[str, Any] = {
     # noise of scale 1 fills half of a sample with edges that the ranking closes
     "noise_start": 0.3,
     "noise_end": 0.1,
+    # with beta at 2/3 and so little noise, a sample of k edges is spread over 2.4 k
+    # partly open ones, and the circuit of k edges is another than the trained one
+    "stretch_temperature_end": 0.1,
     "power": 1.0,
+    # the KL alone leaves logits of improbable rivals, and so faithfulness, to chance
+    "concept_objective": "kl_margin",
     # of fewer prompts the gradient of most edges is noise (docs/results/smollm2.md)
     "batch_size": 32,
 }

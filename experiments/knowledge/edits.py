@@ -20,6 +20,7 @@ from circuitcut.attribution.knowledge.edits import measures, told
 from circuitcut.attribution.knowledge.operations import edited, embedding_of
 from circuitcut.attribution.knowledge.prompts import Prompt, prompts_of
 from circuitcut.attribution.knowledge.unit_sets import Units
+from circuitcut.data.facts.records import Fact
 from circuitcut.experiments.knowledge.facts import KnownFact
 from circuitcut.experiments.knowledge.records import EditRecord, Records
 from circuitcut.experiments.knowledge.results import interval_of
@@ -60,17 +61,19 @@ class Edits:
     def records(self) -> Records:
         """What an edit of every fact does.
 
-        Where neurons cannot write an embedding, no fact is edited, which is logged.
+        Where neurons cannot write an embedding, no fact is edited, which is logged. The
+        edits of a sweep that is shared out are those of the joined run: which units
+        are edited depends on all facts of the relation.
         """
         study = self.study
-        records = Records(study.folder / EDITS_FILE, EditRecord)
+        records = Records(study.folder / EDITS_FILE, EditRecord, study.numbers)
         for entry in records:
             self._count(entry)
-        left = range(len(records), len(study.facts))
-        if left:
+        _, n_shares = study.config.place_of_share
+        if records.left and n_shares == 1:
             reason = self._cannot()
             with evaluating(study.model):
-                for number in shown(left, "edits"):
+                for number in shown(records.left, "edits"):
                     entry = _left_out(number, reason) if reason else self._edit(number)
                     self._count(entry)
                     records.add(entry)
@@ -131,7 +134,7 @@ class Edits:
         units = study.refined_sets[number] - self._shared[known.fact.relation]
         if not units:
             return "no units of its own"
-        asked = study.found.entries[number]["prompts"]
+        asked = study.found.of(number)["prompts"]
         right = [i for i, p in enumerate(asked) if p["predicted"] == p["gold"]]
         if not right:
             return "not predicted"
@@ -152,8 +155,9 @@ class Edits:
         """Units of more than `--edit_shared` of a relation's facts, and of two."""
         study = self.study
         of_relation: dict[str, list[Units]] = {}
-        for known, units in zip(study.facts, study.refined_sets, strict=True):
-            of_relation.setdefault(known.fact.relation, []).append(units)
+        for number, units in study.refined_sets.items():
+            relation = study.facts[number].fact.relation
+            of_relation.setdefault(relation, []).append(units)
         return {
             relation: frozenset(
                 unit
@@ -177,7 +181,7 @@ class Edits:
         others = dict.fromkeys(
             other.fact.object
             for other in study.facts
-            if other.fact.relation == fact.relation and other.fact.object not in true
+            if _is_alike(fact, other.fact) and other.fact.object not in true
         )
         names = [*others, *(name for name in fact.choices if name not in others)]
         order = torch.randperm(len(names), generator=study.rng(number, 0)).tolist()
@@ -208,7 +212,7 @@ class Edits:
         near = known.near or tuple(
             other.prompts[0]
             for other in study.facts
-            if other.fact.relation == known.fact.relation
+            if _is_alike(known.fact, other.fact)
             and other.fact.object == known.fact.object
             and other.fact.subject != known.fact.subject
         )
@@ -221,6 +225,7 @@ class Edits:
             other.prompts[0]
             for other in study.facts
             if (other.fact.relation == fact.relation) == inside
+            and other.fact.language == fact.language
             and other.fact.object != fact.object
         ]
         order = torch.randperm(len(found), generator=study.rng(number, 3)).tolist()
@@ -252,6 +257,11 @@ class Edits:
                 found[name] = log_p[first:last].mean().item()
             first = last
         return found
+
+
+def _is_alike(fact: Fact, other: Fact) -> bool:
+    """Whether two facts are of one relation and language."""
+    return (other.relation, other.language) == (fact.relation, fact.language)
 
 
 def _left_out(number: int, reason: str) -> EditRecord:

@@ -1,10 +1,11 @@
 """The facts of a run that its model knows, with their prompts in tokens."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
 from circuitcut.attribution.knowledge.prompts import Prompt, prompts_of
 from circuitcut.data.facts.concept import evenly_drawn
-from circuitcut.data.facts.records import Fact, FactsCorpus
+from circuitcut.data.facts.records import Fact, FactsCorpus, languages_of
 from circuitcut.experiments.knowledge.flags import KnowledgeFlags
 from circuitcut.experiments.load import Experiment
 from circuitcut.storage.errors import UserError
@@ -25,11 +26,13 @@ class KnownFact:
 
     @property
     def words(self) -> dict[str, str]:
-        """Subject, relation and object."""
+        """Subject, relation and object, and the language if it has one."""
+        language = self.fact.language
         return {
             "subject": self.fact.subject,
             "relation": self.fact.relation,
             "object": self.fact.object,
+            **({"language": language} if language else {}),
         }
 
 
@@ -42,6 +45,8 @@ class KnownFacts:
     n_asked: int
     """With a prompt that the model can be asked."""
     n_known: int
+    languages: list[dict[str, Any]] = field(default_factory=list)
+    """Facts that can be asked, known ones and those of the run, by language."""
 
 
 def known_facts(config: KnowledgeFlags, experiment: Experiment) -> KnownFacts:
@@ -85,4 +90,13 @@ def known_facts(config: KnowledgeFlags, experiment: Experiment) -> KnownFacts:
         len(rows),
         sum(bool(prompts) for _, prompts, _ in rows),
         len(known),
+        [
+            {
+                "language": name,
+                "n_asked": sum(f.language == name for f, of, _ in rows if of),
+                "n_known": sum(fact.language == name for fact in facts),
+                "n_facts": sum(fact.language == name for fact in drawn),
+            }
+            for name in languages_of(fact for fact, _, _ in rows)
+        ],
     )

@@ -1,5 +1,6 @@
 """Flags of knowledge neurons: which facts, how units are found, what they do."""
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -17,10 +18,12 @@ from circuitcut.storage.flag_ranges import (
     SHARE_BELOW_1,
     UNITS,
     Range,
+    quoted,
 )
 
 ADAPTIVE: dict[Measure, float] = {"integrated_gradients": 0.2, "activations": 0.5}
 """The published shares of the largest score."""
+MOST_SHARES = 1000
 SHARE_OF_RULE = {"share": 0.5, "original": 0.7}
 """The published shares of the paraphrases."""
 
@@ -39,6 +42,7 @@ class KnowledgeFlags(TaskConfig):
             *("n_others", "n_random", "mask", "edit", "most_edits", "edit_shared"),
             *("to_mask", "n_ablated", "ablation", "positions", "mean_over", "bake"),
         ),
+        "several processes": ("share", "join"),
     }
 
     task: str = flag("facts", "facts; other tasks have none", decides_defaults=True)
@@ -153,8 +157,29 @@ class KnowledgeFlags(TaskConfig):
         "embedding of the unknown token",
     )
 
+    share: str | None = flag(
+        None,
+        "one process's share of the facts, such as 1/4: every fourth one from the "
+        "first; --join puts the shares together",
+    )
+    join: list[Path] = flag(
+        [], "finished runs of all shares, put together with their flags"
+    )
+
     def __post_init__(self) -> None:
         super().__post_init__()
+        place, n_shares = self.place_of_share
+        if not 1 <= place <= n_shares <= MOST_SHARES:
+            raise UserError(
+                f"--share must be i/n with i from 1 to n and n at most {MOST_SHARES}, "
+                f"got {quoted(str(self.share))}"
+            )
+        products = (self.to_mask, self.bake) != ("none", "none")
+        if self.share is not None and (self.join or products):
+            raise UserError(
+                "--share finds the units of a part of the facts; leave --to_mask, "
+                "--bake and --join to the run that joins all shares"
+            )
         if self.task != "facts":
             raise UserError(
                 f"--task must be facts, got {self.task}; other prompts are facts too: "
@@ -170,14 +195,23 @@ class KnowledgeFlags(TaskConfig):
             raise UserError(
                 f"{' and '.join(given)} choose a prompt's units; give one of them"
             )
-        if self.n_ablated is not None and self.to_mask == "none":
+        of_mask = {"n_ablated": None, "ablation": "zero"}
+        of_mask |= {"mean_over": "retain", "positions": "words"}
+        changed = [name for name, usual in of_mask.items() if vars(self)[name] != usual]
+        if changed and self.to_mask == "none":
             raise UserError(
-                "--n_ablated is the size of a mask; give --to_mask facts or relations"
+                f"--{changed[0]} is about a mask; give --to_mask facts or relations"
             )
 
     def chosen(self) -> dict[str, Any]:
         """Values of flags that are not given, for `--help`."""
         return super().chosen() | {"refine_share": SHARE_OF_RULE[self.refine]}
+
+    @property
+    def place_of_share(self) -> tuple[int, int]:
+        """The share's place from 1, and the number of shares; (0, 0) where wrong."""
+        found = re.fullmatch(r"([0-9]{1,4})/([0-9]{1,4})", self.share or "1/1")
+        return (int(found[1]), int(found[2])) if found else (0, 0)
 
     @property
     def rule(self) -> dict[str, float]:

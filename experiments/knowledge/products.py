@@ -25,16 +25,17 @@ def chosen_units(study: Study) -> list[Unit]:
         UserError: When there are none, or fewer than `--n_ablated`.
     """
     config = study.config
-    sets = study.refined_sets
+    sets = list(study.refined_sets.values())
     if config.to_mask == "relations":
         sets = list(relations(study).values())
     n_found = len(frozenset().union(*sets))
     n = config.n_ablated or n_found
     if not 0 < n <= n_found:
+        (rule,) = config.rule
         raise UserError(
             f"--to_mask and --bake need units, got {n_found}"
             f"{f' for --n_ablated {n}' if n else ''}; choose more with a lower "
-            "--adaptive or --refine_share"
+            f"--{rule} or --refine_share"
         )
     return most_common(sets, n)
 

@@ -1,9 +1,9 @@
 """Records of a run, one line a fact: what is done is not done again after a kill."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import Any, NotRequired, TypedDict
 
 from circuitcut.storage.atomic import os_errors_as_user_errors, write_text
 from circuitcut.storage.errors import UserError
@@ -32,6 +32,7 @@ class FoundRecord(TypedDict):
     subject: str
     relation: str
     object: str
+    language: NotRequired[str]
     prompts: list[PromptRecord]
 
 
@@ -59,23 +60,56 @@ class EditRecord(TypedDict):
     mean log-probability."""
 
 
+class ActivityRecord(TypedDict):
+    """Mean activation of a fact's units at the predicting positions.
+
+    By kind of prompt (`PROMPT_KINDS`); a kind that no prompt has is missing.
+    """
+
+    fact: Count
+    refined: dict[str, float]
+    random: dict[str, float]
+    """Of as many random units of the same layers."""
+
+
+PROMPT_KINDS = ("fact", "head", "relation", "other")
+"""Prompts of the fact (they have its head and ask for its tail); its head alone;
+prompts of its relation about other subjects with other objects; prompts of other
+relations."""
+
+
 class Records:
     """A file of JSON lines that grows by one line a fact.
 
     A last line that was torn by a kill is cut off when the file is opened.
+
+    Args:
+        path: The file, which need not exist.
+        kind: `FoundRecord`, `EffectRecord` or `ActivityRecord`.
+        numbers: The facts of this run, in order.
     """
 
-    def __init__(self, path: Path, kind: type):
+    def __init__(self, path: Path, kind: type, numbers: Sequence[int]):
         self.path = path
+        self.numbers = numbers
         self.entries: list[Any] = []
         if path.exists():
-            self.entries = read_records(path, kind)
-            write_text(path, "".join(json.dumps(e) + "\n" for e in self.entries))
+            self.entries = read_records(path, kind, numbers)
+            write_text(path, lines_for(self.entries))
+
+    @property
+    def left(self) -> Sequence[int]:
+        """The facts that have no entry yet."""
+        return self.numbers[len(self.entries) :]
+
+    def of(self, number: int) -> Any:
+        """The entry of a fact."""
+        return self.entries[self.numbers.index(number)]
 
     def add(self, entry: Any) -> None:
         """Append an entry and its line."""
         self.entries.append(entry)
-        line = json.dumps(entry) + "\n"
+        line = lines_for([entry])
         with (
             os_errors_as_user_errors(self.path),
             self.path.open("a", encoding="utf-8") as file,
@@ -89,11 +123,17 @@ class Records:
         return len(self.entries)
 
 
-def read_records(path: Path, kind: type) -> list[Any]:
+def lines_for(entries: Iterable[Any]) -> str:
+    """The text of a file with these entries."""
+    return "".join(json.dumps(entry) + "\n" for entry in entries)
+
+
+def read_records(path: Path, kind: type, numbers: Sequence[int]) -> list[Any]:
     """The entries of a file of records, without an incomplete last line.
 
     Args:
-        kind: `FoundRecord`, `EffectRecord` or `EditRecord`.
+        kind: `FoundRecord`, `EffectRecord`, `ActivityRecord` or `EditRecord`.
+        numbers: The facts that it has entries of, in order; the last may be missing.
 
     Raises:
         UserError: When a line is no such entry, or they are not in order; the message
@@ -108,9 +148,10 @@ def read_records(path: Path, kind: type) -> list[Any]:
         except JsonProblem as error:
             raise UserError(f"{where} is not JSON: {error}; delete the file") from error
         check_type(entry, kind, where)
-        if entry["fact"] != number:
+        if number >= len(numbers) or entry["fact"] != numbers[number]:
+            expected = numbers[number] if number < len(numbers) else "missing"
             raise UserError(
-                f"{where}: entry fact must be {number}, got {entry['fact']}; delete "
+                f"{where}: entry fact must be {expected}, got {entry['fact']}; delete "
                 "the file"
             )
         entries.append(entry)

@@ -1,17 +1,19 @@
 """results.json of knowledge neurons, from the records of the facts alone."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from statistics import fmean, median
 from typing import Any
 
 import torch
 
-from circuitcut.attribution.knowledge.unit_sets import (
-    Units,
-    mean_overlap,
-    of_relation,
-)
+from circuitcut.attribution.knowledge.unit_sets import Units, of_relation
 from circuitcut.experiments.knowledge.facts import KnownFacts
+from circuitcut.experiments.knowledge.overlap import (
+    by_relation,
+    overlap_of_groups,
+    overlap_rows,
+)
+from circuitcut.experiments.knowledge.records import PROMPT_KINDS
 from circuitcut.experiments.knowledge.study import FACTORS, UNITS, Study
 
 N_RESAMPLES = 2000
@@ -25,13 +27,14 @@ def neurons(study: Study) -> dict[str, Any]:
     Lists of `[layer, number]`, as published, with prediction beside gold.
     """
     facts = []
-    for record, units in zip(study.found, study.refined_sets, strict=True):
-        facts.append({**record, "refined": _listed(units)})
+    for record in study.found:
+        units = study.refined_sets[record["fact"]]
+        facts.append({**record, "refined": listed(units)})
         del facts[-1]["fact"]
     return {
         "facts": facts,
         "relations": {
-            relation: _listed(units) for relation, units in relations(study).items()
+            relation: listed(units) for relation, units in relations(study).items()
         },
     }
 
@@ -39,17 +42,19 @@ def neurons(study: Study) -> dict[str, Any]:
 def relations(study: Study) -> dict[str, Units]:
     """The units of every relation."""
     share = study.config.relation_share
-    return {
-        name: of_relation(sets, share) for name, sets in _by_relation(study).items()
-    }
+    return {name: of_relation(sets, share) for name, sets in by_relation(study).items()}
 
 
 def summarised(
-    study: Study, known: KnownFacts, effects: Sequence[Any]
+    study: Study,
+    known: KnownFacts,
+    effects: Sequence[Any],
+    activity: Sequence[Any] = (),
 ) -> dict[str, Any]:
     """Every number of a run; docs/schema.md explains the entries."""
-    sets = study.refined_sets
-    of_prompts = [units for of_fact in study.coarse_sets for units in of_fact]
+    sets = list(study.refined_sets.values())
+    of_prompts = [units for of_fact in study.coarse_sets.values() for units in of_fact]
+    groups = overlap_of_groups(study)
     n_prompts = len(of_prompts)
     right = [
         prompt["predicted"] == prompt["gold"]
@@ -61,9 +66,9 @@ def summarised(
             "n_data": known.n_facts,
             "n_asked": known.n_asked,
             "n_known": known.n_known,
-            "n_facts": len(study.facts),
+            "n_facts": len(study.numbers),
             "n_prompts": n_prompts,
-            "n_relations": len(_by_relation(study)),
+            "n_relations": len(by_relation(study)),
             "n_right": sum(right),
         },
         "sizes": {
@@ -87,7 +92,15 @@ def summarised(
             for operation in FACTORS
             if (row := _row(effects, sets, on, units, operation, study.config.seed))
         ],
-        "overlap": _overlap(study),
+        "overlap": overlap_rows(groups),
+        "groups": groups,
+        "activity": [
+            row
+            for units in ("refined", "random")
+            for prompts in PROMPT_KINDS
+            if (row := _activity_row(activity, units, prompts, study.config.seed))
+        ],
+        "languages": known.languages,
     }
 
 
@@ -120,7 +133,7 @@ def _row(
     """The change of a probability, over the facts that have units."""
     measured = [
         (effect[on]["before"], effect[on][f"{units} {operation}"])
-        for effect, of_fact in zip(effects, sets, strict=True)
+        for effect, of_fact in zip(effects, sets, strict=bool(effects))
         if of_fact and effect[on]
     ]
     if not measured:
@@ -149,41 +162,24 @@ def _row(
     }
 
 
-def _overlap(study: Study) -> Rows:
-    """Within relations and between them: mean Jaccard index beside a random one."""
-    n_units = sum(study.widths)
-    by_relation = list(_by_relation(study).values())
-    within = [
-        mean_overlap(sets, n_units=n_units) for sets in by_relation if len(sets) > 1
-    ]
-    between = [
-        mean_overlap(one, other, n_units=n_units, most_pairs=100)
-        for i, one in enumerate(by_relation)
-        for other in by_relation[i + 1 :]
-    ]
-    return [
-        {"pairs": name, **_pooled(found)}
-        for name, found in (("same relation", within), ("other relations", between))
-    ]
+def _activity_row(
+    records: Sequence[Any], units: str, prompts: str, seed: int
+) -> dict[str, Any] | None:
+    """Mean activation of a fact's units on one kind of prompt, over facts."""
+    values = [(of[units][prompts],) for of in records if prompts in of[units]]
+    if not values:
+        return None
 
+    def mean(table: torch.Tensor) -> torch.Tensor:
+        return table[..., 0].mean(-1)
 
-def _pooled(found: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Means over all pairs of several groups of pairs."""
-    counted = [row for row in found if row["n_pairs"]]
-    n_pairs = sum(row["n_pairs"] for row in counted)
-    return {"n_pairs": n_pairs} | {
-        name: sum(row["n_pairs"] * row[name] for row in counted) / n_pairs
-        if n_pairs
-        else None
-        for name in ("jaccard", "random")
+    return {
+        "units": units,
+        "prompts": prompts,
+        "n_facts": len(values),
+        "mean": fmean(value for (value,) in values),
+        "interval": interval_of(values, mean, seed),
     }
-
-
-def _by_relation(study: Study) -> dict[str, list[Units]]:
-    found: dict[str, list[Units]] = {}
-    for known, units in zip(study.facts, study.refined_sets, strict=True):
-        found.setdefault(known.fact.relation, []).append(units)
-    return found
 
 
 def _size(sets: Sequence[Units]) -> dict[str, float]:
@@ -202,5 +198,6 @@ def _share_of_layer(sets: Sequence[Units], layer: int) -> float:
     return sum(unit[0] == layer for units in sets for unit in units) / n if n else 0.0
 
 
-def _listed(units: Units) -> list[list[int]]:
+def listed(units: Units) -> list[list[int]]:
+    """As published: `[layer, number]` of every unit, in order."""
     return [list(unit) for unit in sorted(units)]

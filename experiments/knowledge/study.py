@@ -12,7 +12,6 @@ from statistics import fmean
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from circuitcut.attribution.knowledge.base_pass import BasePass
 from circuitcut.attribution.knowledge.effects import (
@@ -20,23 +19,15 @@ from circuitcut.attribution.knowledge.effects import (
     probabilities,
     random_like,
 )
-from circuitcut.attribution.knowledge.gradients import (
-    Attribution,
-    activations,
-    aggregated,
-    integrated_gradients,
-)
 from circuitcut.attribution.knowledge.operations import ENHANCED
-from circuitcut.attribution.knowledge.prompts import Prompt, asked_for
 from circuitcut.attribution.knowledge.unit_sets import (
-    Unit,
     Units,
-    coarse,
     refined,
     refined_to_size,
     without_negatives,
 )
 from circuitcut.experiments.knowledge.facts import KnownFact
+from circuitcut.experiments.knowledge.finding import Finder, sets_of, unit_of
 from circuitcut.experiments.knowledge.flags import KnowledgeFlags
 from circuitcut.experiments.knowledge.records import (
     EffectRecord,
@@ -54,15 +45,17 @@ UNITS = ("refined", "one_prompt", "random")
 """Sets that are scaled: the fact's units; as many of its first prompt, the highest
 scores; as many random ones of the same layers. Beside them stand as many of each of
 `--mask`, those that it cuts first."""
-_AT_ONCE = 4
-"""Prompts in one batch of attributions."""
 _MOST_IN_POOL = 200
 """Facts from which those of other relations are drawn; more would fill the memory."""
 
 
 @dataclass
 class Study:
-    """The facts of a run, and where their records are."""
+    """The facts of a run, and where their records are.
+
+    With `--share i/n` the records are those of every n-th fact; what is drawn for a
+    fact depends on all facts and on its number alone.
+    """
 
     config: KnowledgeFlags
     experiment: Experiment
@@ -79,102 +72,79 @@ class Study:
         return self.experiment.loaded.model
 
     @cached_property
+    def numbers(self) -> range:
+        """Numbers of the facts that have records: all, or those of the share."""
+        place, n_shares = self.config.place_of_share
+        return range(place - 1, len(self.facts), n_shares)
+
+    @cached_property
     def widths(self) -> list[int]:
         """Number of neurons of every layer."""
         return [site.n_units for site in sites_of(self.model, ["neurons"])]
 
     @cached_property
     def found(self) -> Records:
-        """The units of the prompts of all facts."""
-        records = Records(self.folder / FOUND_FILE, FoundRecord)
-        for number in shown(range(len(records), len(self.facts)), "attribution"):
+        """The units of the prompts of every fact."""
+        records = Records(self.folder / FOUND_FILE, FoundRecord, self.numbers)
+        for number in shown(records.left, "attribution"):
             records.add(self._find(number))
         return records
 
     @cached_property
-    def coarse_sets(self) -> list[list[Units]]:
-        """The units of every prompt of every fact."""
-        return [
-            [frozenset(map(_unit, prompt["coarse"])) for prompt in record["prompts"]]
-            for record in self.found
-        ]
+    def coarse_sets(self) -> dict[int, list[Units]]:
+        """The units of every prompt, by the number of its fact."""
+        return {record["fact"]: sets_of(record["prompts"]) for record in self.found}
 
     @cached_property
-    def refined_sets(self) -> list[Units]:
-        """The units of every fact, after refinement and negatives."""
+    def refined_sets(self) -> dict[int, Units]:
+        """The units of every fact by its number, after refinement and negatives."""
         config, share = self.config, self.config.share_of_prompts
         if config.refine == "original":
-            share, sets = refined_to_size(self.coarse_sets, share)
+            share, sets = refined_to_size(list(self.coarse_sets.values()), share)
         else:
-            sets = [refined(of_fact, share) for of_fact in self.coarse_sets]
+            sets = [refined(of_fact, share) for of_fact in self.coarse_sets.values()]
         self.share = share
+        by_number = dict(zip(self.coarse_sets, sets, strict=True))
         if config.negatives == "none":
-            return sets
-        return [
-            without_negatives(units, self._negatives(number), config.negative_share)
-            for number, units in enumerate(sets)
-        ]
+            return by_number
+        return {
+            number: without_negatives(
+                units, self._negatives(number), config.negative_share
+            )
+            for number, units in by_number.items()
+        }
 
     def effects(self) -> Records:
         """What scaling the units of every fact does."""
-        records = Records(self.folder / EFFECTS_FILE, EffectRecord)
-        left = range(len(records), len(self.facts))
-        if left:
+        records = Records(self.folder / EFFECTS_FILE, EffectRecord, self.numbers)
+        if records.left and not self.waits_for_other_shares:
             with evaluating(self.model):
                 pool = self._pool()
-                for number in shown(left, "effects"):
+                for number in shown(records.left, "effects"):
                     records.add(self._effect(number, pool))
         return records
 
+    @property
+    def waits_for_other_shares(self) -> bool:
+        """Whether this is a share, and a fact's units depend on those of others.
+
+        Only the joined run then measures what the units do.
+        """
+        config = self.config
+        alone = config.refine == "share" and config.negatives == "none"
+        return len(self.numbers) < len(self.facts) and not alone
+
+    @cached_property
+    def _finder(self) -> Finder:
+        return Finder(self.config, self.model, self.experiment.loaded.tokenizer)
+
     def _find(self, number: int) -> FoundRecord:
         known = self.facts[number]
-        found = self._attributed(known.prompts)
         return {
             "fact": number,
             **known.words,  # type: ignore[typeddict-item]
-            "prompts": [
-                {
-                    "text": asked.text,
-                    "gold": self._decoded(prompt.answer),
-                    "predicted": self._decoded(attribution.predicted),
-                    "probability": attribution.probability,
-                    "coarse": self._coarse(attribution.scores),
-                }
-                for asked, prompt, attribution in zip(
-                    known.asked, known.prompts, found, strict=True
-                )
-            ],
+            "prompts": self._finder.prompts_of(known),
         }
-
-    def _attributed(self, prompts: Sequence[Prompt]) -> list[Attribution]:
-        config = self.config
-        found: list[Attribution] = []
-        for first in range(0, len(prompts), _AT_ONCE):
-            part = list(prompts[first : first + _AT_ONCE])
-            if config.word == "predicted":
-                best = activations(self.model, part)
-                part = [
-                    asked_for(prompt, attribution.predicted)
-                    for prompt, attribution in zip(part, best, strict=True)
-                ]
-            if config.measure == "activations":
-                found += activations(self.model, part)
-            else:
-                found += integrated_gradients(
-                    self.model, part, grid=config.grid, n_steps=config.n_steps
-                )
-        return found
-
-    def _coarse(self, scores: Tensor) -> list[tuple[int, int]]:
-        """The units of a prompt, the highest score first."""
-        of_units = aggregated(scores, self.config.aggregation)
-        units = coarse(of_units, **self.config.rule)
-        return sorted(units, key=lambda unit: (-float(of_units[unit]), unit))
-
-    def _decoded(self, ids: Sequence[int]) -> str:
-        tokenizer = self.experiment.loaded.tokenizer
-        assert tokenizer is not None
-        return tokenizer.decode(list(ids)).strip()
 
     def _negatives(self, number: int) -> list[Units]:
         """The units of drawn prompts about other facts."""
@@ -182,9 +152,10 @@ class Study:
         fact = self.facts[number].fact
         numbers = [
             i
-            for i, other in enumerate(self.facts)
+            for i in self.numbers
+            for other in (self.facts[i],)
             if (other.fact.relation == fact.relation) == of_relation
-            and other.fact.object != fact.object
+            and other.fact.parallel[2] != fact.parallel[2]
         ]
         sets = [units for i in numbers for units in self.coarse_sets[i]]
         order = torch.randperm(len(sets), generator=self.rng(number, 1)).tolist()
@@ -196,12 +167,12 @@ class Study:
         """The first prompt of the facts of the pool."""
         if not self.config.n_others:
             return None
-        prompts = [self.facts[number].prompts[0] for number in self._in_pool]
+        prompts = [self.facts[number].prompts[0] for number in self.in_pool]
         return BasePass.run(self.model, prompts)
 
     @cached_property
-    def _in_pool(self) -> list[int]:
-        """Numbers of evenly spaced facts."""
+    def in_pool(self) -> list[int]:
+        """Numbers of evenly spaced facts of all."""
         step = -(-len(self.facts) // _MOST_IN_POOL)
         return list(range(0, len(self.facts), step))
 
@@ -226,26 +197,35 @@ class Study:
 
     def controls(self, number: int, units: Units) -> dict[str, list[Units]]:
         """Sets of as many units as some of a fact's, to be compared with."""
-        first = self.found.entries[number]["prompts"][0]["coarse"]
-        rng = self.rng(number, 2)
+        first = self.found.of(number)["prompts"][0]["coarse"]
         return {
-            "one_prompt": [frozenset(map(_unit, first[: len(units)]))],
-            "random": [
-                random_like(units, self.widths, rng, units)
-                for _ in range(self.config.n_random)
-            ],
+            "one_prompt": [frozenset(map(unit_of, first[: len(units)]))],
+            "random": self.random_sets(number, units),
             **{
                 name: [frozenset(order[: len(units)])]
                 for name, order in self.orders.items()
             },
         }
 
+    def random_sets(self, number: int, units: Units | None = None) -> list[Units]:
+        """As many other units of the same layers as some of a fact's, several times.
+
+        Args:
+            units: By default all units of the fact.
+        """
+        units = self.refined_sets[number] if units is None else units
+        rng = self.rng(number, 2)
+        return [
+            random_like(units, self.widths, rng, units)
+            for _ in range(self.config.n_random)
+        ]
+
     def _others(self, number: int) -> list[int]:
         """Facts of other relations, drawn: their places in the pool."""
         relation = self.facts[number].fact.relation
         numbers = [
             place
-            for place, other in enumerate(self._in_pool)
+            for place, other in enumerate(self.in_pool)
             if self.facts[other].fact.relation != relation
         ]
         order = torch.randperm(len(numbers), generator=self.rng(number, 3)).tolist()
@@ -279,8 +259,3 @@ def _mean_probabilities(
     for name, p in zip(names, probabilities(base, variants).tolist(), strict=True):
         values.setdefault(name, []).append(p)
     return {name: fmean(ps) for name, ps in values.items()}
-
-
-def _unit(pair: Sequence[int]) -> Unit:
-    layer, number = pair
-    return layer, number

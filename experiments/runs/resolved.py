@@ -42,6 +42,8 @@ def resolved(experiment: Experiment, config: TaskConfig, **values: Any) -> Exper
             f"{name}={NONE if value is None else value}"
             for name, value in recipe.items()
         ]
+    if config.languages:
+        changes["language"] = list(config.languages)
     if isinstance(config, UnitsConfig):
         changes["units"] = list(units_of(config))
     return replace(experiment, config=replace(config, **changes | values))

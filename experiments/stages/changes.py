@@ -18,8 +18,9 @@ from circuitcut.relearning.stages.comparing import (
     shares_by_level,
 )
 from circuitcut.relearning.stages.records import StageRecord
-from circuitcut.relearning.stages.summary import level_values, over_seeds
+from circuitcut.relearning.stages.summary import level_values
 from circuitcut.relearning.stages.vocabulary import Vocabulary
+from circuitcut.storage.statistics.student_t import mean_and_interval
 from circuitcut.tasks.base import Metric, Task
 
 Rows = list[dict[str, Any]]
@@ -71,7 +72,7 @@ def relearned(task: Task, seeds: Sequence[SeedResult]) -> Rows:
                 ]
             row = {**named, "stage": stage}
             for name, values in numbers.items():
-                row[name], row[f"{name}_interval"] = over_seeds(values)
+                row[name], row[f"{name}_interval"] = mean_and_interval(values)
             rows.append(row)
     return rows
 
@@ -170,7 +171,7 @@ def _of_seeds(
             if minus is not None:
                 value = _minus(value, minus.get((seed, minus_stage), {}).get(key))
             found.append(value)
-    return over_seeds(found)
+    return mean_and_interval(found)
 
 
 def _values(

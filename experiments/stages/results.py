@@ -20,13 +20,13 @@ from circuitcut.relearning.stages.summary import (
     MEASURES,
     jaccard,
     level_values,
-    over_seeds,
     overlaps,
     top,
 )
 from circuitcut.relearning.stages.vocabulary import NONE, Vocabulary
 from circuitcut.relearning.statistics import describe
 from circuitcut.storage.progress import Waiting
+from circuitcut.storage.statistics.student_t import mean_and_interval
 from circuitcut.tasks.base import Task
 
 N_SHOWN = 20
@@ -123,13 +123,13 @@ def _rankings(seeds: Sequence[SeedResult], n_units: int) -> dict[str, Any]:
                 jaccard(top(r.rankings[one], n), top(r.rankings[other], n))
                 for r in seeds
             ]
-            mean, interval = over_seeds(values)
+            mean, interval = mean_and_interval(values)
             overlap.append(
                 {"share": share, "n_compared": n, "one": one, "other": other}
                 | {"jaccard": mean, "interval": interval}
             )
     seconds = {
-        name: over_seeds([r.seconds.get(name) for r in seeds])[0]
+        name: mean_and_interval([r.seconds.get(name) for r in seeds])[0]
         for name in seeds[0].rankings
     }
     return {"names": list(seeds[0].rankings), "seconds": seconds, "overlap": overlap}
@@ -160,9 +160,9 @@ def _over(named: Mapping[str, Any], stage: int | None, values: list[Rows]) -> Ro
     for of_level in zip(*values, strict=True):
         row = {**named, "stage": stage, "n_seeds": len(of_level)}
         row |= {key: of_level[0][key] for key in ("level", "n_units")}
-        row["n_left_out"] = over_seeds([v["n_left_out"] for v in of_level])[0]
+        row["n_left_out"] = mean_and_interval([v["n_left_out"] for v in of_level])[0]
         for measure in MEASURES:
-            mean, interval = over_seeds([v[measure] for v in of_level])
+            mean, interval = mean_and_interval([v[measure] for v in of_level])
             row[measure], row[f"{measure}_interval"] = mean, interval
         rows.append(row)
     return rows
@@ -181,7 +181,7 @@ def _overlaps(seeds: Sequence[SeedResult]) -> Rows:
             ]
             row = {**named, "stage": stage, "n_compared": found[0]["n_compared"]}
             for key in found[0].keys() - {"n_compared"}:
-                mean, interval = over_seeds([f[key] for f in found])
+                mean, interval = mean_and_interval([f[key] for f in found])
                 row[key], row[f"{key}_interval"] = mean, interval
             rows.append(dict(sorted(row.items())))
     return rows
@@ -208,10 +208,10 @@ def _similarities(seeds: Sequence[SeedResult]) -> Rows:
                 defined = similarity[~similarity.isnan()]
                 counts.append(len(defined))
                 values.append(float(defined.mean()) if len(defined) else None)
-            mean, interval = over_seeds(values)
+            mean, interval = mean_and_interval(values)
             rows.append(
                 {**named, "one": one, "other": other, "similarity": mean}
-                | {"interval": interval, "n_units": over_seeds(counts)[0]}
+                | {"interval": interval, "n_units": mean_and_interval(counts)[0]}
             )
     return rows
 

@@ -3,10 +3,8 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import numpy as np
 import torch
 from jaxtyping import Bool, Shaped
-from scipy import stats
 from torch import Tensor
 
 from circuitcut.relearning.stages.comparing import (
@@ -17,7 +15,6 @@ from circuitcut.relearning.stages.comparing import (
     shares_by_level,
 )
 from circuitcut.relearning.stages.vocabulary import NONE
-from circuitcut.relearning.statistics import LEVEL
 
 Tensors = Mapping[str, Tensor]
 MEASURES = (
@@ -102,21 +99,6 @@ def overlaps(
         if "fresh_score" in base:
             row["fresh_with_base"] = jaccard(fresh, top(base["fresh_score"], n))
     return row
-
-
-def over_seeds(values: Sequence[float | int | None]) -> tuple[float | None, list[Any]]:
-    """Mean and 95 % interval over seeds by Student's t; no interval of one seed.
-
-    Seeds at which the value is not defined do not count.
-    """
-    defined = np.array([value for value in values if value is not None], dtype=float)
-    if not len(defined):
-        return None, [None, None]
-    mean = float(defined.mean())
-    if len(defined) < 2:
-        return mean, [None, None]
-    half = stats.t.ppf((1 + LEVEL) / 2, len(defined) - 1) * stats.sem(defined)
-    return mean, [mean - float(half), mean + float(half)]
 
 
 def _without(values: Tensor, out: Bool[Tensor, "unit"]) -> Tensor:

@@ -128,6 +128,146 @@ def changed_rows(results: Results) -> list[Row]:
     ]
 
 
+def continued_rows(results: Results) -> list[Row]:
+    """One row a text that changes most: how the model goes on, clean and ablated."""
+    return [
+        {
+            "ablated at": text["when"],
+            "text": f"...{text['context']}",
+            "clean": text["continued"]["clean"],
+            "ablated": text["continued"]["ablated"],
+        }
+        for text in results["changed"]
+        if text.get("continued")
+    ]
+
+
+def lens_rows(results: Results, *, most_changed_only: bool = False) -> list[Row]:
+    """One row a text and sublayer: what the stream predicts there.
+
+    Args:
+        most_changed_only: Only the first text of every condition.
+    """
+    rows: list[Row] = []
+    seen: set[str] = set()
+    for text in results["changed"]:
+        if most_changed_only and text["when"] in seen:
+            continue
+        seen.add(text["when"])
+        rows += [_lens_row(text, level) for level in text.get("lens", [])]
+    return rows
+
+
+def _lens_row(text: Mapping[str, Any], level: Mapping[str, Any]) -> Row:
+    clean, ablated = level["clean"], level["ablated"]
+    return {
+        "ablated at": text["when"],
+        "next": text["next"],
+        "layer": level["layer"],
+        "behind": {"mlp": "MLP"}.get(level["sublayer"], level["sublayer"]),
+        "clean": _prediction(clean),
+        "ablated": _prediction(ablated),
+        "P(next), clean": clean["next_probability"],
+        "P(next), ablated": ablated["next_probability"],
+        "entropy, clean": clean["entropy"],
+        "entropy, ablated": ablated["entropy"],
+        "promoted": _tokens(level["promoted"]),
+        "suppressed": _tokens(level["suppressed"]),
+    }
+
+
+def _prediction(seen: Mapping[str, Any]) -> str:
+    return f"{seen['top']!r} {format_cell(seen['top_probability'])}"
+
+
+def reader_rows(results: Results, n: int | None = None) -> list[Row]:
+    """One row a set, condition and reader that notices the ablation.
+
+    Args:
+        n: At most so many readers of each; None: all that are listed.
+    """
+    return [
+        {
+            "neurons": SETS[entry["set"]],
+            "ablated at": entry["when"],
+            "reader": reader["reader"],
+            "effect": reader["effect"],
+            "share of the logits'": _share(reader["effect"], entry["logits"]),
+        }
+        for entry in _noticed(results)
+        for reader in (
+            {"reader": "logits", "effect": entry["logits"]},
+            *entry["readers"][:n],
+        )
+    ]
+
+
+def edge_effect_rows(results: Results) -> list[Row]:
+    """One row a set, condition and edge."""
+    return [
+        {
+            "neurons": SETS[entry["set"]],
+            "ablated at": entry["when"],
+            "edge": edge["edge"],
+            "effect": edge["effect"],
+        }
+        for entry in _noticed(results)
+        for edge in entry["edges"]
+    ]
+
+
+def reading_layer_rows(results: Results) -> list[Row]:
+    """One row a set, condition and layer: sums over its readers."""
+    return [
+        {
+            "neurons": SETS[entry["set"]],
+            "ablated at": entry["when"],
+            "layer": layer["layer"],
+            **{kind: layer[kind] for kind in ("queries", "keys", "values")},
+            "MLP": layer["mlp"],
+        }
+        for entry in _noticed(results)
+        for layer in entry["layers"]
+    ]
+
+
+def _noticed(results: Results) -> list[Mapping[str, Any]]:
+    return (results.get("edges") or {}).get("sets", [])
+
+
+def _share(effect: float, total: float) -> float | None:
+    return effect / total if total else None
+
+
+def attribute_rows(results: Results) -> list[Row]:
+    """One row a condition and layer: attributes rates, clean and of every set."""
+    attributes = results.get("attributes")
+    if not attributes:
+        return []
+    rows = []
+    for when in dict.fromkeys(entry["when"] for entry in attributes["effects"]):
+        sets = [entry for entry in attributes["effects"] if entry["when"] == when]
+        for place, clean in enumerate(attributes["clean"]):
+            row = {
+                "ablated at": when,
+                "layer": clean["layer"],
+                "clean": _rate(clean["rate"], clean["interval"]),
+            }
+            for entry in sets:
+                of_layer = entry["layers"][place]
+                name = SETS[entry["set"]]
+                row[name] = _rate(of_layer["rate"], (None, None))
+                row[f"{name}, minus clean"] = _rate(
+                    of_layer["difference"], of_layer["difference_interval"]
+                )
+            rows.append(row)
+    return rows
+
+
+def _rate(value: float | None, interval: Sequence[float | None]) -> str | None:
+    return None if value is None else with_interval(value, interval)
+
+
 def _tokens(words: Sequence[Mapping[str, Any]]) -> str:
     return ", ".join(
         f"{word['token']!r} {'+' * (word['change'] > 0)}{format_cell(word['change'])}"
@@ -142,5 +282,11 @@ EFFECT_TABLES: dict[str, Callable[[Results], list[Row]]] = {
     "activity": activity_rows,
     "activity_by_layer": layer_rows,
     "most_changed_texts": changed_rows,
+    "continuations": continued_rows,
+    "logit_lens": lens_rows,
+    "attributes_rate": attribute_rows,
+    "readers": reader_rows,
+    "readers_by_layer": reading_layer_rows,
+    "edges": edge_effect_rows,
 }
 """Name of a file -> its rows."""

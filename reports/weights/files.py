@@ -10,6 +10,7 @@ from circuitcut.reports.weights.tables import (
     bin_rows,
     change_rows,
     class_rows,
+    count_rows,
     median_rows,
     outside_rows,
     quartile_rows,
@@ -29,6 +30,7 @@ TABLES: dict[str, Callable[[Mapping[str, Any]], list[Row]]] = {
     "regions_by_layer": region_rows,
     "classes_by_revision": series_rows,
     "change_by_layer": change_rows,
+    "classes_of_runs": count_rows,
 }
 """Name of a file -> its rows."""
 WRITERS: dict[str, Callable[[Sequence[Row]], str]] = {

@@ -130,6 +130,31 @@ def change_rows(results: Results) -> list[Row]:
     ]
 
 
+def count_rows(results: Results) -> list[Row]:
+    """One row a set of neurons and class: how many, and how many by chance."""
+    return [
+        {
+            "neurons of": entry["path"],
+            "set": f"{entry['n']:,} {entry['kind']}",
+            "class": counted["class"],
+            "in the class": counted["n_class"],
+            "chosen": counted["n"],
+            "by chance": _of_chance(counted["expected"], counted["interval"]),
+            "in the same layers": _of_chance(
+                counted["expected_by_layer"], counted["interval_by_layer"]
+            ),
+            "p": counted["p"],
+        }
+        for entry in results.get("chosen", [])
+        for counted in entry["classes"]
+    ]
+
+
+def _of_chance(expected: float, interval: Sequence[int]) -> str:
+    low, high = interval
+    return f"{expected:.1f} [{low}, {high}]"
+
+
 def vocabulary_rows(results: Results) -> list[Row]:
     """One row a vector of every neuron that was asked for: its nearest tokens."""
     return [

@@ -92,6 +92,50 @@ class Edits(TypedDict):
     rows: list[EditRow]
 
 
+class PairsOfGroups(PairsOfFacts):
+    """The same of two relations, or of two languages."""
+
+    by: Literal["relation", "language"]
+    one: str
+    other: str
+
+
+class OfLanguage(TypedDict):
+    """How many facts a language has."""
+
+    language: str
+    n_asked: Count
+    n_known: Count
+    n_facts: Count
+
+
+class ActiveUnits(TypedDict):
+    """Mean activation of the units of facts on prompts of one kind."""
+
+    units: Literal["refined", "random"]
+    prompts: Literal["fact", "head", "relation", "other"]
+    n_facts: Positive
+    mean: float
+    interval: tuple[float, float]
+
+
+class ActivePrompt(TypedDict):
+    """A prompt, and how active a unit is on it."""
+
+    text: str
+    object: str
+    activation: float
+
+
+class Trigger(TypedDict):
+    """The prompts on which a unit is most active."""
+
+    unit: tuple[Count, Count]
+    n_facts: Count
+    median: float
+    prompts: list[ActivePrompt]
+
+
 KNOWLEDGE_ENTRIES: dict[str, Any] = {
     "facts": Facts,
     "sizes": Sizes,
@@ -100,4 +144,8 @@ KNOWLEDGE_ENTRIES: dict[str, Any] = {
     "overlap": list[PairsOfFacts],
     "edits": Edits,
     "masks": list[str],
+    "groups": list[PairsOfGroups],
+    "languages": list[OfLanguage],
+    "activity": list[ActiveUnits],
+    "triggers": list[Trigger],
 }

@@ -112,6 +112,32 @@ class UnitVocabulary(TypedDict):
     vectors: list[NearestTokens]
 
 
+ClassCount = TypedDict(
+    "ClassCount",
+    {
+        "class": str,
+        "n_class": Count,
+        "n": Count,
+        "expected": float,
+        "interval": tuple[Count, Count],
+        "expected_by_layer": float,
+        "interval_by_layer": tuple[Count, Count],
+        "p": Share,
+    },
+)
+"""Neurons of a class in a set, beside chance."""
+
+
+class ChosenSet(TypedDict):
+    """The neurons of another run by class."""
+
+    path: str
+    kind: Literal["ablated", "kept", "knowledge"]
+    n: Count
+    n_others: Count
+    classes: list[ClassCount]
+
+
 class Selection(TypedDict):
     """Which neurons a mask ablates."""
 
@@ -144,6 +170,7 @@ class Effected(TypedDict):
     n_of_classes: Positive
     controls: list[str]
     draws: Positive
+    control_tokens: NotRequired[Literal["all", "turns"]]
     gated: bool
     theta: float | None
     at_positions: list[Count]
@@ -178,6 +205,7 @@ class MeasuredEffect(TypedDict):
     set: Set
     draw: Count | None
     when: str
+    n_tokens: NotRequired[Count]
     ablated: dict[str, float]
     difference: dict[str, Spread]
 
@@ -231,6 +259,33 @@ class ChangedToken(TypedDict):
     change: float
 
 
+class SeenPrediction(TypedDict):
+    """A prediction of the logit lens."""
+
+    top: str
+    top_probability: float
+    next_probability: float
+    entropy: float
+
+
+class LensReading(TypedDict):
+    """The predictions behind a sublayer."""
+
+    layer: Layer
+    sublayer: Literal["attention", "mlp", "block"]
+    clean: SeenPrediction
+    ablated: SeenPrediction
+    promoted: list[ChangedToken]
+    suppressed: list[ChangedToken]
+
+
+class Continued(TypedDict, total=False):
+    """What follows a text."""
+
+    clean: str
+    ablated: str
+
+
 class ChangedText(TypedDict):
     """A text that an ablation changes most."""
 
@@ -243,6 +298,87 @@ class ChangedText(TypedDict):
     ablated: float
     promoted: list[ChangedToken]
     suppressed: list[ChangedToken]
+    lens: NotRequired[list[LensReading]]
+    continued: NotRequired[Continued]
+
+
+Percent = Annotated[float, Between(0, 100)]
+
+
+class RateOfLayer(TypedDict):
+    """The mean attributes rate behind a block."""
+
+    layer: Layer
+    n: Count
+    rate: Percent | None
+    interval: Ends
+    difference: NotRequired[Number]
+    difference_interval: NotRequired[Ends]
+
+
+class RatesOfSet(TypedDict):
+    """The attributes rates under the ablations of a set."""
+
+    set: Set
+    when: str
+    n_draws: Count
+    layers: list[RateOfLayer]
+
+
+class Attributes(TypedDict):
+    """Attributes rates of subjects."""
+
+    source: Literal["facts", "table", "corpus"]
+    n_subjects: Positive
+    left_out: Counts
+    words_of_a_subject: float
+    n_top: Positive
+    clean: list[RateOfLayer]
+    effects: list[RatesOfSet]
+
+
+class ReaderEffect(TypedDict):
+    """What a measure changes because a reader notices an ablation."""
+
+    reader: str
+    effect: float
+
+
+class EdgeEffect(TypedDict):
+    """The part of one writer."""
+
+    edge: str
+    effect: float
+
+
+class ReadersOfLayer(TypedDict):
+    """Sums over the readers of a layer."""
+
+    layer: Layer
+    queries: float
+    keys: float
+    values: float
+    mlp: float
+
+
+class NoticedSet(TypedDict):
+    """Who notices the ablation of a set."""
+
+    set: Set
+    draw: Count | None
+    when: str
+    logits: float
+    readers: list[ReaderEffect]
+    edges: list[EdgeEffect]
+    layers: list[ReadersOfLayer]
+
+
+class Noticed(TypedDict):
+    """Edges of the ablations."""
+
+    measure: Literal["loss", "entropy"]
+    n_tokens: Positive
+    sets: list[NoticedSet]
 
 
 EFFECT_ENTRIES = {
@@ -254,6 +390,8 @@ EFFECT_ENTRIES = {
     "activity": list[_ActiveSet],
     "activity_by_layer": list[ActiveLayer],
     "changed": list[ChangedText],
+    "attributes": Attributes | None,
+    "edges": Noticed | None,
 }
 WEIGHT_ENTRIES = {
     "weights": Weights,
@@ -265,4 +403,5 @@ WEIGHT_ENTRIES = {
     "change": list[ChangedLayer],
     "beside": list[ModelBeside],
     "vocabulary": list[UnitVocabulary],
+    "chosen": list[ChosenSet],
 }

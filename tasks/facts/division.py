@@ -3,7 +3,7 @@
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from circuitcut.data.facts.records import Fact, FactsCorpus
 from circuitcut.data.facts.splits import FactSplits, place_others, split_facts
@@ -43,27 +43,30 @@ class Division:
     def chance(self) -> float:
         """Share of the concept's prompts that a guess without the subject has right.
 
-        Of every relation the share of the most frequent object, among all its known
-        facts (those that are retained too); of the only known fact of a relation one
-        of the relation's objects.
+        Of every relation (in its language) the share of the most frequent object,
+        among all its known facts (those that are retained too); of the only known fact
+        of a relation one of the relation's objects.
         """
-        known: dict[str, Counter[str]] = {}
-        possible: dict[str, set[str]] = {}
+        known: dict[tuple[str, str], Counter[str]] = {}
+        possible: dict[tuple[str, str], set[str]] = {}
         for kind in (CONCEPT, OTHER):
             facts = self.asked[kind].facts
             for number in _known_facts(self.asked, self.shares, kind):
                 fact = facts[number]
-                known.setdefault(fact.relation, Counter())[fact.object] += 1
+                asked_as = fact.relation, fact.language
+                known.setdefault(asked_as, Counter())[fact.object] += 1
             for prompt in self.asked[kind].prompts:
                 fact = facts[prompt.fact]
-                possible.setdefault(fact.relation, set()).add(fact.object)
+                asked_as = fact.relation, fact.language
+                possible.setdefault(asked_as, set()).add(fact.object)
         guesses = []
         for number in _known_facts(self.asked, self.shares, CONCEPT):
-            relation = self.asked[CONCEPT].facts[number].relation
-            of = known[relation]
+            fact = self.asked[CONCEPT].facts[number]
+            asked_as = fact.relation, fact.language
+            of = known[asked_as]
             alone = of.total() == 1
             guesses.append(
-                1 / len(possible[relation]) if alone else max(of.values()) / of.total()
+                1 / len(possible[asked_as]) if alone else max(of.values()) / of.total()
             )
         return sum(guesses) / len(guesses)
 
@@ -84,6 +87,7 @@ class Division:
         asked, shares = self.asked[CONCEPT], self.shares[CONCEPT]
         n, of = _n_known(self.asked, self.shares, CONCEPT)
         elsewhere = {fact.object for fact in corpus.others}
+        languages = _numbers(self.asked, self.shares, CONCEPT, "language")
         known = [i for i, share in enumerate(shares) if share >= KNOWN_SHARE]
         in_others = [asked.facts[i].object in elsewhere for i in known]
         return {
@@ -93,13 +97,17 @@ class Division:
             "share_known": n / of,
             "prompts": len(asked.prompts),
             "left_out": {why: len(facts) for why, facts in asked.left_out.items()},
-            "relations": _by_relation(self.asked, self.shares, CONCEPT),
-            "others": _by_relation(self.asked, self.shares, OTHER),
+            "relations": _numbers(self.asked, self.shares, CONCEPT),
+            "others": _numbers(self.asked, self.shares, OTHER),
+            **({"languages": languages} if any(languages) else {}),
             "split_by": self.concept.by,
             "heldout_objects_in_other_splits": self.concept.objects_outside,
             "objects_in_other_facts": sum(in_others) / len(in_others),
             "chance": self.chance,
-            "known_facts": [[*asked.facts[i].key, shares[i]] for i in known],
+            "known_facts": [
+                [*asked.facts[i].key[:3], shares[i], *asked.facts[i].key[3:]]
+                for i in known
+            ],
         }
 
 
@@ -199,20 +207,23 @@ def _n_known(
     asked: Mapping[int, Asked], shares: Mapping[int, Sequence[float]], kind: int
 ) -> tuple[int, int]:
     """Known facts, and those that can be asked."""
-    numbers = _by_relation(asked, shares, kind).values()
+    numbers = _numbers(asked, shares, kind).values()
     return sum(of["known"] for of in numbers), sum(of["facts"] for of in numbers)
 
 
-def _by_relation(
-    asked: Mapping[int, Asked], shares: Mapping[int, Sequence[float]], kind: int
+def _numbers(
+    asked: Mapping[int, Asked],
+    shares: Mapping[int, Sequence[float]],
+    kind: int,
+    by: Literal["relation", "language"] = "relation",
 ) -> dict[str, dict[str, int]]:
-    """Facts that can be asked, and known ones, by relation."""
+    """Facts that can be asked, and known ones, by relation or language."""
     prompts = asked[kind].prompts
     known = set(_known_facts(asked, shares, kind))
     numbers: dict[str, dict[str, int]] = {}
     for number in sorted({prompt.fact for prompt in prompts}):
         fact: Fact = asked[kind].facts[number]
-        of = numbers.setdefault(fact.relation, {"facts": 0, "known": 0})
+        of = numbers.setdefault(getattr(fact, by), {"facts": 0, "known": 0})
         of["facts"] += 1
         of["known"] += number in known
     return numbers
@@ -229,7 +240,7 @@ def _too_few(
             f"{name} must have at least {FEWEST_PROMPTS} prompts, got "
             f"{len(asked[CONCEPT].prompts)} ({first}); give more facts or paraphrases"
         )
-    others = _by_relation(asked, shares, OTHER)
+    others = _numbers(asked, shares, OTHER)
     better = sorted(others, key=lambda relation: -others[relation]["known"])[:5]
     words = ", ".join(f"{name} ({others[name]['known']})" for name in better)
     hint = f"; known facts of other relations: {words}" if better else ""

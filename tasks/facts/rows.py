@@ -31,9 +31,9 @@ Answer = tuple[int, ...]
 class Objects:
     """The objects of every relation in tokens, as they stand in the prompts asked."""
 
-    known: Mapping[tuple[str, bool], Mapping[str, Answer]]
-    """By relation and whether they begin a text, which some tokenizers write in another
-    way; then by the object."""
+    known: Mapping[tuple[str, str, bool], Mapping[str, Answer]]
+    """By relation, language and whether they begin a text, which some tokenizers write
+    in another way; then by the object."""
     true: Mapping[tuple[str, str], frozenset[str]]
     """The objects of each subject and relation."""
 
@@ -42,10 +42,10 @@ class Objects:
         cls, facts: Sequence[Fact], prompts: Sequence[tuple[Fact, AskedPrompt]]
     ) -> "Objects":
         """Those of all facts at hand, in the tokens of their prompts."""
-        known: dict[tuple[str, bool], dict[str, Answer]] = {}
+        known: dict[tuple[str, str, bool], dict[str, Answer]] = {}
         for fact, prompt in prompts:
-            place = known.setdefault((fact.relation, begins(prompt)), {})
-            place[fact.object] = prompt.answer_ids
+            key = fact.relation, fact.language, begins(prompt)
+            known.setdefault(key, {})[fact.object] = prompt.answer_ids
         true: dict[tuple[str, str], set[str]] = {}
         for fact in facts:
             true.setdefault((fact.subject, fact.relation), set()).add(fact.object)
@@ -60,7 +60,8 @@ class Objects:
         relation. A masked model is given as many masks as the object has tokens, so
         that only objects of that length compete.
         """
-        places = self.known.get((fact.relation, begins(prompt)), {})
+        key = fact.relation, fact.language, begins(prompt)
+        places = self.known.get(key, {})
         true = self.true.get((fact.subject, fact.relation), frozenset())
         named = [name for name in fact.choices if name in places]
         others = {

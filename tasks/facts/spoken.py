@@ -50,8 +50,10 @@ def wrong_objects(fact: Fact, facts: Sequence[Fact], seed: str) -> list[str]:
     true = {f.object for f in facts if (f.subject, f.relation) == fact.key[:2]}
     if fact.choices:
         return [name for name in dict.fromkeys(fact.choices) if name not in true]
-    others = {f.object for f in facts if f.relation == fact.relation} - true
-    drawn = sorted(others)
+    alike = fact.relation, fact.language
+    drawn = sorted(
+        {f.object for f in facts if (f.relation, f.language) == alike} - true
+    )
     return random.Random(seed).sample(drawn, min(N_CHOICES, len(drawn)))
 
 

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from circuitcut.data.facts.concept import chosen_facts, evenly_drawn
 from circuitcut.data.facts.files import read_facts
 from circuitcut.data.facts.generated import CAPITAL, generate_facts
+from circuitcut.data.facts.generated_languages import generate_parallel_facts
 from circuitcut.data.facts.records import Fact, FactsCorpus, distinct
 from circuitcut.data.sampling import draw, draw_from
 from circuitcut.data.text.files import read_retained
@@ -37,7 +38,12 @@ from circuitcut.tasks.base import (
     TaskOptions,
     check_limit,
 )
-from circuitcut.tasks.facts.asked import AskedPrompt, answer_positions, asked_facts
+from circuitcut.tasks.facts.asked import (
+    AskedFacts,
+    AskedPrompt,
+    answer_positions,
+    asked_facts,
+)
 from circuitcut.tasks.facts.division import divide
 from circuitcut.tasks.facts.known import cached_right_prompts, shares_right
 from circuitcut.tasks.facts.material import Asked, material
@@ -105,7 +111,11 @@ class FactsTask(AnswerTask):
         concept = options.concept
         further: list[TextRecord] = []
         if options.data is None:
-            built_in, sentences = generate_facts(seed)
+            built_in, sentences = (
+                generate_parallel_facts(options.languages, seed)
+                if options.languages
+                else generate_facts(seed)
+            )
             facts, texts, concept = list(built_in), list(sentences), concept or CAPITAL
         else:
             facts, texts = read_facts(
@@ -113,6 +123,7 @@ class FactsTask(AnswerTask):
                 options.data_format,
                 options.hub_config,
                 options.hub_revision,
+                options.languages,
             )
         if options.retain_data is not None:
             further = read_retained(options.retain_data, options.text_column)
@@ -207,7 +218,7 @@ class FactsTask(AnswerTask):
             found += list(zip(asked.facts, asked.of_facts(), shares, strict=True))
         return found
 
-    def neighbours(self) -> dict[tuple[str, str, str], list[AskedPrompt]]:
+    def neighbours(self) -> dict[tuple[Any, ...], list[AskedPrompt]]:
         """Of the concept's facts, by key: prompts about other subjects, same object."""
         asked = self._of_kind[NEAR]
         by_fact = zip(asked.facts, asked.of_facts(), strict=True)
@@ -215,16 +226,16 @@ class FactsTask(AnswerTask):
 
     def asked_as(self, fact: Fact, answer: str) -> list[AskedPrompt]:
         """The prompts of a fact, asked for another object."""
-        other = replace(fact, object=answer)
-        reader = self._reader
-        return list(
-            asked_facts(
-                [other],
-                reader.tokenizer,
-                masked=reader.masked,
-                max_length=reader.max_length,
-                prefix=reader.prefix,
-            ).prompts
+        return list(self.ask([replace(fact, object=answer)]).prompts)
+
+    def ask(self, facts: Sequence[Fact]) -> AskedFacts:
+        """The prompts of any facts, in tokens as this task asks them."""
+        return asked_facts(
+            facts,
+            self._tokenizer,
+            masked=self._reader.masked,
+            max_length=self._reader.max_length,
+            prefix=self._reader.prefix,
         )
 
     def files(self) -> dict[str, Any]:
@@ -488,7 +499,7 @@ class FactsTask(AnswerTask):
                 asked.prompts[i],
                 asked.rivals[i],
                 kind=kind,
-                cluster=clusters[asked.fact_of(i).subject],
+                cluster=clusters[asked.fact_of(i).entity],
                 unseen=kind != CONCEPT or asked.fact_of(i).object not in elsewhere,
             )
             for i in self._division.numbers[split][kind]
@@ -497,7 +508,7 @@ class FactsTask(AnswerTask):
     def _clusters(self) -> dict[str, int]:
         """A number for every subject: what the bootstrap resamples."""
         facts = (*self._corpus.concept, *self._corpus.others)
-        subjects = dict.fromkeys(fact.subject for fact in facts)
+        subjects = dict.fromkeys(fact.entity for fact in facts)
         return {subject: number for number, subject in enumerate(subjects)}
 
     def _rows_of_texts(self, split: str) -> Iterator[Row]:

@@ -21,7 +21,7 @@ DEFAULTS = TaskDefaults(
     model="tiny-decoder",
     units=("neurons", "heads"),
     own_options=(
-        *("retain_data", "concept", "split_by", "n_facts", "n_paraphrases"),
+        *("retain_data", "concept", "split_by", "n_facts", "n_paraphrases", "language"),
         *TEXT_OPTIONS,
     ),
     mask=_MASK,
@@ -29,6 +29,11 @@ DEFAULTS = TaskDefaults(
     of_model={
         "tiny-decoder": ModelDefaults(base=replace(_BASE, embedding_noise=0.5)),
         "tiny-encoder": ModelDefaults(base=_BASE),
+        "multilingual-encoder": ModelDefaults(
+            base=_BASE,
+            base_on_own_data=replace(_BASE, n_steps=600, vocab_size=16_384),
+            languages=("en", "fr", "es", "nl"),
+        ),
     },
     of_others=ModelDefaults(
         mask=_MASK | {"k_max": 512.0, "retain_weight": 8.0, "n_steps": 60},

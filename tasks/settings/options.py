@@ -50,5 +50,7 @@ class TaskOptions:
     """Facts: most facts of the concept, and most of all others together."""
     n_paraphrases: int | None = None
     """Facts: most prompts of one fact; None: all."""
+    languages: tuple[str, ...] = ()
+    """Facts: the languages of the prompts; empty: those of the data."""
     toxicity_scorer: Literal["builtin", "detoxify"] = "builtin"
     """Classifier of continuations: the built-in one or the Detoxify package."""

@@ -185,3 +185,7 @@ def test_effects_are_means_over_tokens_then_sums_over_prompts():
     assert all(row["n_prompts"] == 2 for row in rows)
     worse = [Trace(0.1, 0.2, found[0].restored)]
     assert effects_table([two_before], worse, settings, [7])[0]["normalised"] is None
+    # nor of noise that hardly does anything
+    hardly = [replace(found[0], corrupted=found[0].clean - 1e-4)]
+    for row in effects_table([two_before], hardly, settings, [7]):
+        assert row["normalised"] is row["interval"] is None

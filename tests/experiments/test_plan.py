@@ -141,3 +141,24 @@ def test_settings_of_another_version_are_refused(tmp_path: Path):
     (tmp_path / "settings.json").write_text('{"lr": 0.1, "warp": 9}')
     with pytest.raises(UserError, match="another version"):
         saved_settings(tmp_path)
+
+
+def test_beta_of_a_run_from_before_it_could_fall_stays_as_it_was(tmp_path: Path):
+    older = asdict(MaskSettings(stretch_temperature=0.4))
+    del older["stretch_temperature_end"]
+    (tmp_path / "settings.json").write_text(json.dumps(older))
+    settings = saved_settings(tmp_path)
+    assert settings is not None
+    assert settings.stretch_temperature_end == 0.4
+
+
+def test_circuits_of_large_graphs_are_trained_otherwise_than_those_of_small_ones():
+    config = MaskConfig(task="ioi", units=["edges"], direction="isolate")
+    small, large = settings_of(config, 310), settings_of(config, 70_651)
+    assert (small.start, small.concept_objective) == ("equal", "kl")
+    assert small.stretch_temperature_end == small.stretch_temperature
+    assert (large.start, large.concept_objective) == ("eap_ig", "kl_margin")
+    assert large.stretch_temperature_end < large.stretch_temperature / 5
+    given = replace(config, concept_objective="kl", stretch_temperature_end=0.5)
+    asked = settings_of(given, 70_651)
+    assert (asked.concept_objective, asked.stretch_temperature_end) == ("kl", 0.5)

@@ -152,3 +152,34 @@ def test_ranges_are_units_or_shares_and_made_to_fit():
     assert (few.k_min, few.k_max) == (pytest.approx(0.27), 2.7)
     assert in_units(BudgetSettings(k_min=6.0, k_max=64.0), 20).k_max == 10.0
     assert in_units(BudgetSettings(k_min=6.0, k_max=64.0), 20).k_min == 2.5
+
+
+def test_a_falling_beta_closes_or_opens_the_gates_of_a_sample():
+    """Little noise, as in large graphs: beta alone sets how many gates are between."""
+    partly_open = {}
+    for end in (2 / 3, 0.05):
+        gate = _gate(k_min=20.0, k_max=20.0, direction="isolate", noise_end=0.1)
+        falling = _gate(
+            k_min=20.0,
+            k_max=20.0,
+            direction="isolate",
+            noise_end=0.1,
+            stretch_temperature_end=end,
+        )
+        torch.testing.assert_close(falling.at(20.0), gate.at(20.0))
+        falling.anneal(0.4)
+        assert falling.beta == pytest.approx((2 / 3 + end) / 2)
+        falling.anneal(1.0)
+        assert falling.beta == pytest.approx(end)
+        gates = falling.sample(_rng())
+        assert gates.sum().item() == pytest.approx(20.0, rel=1e-4)
+        partly_open[end] = int(((gates > 0) & (gates < 1)).sum())
+    assert partly_open[0.05] < partly_open[2 / 3] / 4
+
+
+def test_beta_of_gates_with_a_price_stays():
+    gate = HardConcreteGate(
+        N, GateSettings(penalty="price", stretch_temperature_end=0.05)
+    )
+    gate.anneal(1.0)
+    assert gate.beta == pytest.approx(2 / 3)

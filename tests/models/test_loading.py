@@ -11,7 +11,12 @@ from transformers import AutoModelForTokenClassification
 
 from circuitcut.models import packaged
 from circuitcut.models.architectures import ARCHITECTURES, sites_of
-from circuitcut.models.loaded import config_hash_of, frozen, special_ids_of
+from circuitcut.models.loaded import (
+    config_hash_of,
+    frozen,
+    most_positions,
+    special_ids_of,
+)
 from circuitcut.models.loading import LoadedModel, load_model, save_model
 from circuitcut.models.mlp import MLP_TYPE
 from circuitcut.models.spared import FIRST_POSITION
@@ -193,6 +198,20 @@ def test_padding_is_on_the_right_and_without_a_token_of_its_own_the_end_token(
     assert loaded.tokenizer.pad_token == "<eos>"
     assert batch["attention_mask"][1] == [1, 1, 0, 0, 0]
     assert batch["input_ids"][1][2:] == [loaded.tokenizer.eos_token_id] * 3
+
+
+@pytest.mark.parametrize("kind", TEXT_TYPES)
+def test_a_model_reads_as_many_tokens_as_its_table_of_positions_has(kind: str):
+    model = tiny_model(kind)
+    most = most_positions(model)
+    ids = torch.full((1, (most or 80) + 1), 5)
+    with torch.no_grad():
+        model(input_ids=ids[:, :-1])
+        if most is None:
+            model(input_ids=ids)
+        else:
+            with pytest.raises((IndexError, RuntimeError)):
+                model(input_ids=ids)
 
 
 def test_a_word_that_the_tokenizer_does_not_know_is_no_special_position():

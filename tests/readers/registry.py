@@ -16,9 +16,10 @@ import torch
 from torch import nn
 
 from circuitcut.data.digits.digits import digits_from_folder
-from circuitcut.data.facts.bmlama import read_bmlama
+from circuitcut.data.facts.bmlama import read_bmlama, read_languages
 from circuitcut.data.facts.concept import chosen_facts
 from circuitcut.data.facts.files import read_facts
+from circuitcut.data.facts.subject_words import read_subject_words
 from circuitcut.data.ioi.files import prompt_records as ioi_records
 from circuitcut.data.ner.files import read_tagged
 from circuitcut.data.ner.word_lists import read_word_list
@@ -28,11 +29,13 @@ from circuitcut.data.text.files import labelled_texts, read_retained, read_rows
 from circuitcut.data.word_vectors import read_word_vectors
 from circuitcut.experiments.base_model import _damage, _record
 from circuitcut.experiments.knowledge.records import (
+    ActivityRecord,
     EditRecord,
     EffectRecord,
     FoundRecord,
     read_records,
 )
+from circuitcut.experiments.runs.chosen_neurons import chosen_neurons
 from circuitcut.experiments.saved_runs import (
     checked_ranking,
     mask_at,
@@ -328,6 +331,18 @@ DATA = {
         ("a.jsonl",),
         20,
     ),
+    "words of subjects": Reader(
+        ("data.facts.subject_words",),
+        _file("a.json", json.dumps({"France": ["Paris", "wine"]}).encode()),
+        lambda folder: read_subject_words(folder / "a.json"),
+        ("a.json",),
+    ),
+    "table of subjects' words": Reader(
+        ("data.facts.subject_words", *_TABLES),
+        _file("a.tsv", b"subject\twords\nFrance\tParis|wine\n"),
+        lambda folder: read_subject_words(folder / "a.tsv"),
+        ("a.tsv",),
+    ),
     "relation of lre": Reader(
         ("data.facts.lre",),
         _file("a.json", json.dumps(LRE).encode()),
@@ -346,8 +361,22 @@ DATA = {
         lambda folder: read_bmlama(folder / "fr.tsv"),
         ("en.tsv", "fr.tsv"),
     ),
+    "bmlama in languages": Reader(
+        ("data.facts.bmlama",),
+        _languages,
+        lambda folder: read_languages(folder, ["fr", "en"]),
+        ("en.tsv", "fr.tsv"),
+    ),
     "concept of facts": Reader(
         ("data.facts.concept",), _concept, _chosen, ("concept.tsv", "facts.jsonl")
+    ),
+    "neurons by fact": Reader(
+        ("experiments.runs.chosen_neurons",),
+        lambda folder: write_json(
+            folder / "neurons.json", {"facts": [{"refined": [[0, 3], [1, 5]]}]}
+        ),
+        lambda folder: chosen_neurons(folder / "neurons.json", [10, 10]),
+        ("neurons.json",),
     ),
     "known facts": Reader(
         ("tasks.facts.known",),
@@ -1000,12 +1029,16 @@ EDITS = [
     }
     for number in range(2)
 ]
+ACTIVITY = [
+    {"fact": number, "refined": {"fact": 0.5, "head": 0.1}, "random": {"fact": 0.2}}
+    for number in range(2)
+]
 KNOWLEDGE = {
     f"records of knowledge neurons, {name}": Reader(
         ("experiments.knowledge.records",),
         _file(f"{name}.jsonl", _jsonl(entries)),
         lambda folder, name=name, kind=kind: read_records(
-            folder / f"{name}.jsonl", kind
+            folder / f"{name}.jsonl", kind, range(2)
         ),
         (f"{name}.jsonl",),
         20,
@@ -1014,6 +1047,7 @@ KNOWLEDGE = {
         ("found", FOUND, FoundRecord),
         ("effects", EFFECTS, EffectRecord),
         ("edits", EDITS, EditRecord),
+        ("activity", ACTIVITY, ActivityRecord),
     )
 }
 

@@ -1,6 +1,10 @@
 """Results of knowledge.py by hand: two facts of two relations, two layers of ten."""
 
+from itertools import combinations_with_replacement
 from typing import Any
+
+RELATIONS = ("capital", "The native language of [X] is [MASK].")
+LANGUAGES = ("en", "fr", "nl")
 
 
 def knowledge_results() -> dict[str, Any]:
@@ -81,4 +85,63 @@ def knowledge_results() -> dict[str, Any]:
         },
         "masks": [],
         "per_site": [],
+        "groups": [
+            *(
+                _group("relation", one, other, "facts of two relations", 0.02)
+                if one != other
+                else _group("relation", one, other, "two facts of one relation", 0.3)
+                for one, other in combinations_with_replacement(RELATIONS, 2)
+            ),
+            *(
+                _group("language", one, other, "the same fact", 0.6)
+                for one, other in combinations_with_replacement(LANGUAGES, 2)
+                if one != other
+            ),
+            *(
+                _group("language", one, other, "two facts of one relation", 0.25)
+                for one, other in combinations_with_replacement(LANGUAGES, 2)
+            ),
+        ],
+        "languages": [
+            {"language": name, "n_asked": 8, "n_known": 4, "n_facts": 2}
+            for name in LANGUAGES
+        ],
+        "activity": [
+            {
+                "units": units,
+                "prompts": prompts,
+                "n_facts": 2,
+                "mean": value,
+                "interval": [value - 0.1, value + 0.1],
+            }
+            for units, values in (
+                ("refined", (1.5, 0.6, 0.9, 0.2)),
+                ("random", (0.1, 0.1, 0.1, -0.05)),
+            )
+            for prompts, value in zip(
+                ("fact", "head", "relation", "other"), values, strict=True
+            )
+        ],
+        "triggers": [
+            {
+                "unit": [1, 7],
+                "n_facts": 2,
+                "median": 0.1,
+                "prompts": [
+                    {
+                        "text": "The capital of Peru is",
+                        "object": "Lima",
+                        "activation": 2.5,
+                    },
+                    {"text": "Peru is in", "object": "America", "activation": 1.5},
+                ],
+            }
+        ],
+    }
+
+
+def _group(by: str, one: str, other: str, pairs: str, jaccard: float) -> dict[str, Any]:
+    return {
+        **{"by": by, "one": one, "other": other, "pairs": pairs},
+        **{"n_pairs": 3, "jaccard": jaccard, "random": 0.01},
     }

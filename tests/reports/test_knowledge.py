@@ -1,8 +1,20 @@
 """A report of knowledge neurons says its numbers."""
 
+import csv
 from pathlib import Path
 from typing import Any
 
+from circuitcut.reports.facts.figures import (
+    language_overlap,
+    relation_overlap,
+    unit_activity,
+)
+from circuitcut.reports.facts.tables import (
+    activity_rows,
+    group_rows,
+    language_rows,
+    trigger_rows,
+)
 from circuitcut.reports.html import write_report
 from circuitcut.reports.knowledge import (
     edit_rows,
@@ -14,6 +26,8 @@ from circuitcut.reports.knowledge import (
     layer_rows,
 )
 from circuitcut.reports.load import load_run
+from circuitcut.reports.sections import TABLES
+from circuitcut.storage.results_schema import needed_for_report
 from tests.reports.known import knowledge_results
 
 
@@ -70,3 +84,77 @@ def test_a_run_before_edits_is_reported_without_them(write_run: Any):
     assert edit_rows(results) == gain_rows(results) == []
     assert edit_sentence(results) is None
     assert edit_sentence(knowledge_results()) == said[3]
+
+
+def test_groups_of_facts_are_a_heat_map_with_chance_in_every_cell(write_run: Any):
+    run = load_run(write_run(knowledge_results()))
+    figure = relation_overlap(run)
+    assert figure is not None
+    axes = figure.axes[0]
+    assert axes.images[0].get_array().tolist() == [[0.3, 0.02], [0.02, 0.3]]
+    assert axes.texts[0].get_text() == "0.300\n(0.010)"
+    figure = language_overlap(run)
+    assert figure is not None
+    same, one_relation = figure.axes[:2]
+    assert [t.get_text() for t in same.get_xticklabels()] == ["en", "fr", "nl"]
+    assert len(same.texts) == 6  # a fact in one language is no pair
+    assert len(one_relation.texts) == 9
+
+
+def test_many_groups_have_their_mean_chance_below_the_map(write_run: Any):
+    results = knowledge_results()
+    names = [f"P{i}" for i in range(20)]
+    results["groups"] = [
+        results["groups"][0] | {"one": one, "other": other}
+        for i, one in enumerate(names)
+        for other in names[i:]
+    ]
+    figure = relation_overlap(load_run(write_run(results)))
+    assert figure is not None
+    assert not figure.axes[0].texts
+    assert figure.axes[0].get_xlabel() == "random sets: 0.01 (mean over cells)"
+
+
+def test_one_group_alone_makes_no_map(write_run: Any):
+    results = knowledge_results()
+    results["groups"] = results["groups"][:1]
+    run = load_run(write_run(results))
+    assert relation_overlap(run) is None
+    assert language_overlap(run) is None
+
+
+def test_activations_are_bars_for_every_kind_of_prompt(write_run: Any):
+    run = load_run(write_run(knowledge_results()))
+    figure = unit_activity(run)
+    assert figure is not None
+    (axes,) = figure.axes
+    heights = [bar.get_height() for bar in axes.patches]
+    assert heights == [1.5, 0.6, 0.9, 0.2, 0.1, 0.1, 0.1, -0.05]
+    rows = activity_rows(run.results)
+    assert rows[1]["prompts"] == "head alone"
+    assert rows[1]["found"] == "0.600 [0.500, 0.700]"
+
+
+def test_triggers_groups_and_languages_are_tables_and_files(
+    write_run: Any, tmp_path: Path
+):
+    path = write_run(knowledge_results())
+    page = write_report([path], tmp_path / "report.html").read_text()
+    assert "The capital of Peru is" in page
+    with (path / "tables" / "groups_of_facts_that_share_units.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == 12
+    assert rows[1]["other"] == "The native language of [X] is [MASK]."
+    first = group_rows(load_run(path).results)[0]
+    assert (first["pairs"], first["jaccard"]) == ("the same fact", 0.6)
+    assert trigger_rows(load_run(path).results)[1]["unit"] == "1.7"
+    assert language_rows(load_run(path).results)[0]["share known"] == "50 %"
+
+
+def test_a_run_from_before_these_entries_is_reported_without_them():
+    new = {"groups", "languages", "activity", "triggers"}
+    assert not needed_for_report("knowledge") & new
+    results = {k: v for k, v in knowledge_results().items() if k not in new}
+    tables = {table.title: table.rows for table in TABLES["knowledge"](results)}
+    assert tables["Units by layer"]
+    assert tables["Prompts that trigger a unit"] == []

@@ -10,8 +10,12 @@ from circuitcut.reports.opening import OPENINGS
 from circuitcut.reports.table_files import comma_separated, latex, markdown
 from circuitcut.reports.weights.effect_tables import (
     EFFECT_TABLES,
+    attribute_rows,
     changed_rows,
+    continued_rows,
     layer_rows,
+    lens_rows,
+    reader_rows,
     summary_rows,
 )
 from circuitcut.reports.weights.published import (
@@ -22,6 +26,7 @@ from circuitcut.reports.weights.published import (
 )
 from circuitcut.reports.weights.tables import (
     class_rows,
+    count_rows,
     median_rows,
     outside_rows,
     quartile_rows,
@@ -89,6 +94,16 @@ def test_what_a_selection_says_in_words(write_run: Any):
     )
 
 
+def test_neurons_of_other_runs_stand_beside_chance():
+    (row,) = count_rows(weight_results())
+    assert (row["neurons of"], row["set"], row["chosen"]) == (
+        "runs/ioi",
+        "4 ablated",
+        2,
+    )
+    assert (row["by chance"], row["in the same layers"]) == ("0.6 [0, 2]", "0.5 [0, 1]")
+
+
 def test_tables_and_sentences_of_effects_have_their_numbers(write_run: Any):
     results = effect_results()
     rows = summary_rows(results)
@@ -99,6 +114,25 @@ def test_tables_and_sentences_of_effects_have_their_numbers(write_run: Any):
     assert layer_rows(results)[0]["r(on, cos in_out)"] == -0.9
     assert changed_rows(results)[0]["promoted"] == "' a' +0.250"
     assert changed_rows(results)[0]["suppressed"] == "' b' -0.500"
+    (reading,) = lens_rows(results)
+    assert reading["behind"] == "MLP"
+    assert (reading["clean"], reading["ablated"]) == ("' b' 0.750", "' a' 0.500")
+    assert continued_rows(results)[0]["ablated"] == " was"
+    assert attribute_rows(results) == [
+        {
+            "ablated at": "all",
+            "layer": 0,
+            "clean": "25.000 [20.000, 30.000]",
+            "the class": "15.000",
+            "the class, minus clean": "-10.000 [-12.000, -8.000]",
+        }
+    ]
+    logits, reader = reader_rows(results)
+    assert (logits["reader"], logits["effect"]) == ("logits", 0.5)
+    assert (reader["reader"], reader["share of the logits'"]) == ("m1", 0.5)
+    results["changed"].append({**results["changed"][0], "text": 3})
+    assert len(lens_rows(results)) == 2
+    assert lens_rows(results, most_changed_only=True) == [reading]
     assert all(rows_of(results) for rows_of in EFFECT_TABLES.values())
     verdict, said = OPENINGS["class_effects"](load_run(write_run(results)))
     assert "2 of 20 neurons of the class weakening" in verdict

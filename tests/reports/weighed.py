@@ -38,6 +38,26 @@ def _entry(n_weakening: int, n_units: int) -> dict[str, Any]:
     }
 
 
+CHOSEN = {
+    "path": "runs/ioi",
+    "kind": "ablated",
+    "n": 4,
+    "n_others": 0,
+    "classes": [
+        {
+            "class": "weakening",
+            "n_class": 3,
+            "n": 2,
+            "expected": 0.6,
+            "interval": [0, 2],
+            "expected_by_layer": 0.5,
+            "interval_by_layer": [0, 1],
+            "p": 0.04,
+        }
+    ],
+}
+
+
 def weight_results() -> dict[str, Any]:
     """Three of twenty neurons weaken what they read, two of them in layer 1."""
     region = {key: [-0.1, 0.1] for key in COSINES}
@@ -50,6 +70,7 @@ def weight_results() -> dict[str, Any]:
         "task": "locations",
         "model": "minilm",
         "units": ["neurons"],
+        "chosen": [CHOSEN],
         "n_units": 20,
         "weights": {
             "family": "llama",
@@ -214,6 +235,68 @@ def effect_results() -> dict[str, Any]:
                 "ablated": 3.0,
                 "promoted": words,
                 "suppressed": [{"token": " b", "change": -0.5}],
+                "lens": [
+                    {
+                        "layer": 1,
+                        "sublayer": "mlp",
+                        "clean": _prediction(" b", 0.75),
+                        "ablated": _prediction(" a", 0.5),
+                        "promoted": words,
+                        "suppressed": [{"token": " b", "change": -0.5}],
+                    }
+                ],
+                "continued": {"clean": " is a town", "ablated": " was"},
             }
         ],
+        "edges": {
+            "measure": "loss",
+            "n_tokens": 30,
+            "sets": [
+                {
+                    "set": "class",
+                    "draw": None,
+                    "when": "all",
+                    "logits": 0.5,
+                    "readers": [{"reader": "m1", "effect": 0.25}],
+                    "edges": [{"edge": "m0->m1", "effect": 0.125}],
+                    "layers": [
+                        {"layer": 1, "queries": 0, "keys": 0, "values": 0, "mlp": 0.25}
+                    ],
+                }
+            ],
+        },
+        "attributes": {
+            "source": "facts",
+            "n_subjects": 4,
+            "left_out": {},
+            "words_of_a_subject": 1.5,
+            "n_top": 50,
+            "clean": [{"layer": 0, "n": 4, "rate": 25.0, "interval": [20.0, 30.0]}],
+            "effects": [
+                {
+                    "set": "class",
+                    "when": "all",
+                    "n_draws": 0,
+                    "layers": [
+                        {
+                            "layer": 0,
+                            "n": 4,
+                            "rate": 15.0,
+                            "interval": [10.0, 20.0],
+                            "difference": -10.0,
+                            "difference_interval": [-12.0, -8.0],
+                        }
+                    ],
+                }
+            ],
+        },
+    }
+
+
+def _prediction(top: str, probability: float) -> dict[str, Any]:
+    return {
+        "top": top,
+        "top_probability": probability,
+        "next_probability": 0.25,
+        "entropy": 0.5,
     }

@@ -7,9 +7,11 @@ from typing import Any
 import pytest
 
 from circuitcut.experiments import load
+from circuitcut.models.saving import save_model
 from circuitcut.scripts import evaluate, faithfulness, relearn, report, train_mask
 from circuitcut.scripts.attribute import AttributeConfig
 from circuitcut.training.config import run_script
+from tests.models.tiny import tiny_loaded
 
 MASK = train_mask.TrainMaskConfig
 
@@ -228,6 +230,15 @@ def test_a_run_of_another_script_is_not_resumed(
     message = refused(train_mask, MASK, flags, monkeypatch, capsys)
     assert "relearn run" in message
     assert len(message) < 300
+
+
+def test_texts_longer_than_the_table_of_positions_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    save_model(tiny_loaded("gpt2", "causal_lm"), tmp_path / "gpt2")
+    flags = ["--task", "words", "--model", str(tmp_path / "gpt2"), "--device", "cpu"]
+    message = refused(train_mask, MASK, flags, monkeypatch, capsys)
+    assert "--max_length must be at most 64, the positions of the model" in message
 
 
 def test_evaluate_and_attribute_check_their_flags(

@@ -77,8 +77,88 @@ def test_a_class_and_its_controls_are_measured_and_told(folder: Path, tmp_path: 
     assert [row["neurons"] for row in rows[:2]] == ["the class", "control by layer"]
     assert (run / "tables" / "effects.tex").read_text().startswith("\\begin{tabular}")
     assert "on" in (run / "tables" / "activity.md").read_text()
+    for text in found["changed"]:
+        assert [(r["layer"], r["sublayer"]) for r in text["lens"]] == [
+            (layer, name) for layer in (0, 1) for name in ("attention", "mlp")
+        ]
+        assert set(text["continued"]) == {"clean", "ablated"}
+        # what the last reading gives its most promoted token is what the text tells
+        gain, told = text["lens"][-1]["promoted"][0], text["promoted"][0]
+        assert (gain["token"], gain["change"]) == (
+            told["token"],
+            pytest.approx(told["change"], abs=1e-5),
+        )
+    with (run / "tables" / "logit_lens.csv").open() as file:
+        assert len(list(csv.DictReader(file))) == 40
     page = report.main(report.ReportConfig(runs=[run])).read_text()
     assert "9 of 96 neurons of the class orthogonal output were ablated" in page
+
+
+def test_attributes_rates_are_measured_clean_and_under_every_ablation(
+    folder: Path, tmp_path: Path
+):
+    rows = [
+        {"subject": "John", "object": "Rome", "prompt": "Ann said John went to"},
+        {"subject": "Ann", "object": "Paris", "prompt": "Ann went to"},
+        {"subject": "Bob", "object": "Paris", "prompt": "[Y] said Bob"},
+    ]
+    (tmp_path / "facts.json").write_text(json.dumps(rows))
+    flags = ["--length", "8", "--n_shown", "0", "--n_top", "64", "--subjects"]
+    run = measured(folder, tmp_path, *flags, str(tmp_path / "facts.json"))
+    found = results(run)["attributes"]
+    assert found["n_subjects"] == 2
+    assert sum(found["left_out"].values()) == 1  # before Bob comes the object
+    # all tokens are near: the rate is that of the vocabulary, whatever is ablated
+    rates = {layer["rate"] for layer in found["clean"]}
+    assert len(rates) == 1
+    assert 0 < rates.pop() < 50
+    assert [(e["set"], e["n_draws"]) for e in found["effects"]] == [
+        ("class", 0),
+        ("layer", 3),
+        ("frequency", 3),
+    ]
+    for entry in found["effects"]:
+        assert [layer["difference"] for layer in entry["layers"]] == [0.0, 0.0]
+    page = report.main(report.ReportConfig(runs=[run])).read_text()
+    assert "Attributes rate by layer" in page
+    words = tmp_path / "words.json"
+    words.write_text(json.dumps({"Nobody": ["Rome"]}))
+    with pytest.raises(UserError, match="3 without words; give --subject_words"):
+        measured(
+            folder, tmp_path, *flags, str(tmp_path / "facts.json"),
+            "--subject_words", str(words),
+        )  # fmt: skip
+
+
+def test_later_readers_of_an_ablation_are_listed(folder: Path, tmp_path: Path):
+    flags = ["--length", "8", "--n_shown", "0", "--edge_tokens", "200"]
+    found = results(measured(folder, tmp_path, *flags, "--edges_by", "entropy"))
+    edges = found["edges"]
+    assert 150 <= edges["n_tokens"] <= 200  # but for first positions
+    sets = [(entry["set"], entry["draw"]) for entry in edges["sets"]]
+    assert sets == [("class", None), ("layer", 0), ("frequency", 0)]
+    for entry in edges["sets"]:
+        effects = [abs(edge["effect"]) for edge in entry["edges"]]
+        assert effects == sorted(effects, reverse=True)
+        assert {edge["edge"].partition("->")[0] for edge in entry["edges"]} <= {
+            *("m0", "m1"),
+            *(f"a1.h{head}" for head in range(4)),
+        }  # what comes before the first ablated neuron is as it was
+        sums = [
+            sum(r[k] for k in ("queries", "keys", "values")) for r in entry["layers"]
+        ]
+        assert sums[0] == entry["layers"][0]["mlp"] == 0
+        assert sums[1] != 0
+
+
+def test_draws_that_take_turns_share_the_texts_out(folder: Path, tmp_path: Path):
+    flags = ["--length", "8", "--controls", "layer", "--control_tokens", "turns"]
+    found = results(measured(folder, tmp_path, *flags, "--n_generated", "0"))
+    n_tokens = [effect["n_tokens"] for effect in found["effects"]]
+    assert n_tokens[0] == sum(n_tokens[1:]) == found["corpus"]["n_tokens"]
+    assert all("continued" not in t or not t["continued"] for t in found["changed"])
+    with pytest.raises(UserError, match="needs a batch for each of the 3 draws, got 1"):
+        measured(folder, tmp_path, *flags, "--n_tokens", "8")
 
 
 def test_fewer_tokens_are_the_first_ones_and_draws_follow_the_seed(
@@ -105,6 +185,7 @@ def test_fewer_tokens_are_the_first_ones_and_draws_follow_the_seed(
         (["--length", "8", "--at_positions", "8"], "below the 8 of a text"),
         (["--when", "gate+", "gate+"], "--when must name every value once"),
         (["--classes", "lazy"], "got 'lazy'"),
+        (["--subject_words", "a.json"], "--subject_words belongs to --subjects"),
         (["--device", "tpu"], "--device must be cpu or cuda"),
     ],
 )
@@ -126,9 +207,22 @@ def test_what_cannot_be_measured_is_refused_before_a_run_is_made(
     given = ["--classes", *every, "--controls", "layer", "--n_ablated", "96"]
     with pytest.raises(UserError, match="layer 0 has 0 neurons outside the class"):
         measured(folder, tmp_path, *given)
+    with pytest.raises(UserError, match="at_positions must be 0 or above and below"):
+        measured(folder, tmp_path, "--at_positions", "64")  # of 64 positions
     (tmp_path / "short.txt").write_text("Paris\n")
     with pytest.raises(UserError, match="a text of three tokens"):
         measured(folder, tmp_path, "--data", str(tmp_path / "short.txt"))
+    (tmp_path / "empty.txt").write_text("")
+    with pytest.raises(UserError, match=r"--data .*empty\.txt holds no text; name"):
+        measured(folder, tmp_path, "--data", str(tmp_path / "empty.txt"))
+    with pytest.raises(UserError, match="text_column"):
+        measured(folder, tmp_path, "--text_column", "body")
+    words = (folder / "text.txt").read_text().split()
+    (tmp_path / "long.txt").write_text(" ".join(words))
+    save_model(tiny_loaded("gpt2", "causal_lm"), tmp_path / "gpt2")  # 64 positions
+    given = ["--model", str(tmp_path / "gpt2"), "--classes", "weakening"]
+    with pytest.raises(UserError, match=r"--length must be at most 64, .* got 256"):
+        measured(folder, tmp_path, "--data", str(tmp_path / "long.txt"), *given)
     with pytest.raises(UserError, match="--data must name a text"):
         class_effects.main(
             class_effects.ClassEffectsConfig(classes=["weakening"], run_dir=tmp_path)

@@ -4,6 +4,7 @@ import json
 import re
 import subprocess
 import sys
+from collections.abc import Callable, Iterator
 from importlib import import_module
 from pathlib import Path
 
@@ -18,35 +19,79 @@ from circuitcut.training.config import parse_config
 ROOT = Path(__file__).resolve().parents[2]
 SLOW = ("torch", "sklearn", "scipy", "datasets", "accelerate", "transformers.models")
 """What takes seconds to import."""
-PROGRAM = """
-import atexit, resource, runpy, sys
+SERVER = """
+import json, os, resource, runpy, sys, tempfile
 
-def report():
-    loaded = [name for name in {slow!r} if name in sys.modules]
+def seconds():
     used = resource.getrusage(resource.RUSAGE_SELF)
-    print(used.ru_utime + used.ru_stime, *loaded, file=sys.stderr)
+    return used.ru_utime + used.ru_stime
 
-atexit.register(report)
-sys.argv = [{script!r}, *{flags!r}]
-runpy.run_path({script!r}, run_name="__main__")
+import circuitcut.training.config  # which every script imports
+
+shared = seconds()
+
+def answer(script, flags):
+    sys.argv = [script, *flags]
+    sys.path.insert(0, os.path.dirname(script))
+    code = 0
+    try:
+        runpy.run_path(script, run_name="__main__")
+    except SystemExit as stop:
+        code = stop.code
+    loaded = [name for name in {slow!r} if name in sys.modules]
+    return [code, shared + seconds(), loaded]
+
+for line in sys.stdin:
+    with tempfile.TemporaryFile() as said, tempfile.TemporaryFile() as found:
+        if os.fork() == 0:
+            os.dup2(said.fileno(), 1)
+            os.dup2(said.fileno(), 2)
+            found.write(json.dumps(answer(*json.loads(line))).encode())
+            for file in (found, sys.stdout, sys.stderr):
+                file.flush()
+            os._exit(0)
+        os.wait()
+        parts = []
+        for file in (said, found):
+            file.seek(0)
+            parts.append(file.read().decode())
+        print(json.dumps([parts[0], *json.loads(parts[1])]), flush=True)
 """
+Ask = Callable[..., tuple[int, str, float, list[str]]]
 
 
-def answer(verb: str, *flags: str) -> tuple[int, str, float, list[str]]:
-    """Exit code, output, CPU seconds, and the slow modules that were imported."""
-    script = str(ROOT / "scripts" / f"{verb.replace('-', '_')}.py")
-    program = PROGRAM.format(slow=SLOW, script=script, flags=flags)
-    done = subprocess.run(
-        [sys.executable, "-c", program], capture_output=True, text=True, cwd=ROOT
-    )
-    *lines, last = done.stderr.splitlines()
-    seconds, *loaded = last.split()
-    return done.returncode, "\n".join([done.stdout, *lines]), float(seconds), loaded
+@pytest.fixture(scope="module")
+def ask() -> Iterator[Ask]:
+    """ask(verb, *flags): exit code, output, CPU seconds, and slow modules imported.
+
+    Every question has a process of its own, forked from one that has read flags before
+    and nothing else; its seconds count.
+    """
+    program = SERVER.format(slow=SLOW)
+    with subprocess.Popen(
+        [sys.executable, "-c", program],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        cwd=ROOT,
+    ) as server:
+        questions, answers = server.stdin, server.stdout
+        assert questions is not None
+        assert answers is not None
+
+        def answer(verb: str, *flags: str) -> tuple[int, str, float, list[str]]:
+            script = str(ROOT / "scripts" / f"{verb.replace('-', '_')}.py")
+            questions.write(f"{json.dumps([script, flags])}\n")
+            questions.flush()
+            text, code, seconds, loaded = json.loads(answers.readline())
+            return code, text, seconds, loaded
+
+        yield answer
 
 
 @pytest.mark.parametrize("verb", VERBS)
-def test_help_is_given_before_torch_is_imported(verb: str):
-    code, text, seconds, loaded = answer(verb, "--help")
+def test_help_is_given_before_torch_is_imported(verb: str, ask: Ask):
+    code, text, seconds, loaded = ask(verb, "--help")
     assert code == 0, text
     assert "usage" in text
     assert loaded == []
@@ -54,8 +99,8 @@ def test_help_is_given_before_torch_is_imported(verb: str):
 
 
 @pytest.mark.parametrize("verb", VERBS)
-def test_a_wrong_flag_is_refused_before_torch_is_imported(verb: str):
-    code, text, seconds, loaded = answer(verb, "--no_such_flag", "1")
+def test_a_wrong_flag_is_refused_before_torch_is_imported(verb: str, ask: Ask):
+    code, text, seconds, loaded = ask(verb, "--no_such_flag", "1")
     assert code == 2
     assert "no_such_flag" in text
     assert len(text.strip().splitlines()) == 1
@@ -71,8 +116,10 @@ def test_a_wrong_flag_is_refused_before_torch_is_imported(verb: str):
         ("export-mask", ["--format", "doc"]),
     ],
 )
-def test_a_wrong_value_is_refused_before_torch_is_imported(verb: str, flags: list[str]):
-    code, text, _, loaded = answer(verb, *flags)
+def test_a_wrong_value_is_refused_before_torch_is_imported(
+    verb: str, flags: list[str], ask: Ask
+):
+    code, text, _, loaded = ask(verb, *flags)
     assert code == 2
     assert flags[0] in text or "must" in text
     assert loaded == []

@@ -2,6 +2,10 @@
 
 import json
 import math
+import os
+import signal
+import subprocess
+import sys
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -75,6 +79,92 @@ def test_units_effects_mask_and_checkpoint_of_the_built_in_facts(
     assert results(evaluate.main(config))["n_ablated"] == 5
 
 
+SWEPT = ("found.jsonl", "effects.jsonl", "activity.jsonl", "neurons.json")
+
+
+def joined(tmp_path: Path, shares: list[Path], *flags: str) -> Path:
+    """The run that joins these shares, with their flags and some of its own."""
+    given = ["--join", *map(str, shares), "--run_dir", str(tmp_path / "runs")]
+    config = parse_config(
+        knowledge.KnowledgeConfig,
+        [*given, "--name", "joined", "--device", "cpu", *flags],
+    )
+    return knowledge.main(config)
+
+
+def test_joined_shares_are_the_files_of_one_process_bit_for_bit(tmp_path: Path):
+    whole = run(tmp_path / "whole", "--name", "a")
+    shares = [
+        run(tmp_path, "--share", f"{place}/2", "--name", f"share{place}")
+        for place in (1, 2)
+    ]
+    path = joined(tmp_path, shares, "--to_mask", "facts", "--n_ablated", "2")
+    for file in SWEPT:
+        assert (path / file).read_bytes() == (whole / file).read_bytes(), file
+    units = sorted(path.relative_to(whole) for path in whole.glob("units/*.json"))
+    assert units
+    for file in units:
+        assert (path / file).read_bytes() == (whole / file).read_bytes(), file
+    one, other = results(whole), results(path)
+    for entry in ("facts", "sizes", "effects", "groups", "activity", "triggers"):
+        assert one[entry] == other[entry], entry
+    assert other["n_ablated"] == 2
+    share = results(shares[0])
+    n = one["facts"]["n_facts"]
+    assert share["facts"]["n_facts"] == -(-n // 2)
+    content = json.loads((whole / units[0]).read_text())
+    assert content["language"] is None
+    for fact in content["facts"]:
+        for unit in fact["units"]:
+            assert sum(unit in p["coarse"] for p in fact["prompts"]) >= 2
+
+
+KILLED_AT_FACT_2 = """
+import os, signal, sys
+from circuitcut.experiments.knowledge import study
+from circuitcut.scripts import knowledge
+from circuitcut.training.config import parse_config
+
+usual = study.Study._find
+
+def killed(self, number):
+    if number == 2:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return usual(self, number)
+
+study.Study._find = killed
+knowledge.main(parse_config(knowledge.KnowledgeConfig, sys.argv[1:]))
+"""
+
+
+@pytest.mark.slow
+def test_a_killed_share_loses_nothing_and_is_joined_before_units_are_refined(
+    tmp_path: Path,
+):
+    """By rules that need the units of other facts, which no share has."""
+    rules = ["--refine", "original", "--negatives", "others", "--negative_share", ".5"]
+    whole = run(tmp_path / "whole", *rules, "--name", "a")  # its base model is cached
+    root = str(Path(__file__).parents[2])
+    flags = [*rules, "--share", "1/2", "--name", "one"]
+    where = ["--run_dir", str(tmp_path / "runs")]
+    done = subprocess.run(
+        [sys.executable, "-c", KILLED_AT_FACT_2, *SMALL, *flags, *where],
+        env={**os.environ, "PYTHONPATH": root, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        check=False,
+    )
+    assert done.returncode == -signal.SIGKILL
+    one = tmp_path / "runs" / "one"
+    first = (whole / "found.jsonl").read_bytes().splitlines(keepends=True)[0]
+    assert (one / "found.jsonl").read_bytes() == first
+    run(tmp_path, *flags, "--resume", str(one))
+    assert not (one / "effects.jsonl").exists()
+    two = run(tmp_path, *rules, "--share", "2/2", "--name", "two")
+    path = joined(tmp_path, [one, two])
+    for file in SWEPT:
+        assert (path / file).read_bytes() == (whole / file).read_bytes(), file
+
+
 def stop_at_fact_5(monkeypatch: pytest.MonkeyPatch, method: str) -> None:
     usual = getattr(study.Study, method)
 
@@ -105,7 +195,7 @@ def test_a_killed_run_continues_to_the_same_files(
     with pytest.raises(UserError, match=r"n_steps \(5 before, 6 now\)"):
         run(tmp_path, *flags, "--resume", str(path), "--n_steps", "6")
     assert run(tmp_path, *flags, "--resume", str(path)) == path
-    for file in ("found.jsonl", "effects.jsonl", "neurons.json"):
+    for file in SWEPT:
         assert (path / file).read_bytes() == (
             tmp_path / "whole" / "runs" / "a" / file
         ).read_bytes(), file
@@ -120,7 +210,8 @@ def test_a_killed_run_continues_to_the_same_files(
     [
         (["--task", "ioi"], "--task must be facts"),
         (["--threshold", "0.1", "--adaptive", "0.2"], "give one of them"),
-        (["--n_ablated", "3"], "give --to_mask"),
+        (["--n_ablated", "3"], "--n_ablated is about a mask; give --to_mask"),
+        (["--ablation", "mean"], "--ablation is about a mask; give --to_mask"),
         (["--percentile", "100"], "--percentile must be a number above 0"),
         (["--grid", "left"], "invalid choice"),
     ],

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from circuitcut.scripts import train_mask
+from circuitcut.scripts import evaluate, train_mask
 from circuitcut.scripts.train_mask import TrainMaskConfig
 from circuitcut.storage.results_schema import SCHEMA_VERSION
 from circuitcut.storage.run_directory import RunDirectory
@@ -169,3 +169,23 @@ def test_scored_examples_without_the_concept_are_refused_before_training(
     message = refused(train_mask, TrainMaskConfig, flags, monkeypatch, capsys)
     assert "--n_heldout 1 leaves no example with the concept" in message
     assert set(cache.rglob("*")) == before
+
+
+def test_a_run_whose_concept_is_a_list_of_words_is_evaluated_and_repeated(
+    tmp_path: Path,
+):
+    (tmp_path / "cities.txt").write_text("\n".join(city(i) for i in range(40)))
+    (tmp_path / "tagged.conll").write_text(tagged(60, 60))
+    flags = ["--task", "words", "--data", str(tmp_path / "tagged.conll"), *QUICK]
+    flags += ["--concept_words", str(tmp_path / "cities.txt")]
+    where = ["--run_dir", str(tmp_path / "runs")]
+    run = train_mask.main(parse_config(TrainMaskConfig, [*flags, *where]))
+    again = train_mask.main(parse_config(TrainMaskConfig, ["--config", str(run)]))
+    given = ["--mask", str(run), "--device", "cpu", *where]
+    measured = evaluate.main(parse_config(evaluate.EvaluateConfig, given))
+    cut = [
+        RunDirectory.open(path).results["scores"]["cut"]["concept_nll"]
+        for path in (run, again, measured)
+    ]
+    assert cut[1] == cut[0]
+    assert cut[2] == pytest.approx(cut[0])

@@ -10,7 +10,10 @@ import shutil
 import signal
 import subprocess
 import sys
+import weakref
 from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -29,8 +32,11 @@ from circuitcut.scripts import (
     train_mask,
 )
 from circuitcut.storage import atomic
+from circuitcut.storage.progress import Waiting, shown
 from circuitcut.storage.run_directory import RunDirectory
+from circuitcut.storage.stopping import Stopped
 from circuitcut.training.config import parse_config, run_script
+from circuitcut.training.interruption import stop_request, stopped_by_signals
 from tests.scripts.conftest import FAST
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -195,6 +201,117 @@ def test_before_a_run_there_is_nothing_to_continue(
     status, line = stopped(train_mask, [*fast, *MASK], monkeypatch, capsys)
     assert (status, line) == (143, "script: terminated: the same command starts again")
     assert list((tmp_path / "runs").iterdir()) == []
+
+
+class Closing:
+    """Sends the signal when it is deleted, where Python drops every exception."""
+
+    def __del__(self) -> None:
+        os.kill(os.getpid(), signal.SIGTERM)
+
+
+def lost_in_a_deletion() -> None:
+    closing = Closing()
+    del closing
+
+
+def lost_in_a_callback() -> None:
+    held = set[int]()
+    watched = weakref.ref(held, lambda _: os.kill(os.getpid(), signal.SIGTERM))
+    del held
+    assert watched() is None
+
+
+def lost_in_an_import() -> None:
+    with suppress(BaseException):
+        os.kill(os.getpid(), signal.SIGTERM)
+
+
+LOST = [lost_in_a_deletion, lost_in_a_callback, lost_in_an_import]
+
+
+@dataclass(frozen=True)
+class NoFlags:
+    """No flags."""
+
+
+@pytest.mark.parametrize("lost", LOST)
+@pytest.mark.parametrize("place", ["loop", "wait", "end"])
+def test_a_signal_whose_exception_is_lost_stops_the_program_at_the_next_safe_point(
+    lost: Callable[[], None],
+    place: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+):
+    done: list[int] = []
+
+    def main(config: NoFlags) -> None:
+        lost()
+        if place == "loop":
+            done.extend(shown(range(1000), "a long loop"))
+        elif place == "wait":
+            with Waiting("a long wait"):
+                done.append(0)
+
+    main.__module__ = __name__
+    monkeypatch.setattr(sys, "argv", ["script"])
+    with pytest.raises(SystemExit) as caught:
+        run_script(main, NoFlags)
+    assert caught.value.code == 143
+    said = "the same command starts again"
+    if place == "end":
+        said = "all work was done before it took effect"
+    assert capsys.readouterr().err == f"script: terminated: {said}\n"
+    assert done == ([0] if place == "loop" else [])
+
+
+def test_a_signal_is_forgotten_with_the_program_it_stopped():
+    with pytest.raises(Stopped, match="before it took effect"), stopped_by_signals():
+        lost_in_an_import()
+    assert list(shown([1, 2], "a loop of another program")) == [1, 2]
+
+
+WRITING = """
+import io, logging, os, signal, sys
+from circuitcut.training.interruption import leave_on_signals, stop_request
+
+class Interrupted(io.RawIOBase):
+    def writable(self):
+        return True
+
+    def write(self, data):
+        os.write(2, data)
+        signal.raise_signal(signal.SIGINT)
+        return len(data)
+
+sys.stderr = io.TextIOWrapper(io.BufferedWriter(Interrupted()), line_buffering=True)
+logging.basicConfig(format="%(message)s", level=logging.INFO)
+"""
+LEAVING = "leave_on_signals('script')\nlogging.info('a line')\n"
+LOOPING = """
+with stop_request() as stop:
+    logging.info('a line')
+    os._exit(stop.number)
+"""
+
+
+@pytest.mark.parametrize(
+    ("how", "status", "said"),
+    [
+        (LEAVING, 130, "script: interrupted: the same command starts again"),
+        (LOOPING, 2, "stopping after this step; a second signal stops at once"),
+    ],
+)
+def test_a_signal_while_a_line_is_written_is_not_lost(how: str, status: int, said: str):
+    command = [sys.executable, "-c", WRITING + how]
+    done = subprocess.run(command, stderr=subprocess.PIPE, text=True, cwd=ROOT)
+    assert (done.returncode, done.stderr) == (status, f"a line\n{said}\n")
+
+
+def test_a_signal_after_the_last_step_of_a_loop_is_not_lost():
+    with pytest.raises(Stopped) as caught, stop_request():
+        os.kill(os.getpid(), signal.SIGTERM)
+    assert caught.value.number == signal.SIGTERM
 
 
 @pytest.mark.slow

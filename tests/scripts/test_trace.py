@@ -47,6 +47,7 @@ def test_the_subject_is_found_in_tokens(masked: bool):
         (["--task", "ioi"], "--task must be facts, got 'ioi'"),
         (["--restored", "heads"], "--restored must name some of hidden, mlp"),
         (["--n_noise", "0"], "--n_noise"),
+        (["--noise", "0"], "--noise must be a number from 0.001"),
     ],
 )
 def test_wrong_flags_are_refused(

@@ -96,6 +96,28 @@ def test_the_classes_of_a_model_are_those_of_a_slow_reference(
     assert page.count("<img") == 7
 
 
+def test_neurons_of_other_runs_are_counted_by_class(tmp_path: Path, capsys: Any):
+    saved_model(tmp_path / "model", "llama", hidden_size=4)
+    facts = [{"refined": [[0, 3], [1, 5]]}, {"refined": [[0, 7]]}]
+    (tmp_path / "neurons.json").write_text(json.dumps({"facts": facts}))
+    flags = ["--model", str(tmp_path / "model"), "--tau", "0.3"]
+    run = classified(tmp_path, *flags, "--units_of", str(tmp_path / "neurons.json"))
+    (entry,) = results(run)["chosen"]
+    units = load_file(run / "units.safetensors")["class"].tolist()
+    picked = [CLASSES[units[i]] for i in (3, 7, 48 + 5)]
+    assert (entry["n"], entry["kind"], entry["n_others"]) == (3, "knowledge", 0)
+    for counted in entry["classes"]:
+        name = counted["class"]
+        assert counted["n"] == picked.count(name)
+        assert counted["n_class"] == results(run)["total"]["classes"][name]
+        assert counted["expected"] == pytest.approx(3 * counted["n_class"] / 96)
+    assert "3 knowledge" in capsys.readouterr().out
+    assert (run / "tables" / "classes_of_runs.tex").exists()
+    assert "Neurons of other runs by class" in (run / "report.html").read_text()
+    with pytest.raises(UserError, match="missing folder"):
+        classified(tmp_path, *flags, "--units_of", str(tmp_path / "nothing"))
+
+
 def test_a_plain_model_is_classified_by_one_cosine_and_says_so(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):

@@ -1,6 +1,7 @@
 """Words as a decoder predicts them: which positions, which pieces, which scores."""
 
 import math
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -153,3 +154,9 @@ def test_a_list_of_words_is_the_concept_of_plain_text(tmp_path: Path):
     both = TaskOptions(data=str(data), concept="LOC", concept_words=listed)
     with pytest.raises(UserError, match="both name the concept"):
         WordsTask.read(both)
+    of_run = replace(options, concept="places")  # as a run of such a list keeps it
+    same = [WordsTask.read(o).fingerprint() for o in (options, of_run)]
+    assert same[0] == same[1]
+    listed.write_text("\n".join({word for line in SENTENCES for word in line.split()}))
+    with pytest.raises(UserError, match="none is left to retain"):
+        WordsTask.read(options)

@@ -18,9 +18,9 @@ from circuitcut.storage.errors import UserError
 from circuitcut.weight_classes.activity import Activity, activity_of, pearson
 from circuitcut.weight_classes.checkpoint import checkpoint_of
 from circuitcut.weight_classes.cosines import cosines_of_layer
-from circuitcut.weight_classes.effects import Effects, batched, token_effects
 from circuitcut.weight_classes.mlp_weights import mlps_of_layer
 from circuitcut.weight_classes.selection import flipped_of, frozen_mask
+from circuitcut.weight_classes.tokens.effects import Effects, batched, token_effects
 from tests.models.tiny import D_MLP, VOCAB, exact_norms, tiny_model
 
 RNG = torch.Generator().manual_seed(7)
@@ -42,9 +42,11 @@ def cut_masks(model: Any) -> dict[str, Any]:
     chosen = [torch.arange(D_MLP) % 3 == 0, torch.arange(D_MLP) % 5 == 0]
     quadrant = rule_values(rule_of("zero", None, "gate-/post+"), sites, flipped)
     whole = frozen_mask(chosen, sites, zero_values(sites), special_ids=SPECIAL)
+    late = [torch.zeros(D_MLP, dtype=torch.bool), torch.arange(D_MLP) % 4 == 0]
     return {
         "whole": whole,
         "quadrant": frozen_mask(chosen, sites, quadrant, special_ids=SPECIAL),
+        "late": frozen_mask(late, sites, quadrant, special_ids=SPECIAL),
     }
 
 
@@ -117,6 +119,45 @@ def test_measures_are_those_of_one_text_at_a_time(model: Any, size: int):
                 median, rel=0.01, abs=1e-6
             )
             assert abs(difference["mean"]) > 1e-6
+
+
+def test_blocks_below_the_first_ablated_neuron_run_once_a_batch(model: Any):
+    runs = [0, 0]
+
+    def count(layer: int) -> Any:
+        def one(*_: Any) -> None:
+            runs[layer] += 1
+
+        return one
+
+    handles = [
+        block.mlp.register_forward_hook(count(n))
+        for n, block in enumerate(model.model.layers)
+    ]
+    effects_of(model, 3)
+    for handle in handles:
+        handle.remove()
+    assert runs == [3 * 3, 3 * 4]  # three batches: clean, whole, quadrant, late
+
+
+def test_an_ablation_that_takes_turns_sees_its_own_batches_alone(model: Any):
+    turns = {"quadrant": (1, 3), "late": (2, 3)}
+    effects = effects_of(model, 2, turns=turns)
+    batches = [TEXTS[i : i + 2] for i in range(0, len(TEXTS), 2)]
+    for name, (turn, n) in turns.items():
+        own = [text for batch in batches[turn::n] for text in batch]
+        alone = token_effects(
+            model,
+            batched(own, 2, 0, torch.device("cpu")),
+            {name: cut_masks(model)[name]},
+            special_ids=SPECIAL,
+            n_shown={},
+        )
+        assert 0 < effects.of[name].n_tokens == alone.n_tokens < effects.n_tokens
+        for measure, stream in alone.of[name].difference.items():
+            found = effects.of[name].difference[measure]
+            assert found.sums.tolist() == pytest.approx(stream.sums.tolist())
+    assert effects.of["whole"].n_tokens == effects.n_tokens
 
 
 def test_an_empty_set_changes_no_token_to_the_bit(model: Any):

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from circuitcut.weight_classes.streamed import QUANTILES, Quantiles, Stream
+from circuitcut.weight_classes.tokens.streamed import QUANTILES, Quantiles, Stream
 
 
 @pytest.mark.parametrize("scale", [1e-4, 1.0, 3e4])

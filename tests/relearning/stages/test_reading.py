@@ -17,7 +17,6 @@ from circuitcut.relearning.stages.comparing import (
 from circuitcut.relearning.stages.reading import read_units, top_words_of
 from circuitcut.relearning.stages.summary import (
     level_values,
-    over_seeds,
     overlaps,
     top,
 )
@@ -153,14 +152,6 @@ def test_measures_of_a_stage_leave_constant_units_out():
 
 def test_the_top_of_equal_scores_is_the_first():
     assert top(torch.zeros(4), 2).tolist() == [True, True, False, False]
-
-
-def test_an_interval_over_seeds_is_students():
-    mean, (low, high) = over_seeds([1.0, 2.0, 3.0, None])
-    assert (mean, low) == (2.0, pytest.approx(2 - 4.3027 / 3**0.5, abs=1e-4))
-    assert high == pytest.approx(4 - low)
-    assert over_seeds([1.0]) == (1.0, [None, None])
-    assert over_seeds([None]) == (None, [None, None])
 
 
 def test_a_concept_without_a_word_that_occurs_twice_is_refused(task, encoder):

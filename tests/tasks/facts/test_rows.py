@@ -124,3 +124,25 @@ def test_rivals_are_repeated_up_to_the_largest_number():
     table = padded_rivals([np.array([5, 6]), np.array([], int)], 3, 5)
     none = [NO_RIVAL] * 5
     assert table.tolist() == [[5, 6, 5, 6, 5], none, none]
+
+
+def test_objects_of_another_language_do_not_compete():
+    facts = [
+        Fact(f"{land}", "P36", town, (f"{land} :",), language=language)
+        for language, land, town in (
+            *(("en", "France", "Paris"), ("en", "Italy", "Rome")),
+            *(("fr", "France", "Paris"), ("fr", "Italie", "Roma")),
+        )
+    ]
+    tokenizer = train_tokenizer(
+        ["France Italy Italie : Paris Rome Roma"],
+        "word",
+        is_decoder=False,
+        vocab_size=99,
+        max_length=32,
+    )
+    prompts = asked_facts(facts, tokenizer, masked=True).prompts
+    objects = Objects.of(facts, [(facts[p.fact], p) for p in prompts])
+    ids = tokenizer.convert_tokens_to_ids
+    found = [listed(objects.rivals(facts[p.fact], p)) for p in prompts]
+    assert found == [[[ids(name)]] for name in ("Rome", "Paris", "Roma", "Paris")]

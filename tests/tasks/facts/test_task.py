@@ -172,6 +172,38 @@ def test_only_known_facts_take_part_and_their_share_is_told(
     assert model.n_passes == n_passes
 
 
+def test_facts_are_known_in_each_language_by_itself(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setenv("CIRCUITCUT_CACHE", str(tmp_path / "cache"))
+    names = {"en": ("Land", "The town of {} is"), "nl": ("Rijk", "De stad van {} is")}
+    rows = [
+        {
+            **{"fact": i, "language": language, "subject": f"{stem}{i}"},
+            **{"relation": "town", "object": TOWNS[i % 5], "prompts": [template]},
+        }
+        for language, (stem, template) in names.items()
+        for i in range(12)
+    ]
+    rows += [{"retain": f"A text of number N{i} ."} for i in range(20)]
+    path = tmp_path / "facts.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    task = task_on(path, concept="town", n_facts=8)
+    known = {f"Land{i}" for i in range(12)} | {f"Rijk{i}" for i in range(0, 12, 2)}
+    of_model = task.for_model(known_lines(task, known, ways=1), "hash")
+    summary = of_model.files()["known.json"]
+    drawn = [fact.entity for fact in task._corpus.concept]
+    assert (len(drawn), len(set(drawn))) == (16, 8)  # eight facts in two languages
+    n_dutch = sum(int(name.removeprefix("Land")) % 2 == 0 for name in set(drawn))
+    assert summary["languages"] == {
+        "en": {"facts": 8, "known": 8},
+        "nl": {"facts": 8, "known": n_dutch},
+    }
+    assert {row[4] for row in summary["known_facts"]} == {"en", "nl"}
+    dutch = task_on(path, concept="town", languages=("nl",))
+    assert {fact.language for fact in dutch._corpus.concept} == {"nl"}
+
+
 def test_a_relation_that_the_model_does_not_know_is_refused(data: Path):
     task = task_on(data, concept="colour")
     model = known_lines(task, {"Land1", "Land2", "Thing3"}, ways=2)

@@ -1,26 +1,33 @@
 """What ablations change at every token of a corpus, beside the clean model.
 
-Every batch runs once clean and once under each ablation. Kept are sums, counts in bins
-and the texts that change most, so that memory does not grow with the corpus.
+Every batch runs once clean and once under each ablation, from the first block with an
+ablated neuron on: what the blocks below give is kept from the clean pass. Ablations can
+take turns, so that each sees a part of the batches. Kept are sums, counts in bins and
+the texts that change most, so that memory does not grow with the corpus.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
-from statistics import fmean
 from typing import Any
 
 import torch
 from jaxtyping import Bool, Int
-from scipy import stats
 from torch import Tensor, nn
 
 from circuitcut.masks.frozen_mask import FrozenMask
+from circuitcut.models.architectures import ARCHITECTURES, block_paths
+from circuitcut.models.residual.replayed import record_blocks, replayed
 from circuitcut.models.spared import spared_positions
 from circuitcut.storage.modes import evaluating
-from circuitcut.weight_classes.changed_texts import MostChanged
-from circuitcut.weight_classes.streamed import Stream
-from circuitcut.weight_classes.token_measures import MEASURES, measured, scales_seen
+from circuitcut.storage.statistics.student_t import mean_and_interval
+from circuitcut.weight_classes.tokens.changed_texts import MostChanged
+from circuitcut.weight_classes.tokens.streamed import Stream
+from circuitcut.weight_classes.tokens.token_measures import (
+    MEASURES,
+    measured,
+    scales_seen,
+)
 
 Measured = Mapping[str, Tensor]
 
@@ -47,6 +54,7 @@ class Effect:
     difference: dict[str, Stream] = field(default_factory=lambda: _streams())
     """Ablated minus clean."""
     most_changed: MostChanged | None = None
+    n_tokens: int = 0
 
 
 @dataclass
@@ -71,6 +79,7 @@ def token_effects(
     special_ids: Sequence[int],
     n_shown: Mapping[str, int],
     changed_by: str = "entropy",
+    turns: Mapping[str, tuple[int, int]] | None = None,
     seen_clean: Callable[[Tensor], AbstractContextManager[None]] | None = None,
 ) -> Effects:
     """Measure the model under every mask, in evaluation mode.
@@ -80,6 +89,7 @@ def token_effects(
         special_ids: Positions that count for no mean, as in `FrozenMask`.
         n_shown: Of some masks, how many of the most changed texts to keep.
         changed_by: The measure of `MEASURES` whose change counts there.
+        turns: Of some masks (k, n): they see batches k, k + n, k + 2 n, ... alone.
         seen_clean: A context around every clean pass, for instance to watch neurons; it
             gets the positions that count, (batch, longer).
 
@@ -95,8 +105,9 @@ def token_effects(
             for name in masks
         },
     )
+    starts = {name: first_block(mask, model) for name, mask in masks.items()}
     with torch.no_grad(), evaluating(model), scales_seen(model) as scales:
-        for batch in texts:
+        for number, batch in enumerate(texts):
             where = batch.where(special_ids)
             numbers = torch.arange(len(where), device=where.device)
             of_token = numbers[:, None].expand_as(where)[where]
@@ -104,14 +115,18 @@ def token_effects(
                 nullcontext() if seen_clean is None else seen_clean(_longer(where))
             )
             with watched:
-                logits, clean = _pass(model, batch, where, scales)
+                outputs, (logits, clean) = _recorded(model, batch, where, scales)
             _add(effects.clean, clean, of_token)
             effects.n_tokens += int(where.sum())
             effects.n_texts += len(where)
             for name, mask in masks.items():
-                with mask.applied(model):
+                turn, n_turns = (turns or {}).get(name, (0, 1))
+                if number % n_turns != turn:
+                    continue
+                with mask.applied(model), replayed(model, outputs, starts[name], 1):
                     cut_logits, cut = _pass(model, batch, where, scales)
                 effect = effects.of[name]
+                effect.n_tokens += int(where.sum())
                 _add(effect.ablated, cut, of_token)
                 _add(effect.difference, {m: cut[m] - clean[m] for m in cut}, of_token)
                 if effect.most_changed is not None:
@@ -123,6 +138,17 @@ def token_effects(
                         (logits, cut_logits),
                     )
     return effects
+
+
+def first_block(mask: FrozenMask, model: nn.Module) -> int:
+    """The first block with an ablated neuron; the number of blocks if there is none.
+
+    0 where blocks cannot be left out: the model's family is not in the table.
+    """
+    if getattr(getattr(model, "config", None), "model_type", None) not in ARCHITECTURES:
+        return 0
+    ablated = [s.layer for s in mask.sites if mask.n_ablated_at[s.name]]
+    return min(ablated, default=len(block_paths(model)))
 
 
 def _longer(where: Tensor) -> Tensor:
@@ -139,6 +165,19 @@ def _pass(
         logits[:, :-1], batch.ids[:, 1:], where, scales["log_scale"][:, :-1]
     )
     return logits, found
+
+
+def _recorded(
+    model: nn.Module, batch: Texts, where: Tensor, scales: Measured
+) -> tuple[list[Any], tuple[Tensor, Measured]]:
+    """The outputs of every block in a pass, and what `_pass` gives."""
+    passed: list[tuple[Tensor, Measured]] = []
+
+    def run() -> None:
+        passed.append(_pass(model, batch, where, scales))
+
+    outputs = record_blocks(model, run)
+    return outputs, passed[0]
 
 
 def _add(streams: Mapping[str, Stream], values: Measured, texts: Tensor) -> None:
@@ -182,15 +221,11 @@ def summary_of(
 
 def _over_draws(streams: Sequence[Stream], *, is_drawn: bool) -> dict[str, Any]:
     means = [stream.mean for stream in streams]
-    mean, ends = fmean(means), [min(means), max(means)]
     if not is_drawn:
-        interval: list[float | None] = list(streams[0].interval())
-        return {"mean": mean, "interval": interval, "range": None}
-    half = None
-    if len(means) > 1:
-        half = float(stats.t.ppf(0.975, len(means) - 1) * stats.sem(means))
-    interval = [None, None] if half is None else [mean - half, mean + half]
-    return {"mean": mean, "interval": interval, "range": ends}
+        interval = list(streams[0].interval())
+        return {"mean": means[0], "interval": interval, "range": None}
+    mean, ends = mean_and_interval(means)
+    return {"mean": mean, "interval": ends, "range": [min(means), max(means)]}
 
 
 def batched(

@@ -1,0 +1,160 @@
+"""Attributes rate: how many of the tokens that a subject's state speaks of are its own.
+
+M. Geva, J. Bastings, K. Filippova and A. Globerson (2023), "Dissecting Recall of
+Factual Associations in Auto-Regressive Language Models",
+https://arxiv.org/abs/2304.14767. The output h of a block at the last token of a subject
+gives token t the score h . u_t, without the final norm, u_t being its unembedding
+(`vocabulary.unembedding`: folded with the gain of the final norm, so that of an RMSNorm
+a positive factor alone is missing, or raw). Of the tokens with the highest scores, stop
+words and those of one or two characters are left out; the rate is the percentage of the
+others that are among the subject's words.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from circuitcut.models.architectures import block_paths
+from circuitcut.storage.errors import UserError
+from circuitcut.storage.modes import evaluating
+
+N_TOP = 50
+"""Tokens with the highest scores that are looked at."""
+
+
+@dataclass(frozen=True)
+class NamedSubject:
+    """A subject where a text names it."""
+
+    name: str
+    ids: tuple[int, ...]
+    """The text's tokens up to the last one of the subject."""
+    words: frozenset[str]
+    """Its attributes, in lower case."""
+
+
+@dataclass(frozen=True)
+class Vocabulary:
+    """Unembeddings, and the word that each token is; "" where it counts as none."""
+
+    unembedding: Float[Tensor, "vocab d_model"]
+    words: tuple[str, ...]
+
+    @classmethod
+    def of(
+        cls,
+        unembedding: Float[Tensor, "vocab d_model"],
+        tokens: Sequence[str],
+        counts: Callable[[str], bool],
+    ) -> "Vocabulary":
+        """With tokens in lower case, without blanks around them.
+
+        Args:
+            tokens: Every token as text.
+            counts: Whether a word is looked at.
+
+        Raises:
+            UserError: When there are fewer tokens than unembeddings.
+        """
+        if len(tokens) < len(unembedding):
+            raise UserError(
+                f"argument tokens must name the {len(unembedding):,} tokens that have "
+                f"unembeddings, got {len(tokens):,}"
+            )
+        plain = (token.strip().lower() for token in tokens)
+        return cls(unembedding, tuple(word if counts(word) else "" for word in plain))
+
+
+@torch.no_grad()
+def attributes_rates(
+    model: Any,
+    subjects: Sequence[NamedSubject],
+    vocabulary: Vocabulary,
+    *,
+    n_top: int = N_TOP,
+    batch_size: int = 16,
+) -> Float[np.ndarray, "subject layer"]:
+    """The rate of every subject behind every block, in percent.
+
+    NaN where none of the highest tokens is a word.
+
+    Raises:
+        UserError: When the unembeddings are not of the width of the residual stream.
+    """
+    device = next(model.parameters()).device
+    unembedding = vocabulary.unembedding.to(device)
+    rows: list[list[list[float]]] = []
+    with evaluating(model):
+        for first in range(0, len(subjects), batch_size):
+            piece = subjects[first : first + batch_size]
+            longest = max(len(subject.ids) for subject in piece)
+            ids = torch.zeros(len(piece), longest, dtype=torch.long, device=device)
+            real = torch.zeros_like(ids)
+            for row, subject in enumerate(piece):
+                ids[row, : len(subject.ids)] = torch.tensor(subject.ids)
+                real[row, : len(subject.ids)] = 1
+            last = real.sum(1) - 1
+            with _outputs(model) as seen:
+                model(input_ids=ids, attention_mask=real, use_cache=False)
+            of_layers = [
+                _rates(out[torch.arange(len(piece)), last], piece, vocabulary.words,
+                       unembedding, n_top)
+                for out in seen
+            ]  # fmt: skip
+            rows += [list(values) for values in zip(*of_layers, strict=True)]
+    return np.array(rows)
+
+
+def _rates(
+    states: Float[Tensor, "subject d_model"],
+    subjects: Sequence[NamedSubject],
+    words: Sequence[str],
+    unembedding: Float[Tensor, "vocab width"],
+    n_top: int,
+) -> list[float]:
+    if states.shape[1] != unembedding.shape[1]:
+        raise UserError(
+            "the attributes rate needs unembeddings of the residual stream's width, "
+            f"got {unembedding.shape[1]} for {states.shape[1]} (project_out); it is "
+            "not defined for this model"
+        )
+    best = (states.to(unembedding) @ unembedding.T).topk(n_top).indices.tolist()
+    return [
+        rate([words[token] for token in tokens], subject.words)
+        for tokens, subject in zip(best, subjects, strict=True)
+    ]
+
+
+def rate(found: Sequence[str], words: frozenset[str]) -> float:
+    """Percentage of the words found that are the subject's; NaN without any.
+
+    Args:
+        found: Words in lower case; "" is left out.
+    """
+    kept = [word for word in found if word]
+    hits = sum(word in words for word in kept)
+    return 100 * hits / len(kept) if kept else float("nan")
+
+
+@contextmanager
+def _outputs(model: Any) -> Iterator[list[Tensor]]:
+    """Output of every block, (batch, seq, d_model), in the forward pass inside."""
+    seen: list[Tensor] = []
+    blocks = [model.get_submodule(path) for path in block_paths(model)]
+    handles = [block.register_forward_hook(partial(_see, seen)) for block in blocks]
+    try:
+        yield seen
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _see(seen: list[Tensor], _: Any, __: Any, output: Any) -> None:
+    seen.append(output[0] if isinstance(output, tuple) else output)
