@@ -21,6 +21,7 @@ from circuitcut.attribution.knowledge.effects import (
 )
 from circuitcut.attribution.knowledge.operations import ENHANCED
 from circuitcut.attribution.knowledge.unit_sets import (
+    Unit,
     Units,
     refined,
     refined_to_size,
