@@ -69,13 +69,14 @@ class TaskConfig:
     labels_file: Path | None = flag(None, "label file of a token/label pair")
     retain_data: str | None = flag(
         None,
-        "further text to retain (facts, ioi, prompts, toxicity): a file, a folder or "
+        "further text to retain (language tasks but words): a file, a folder or "
         "hub:name",
     )
     concept: str | None = flag(
         None,
         "the concept: an entity type (locations, words), digits like 3 or 3,8 (mnist), "
-        "a relation like P36, subject:NAME or a table of facts (facts)",
+        "a relation like P36, subject:NAME or a table of facts (facts, capital_of, "
+        "sports)",
     )
     concept_words: Path | None = flag(
         None,

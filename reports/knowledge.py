@@ -7,7 +7,7 @@ from matplotlib.figure import Figure
 
 from circuitcut.reports.drawing import BLUE, VERMILLION, WIDTH, layer_ticks, panels
 from circuitcut.reports.load import Run
-from circuitcut.reports.words import percent, percent_with_interval
+from circuitcut.reports.words import method_name, percent, percent_with_interval
 
 Results = Mapping[str, Any]
 Row = dict[str, Any]
@@ -23,6 +23,8 @@ TERMS = {
     "suppress, enhance": "The activations of the units become 0, or twice as large, "
     "where the object is predicted.",
     "as many random ones": "Control: as many other neurons of the same layers.",
+    "edit": "The values of the units, what they write, move from the embedding of the "
+    "object to that of another one, the target; then they come back.",
 }
 CAPTION = (
     "Share of the found units that lies in each layer. Coarse: units of single "
@@ -44,6 +46,8 @@ def knowledge_opening(run: Run) -> tuple[str, list[str]]:
     if found is None:
         return "No fact has units.", [done]
     said = [done, _sentence(results, "suppress"), _sentence(results, "enhance")]
+    if (edits := edit_sentence(results)) is not None:
+        said.append(edits)
     change = percent(found["change"])
     return f"Suppressing a fact's units changes its probability by {change}.", said
 
@@ -63,7 +67,7 @@ def effect_rows(results: Results) -> list[Row]:
     """Relative changes of the probability, with intervals over facts."""
     return [
         {
-            "units": SETS[row["units"]],
+            "units": set_name(row["units"]),
             "operation": row["operation"],
             "on": ON[row["on"]],
             "facts": row["n_facts"],
@@ -73,6 +77,81 @@ def effect_rows(results: Results) -> list[Row]:
         }
         for row in results["effects"]
     ]
+
+
+MEASURES = {
+    "changed": "object lost rank 1",
+    "success": "target has rank 1",
+    "success_at_5": "target in the first 5",
+    "prefers_target": "P(target) > P(object)",
+    "probability": "P(target)",
+    "rank": "rank of the target",
+    "reciprocal_rank": "1 / rank",
+    "paraphrase_success": "P(target) > P(object), paraphrases",
+    "neighbourhood_success": "P(object) > P(target), neighbours",
+    "perplexity_inside": "perplexity, other facts of the relation",
+    "perplexity_outside": "perplexity, other relations",
+}
+
+
+def edit_rows(results: Results) -> list[Row]:
+    """Measures of edited facts: before, and after an edit of each set of units."""
+    edits = results.get("edits")
+    if edits is None:
+        return []  # a run before edits
+    by_measure: dict[str, Row] = {}
+    for row in edits["rows"]:
+        found = by_measure.setdefault(
+            row["measure"],
+            {
+                "measure": MEASURES[row["measure"]],
+                "facts": row["n_facts"],
+                "before": row["before"],
+            },
+        )
+        found[set_name(row["units"])] = row["after"]
+    return [by_measure[name] for name in MEASURES if name in by_measure]
+
+
+def gain_rows(results: Results) -> list[Row]:
+    """Gains of the edits with intervals over facts."""
+    edits = results.get("edits") or {"rows": []}
+    return [
+        {
+            "units": set_name(row["units"]),
+            "measure": MEASURES[row["measure"]],
+            "gain": f"{row['gain']:.3g} [{row['gain_interval'][0]:.3g}, "
+            f"{row['gain_interval'][1]:.3g}]",
+        }
+        for row in edits["rows"]
+    ]
+
+
+def edit_sentence(results: Results) -> str | None:
+    """How often an edit succeeds, beside random units; None without edits."""
+    rows = {
+        (row["units"], row["measure"]): row
+        for row in (results.get("edits") or {"rows": []})["rows"]
+    }
+    if ("refined", "success") not in rows:
+        return None
+    found, random = (rows[units, "success"]["after"] for units in ("refined", "random"))
+    top = rows["refined", "success_at_5"]["after"]
+    inside = ""
+    if ("refined", "perplexity_inside") in rows:
+        change = rows["refined", "perplexity_inside"]["gain"]
+        inside = "; the perplexity of the relation's other facts changes by "
+        inside += percent(change)
+    return (
+        f"Edited ({results['edits']['n_edited']} facts), the target has rank 1 in "
+        f"{percent(found)} and is in the first five in {percent(top)}; with random "
+        f"units it has rank 1 in {percent(random)}{inside}."
+    )
+
+
+def set_name(units: str) -> str:
+    """A set of units in words; of a mask its method."""
+    return SETS.get(units, f"as many of {method_name(units)}")
 
 
 def layer_rows(results: Results) -> list[Row]:

@@ -163,6 +163,9 @@ def _by_share(
         )
         points = seed_points(entries, lambda e: 100 * e["fraction"], value)
         line(axes, points, name, style)
+    if all(value(entry) is None for entry in curve):
+        axes.text(0.5, 0.5, "undefined", transform=axes.transAxes, ha="center")
+        axes.set_xlim(100 * curve[0]["fraction"], 100)  # a log axis needs some
     axes.set_xscale("log")
     axes.xaxis.set_major_formatter("{x:g}")
 

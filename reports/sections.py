@@ -528,6 +528,7 @@ def _knowledge_tables(results: Results) -> list[Table]:
             "interval over facts. Facts without units are left out.",
             flat(results["effects"]),
         ),
+        *_edit_tables(results),
         Table(
             "Units by layer",
             knowledge.layer_rows(results),
@@ -560,6 +561,30 @@ def _knowledge_tables(results: Results) -> list[Table]:
             of_facts.trigger_rows(results),
             "The units (LAYER.NUMBER) of the most facts, and the prompts of at most "
             "200 facts on which each is most active; median over these prompts.",
+        ),
+    ]
+
+
+def _edit_tables(results: Results) -> list[Table]:
+    rows = knowledge.edit_rows(results)
+    if not rows:
+        return []
+    edits = results["edits"]
+    left_out = "; ".join(f"{why}: {n}" for why, n in edits["left_out"].items())
+    return [
+        Table(
+            "Edited facts",
+            rows,
+            f"{edits['n_edited']} facts one at a time, formula {edits['formula']}, "
+            f"{edits['n_units']:.1f} units a fact. Shares of facts, means over facts. "
+            f"Not edited: {left_out or 'none'}.",
+            flat(edits["rows"]),
+        ),
+        Table(
+            "Gains of the edits",
+            knowledge.gain_rows(results),
+            "After minus before (ranks: before minus after; perplexities: after / "
+            "before - 1); brackets: 95 % bootstrap interval over facts.",
         ),
     ]
 

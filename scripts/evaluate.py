@@ -46,7 +46,11 @@ class EvaluateConfig(TaskConfig):
         "32, of graphs above 2,000 edges 8",
         within=N_BATCHES,
     )
-    sampled: bool = flag(False, "score sampled continuations too (toxicity)")
+    sampled: bool = flag(
+        False,
+        "score what the model writes too (toxicity: sampled continuations; facts: the "
+        "object in ten tokens of greedy decoding, and multiple choice)",
+    )
     allow_other_weights: bool = flag(
         False, "apply the mask to other weights of the same shape"
     )
@@ -149,11 +153,13 @@ def _results(
     config: EvaluateConfig, experiment: Experiment, mask: FrozenMask | None
 ) -> dict[str, Any]:
     split: Any = config.split
-    scored = {"uncut": score(experiment, None, split=split)}
-    if mask is not None:
-        scored["cut"] = score(
-            experiment, mask, split=split, sampled=config.sampled, seed=config.seed
+    scored = {
+        name: score(
+            experiment, cut, split=split, sampled=config.sampled, seed=config.seed
         )
+        for name, cut in {"uncut": None, "cut": mask}.items()
+        if name == "uncut" or mask is not None
+    }
     curve: list[dict[str, Any]] = []
     if mask is not None and config.mask and (config.sizes or config.methods):
         assert config.attribution_batches is not None  # `main` has resolved it

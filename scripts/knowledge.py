@@ -10,11 +10,13 @@ For every fact that the model knows: integrated gradients of the object's probab
 with respect to all MLP neurons, the units of each of its prompts, and those that its
 paraphrases share (Dai et al. 2022). Then the units are suppressed and enhanced where
 the object is predicted: the change of its probability, of that of other relations'
-facts, and of as many random units of the same layers. Writes a run with neurons.json
-and units/ (lists of [layer, number]), found.jsonl, effects.jsonl and activity.jsonl,
-which a killed run continues with --resume, and with --to_mask a mask for evaluate,
-relearn and report. A sweep over many facts is shared out with --share; --join writes
-the files that one process would have written. About three
+facts, and of as many random units of the same layers. At last every fact is edited: the
+values of its units move to another object, and back. Beside them stand as many units of
+a learned mask with --mask RUN. Writes a run with neurons.json and units/ (lists of
+[layer, number]), found.jsonl, effects.jsonl, activity.jsonl and edits.jsonl, which a
+killed run continues with --resume, and with --to_mask a mask for evaluate, relearn and
+report. A sweep over many facts is shared out with --share; --join writes the files that
+one process would have written. About three
 seconds a fact and paraphrase on SmolLM2 and one core; the built-in decoder takes two
 minutes, most of them its own training.
 """
@@ -45,7 +47,9 @@ parse_first(__name__, KnowledgeConfig, __doc__)
 from circuitcut.experiments.base_model import with_base_model
 from circuitcut.experiments.describe import header, per_site
 from circuitcut.experiments.knowledge.activity import Activity
+from circuitcut.experiments.knowledge.edits import Edits, summarised_edits
 from circuitcut.experiments.knowledge.facts import known_facts
+from circuitcut.experiments.knowledge.masks import orders_of
 from circuitcut.experiments.knowledge.products import bake_, chosen_units, mask_of
 from circuitcut.experiments.knowledge.results import neurons, summarised
 from circuitcut.experiments.knowledge.shares import (
@@ -61,7 +65,7 @@ from circuitcut.experiments.runs.resuming import begin_or_continue, begun, data_
 from circuitcut.experiments.saved_runs import new_run, save_frozen
 from circuitcut.models.architectures import sites_of
 from circuitcut.models.saving import save_model
-from circuitcut.reports.knowledge import effect_rows
+from circuitcut.reports.knowledge import edit_rows, effect_rows
 from circuitcut.reports.tables import format_table
 from circuitcut.storage.atomic import write_json
 
@@ -79,6 +83,7 @@ def _found(config: KnowledgeConfig, resumed: RunDirectory | None) -> Path:
         RunDirectory.check(config.run_dir, config.name)
     experiment = with_base_model(load(config, data_check(resumed)))
     experiment = resolved(experiment, config)
+    orders = orders_of(config.mask, experiment)
     known = known_facts(config, experiment)
     check_share(config, len(known.facts))
     made_with = provenance_of(experiment)
@@ -91,10 +96,11 @@ def _found(config: KnowledgeConfig, resumed: RunDirectory | None) -> Path:
             return run.path
         if config.join and not (run.path / FOUND_FILE).exists():
             join_records(config.join, len(known.facts), run.path)
-        study = Study(config, experiment, known.facts, run.path)
+        study = Study(config, experiment, known.facts, run.path, orders)
         write_json(run.path / "neurons.json", neurons(study))
         write_unit_files(study, run.path)
         effects, activity = study.effects(), Activity(study)
+        edits = summarised_edits(study, Edits(study).records())
         mask = None
         units = (
             chosen_units(study)
@@ -108,6 +114,8 @@ def _found(config: KnowledgeConfig, resumed: RunDirectory | None) -> Path:
         results = header("knowledge", experiment, sites, mask, "zero") | {
             **summarised(study, known, effects.entries, activity.records().entries),
             "triggers": activity.triggers(),
+            "edits": edits,
+            "masks": [str(path) for path in config.mask],
             "per_site": per_site(mask) if mask else [],
             "next": command("evaluate", {"mask": run.path, **run_dir_flag(config)})
             if mask
@@ -129,9 +137,10 @@ def _show(run: Path, results: dict[str, Any], rule: str) -> None:
         f"{sizes['refined']['mean']:.1f} a fact"
     )
     rows = effect_rows(results)
-    if rows:
-        print(format_table(rows, list(rows[0])))
-    else:
+    for table in (rows, edit_rows(results)):
+        if table:
+            print(f"\n{format_table(table, list(table[0]))}")
+    if not rows:
         print(f"no fact has units, nothing was scaled: lower --{rule}")
     if results["n_ablated"]:
         print(f"mask: {results['n_ablated']} of {results['n_units']:,} neurons ablated")

@@ -29,7 +29,8 @@ ENTRIES: dict[str, frozenset[str]] = {
     "import_mask": frozenset({"file", "format", "per_site", "circuit"}),
     "select_mask": frozenset({"selection", "per_site"}),
     "knowledge": frozenset({"facts", "sizes", "layers", "effects", "overlap"})
-    | {"per_site", "groups", "languages", "activity", "triggers"},
+    | {"per_site", "groups", "languages", "activity", "triggers"}
+    | {"edits", "masks"},
     "relearn": frozenset({"mask", "rows", "summary", "recovery", "never_learned"})
     | {"probe", "after", "words_note", "warning", "selection"},
     "relearn_stages": frozenset({"levels", "seeds", "shares", "retrained", "choice"})
@@ -42,7 +43,8 @@ _ADDED: dict[str, frozenset[str]] = {
     "train_mask": frozenset({"heads", "warning"}),
     "evaluate": frozenset({"heads", "warning", "direction"}),
     "relearn": frozenset({"warning", "selection"}),
-    "knowledge": frozenset({"groups", "languages", "activity", "triggers"}),
+    "knowledge": frozenset({"groups", "languages", "activity", "triggers"})
+    | {"edits", "masks"},
     "relearn_stages": frozenset({"relearned", "changes"}),
     "class_effects": frozenset({"attributes", "edges"}),
     "weight_classes": frozenset({"chosen"}),

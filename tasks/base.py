@@ -270,7 +270,10 @@ class Task(ABC):
         *,
         seed: int,
     ) -> dict[str, float]:
-        """Scores from texts that the cut model generates (task toxicity); else none."""
+        """Scores that need passes of their own, such as of text that is generated.
+
+        By default none.
+        """
         return {}
 
     def concept_classes(

@@ -119,7 +119,7 @@ class PromptsTask(AnswerTask):
                 "the tokenizer of a masked language model must have a mask token, got "
                 "none; add mask_token to its tokenizer_config.json"
             )
-        prompts = _prompts_of(corpus.records["base"])
+        prompts = _prompts_of(corpus.everything())
         self._asked = prompt_rows(prompts, self._reader)
         if self._asked.n_left_out:
             logger.warning(
@@ -135,7 +135,7 @@ class PromptsTask(AnswerTask):
                     f"tokens, got none of {len(_prompts_of(records))} "
                     f"({self._asked.reasons()}); use another model or more prompts"
                 )
-        self._has_texts = len(prompts) < len(corpus.records["base"])
+        self._has_texts = len(prompts) < len(corpus.everything())
         if not self._has_texts:
             logger.warning(
                 "no text to retain is given: the prompts' other tokens are retained; "
@@ -193,7 +193,9 @@ class PromptsTask(AnswerTask):
     @cached_property
     def no_pairs(self) -> str | None:
         """Which prompts have no counterfactual; None if all have one."""
-        without = [p for p in self._prompts["base"] if p.counterfactual is None]
+        asked = self._asked.rows
+        prompts = [r for r in self._corpus.everything() if r.text in asked]
+        without = [r for r in prompts if r.counterfactual is None]
         if not without:
             return None
         return f"these rows have no counterfactual prompt: {places(without)}"
@@ -320,7 +322,7 @@ class PromptsTask(AnswerTask):
         texts = [self._reader.answered(r) if r.answer else r.text for r in records]
         n_more = 0 if self._reader.masked else 1
         coded = self._reader.tokens(texts, n_more)
-        first_cluster = len(self._corpus.records["base"])  # after those of the prompts
+        first_cluster = len(self._corpus.everything())  # after those of the prompts
         for i, (record, text, tokens) in enumerate(
             zip(records, texts, coded, strict=True)
         ):

@@ -1,6 +1,9 @@
 """The tasks by name; a new task is one file and one line."""
 
 from circuitcut.tasks.base import Task
+from circuitcut.tasks.behaviours.greater_than import GreaterThanTask
+from circuitcut.tasks.behaviours.induction import InductionTask
+from circuitcut.tasks.behaviours.two_way import CapitalOfTask, SportsTask
 from circuitcut.tasks.facts.task import FactsTask
 from circuitcut.tasks.ioi import IoiTask
 from circuitcut.tasks.locations import LocationsTask
@@ -12,6 +15,10 @@ from circuitcut.tasks.words import WordsTask
 TASKS: dict[str, type[Task]] = {
     "locations": LocationsTask,
     "ioi": IoiTask,
+    "greater_than": GreaterThanTask,
+    "induction": InductionTask,
+    "capital_of": CapitalOfTask,
+    "sports": SportsTask,
     "facts": FactsTask,
     "prompts": PromptsTask,
     "toxicity": ToxicityTask,

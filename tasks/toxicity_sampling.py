@@ -4,7 +4,6 @@ The random numbers of a prompt do not depend on its batch: the cut and the uncut
 and batches of any size, are compared on the same random numbers.
 """
 
-import inspect
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -15,12 +14,12 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from circuitcut.storage.modes import evaluating
+from circuitcut.tasks.rows.continuing import Steps, equal_lengths
 from circuitcut.tasks.selected_logits import logits_at
 
 PROMPT_TOKENS = 8
 NEW_TOKENS = 20
 TOP_P = 0.9
-BATCH_SIZE = 125
 
 
 @dataclass(frozen=True)
@@ -57,10 +56,10 @@ def sample_continuations(
     noise = torch.rand(len(prompts), NEW_TOKENS, generator=rng)
     device = next(model.parameters()).device
     continuations: dict[int, Continuation] = {}
-    for indices in _equal_lengths(prompts):
+    for indices in equal_lengths(prompts):
         ids = torch.tensor([prompts[i] for i in indices], device=device)
         n_prompt = ids.shape[1]
-        step_of = _Steps(model)
+        step_of = Steps(model)
         for step in range(NEW_TOKENS):
             last = step_of.next_logits(ids).float().cpu()
             last[:, list(banned_ids)] = -torch.inf
@@ -73,34 +72,6 @@ def sample_continuations(
             n_new = new.index(end_id) if end_id in new else len(new)
             continuations[i] = Continuation(row[:n_prompt], new[:n_new])
     return [continuations[i] for i in range(len(prompts))]
-
-
-class _Steps:
-    """Forward passes over a growing text, with the model's cache where it has one."""
-
-    def __init__(self, model: nn.Module):
-        self.model = model
-        accepted = inspect.signature(model.forward).parameters
-        wanted = {"use_cache": True, "logits_to_keep": 1}
-        self.arguments = {k: v for k, v in wanted.items() if k in accepted}
-        self.cache: Any = None
-
-    def next_logits(
-        self, ids: Int[Tensor, "batch seq"]
-    ) -> Float[Tensor, "batch vocab"]:
-        """A copy of the logits after the last token of `ids`.
-
-        From the second call on, `ids` is that of the call before and one more token.
-        """
-        cached = {} if self.cache is None else {"past_key_values": self.cache}
-        output = self.model(
-            input_ids=ids[:, -1:] if cached else ids,
-            attention_mask=torch.ones_like(ids),
-            **cached,
-            **self.arguments,
-        )
-        self.cache = getattr(output, "past_key_values", None)
-        return output.logits[:, -1].clone()
 
 
 def nucleus_choice(
@@ -128,7 +99,7 @@ def mean_continuation_nll(
     device = next(model.parameters()).device
     texts = [row.prompt + row.new for row in continuations]
     nats, n_tokens = 0.0, 0
-    for indices in _equal_lengths(texts):
+    for indices in equal_lengths(texts):
         ids = torch.tensor([texts[i] for i in indices], device=device)
         n_new = torch.tensor([[len(continuations[i].new)] for i in indices])
         place = torch.arange(ids.shape[1])
@@ -161,15 +132,3 @@ def sampled(
             )
         nll = mean_continuation_nll(model, continuations)
     return continuations, float(torch.tensor(nll).exp())
-
-
-def _equal_lengths(texts: Sequence[Sequence[int]]) -> list[list[int]]:
-    """Indices of the texts in batches of texts of equal length."""
-    by_length: dict[int, list[int]] = {}
-    for i, text in enumerate(texts):
-        by_length.setdefault(len(text), []).append(i)
-    return [
-        indices[first : first + BATCH_SIZE]
-        for indices in by_length.values()
-        for first in range(0, len(indices), BATCH_SIZE)
-    ]

@@ -29,7 +29,7 @@ BLOCK = re.compile(r"^(?P<before>.*)\n\n```python\n(?P<code>(?s:.*?))^```$", re.
 NEW_FILE = re.compile(r"New file `(?P<path>\S+)`:")
 CHANGE = re.compile(r"In `(?P<path>\S+)`, (?P<where>after|in place of) `(?P<line>.+)`:")
 NEW = {  # entry -> tests that must take it up
-    "greater_than": "test_the_cut_splits_share_no_example_of_the_concept",
+    "less_than": "test_the_cut_splits_share_no_example_of_the_concept",
     "straight_through": "test_higher_scores_are_kept_at_least_as_much",
     "starcoder2": "test_every_declared_width_is_the_measured_one",
     "my_lab": "test_a_mask_comes_back_from_every_format",
@@ -181,9 +181,9 @@ def test_the_blocks_are_four_examples_whose_places_exist():
 @pytest.mark.slow
 def test_the_copy_is_what_is_imported_and_it_passes_ruff(checkout: Checkout):
     program = (
-        "from circuitcut.tasks import greater_than, base\n"
+        "from circuitcut.tasks import less_than, base\n"
         "from circuitcut.masks.registry import GateSettings\n"
-        "print(greater_than.__file__, base.__file__, GateSettings().initial_logit)"
+        "print(less_than.__file__, base.__file__, GateSettings().initial_logit)"
     )
     *files, logit = checkout.run("-c", program).split()
     assert [Path(file).parent for file in files] == [checkout.root / "tasks"] * 2
@@ -210,11 +210,11 @@ def test_the_contract_tests_take_up_every_new_entry_and_pass(checkout: Checkout)
 @pytest.mark.slow
 def test_the_task_is_learned_cut_relearned_and_reported(checkout: Checkout):
     shorter = ["--base_steps", "200", "--n_steps", "150", *QUICK]
-    checkout.command("python scripts/train_mask.py --task greater_than", *shorter)
-    run = checkout.newest("greater_than")
+    checkout.command("python scripts/train_mask.py --task less_than", *shorter)
+    run = checkout.newest("less_than")
     results = results_of(run)
     name, scores = results["concept_metric"]["name"], results["scores"]
-    assert results["task"] == "greater_than"
+    assert results["task"] == "less_than"
     assert scores["uncut"][name] > 0.5
     assert scores["cut"][name] < scores["random"][0][name] - 0.2
     assert scores["cut"][name] < 0.2 * scores["uncut"][name]
@@ -232,7 +232,7 @@ def test_the_task_is_learned_cut_relearned_and_reported(checkout: Checkout):
     assert last > first + 0.1  # fine-tuning restores a part of the concept
     out = checkout.command("python scripts/report.py")
     page = (checkout.root / out.split("report: ")[1].strip()).read_text("utf-8")
-    assert "greater_than" in page
+    assert "less_than" in page
     assert name.replace("_", " ") in page
 
 

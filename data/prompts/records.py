@@ -38,7 +38,10 @@ class PromptRecord:
 
 @dataclass(frozen=True)
 class PromptsCorpus:
-    """Records by split, prompts first; `base` has the prompts of all splits."""
+    """Records by split, prompts first.
+
+    Where the prompts are facts, `base` has those of all splits.
+    """
 
     records: Mapping[str, tuple[PromptRecord, ...]]
 
@@ -46,6 +49,11 @@ class PromptsCorpus:
     def labels(self) -> list[str] | None:
         """None: the task has no classes."""
         return None
+
+    def everything(self) -> list[PromptRecord]:
+        """The records of all splits, those of `base` first, each once."""
+        splits = sorted(self.records, key=lambda split: split != "base")
+        return list(dict.fromkeys(r for split in splits for r in self.records[split]))
 
     def texts(self) -> list[str]:
         """Full texts of the `base` split, answers included."""

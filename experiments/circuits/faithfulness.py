@@ -60,6 +60,8 @@ def rankings(
 ) -> Rankings:
     """Learned rankings and those of attribution, the latter signed and absolute.
 
+    Scores without a negative one (ACDC's ranks) have one order, `signed`.
+
     Args:
         empty: The mask that ablates every unit, with the ablation values of all.
         learned: Masks by the run that they and their rankings lie in.
@@ -79,7 +81,8 @@ def rankings(
                 n_batches=rankers.n_batches,
             )
             ranked[method, number, "signed"] = scores
-            if method != "random":
+            has_signs = any(bool((values < 0).any()) for values in scores.values())
+            if method != "random" and has_signs:
                 ranked[method, number, "absolute"] = {
                     name: values.abs() for name, values in scores.items()
                 }

@@ -21,6 +21,8 @@ class KnownFact:
     fact: Fact
     asked: tuple[AskedPrompt, ...]
     prompts: tuple[Prompt, ...]
+    near: tuple[Prompt, ...] = ()
+    """The data's prompts about other subjects of which the object is true."""
 
     @property
     def words(self) -> dict[str, str]:
@@ -74,9 +76,15 @@ def known_facts(config: KnowledgeFlags, experiment: Experiment) -> KnownFacts:
         )
     facts = [fact for fact, _, _ in rows if fact.key in known]
     drawn = evenly_drawn(facts, config.most_facts, config.seed)
+    near = task.neighbours()
     return KnownFacts(
         tuple(
-            KnownFact(fact, tuple(known[fact.key]), tuple(prompts_of(known[fact.key])))
+            KnownFact(
+                fact,
+                tuple(known[fact.key]),
+                tuple(prompts_of(known[fact.key])),
+                tuple(prompts_of(near.get(fact.key, ()))),
+            )
             for fact in drawn
         ),
         len(rows),

@@ -39,8 +39,8 @@ class KnowledgeFlags(TaskConfig):
     heading: ClassVar[str] = "knowledge neurons"
     headings: ClassVar[Headings] = {
         "what is done with them": (
-            *("n_others", "n_random", "to_mask", "n_ablated", "ablation", "positions"),
-            *("mean_over", "bake"),
+            *("n_others", "n_random", "mask", "edit", "most_edits", "edit_shared"),
+            *("to_mask", "n_ablated", "ablation", "positions", "mean_over", "bake"),
         ),
         "several processes": ("share", "join"),
     }
@@ -111,6 +111,26 @@ class KnowledgeFlags(TaskConfig):
     )
     n_random: int = flag(
         3, "random sets of as many units of the same layers", within=Range(1, 1000)
+    )
+    mask: list[Path] = flag(
+        [],
+        "train_mask runs, or masks of attribute: as many of the neurons that they cut "
+        "first are scaled and edited too",
+    )
+    edit: Literal["relative", "plain", "none"] = flag(
+        "relative",
+        "move the values of a fact's units from its object to another one: in "
+        "proportion to their norms (published), or by twice the embeddings "
+        "(EleutherAI's code)",
+    )
+    most_edits: int = flag(
+        10, "facts of a relation that are edited, one at a time", within=COUNT
+    )
+    edit_shared: float = flag(
+        0.1,
+        "units of more than this share of a relation's facts, and of two, are not "
+        "edited",
+        within=SHARE,
     )
     to_mask: Literal["none", "facts", "relations"] = flag(
         "none",

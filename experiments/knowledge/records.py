@@ -46,6 +46,20 @@ class EffectRecord(TypedDict):
     """Over the other relations' facts; empty where there are none."""
 
 
+class EditRecord(TypedDict):
+    """Measures of one fact before and after its edit."""
+
+    fact: Count
+    target: str
+    """The new object; empty where the fact is not edited."""
+    left_out: str
+    """Why it is not edited; empty where it is."""
+    n_units: Count
+    sets: dict[str, dict[str, float]]
+    """Measures `before`, and by the set of units that was edited. Of perplexities the
+    mean log-probability."""
+
+
 class ActivityRecord(TypedDict):
     """Mean activation of a fact's units at the predicting positions.
 
@@ -118,7 +132,7 @@ def read_records(path: Path, kind: type, numbers: Sequence[int]) -> list[Any]:
     """The entries of a file of records, without an incomplete last line.
 
     Args:
-        kind: `FoundRecord`, `EffectRecord` or `ActivityRecord`.
+        kind: `FoundRecord`, `EffectRecord`, `ActivityRecord` or `EditRecord`.
         numbers: The facts that it has entries of, in order; the last may be missing.
 
     Raises:

@@ -88,7 +88,7 @@ def summarised(
         "effects": [
             row
             for on in ("own", "others")
-            for units in UNITS
+            for units in (*UNITS, *study.orders)
             for operation in FACTORS
             if (row := _row(effects, sets, on, units, operation, study.config.seed))
         ],

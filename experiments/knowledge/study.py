@@ -4,7 +4,7 @@ Two files of records grow with the facts; a killed run goes on at the next fact.
 equal facts, weights and flags every record is the same, whatever was done before.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -21,6 +21,7 @@ from circuitcut.attribution.knowledge.effects import (
 )
 from circuitcut.attribution.knowledge.operations import ENHANCED
 from circuitcut.attribution.knowledge.unit_sets import (
+    Unit,
     Units,
     refined,
     refined_to_size,
@@ -43,7 +44,8 @@ FOUND_FILE, EFFECTS_FILE = "found.jsonl", "effects.jsonl"
 FACTORS = {"suppress": 0.0, "enhance": ENHANCED}
 UNITS = ("refined", "one_prompt", "random")
 """Sets that are scaled: the fact's units; as many of its first prompt, the highest
-scores; as many random ones of the same layers."""
+scores; as many random ones of the same layers. Beside them stand as many of each of
+`--mask`, those that it cuts first."""
 _MOST_IN_POOL = 200
 """Facts from which those of other relations are drawn; more would fill the memory."""
 
@@ -60,6 +62,8 @@ class Study:
     experiment: Experiment
     facts: Sequence[KnownFact]
     folder: Path
+    orders: Mapping[str, Sequence[Unit]] = field(default_factory=dict)
+    """The neurons of masks, by the mask's method; the first are cut first."""
     share: float = field(init=False)
     """Of the prompts, that the rule of refinement ended with."""
 
@@ -155,7 +159,7 @@ class Study:
             and other.fact.parallel[2] != fact.parallel[2]
         ]
         sets = [units for i in numbers for units in self.coarse_sets[i]]
-        order = torch.randperm(len(sets), generator=self._rng(number, 1)).tolist()
+        order = torch.randperm(len(sets), generator=self.rng(number, 1)).tolist()
         return [sets[i] for i in order[: self.config.n_negatives]]
 
     # -- effects ---------------------------------------------------------------------
@@ -190,16 +194,28 @@ class Study:
     def _sets(self, number: int) -> dict[str, list[Units]]:
         """The sets that are scaled; without units none of them is."""
         units = self.refined_sets[number]
+        return {"refined": [units], **self.controls(number, units)}
+
+    def controls(self, number: int, units: Units) -> dict[str, list[Units]]:
+        """Sets of as many units as some of a fact's, to be compared with."""
         first = self.found.of(number)["prompts"][0]["coarse"]
         return {
-            "refined": [units],
             "one_prompt": [frozenset(map(unit_of, first[: len(units)]))],
-            "random": self.random_sets(number),
+            "random": self.random_sets(number, units),
+            **{
+                name: [frozenset(order[: len(units)])]
+                for name, order in self.orders.items()
+            },
         }
 
-    def random_sets(self, number: int) -> list[Units]:
-        """As many other units of the same layers as a fact has, several times."""
-        units, rng = self.refined_sets[number], self._rng(number, 2)
+    def random_sets(self, number: int, units: Units | None = None) -> list[Units]:
+        """As many other units of the same layers as some of a fact's, several times.
+
+        Args:
+            units: By default all units of the fact.
+        """
+        units = self.refined_sets[number] if units is None else units
+        rng = self.rng(number, 2)
         return [
             random_like(units, self.widths, rng, units)
             for _ in range(self.config.n_random)
@@ -213,10 +229,11 @@ class Study:
             for place, other in enumerate(self.in_pool)
             if self.facts[other].fact.relation != relation
         ]
-        order = torch.randperm(len(numbers), generator=self._rng(number, 3)).tolist()
+        order = torch.randperm(len(numbers), generator=self.rng(number, 3)).tolist()
         return sorted(numbers[i] for i in order[: self.config.n_others])
 
-    def _rng(self, number: int, what: int) -> torch.Generator:
+    def rng(self, number: int, what: int) -> torch.Generator:
+        """Draws for a fact; `what`, from 0 to 3, keeps different draws apart."""
         seed = (self.config.seed * 1_000_003 + number) * 4 + what
         return torch.Generator().manual_seed(seed % 2**63)
 

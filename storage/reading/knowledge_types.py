@@ -49,7 +49,8 @@ class Effect(TypedDict):
     """What scaling units does to a probability."""
 
     on: Literal["own", "others"]
-    units: Literal["refined", "one_prompt", "random"]
+    units: str
+    """`refined`, `one_prompt`, `random`, or the method of a mask."""
     operation: Literal["suppress", "enhance"]
     n_facts: Positive
     before: Fraction
@@ -67,6 +68,28 @@ class PairsOfFacts(TypedDict):
     n_pairs: Count
     jaccard: Fraction | None
     random: Fraction | None
+
+
+class EditRow(TypedDict):
+    """One measure of all edited facts."""
+
+    units: str
+    measure: str
+    n_facts: Positive
+    before: float
+    after: float
+    gain: float
+    gain_interval: tuple[float, float]
+
+
+class Edits(TypedDict):
+    """What editing the facts did."""
+
+    formula: Literal["relative", "plain", "none"]
+    n_edited: Count
+    n_units: float
+    left_out: dict[str, Count]
+    rows: list[EditRow]
 
 
 class PairsOfGroups(PairsOfFacts):
@@ -119,6 +142,8 @@ KNOWLEDGE_ENTRIES: dict[str, Any] = {
     "layers": list[LayerOfUnits],
     "effects": list[Effect],
     "overlap": list[PairsOfFacts],
+    "edits": Edits,
+    "masks": list[str],
     "groups": list[PairsOfGroups],
     "languages": list[OfLanguage],
     "activity": list[ActiveUnits],

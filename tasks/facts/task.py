@@ -7,7 +7,8 @@ model knows take part (`known`); the built-in model is first trained on all of t
 """
 
 import logging
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from copy import copy
 from dataclasses import replace
 from typing import Any, ClassVar
@@ -27,6 +28,7 @@ from circuitcut.data.text.files import read_retained
 from circuitcut.data.text.records import TextRecord
 from circuitcut.data.text.splits import split_retained
 from circuitcut.storage.errors import UserError
+from circuitcut.storage.modes import evaluating
 from circuitcut.tasks.base import (
     Batch,
     Head,
@@ -55,6 +57,7 @@ from circuitcut.tasks.facts.rows import (
     padded_rivals,
     text_numbers,
 )
+from circuitcut.tasks.facts.spoken import Question, chosen, produced, wrong_objects
 from circuitcut.tasks.language_rows import (
     Row,
     collate,
@@ -214,6 +217,16 @@ class FactsTask(AnswerTask):
             shares = self._division.shares.get(kind, [0.0] * n)
             found += list(zip(asked.facts, asked.of_facts(), shares, strict=True))
         return found
+
+    def neighbours(self) -> dict[tuple[Any, ...], list[AskedPrompt]]:
+        """Of the concept's facts, by key: prompts about other subjects, same object."""
+        asked = self._of_kind[NEAR]
+        by_fact = zip(asked.facts, asked.of_facts(), strict=True)
+        return {fact.key: prompts for fact, prompts in by_fact}
+
+    def asked_as(self, fact: Fact, answer: str) -> list[AskedPrompt]:
+        """The prompts of a fact, asked for another object."""
+        return list(self.ask([replace(fact, object=answer)]).prompts)
 
     def ask(self, facts: Sequence[Fact]) -> AskedFacts:
         """The prompts of any facts, in tokens as this task asks them."""
@@ -389,6 +402,74 @@ class FactsTask(AnswerTask):
             "top1": none_of(own <= best),
             "p_answer": log_p.exp() * (batch["n_answer"] > 0),
             "log_p": log_p,
+        }
+
+    def sampled_scores(
+        self,
+        model: nn.Module,
+        cut: Callable[[], AbstractContextManager[Any]],
+        *,
+        seed: int,
+    ) -> dict[str, float]:
+        """Generation and multiple choice at the scored held-out prompts.
+
+        `generated` (causal models): share of the prompts after which greedy decoding
+        has the object within ten tokens, of each kind of prompt. `choice_accuracy`, of
+        the concept and of other facts: the whole object is more probable than the wrong
+        objects that the data name, else than three drawn ones of the relation;
+        `choice_chance`: expected share of a guess.
+        """
+        del seed  # greedy
+        scores: dict[str, float] = {}
+        pool = self._pool("heldout", tuple(_GROUPS.values()))
+        by_kind: dict[int, list[int]] = {}
+        for kind, i in self.scored("heldout", pool):
+            by_kind.setdefault(kind, []).append(
+                self._division.numbers["heldout"][kind][i]
+            )
+        with evaluating(model), cut():
+            for begin, kind in _GROUPS.items():
+                numbers = by_kind.get(kind, [])
+                if not self._reader.masked and numbers:
+                    scores[f"{begin}generated"] = self._generated(model, kind, numbers)
+                if kind != NEAR:
+                    scores |= self._multiple_choice(model, begin, kind, numbers)
+        return scores
+
+    def _generated(self, model: nn.Module, kind: int, numbers: Sequence[int]) -> float:
+        asked = self._of_kind[kind]
+        hits = produced(
+            model,
+            [asked.prompts[i] for i in numbers],
+            [asked.fact_of(i).object for i in numbers],
+            self._tokenizer,
+        )
+        return sum(hits) / len(hits)
+
+    def _multiple_choice(
+        self, model: nn.Module, begin: str, kind: int, numbers: Sequence[int]
+    ) -> dict[str, float]:
+        """Accuracy and chance; nothing where no prompt has a wrong object."""
+        asked = self._of_kind[kind]
+        facts = (*self._corpus.concept, *self._corpus.others)
+        questions = []
+        for i in numbers:
+            prompt, fact = asked.prompts[i], asked.fact_of(i)
+            wrong = [
+                other
+                for name in wrong_objects(fact, facts, prompt.text)
+                for other in self.asked_as(fact, name)
+                if other.text == prompt.text and other.answer_ids != prompt.answer_ids
+            ]
+            if wrong:
+                questions.append(Question(prompt, tuple(wrong)))
+        if not questions:
+            return {}
+        right = chosen(model, questions, pad_id_of(self._tokenizer))
+        chance = sum(question.chance for question in questions)
+        return {
+            f"{begin}choice_accuracy": sum(right) / len(right),
+            f"{begin}choice_chance": chance / len(right),
         }
 
     def _pool(self, split: str, kinds: Sequence[int]) -> list[tuple[int, int]]:

@@ -164,6 +164,22 @@ def _group(record: PromptRecord) -> str:
     return record.group or record.text
 
 
+def answers_of(
+    records: Sequence[PromptRecord], reader: Reader
+) -> list[tuple[Tokens, int, int] | str]:
+    """Tokens of every prompt, position and token of its answer, in order.
+
+    The reason in words where it cannot be asked.
+    """
+    questions = reader.tokens([reader.question(record) for record in records], 1)
+    answered = reader.tokens([reader.answered(record) for record in records], 1)
+    found: list[tuple[Tokens, int, int] | str] = []
+    for record, question, whole in zip(records, questions, answered, strict=True):
+        placed = _placed(reader, record, question, whole)
+        found.append(placed if isinstance(placed, str) else (question, *placed))
+    return found
+
+
 def _coded(records: Sequence[PromptRecord], reader: Reader) -> list[_Coded | str]:
     """Tokens of every prompt, or the reason why it cannot be asked.
 
@@ -173,23 +189,16 @@ def _coded(records: Sequence[PromptRecord], reader: Reader) -> list[_Coded | str
             tokens is a matter of the tokenizer: its prompt is left out.
     """
     paired = [replace(r, text=r.counterfactual or r.text) for r in records]
-    questions, answered, others = (
-        reader.tokens(texts, n_more=1)
-        for texts in (
-            [reader.question(record) for record in records],
-            [reader.answered(record) for record in records],
-            [reader.question(record) for record in paired],
-        )
-    )
+    others = reader.tokens([reader.question(record) for record in paired], n_more=1)
     coded: list[_Coded | str] = []
     unaligned: list[tuple[PromptRecord, int, int]] = []
-    for record, question, whole, other in zip(
-        records, questions, answered, others, strict=True
+    for record, found, other in zip(
+        records, answers_of(records, reader), others, strict=True
     ):
-        found = _placed(reader, record, question, whole)
         if isinstance(found, str):
             coded.append(found)
             continue
+        question, position, answer = found
         if not _aligned(reader, question, other):
             lengths = len(question.ids), len(other.ids)
             words = _n_words(record.text), _n_words(record.counterfactual or "")
@@ -198,7 +207,8 @@ def _coded(records: Sequence[PromptRecord], reader: Reader) -> list[_Coded | str
             coded.append("counterfactual prompts with another number of tokens")
             continue
         has_pair = record.counterfactual is not None
-        coded.append(_Coded(question, *found, other.ids if has_pair else None))
+        corrupted = other.ids if has_pair else None
+        coded.append(_Coded(question, position, answer, corrupted))
     if unaligned:
         record, n, n_other = unaligned[0]
         more = f" (and {len(unaligned) - 1} more rows)" if len(unaligned) > 1 else ""
@@ -223,7 +233,8 @@ def _placed(
     else:
         position, at = len(question.ids) - 1, len(question.ids)
     around_answer = whole.ids[:at], whole.ids[at + 1 :]
-    if (question.ids[:at], question.ids[position + 1 :]) != around_answer:
+    around = question.ids[:at], question.ids[position + 1 :]
+    if len(whole.ids) == at or around != around_answer:  # joined to an unknown word
         return "answers that are not a single token"
     if whole.ids[at] == reader.tokenizer.unk_token_id:
         return "answers that the tokenizer does not know"

@@ -2,11 +2,15 @@
 
 from circuitcut.tasks.defaults import TaskDefaults
 from circuitcut.tasks.settings import (
+    capital_of,
     facts,
+    greater_than,
+    induction,
     ioi,
     locations,
     mnist,
     prompts,
+    sports,
     toxicity,
     words,
 )
@@ -14,6 +18,10 @@ from circuitcut.tasks.settings import (
 DEFAULTS: dict[str, TaskDefaults] = {
     "locations": locations.DEFAULTS,
     "ioi": ioi.DEFAULTS,
+    "greater_than": greater_than.DEFAULTS,
+    "induction": induction.DEFAULTS,
+    "capital_of": capital_of.DEFAULTS,
+    "sports": sports.DEFAULTS,
     "facts": facts.DEFAULTS,
     "prompts": prompts.DEFAULTS,
     "toxicity": toxicity.DEFAULTS,

@@ -30,6 +30,7 @@ from circuitcut.data.word_vectors import read_word_vectors
 from circuitcut.experiments.base_model import _damage, _record
 from circuitcut.experiments.knowledge.records import (
     ActivityRecord,
+    EditRecord,
     EffectRecord,
     FoundRecord,
     read_records,
@@ -1018,6 +1019,16 @@ EFFECTS = [
     {"fact": number, "own": {"before": 0.5, "refined suppress": 0.1}, "others": {}}
     for number in range(2)
 ]
+EDITS = [
+    {
+        "fact": number,
+        "target": "Rome",
+        "left_out": "",
+        "n_units": 2,
+        "sets": {"before": {"success": 0.0}, "refined": {"success": 1.0}},
+    }
+    for number in range(2)
+]
 ACTIVITY = [
     {"fact": number, "refined": {"fact": 0.5, "head": 0.1}, "random": {"fact": 0.2}}
     for number in range(2)
@@ -1035,6 +1046,7 @@ KNOWLEDGE = {
     for name, entries, kind in (
         ("found", FOUND, FoundRecord),
         ("effects", EFFECTS, EffectRecord),
+        ("edits", EDITS, EditRecord),
         ("activity", ACTIVITY, ActivityRecord),
     )
 }

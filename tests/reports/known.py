@@ -24,6 +24,18 @@ def knowledge_results() -> dict[str, Any]:
             "change_of_mean_interval": [change - 0.05, change + 0.05],
         }
 
+    def edit(units: str, measure: str, before: float, after: float) -> dict[str, Any]:
+        gain = after / before - 1 if measure == "perplexity_inside" else after - before
+        return {
+            "units": units,
+            "measure": measure,
+            "n_facts": 2,
+            "before": before,
+            "after": after,
+            "gain": gain,
+            "gain_interval": [gain - 0.5, gain + 0.5],
+        }
+
     return {
         "kind": "knowledge",
         "task": "locations",
@@ -59,6 +71,19 @@ def knowledge_results() -> dict[str, Any]:
             {"pairs": "same relation", "n_pairs": 0, "jaccard": None, "random": None},
             {"pairs": "other relations", "n_pairs": 1, "jaccard": 0.2, "random": 0.05},
         ],
+        "edits": {
+            "formula": "relative",
+            "n_edited": 2,
+            "n_units": 1.5,
+            "left_out": {"not predicted": 1},
+            "rows": [
+                edit("refined", "success", 0.0, 0.5),
+                edit("refined", "success_at_5", 0.0, 1.0),
+                edit("refined", "perplexity_inside", 2.0, 3.0),
+                edit("random", "success", 0.0, 0.0),
+            ],
+        },
+        "masks": [],
         "per_site": [],
         "groups": [
             *(

@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 from matplotlib.container import ErrorbarContainer
 
+from circuitcut.reports.drawing import png
 from circuitcut.reports.load import Run, load_run
 from circuitcut.reports.score_figures import (
     faithfulness_curves,
@@ -66,6 +67,15 @@ def test_faithfulness_is_drawn_by_share_with_the_range_of_seeds(write_run: Any):
     assert list(without.lines[0].get_ydata()) == pytest.approx([0.5] * 3)
     assert list(score.lines[0].get_ydata()) == pytest.approx([0.28, 0.679, 0.7])
     assert list(kl.lines[1].get_ydata()) == pytest.approx([0.2] * 3)
+
+
+def test_a_panel_without_a_defined_value_says_so(write_run: Any):
+    results = faithfulness_results()
+    for entry in results["curve"]:
+        entry["faithfulness"] = None
+    figure = faithfulness_curves(load_run(write_run(results)))
+    assert [text.get_text() for text in figure.axes[0].texts] == ["undefined"]
+    assert png(figure)  # the ticks of an empty log axis are drawn
 
 
 def test_chance_is_a_dashed_line_where_it_is_not_zero(write_run: Any):

@@ -1,19 +1,23 @@
 """knowledge.py: units as published, controls, a mask for other scripts, resuming."""
 
 import json
+import math
 import os
 import signal
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from torch.nn.utils import parameters_to_vector
 
-from circuitcut.experiments.knowledge import study
+from circuitcut.experiments.knowledge import edits, study
 from circuitcut.masks.frozen_mask import FrozenMask
 from circuitcut.models.loading import load_model
-from circuitcut.scripts import evaluate, knowledge
+from circuitcut.scripts import attribute, evaluate, knowledge
 from circuitcut.storage.errors import UserError
 from circuitcut.training.config import parse_config
 
@@ -223,3 +227,90 @@ def test_a_model_that_knows_no_fact_is_refused_before_a_run_is_made(tmp_path: Pa
     with pytest.raises(UserError, match="know"):
         run(tmp_path, "--base_steps", "1")
     assert not list((tmp_path / "runs").glob("*/found.jsonl"))
+
+
+def test_facts_are_edited_beside_random_units_and_those_of_masks(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+):
+    of_task = [*SMALL[:6], "--n_paraphrases", "3", "--n_heldout", "8"]
+    where = ["--run_dir", str(tmp_path / "runs"), "--task", "facts"]
+    ranked = attribute.main(
+        parse_config(
+            attribute.AttributeConfig,
+            [
+                *(*of_task, *where, "--units", "neurons", "--sizes", "4"),
+                *("--methods", "gradient_margin", "--n_batches", "2"),
+            ],
+        )
+    )
+    mask = ranked / "masks" / "gradient_margin-4"
+    weights: list[torch.Tensor] = []
+    usual = edits.BasePass.run
+
+    def watched(model: Any, prompts: Any) -> Any:
+        weights.append(parameters_to_vector(model.parameters()).detach().clone())
+        return usual(model, prompts)
+
+    monkeypatch.setattr(edits.BasePass, "run", watched)
+    flags = ["--mask", str(mask), "--edit", "plain", "--edit_shared", "1"]
+    path = run(tmp_path, *flags, "--n_random", "2", "--most_edits", "2")
+    found = results(path)["edits"]
+    assert (found["formula"], results(path)["masks"]) == ("plain", [str(mask)])
+    lines, facts = (
+        [json.loads(line) for line in (path / name).read_text().splitlines()]
+        for name in ("edits.jsonl", "found.jsonl")
+    )
+    done = [line for line in lines if not line["left_out"]]
+    assert found["n_edited"] == len(done) > 0
+    assert sum(found["left_out"].values()) == len(lines) - len(done)
+    by_relation = Counter(facts[line["fact"]]["relation"] for line in done)
+    assert max(by_relation.values()) <= 2
+    sets = {"refined", "one_prompt", "random", "gradient_margin"}
+    assert all(set(line["sets"]) == {"before", *sets} for line in done)
+    for line in done:
+        assert line["sets"]["before"]["changed"] == 0  # the model is right before
+    rows = {(row["units"], row["measure"]): row for row in found["rows"]}
+    for units in sets:
+        gains = [
+            line["sets"][units]["probability"] - line["sets"]["before"]["probability"]
+            for line in done
+        ]
+        row = rows[units, "probability"]
+        assert row["gain"] == pytest.approx(sum(gains) / len(gains), abs=1e-9)
+        logs = [line["sets"][units]["perplexity_outside"] for line in done]
+        mean = math.exp(-sum(logs) / len(logs))
+        assert rows[units, "perplexity_outside"]["after"] == pytest.approx(mean)
+    # the object's probability falls and the target's rises more than by random units
+    assert (
+        rows["refined", "probability"]["gain"] > rows["random", "probability"]["gain"]
+    )
+    assert rows["refined", "rank"]["gain"] > rows["random", "rank"]["gain"]
+    # weights differ inside the edits alone: found, one prompt, two random sets, mask
+    is_edited = [not torch.equal(one, weights[0]) for one in weights]
+    assert sum(is_edited) == 5 * len(done)
+    assert not is_edited[-1]  # activations are measured after the edits
+    effects = {row["units"] for row in results(path)["effects"]}
+    assert effects == sets
+    said = capsys.readouterr().out
+    assert "as many of gradient x activation" in said or "as many of gradient" in said
+    assert "target has rank 1" in said
+
+
+def test_an_error_in_an_edit_leaves_the_weights_as_they_were(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    seen: list[Any] = []
+    usual = edits.BasePass.run
+
+    def fails(model: Any, prompts: Any) -> Any:
+        vector = parameters_to_vector(model.parameters()).detach().clone()
+        seen.append((model, vector))
+        if not torch.equal(vector, seen[0][1]):  # inside the first edit
+            raise RuntimeError("out of memory")
+        return usual(model, prompts)
+
+    monkeypatch.setattr(edits.BasePass, "run", fails)
+    with pytest.raises(RuntimeError, match="out of memory"):
+        run(tmp_path, "--edit_shared", "1", "--name", "a")
+    model, first = seen[0]
+    assert torch.equal(parameters_to_vector(model.parameters()), first)

@@ -447,3 +447,15 @@ def test_the_published_files_are_tasks_for_both_kinds_of_model(
     batch = task.batch("mask", 0, size=8, seed=0)
     assert batch["concept"].any()
     assert batch["retain"].any()
+
+
+def test_an_answer_that_continues_an_unknown_word_is_left_out(tmp_path: Path):
+    """Both together are one unknown word, as long as the prompt."""
+    rows = rows_of_file()
+    rows.append({"prompt": "Clerk 0 went to qq", "answer": "##ww"})
+    numbers = " ".join(map(str, range(60)))
+    task = task_on(
+        tmp_path, rows, vocabulary=f"Clerk {numbers} went to . {' '.join(CITIES)}"
+    )
+    left_out = task._asked.left_out["answers that are not a single token"]
+    assert [record.answer for record in left_out] == ["ww"]
