@@ -3,10 +3,12 @@
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from torch import nn
+
 from circuitcut.data.text.files import read_retained
 from circuitcut.experiments.class_effects.flags import ClassEffectsFlags
 from circuitcut.masks.neurons.rule import check_positions
-from circuitcut.models.loaded import LoadedModel
+from circuitcut.models.loaded import LoadedModel, most_positions
 from circuitcut.storage.errors import UserError
 
 
@@ -63,13 +65,21 @@ def at_most(texts: Sequence[list[int]], n_tokens: int) -> Iterator[list[int]]:
         left -= len(text) - 1
 
 
-def length_of(config: ClassEffectsFlags, model: Any) -> int:
-    """Tokens of the longest text: `--length`, or the model's positions if fewer.
+def length_of(config: ClassEffectsFlags, model: nn.Module) -> int:
+    """Tokens of the longest text: `--length`, or what the model was trained on.
 
     Raises:
-        UserError: When ablations are asked for at a position behind.
+        UserError: When the model has a table of fewer positions, or ablations are asked
+            for at a position behind.
     """
-    room = getattr(model.config, "max_position_embeddings", None)
-    length = min(config.length, room or config.length)
+    most = most_positions(model)
+    if most is not None and config.length > most:
+        raise UserError(
+            f"--length must be at most {most}, the positions of the model, got "
+            f"{config.length}"
+        )
+    of_model: Any = model.config
+    trained_on = getattr(of_model, "max_position_embeddings", None)
+    length = min(config.length, trained_on or config.length)
     check_positions(tuple(config.at_positions), length, "--at_positions")
     return length
