@@ -60,7 +60,10 @@ def refused(
         (["--superset", "no_such_run"], "no_such_run"),
         (["--resume", "no_such_run"], "no_such_run"),
         (["--labels_file", "labels.txt"], "--task locations"),
-        (["--retain_data", "more.txt"], "--retain_data belongs to --task ioi or greater_than"),
+        (
+            ["--retain_data", "more.txt"],
+            "--retain_data belongs to --task ioi or greater_than",
+        ),
         (["--text_column", "text"], "--data"),
         (["--data", "x", "--hub_config", "en"], "hub:"),
         (["--direction", "isolate", "--concept_objective", "ascent"], "kl"),
