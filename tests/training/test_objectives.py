@@ -235,11 +235,7 @@ def test_the_margin_keeps_its_distance_by_half_a_square_then_linearly():
     assert value.item() == pytest.approx((1.5 + 0.125) / 3)
     assert not value.requires_grad
     answers = SimpleNamespace(
-        logits=logits,
-        targets=classes[:, 0],
-        concept_classes=classes,
-        rivals=rivals,
-        weights=torch.ones(3),
+        logits=logits, concept_classes=classes, rivals=rivals, weights=torch.ones(3)
     )
     own = ObjectiveSettings(margin_weight=0.4)
     both = CONCEPT_OBJECTIVES["kl_margin"](answers, reference.detach(), own)
