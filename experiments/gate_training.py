@@ -18,7 +18,7 @@ from circuitcut.experiments.gate_optimisation import (
 )
 from circuitcut.experiments.load import Experiment
 from circuitcut.experiments.micro_batches import loss_in_micro_batches, rows_that_fit
-from circuitcut.experiments.settings import FROM_UNCUT, MaskSettings
+from circuitcut.experiments.settings import MaskSettings
 from circuitcut.masks.ablation import (
     AblationValues,
     mean_values,
@@ -278,19 +278,15 @@ def _loss_of_rows(
         model, sites, keep, ablated, special_ids=special_ids(experiment, settings)
     ):
         outputs = task.outputs(model, batch)
-    own = ObjectiveSettings(
-        floor=settings.margin_floor,
-        cap=settings.token_cap,
-        margin_weight=settings.margin_weight,
-    )
+    limits = ObjectiveSettings(floor=settings.margin_floor, cap=settings.token_cap)
     concept = shares["concept"] * CONCEPT_OBJECTIVES[settings.concept_objective](
-        outputs.concept, reference.concept.logits if reference else None, own
+        outputs.concept, reference.concept.logits if reference else None, limits
     )
     loss = settings.concept_weight * concept
     logs = {"concept_loss": float(concept.detach())}
     if settings.retain_objective != "none":
         retain = shares["retain"] * RETAIN_OBJECTIVES[settings.retain_objective](
-            outputs.retain, reference.retain.logits if reference else None, own
+            outputs.retain, reference.retain.logits if reference else None, limits
         )
         loss = loss + settings.retain_weight * retain
         logs["retain_loss"] = float(retain.detach())
@@ -301,7 +297,7 @@ def _reference(
     experiment: Experiment, settings: MaskSettings, batch: Batch
 ) -> Outputs | None:
     """What the uncut model predicts, where an objective compares with it."""
-    if not {settings.retain_objective, settings.concept_objective} & {*FROM_UNCUT}:
+    if not {"kl", "js"} & {settings.retain_objective, settings.concept_objective}:
         return None
     with torch.no_grad():
         return experiment.task.outputs(experiment.loaded.model, batch)

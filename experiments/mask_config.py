@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 
 from circuitcut.attribution.abilities import ABILITIES
 from circuitcut.experiments.flags import UnitsConfig
-from circuitcut.experiments.settings import FROM_UNCUT, MaskSettings
+from circuitcut.experiments.settings import MaskSettings
 from circuitcut.masks.gate_settings import SETTINGS
 from circuitcut.models.names import UNIT_KINDS
 from circuitcut.storage.errors import UserError
@@ -104,7 +104,7 @@ class MaskConfig(UnitsConfig, _SettingsFlags):
                 f"--retain_weight {self.retain_weight:g} needs something to retain: "
                 "leave it out, or use --retain_objective kl or cross_entropy"
             )
-        keeping = self.concept_objective in FROM_UNCUT
+        keeping = self.concept_objective in ("kl", "js")
         if self.direction == "break" and keeping:
             raise UserError(
                 f"--concept_objective {self.concept_objective} keeps the concept: use "
@@ -113,7 +113,7 @@ class MaskConfig(UnitsConfig, _SettingsFlags):
         if self.direction == "isolate" and self.concept_objective and not keeping:
             raise UserError(
                 f"--concept_objective {self.concept_objective} removes the concept: "
-                "--direction isolate, which keeps it, needs kl, kl_margin or js"
+                "--direction isolate, which keeps it, needs kl or js"
             )
         if "weights" in self.units and self.ablation == "counterfactual":
             raise UserError(

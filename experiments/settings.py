@@ -30,9 +30,7 @@ from circuitcut.storage.flag_ranges import (
 from circuitcut.storage.reading.typed_fields import check_entries
 from circuitcut.training.schedules import Schedule
 
-ConceptObjective = Literal["margin", "ascent", "uniform", "kl", "kl_margin", "js"]
-FROM_UNCUT = ("kl", "kl_margin", "js")
-"""Objectives that compare with the uncut model."""
+ConceptObjective = Literal["margin", "ascent", "uniform", "kl", "js"]
 RetainObjective = Literal["kl", "cross_entropy", "none"]
 SETTINGS_FILE = "settings.json"
 """In a run directory: the resolved settings, which its flags alone do not tell."""
@@ -47,7 +45,6 @@ _NOT_YET: dict[str, Any] = {
     "price_shape": "linear",
     "price_start": 0.0,
     "lr_schedule": "late",
-    "margin_weight": 0.2,
 }
 """What settings that older runs did not have amount to in them."""
 
@@ -101,8 +98,7 @@ class MaskSettings(GateSettings):
         "margin",
         "margin: the answer's logit below its rivals; ascent: bounded loss ascent per "
         "token; uniform: the answer and its rivals equally likely; kl, js: stay as in "
-        "the uncut model, by a divergence without bound or by a bounded one (isolate); "
-        "kl_margin: kl, and the answer's margin over its rivals stays as well",
+        "the uncut model, by a divergence without bound or by a bounded one (isolate)",
         has_own_default=False,
     )
     concept_weight: float = flag(
@@ -128,13 +124,6 @@ class MaskSettings(GateSettings):
         1.0,
         "margin: nats below the rivals that suffice",
         within=Range(-1000, 1000),
-        has_own_default=False,
-    )
-    margin_weight: float = flag(
-        0.2,
-        "kl_margin: weight of the margin's distance from the uncut model's (Huber, "
-        "nats) beside the KL",
-        within=NOT_NEGATIVE,
         has_own_default=False,
     )
     token_cap: float = flag(

@@ -101,25 +101,6 @@ def kl_to_reference(
     return _mean(divergence.sum(1), weights)
 
 
-def margin_distance(
-    logits: Logits,
-    reference_logits: Logits,
-    concept_classes: Classes,
-    rivals: Rivals,
-    weights: PerPosition,
-) -> Scalar:
-    """Mean Huber distance of the margins from the reference's, which gets no gradient.
-
-    Half the square below one nat, then linear (Huber 1964, "Robust Estimation of a
-    Location Parameter"). The KL hardly sees the logits of improbable rivals; the margin
-    is their distance from the answer, on which faithfulness is measured.
-    """
-    wanted = margin(reference_logits.detach(), concept_classes, rivals)
-    found = margin(logits, concept_classes, rivals)
-    distance = functional.smooth_l1_loss(found, wanted, reduction="none")
-    return _mean(distance, weights)
-
-
 def jensen_shannon(
     logits: Logits, reference_logits: Logits, weights: PerPosition
 ) -> Scalar:
@@ -170,8 +151,6 @@ class ObjectiveSettings:
     """Margin: nats by which the answer shall fall behind its rivals."""
     cap: float = 2.0
     """Ascent: nats of a position's loss that count."""
-    margin_weight: float = 0.2
-    """KL and margin: weight of the margin's distance beside the KL."""
 
 
 Objective = Callable[[Answers, Tensor | None, ObjectiveSettings], Tensor]
@@ -196,21 +175,6 @@ def _from_uncut(name: str, divergence: Callable[..., Tensor]) -> Objective:
 _kl = _from_uncut("kl", kl_to_reference)
 _js = _from_uncut("js", jensen_shannon)
 
-
-def _kl_margin(
-    answers: Answers, reference: Tensor | None, settings: ObjectiveSettings
-) -> Tensor:
-    kl = _kl(answers, reference, settings)
-    assert reference is not None
-    return kl + settings.margin_weight * margin_distance(
-        answers.logits,
-        reference,
-        answers.concept_classes,
-        answers.rivals,
-        answers.weights,
-    )
-
-
 CONCEPT_OBJECTIVES: dict[str, Objective] = {
     "margin": lambda a, _, s: margin_hinge(
         a.logits, a.concept_classes, a.rivals, a.weights, s.floor
@@ -220,11 +184,10 @@ CONCEPT_OBJECTIVES: dict[str, Objective] = {
         a.logits, a.concept_classes, a.rivals, a.weights
     ),
     "kl": _kl,
-    "kl_margin": _kl_margin,
     "js": _js,
     "cross_entropy": lambda a, _, s: cross_entropy(a.logits, a.targets, a.weights),
 }
-"""The first three drive the concept out (break), the others keep it (isolate)."""
+"""The first three drive the concept out (break), the other three keep it (isolate)."""
 
 RETAIN_OBJECTIVES: dict[str, Objective] = {
     "kl": _kl,

@@ -19,7 +19,6 @@ from circuitcut.training.objectives import (
     jensen_shannon,
     kl_to_reference,
     margin,
-    margin_distance,
     margin_hinge,
     uniform_target,
 )
@@ -223,21 +222,3 @@ def test_missing_references_and_missing_rivals_are_told():
     every = torch.arange(6).repeat(4, 1)
     with pytest.raises(UserError, match="got 6 of 6 classes"):
         margin(answers.logits, every, None)
-
-
-def test_the_margin_keeps_its_distance_by_half_a_square_then_linearly():
-    """Margins of 3 and .5 against 1 and 0, and the same: (2 - .5 + .125 + 0) / 3."""
-    logits = torch.tensor([[3.0, 0.0, 9.0], [0.5, 0.0, -4.0], [2.0, 1.0, 0.0]])
-    reference = torch.tensor([[1.0, 0.0, 0.0], [7.0, 7.0, 0.0], [5.0, 4.0, 9.0]])
-    reference.requires_grad_()
-    classes, rivals = torch.zeros(3, 1).long(), torch.ones(3, 1).long()
-    value = margin_distance(logits, reference, classes, rivals, torch.ones(3))
-    assert value.item() == pytest.approx((1.5 + 0.125) / 3)
-    assert not value.requires_grad
-    answers = SimpleNamespace(
-        logits=logits, concept_classes=classes, rivals=rivals, weights=torch.ones(3)
-    )
-    own = ObjectiveSettings(margin_weight=0.4)
-    both = CONCEPT_OBJECTIVES["kl_margin"](answers, reference.detach(), own)
-    kl = kl_to_reference(logits, reference.detach(), torch.ones(3))
-    torch.testing.assert_close(both, kl + 0.4 * value)
