@@ -155,13 +155,10 @@ def test_beta_of_a_run_from_before_it_could_fall_stays_as_it_was(tmp_path: Path)
 def test_circuits_of_large_graphs_are_trained_otherwise_than_those_of_small_ones():
     config = MaskConfig(task="ioi", units=["edges"], direction="isolate")
     small, large = settings_of(config, 310), settings_of(config, 70_651)
-    assert (small.start, small.concept_objective) == ("equal", "kl")
+    assert (small.start, small.noise_start) == ("equal", 1.0)
     assert small.stretch_temperature_end == small.stretch_temperature
-    assert (large.start, large.concept_objective) == ("eap_ig", "kl")
+    assert (large.start, large.noise_start) == ("eap_ig", 0.3)
     assert large.stretch_temperature_end < large.stretch_temperature / 5
-    given = replace(config, concept_objective="kl_margin", stretch_temperature_end=0.5)
+    given = replace(config, concept_objective="js", stretch_temperature_end=0.5)
     asked = settings_of(given, 70_651)
-    assert (asked.concept_objective, asked.stretch_temperature_end) == (
-        "kl_margin",
-        0.5,
-    )
+    assert (asked.concept_objective, asked.stretch_temperature_end) == ("js", 0.5)

@@ -155,7 +155,7 @@ def test_ranges_are_units_or_shares_and_made_to_fit():
 
 
 def test_a_falling_beta_closes_or_opens_the_gates_of_a_sample():
-    """As in a circuit of SmolLM2: little noise, of which beta alone splits the gates."""
+    """Little noise, as in large graphs: beta alone sets how many gates are between."""
     partly_open = {}
     for end in (2 / 3, 0.05):
         gate = _gate(k_min=20.0, k_max=20.0, direction="isolate", noise_end=0.1)
