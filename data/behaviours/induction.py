@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from functools import lru_cache
 
 from circuitcut.data.ioi.behaviours_generated import WORDS
-from circuitcut.data.ioi.generated import plain_texts
+from circuitcut.data.ioi.generated import plain_sentences
 from circuitcut.data.ioi.words import NAMES
 from circuitcut.data.prompts.records import PromptRecord, PromptsCorpus
 
@@ -42,9 +42,7 @@ def generate_induction(seed: int) -> PromptsCorpus:
                 *dict.fromkeys(_prompt(rng, groups[split]) for _ in range(n)),
                 *(
                     PromptRecord(text, unseen=True)
-                    for text in dict.fromkeys(
-                        r.text for r in plain_texts(rng, N_TEXTS[split])
-                    )
+                    for text in plain_sentences(rng, N_TEXTS[split])
                 ),
             )
             for split, n in SPLIT_SIZES.items()

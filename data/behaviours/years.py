@@ -18,7 +18,7 @@ from circuitcut.data.ioi.behaviours_generated import (
     LAST_YEAR,
     years_prompt,
 )
-from circuitcut.data.ioi.generated import plain_texts
+from circuitcut.data.ioi.generated import plain_sentences
 from circuitcut.data.prompts.records import PromptRecord, PromptsCorpus, completed
 from circuitcut.data.sampling import digest_of
 
@@ -177,10 +177,7 @@ def generate_years(seed: int) -> YearsCorpus:
         spans[split] = tuple(_spans(rng, starts[first:last], SPLIT_SIZES[split]))
         first = last
     spans["base"] = tuple(_spans(rng, starts[first:], SPLIT_SIZES["base"]))
-    sentences = {
-        split: tuple(dict.fromkeys(record.text for record in plain_texts(rng, n)))
-        for split, n in N_TEXTS.items()
-    }
+    sentences = {split: tuple(plain_sentences(rng, n)) for split, n in N_TEXTS.items()}
     return YearsCorpus({split: spans[split] for split in SPLIT_SIZES}, sentences)
 
 

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from functools import lru_cache
 
 from circuitcut.data.facts.records import Fact, filled
-from circuitcut.data.ioi.generated import plain_texts
+from circuitcut.data.ioi.generated import plain_sentences
 
 N_PLAIN = 700
 N_SUBJECTS = {"capital": 100, "profession": 60, "harbour": 60, "spice": 60}
@@ -79,8 +79,7 @@ def generate_facts(seed: int) -> tuple[tuple[Fact, ...], tuple[str, ...]]:
             _fact(relation, subject, answer)
             for subject, answer in zip(subjects, objects, strict=True)
         ]
-    texts = dict.fromkeys(record.text for record in plain_texts(rng, N_PLAIN))
-    return tuple(facts), tuple(texts)
+    return tuple(facts), tuple(plain_sentences(rng, N_PLAIN))
 
 
 def _fact(relation: str, subject: str, answer: str) -> Fact:

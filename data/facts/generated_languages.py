@@ -18,7 +18,7 @@ from circuitcut.data.facts.generated import (
     SUBJECT_ENDS,
 )
 from circuitcut.data.facts.records import Fact, filled
-from circuitcut.data.ioi.generated import plain_texts
+from circuitcut.data.ioi.generated import plain_sentences
 from circuitcut.storage.errors import UserError
 from circuitcut.storage.reading.typed_fields import shown
 
@@ -191,8 +191,7 @@ def generate_parallel_facts(
     rng = random.Random(f"parallel facts {seed}")
     drawn = [fact for relation in N_SUBJECTS for fact in _drawn(rng, relation)]
     facts = [_fact(language, *fact) for language in languages for fact in drawn]
-    texts = dict.fromkeys(record.text for record in plain_texts(rng, N_PLAIN))
-    return tuple(facts), tuple(texts)
+    return tuple(facts), tuple(plain_sentences(rng, N_PLAIN))
 
 
 def _drawn(rng: random.Random, relation: str) -> list[tuple[str, str, int, str | int]]:

@@ -141,6 +141,11 @@ def plain_texts(rng: random.Random, n: int) -> list[IoiRecord]:
     return [IoiRecord(_sentence(rng), "text") for _ in range(n)]
 
 
+def plain_sentences(rng: random.Random, n: int) -> list[str]:
+    """The texts of `n` of these, each once."""
+    return list(dict.fromkeys(record.text for record in plain_texts(rng, n)))
+
+
 def _sentence(rng: random.Random) -> str:
     slots = {slot: rng.choice(words) for slot, words in PLAIN_SLOTS.items()}
     return rng.choice(PLAIN_TEMPLATES).format(

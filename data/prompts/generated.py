@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from functools import lru_cache
 
-from circuitcut.data.ioi.generated import plain_texts
+from circuitcut.data.ioi.generated import plain_sentences
 from circuitcut.data.prompts.records import (
     PromptRecord,
     PromptsCorpus,
@@ -59,8 +59,7 @@ def generate_facts(seed: int) -> PromptsCorpus:
         for country, capital in zip(countries, capitals, strict=True)
         for template in CAPITAL_TEMPLATES
     ]
-    sentences = dict.fromkeys(record.text for record in plain_texts(rng, N_PLAIN))
-    records = [TextRecord(text, "wiki") for text in sentences]
+    records = [TextRecord(text, "wiki") for text in plain_sentences(rng, N_PLAIN)]
     texts = split_retained(records, seed=seed) | {"base": records}
     corpus = split_prompts(prompts, seed=seed)
     paired: dict[str, PromptRecord] = {}

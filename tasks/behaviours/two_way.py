@@ -15,7 +15,7 @@ from circuitcut.data.behaviours.subjects import built_in_facts
 from circuitcut.data.facts.concept import chosen_facts
 from circuitcut.data.facts.files import read_facts
 from circuitcut.data.facts.records import distinct
-from circuitcut.data.ioi.generated import plain_texts
+from circuitcut.data.ioi.generated import plain_sentences
 from circuitcut.data.prompts.records import (
     PromptRecord,
     PromptsCorpus,
@@ -57,7 +57,7 @@ class TwoWayTask(PromptsTask):
         if options.data is None:
             facts = built_in_facts(cls.name)
             rng = random.Random(f"{cls.name} {options.split_seed}")
-            texts = list(dict.fromkeys(r.text for r in plain_texts(rng, N_TEXTS)))
+            texts = plain_sentences(rng, N_TEXTS)
         else:
             facts, texts = read_facts(
                 options.data,

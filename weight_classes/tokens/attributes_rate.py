@@ -10,8 +10,7 @@ words and those of one or two characters are left out; the rate is the percentag
 others that are among the subject's words.
 """
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -21,7 +20,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from circuitcut.models.architectures import block_paths
+from circuitcut.models.architectures import architecture_of
+from circuitcut.models.residual.replayed import record_blocks
 from circuitcut.storage.errors import UserError
 from circuitcut.storage.modes import evaluating
 
@@ -86,8 +86,10 @@ def attributes_rates(
     NaN where none of the highest tokens is a word.
 
     Raises:
-        UserError: When the unembeddings are not of the width of the residual stream.
+        UserError: When the unembeddings are not of the width of the residual stream, or
+            the model is of no known family.
     """
+    architecture_of(model)  # a family of the table, whose blocks are known
     device = next(model.parameters()).device
     unembedding = vocabulary.unembedding.to(device)
     rows: list[list[list[float]]] = []
@@ -100,14 +102,13 @@ def attributes_rates(
             for row, subject in enumerate(piece):
                 ids[row, : len(subject.ids)] = torch.tensor(subject.ids)
                 real[row, : len(subject.ids)] = 1
-            last = real.sum(1) - 1
-            with _outputs(model) as seen:
-                model(input_ids=ids, attention_mask=real, use_cache=False)
+            run = partial(model, input_ids=ids, attention_mask=real, use_cache=False)
+            at_last = torch.arange(len(piece)), real.sum(1) - 1
             of_layers = [
-                _rates(out[torch.arange(len(piece)), last], piece, vocabulary.words,
-                       unembedding, n_top)
-                for out in seen
-            ]  # fmt: skip
+                _rates(stream[at_last], piece, vocabulary.words, unembedding, n_top)
+                for output in record_blocks(model, run)
+                for stream in [output[0] if isinstance(output, tuple) else output]
+            ]
             rows += [list(values) for values in zip(*of_layers, strict=True)]
     return np.array(rows)
 
@@ -141,20 +142,3 @@ def rate(found: Sequence[str], words: frozenset[str]) -> float:
     kept = [word for word in found if word]
     hits = sum(word in words for word in kept)
     return 100 * hits / len(kept) if kept else float("nan")
-
-
-@contextmanager
-def _outputs(model: Any) -> Iterator[list[Tensor]]:
-    """Output of every block, (batch, seq, d_model), in the forward pass inside."""
-    seen: list[Tensor] = []
-    blocks = [model.get_submodule(path) for path in block_paths(model)]
-    handles = [block.register_forward_hook(partial(_see, seen)) for block in blocks]
-    try:
-        yield seen
-    finally:
-        for handle in handles:
-            handle.remove()
-
-
-def _see(seen: list[Tensor], _: Any, __: Any, output: Any) -> None:
-    seen.append(output[0] if isinstance(output, tuple) else output)
