@@ -18,6 +18,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import balanced_accuracy_score, f1_score, roc_auc_score
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
+from threadpoolctl import threadpool_limits
 from torch import Tensor, nn
 
 from circuitcut.masks.ablation import record_values
@@ -103,7 +104,9 @@ def probe(
     for layer in shown(sorted(train.states), "probes", unit="level"):
         states = _digest(layer, train, test)
         if states not in known:
-            known[states] = _score(layer, train, test, seed)
+            # hundreds of small products: threads wait for each other most of the time
+            with threadpool_limits(1):
+                known[states] = _score(layer, train, test, seed)
         levels.append(asdict(replace(known[states], layer=layer)))
     return levels
 
