@@ -41,7 +41,7 @@ DEFAULT_PARENT = Path("runs")
 _PACKAGES = ("transformers", "accelerate", "numpy")
 _CONFIG, _ENVIRONMENT = "config.json", "environment.json"
 _METRICS, _RESULTS = "metrics.jsonl", "results.json"
-_RESUMED = {"train_mask", "relearn", "relearn_stages", "knowledge"}
+_RESUMED = {"train_mask", "relearn", "relearn_stages", "knowledge", "class_effects"}
 _WITH_MASK = {"train_mask", "import_mask", "select_mask"}
 
 

@@ -7,6 +7,7 @@ the refactor (`masks/neurons/rule.py`).
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -79,6 +80,15 @@ class Activity:
         self.layers[number] = LayerActivity(
             before.n_tokens + n, before.quadrants + counted, before.size + size
         )
+
+    def state(self) -> dict[str, Any]:
+        """All of it, for a checkpoint: one entry a layer."""
+        return {str(number): vars(layer) for number, layer in enumerate(self.layers)}
+
+    def restore_(self, state: Mapping[str, Any]) -> None:
+        """Go on from what `state` gave."""
+        numbers = range(len(self.layers))
+        self.layers = [LayerActivity(**state[str(number)]) for number in numbers]
 
     def on(self) -> list[Float[Tensor, "_unit"]]:
         """Share of the tokens at which each neuron is on, layer by layer.

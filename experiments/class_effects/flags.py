@@ -32,7 +32,7 @@ class ClassEffectsFlags(RuleFlags, ChoiceFlags):
             *("subjects", "subject_words", "subject_corpus", "n_subjects", "n_top"),
         ),
         "edges": ("edge_tokens", "edges_by"),
-        "run": ("seed", "device", "batch_size", "run_dir", "name"),
+        "run": ("seed", "device", "batch_size", "run_dir", "name", "resume"),
     }
 
     model: str = flag(

@@ -1,7 +1,8 @@
 """Ablate a class of neurons and its controls on a corpus, and describe the effects."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -10,7 +11,12 @@ from torch import Tensor
 from circuitcut.experiments.class_effects.changed import described
 from circuitcut.experiments.class_effects.edges import noticed
 from circuitcut.experiments.class_effects.flags import ClassEffectsFlags
-from circuitcut.experiments.class_effects.subjects import attributes, subjects_of
+from circuitcut.experiments.class_effects.progress import SavedEffects
+from circuitcut.experiments.class_effects.subjects import (
+    Subjects,
+    attributes,
+    subjects_of,
+)
 from circuitcut.experiments.class_effects.texts import at_most, length_of
 from circuitcut.masks.ablation import AblationValues, zero_values
 from circuitcut.masks.frozen_mask import FrozenMask
@@ -23,6 +29,7 @@ from circuitcut.masks.neurons.values import (
 )
 from circuitcut.models.architectures import sites_of
 from circuitcut.models.loaded import LoadedModel
+from circuitcut.storage.cache import content_hash
 from circuitcut.storage.errors import UserError
 from circuitcut.storage.progress import shown
 from circuitcut.weight_classes.activity import Activity, activity_of
@@ -51,7 +58,11 @@ Name = tuple[str, int | None, str]
 
 
 class Study:
-    """One model on one corpus: what is chosen, measured and described."""
+    """One model on one corpus: what is chosen, measured and described.
+
+    Raises:
+        UserError: When the class or its controls cannot be ablated and measured.
+    """
 
     def __init__(
         self, config: ClassEffectsFlags, loaded: LoadedModel, texts: list[list[int]]
@@ -64,8 +75,27 @@ class Study:
         self.special_ids = loaded.special_ids if config.positions == "words" else ()
         self.rng = torch.Generator().manual_seed(config.seed)
         self.n_units = sum(site.n_units for site in self.sites)
-        self.n_ablated = 0
-        """Neurons of the class that `results` ablated."""
+        rules = config.rules()
+        for rule in rules.values():
+            check_gates(self.model, self.sites, rule)
+        self.sets, self.whole = self._sets()
+        self.n_ablated = n_chosen(self.sets["class", None])
+        self.masks = self._masks(rules)
+        self.batches = list(self._batches(config.n_tokens))
+        self.turns = self._turns()
+        self.subjects: Subjects | None = (
+            subjects_of(config, loaded) if config.subjects else None
+        )
+
+    @property
+    def inputs(self) -> dict[str, str]:
+        """Hashes of the tokens, the weights and the ablated neurons."""
+        ablated = [(name, _places(mask)) for name, mask in self.masks.items()]
+        return {
+            "data_sha256": content_hash(repr(self.texts)),
+            "weights_sha256": self.loaded.weights_sha256,
+            "mask_sha256": content_hash(repr(ablated)),
+        }
 
     @cached_property
     def cosines(self) -> list[Cosines]:
@@ -77,30 +107,20 @@ class Study:
         """Share of the sample's tokens at which a neuron is on, layer by layer."""
         return activity_of(self.model, self.sites, self._sample(), self.flipped).on()
 
-    def results(self) -> dict[str, Any]:
-        """What results.json says beside its header and the way to go on."""
-        config = self.config
-        rules = config.rules()
-        for rule in rules.values():
-            check_gates(self.model, self.sites, rule)
-        sets, whole = self._sets()
-        ablated = {when: self._values(rule) for when, rule in rules.items()}
-        masks = {
-            (*key, when): frozen_mask(
-                chosen, self.sites, values, special_ids=self.special_ids
-            )
-            for when, values in ablated.items()
-            for key, chosen in sets.items()
-        }
-        subjects = subjects_of(config, self.loaded) if config.subjects else None
+    def results(self, checkpoints: Path) -> dict[str, Any]:
+        """What results.json says beside its header and the way to go on.
+
+        Args:
+            checkpoints: Folder in which a killed run finds what it has measured.
+        """
+        config, masks, names = self.config, self.masks, list(self.masks)
         active = Activity(self.sites, self.flipped)
-        effects, names = self._measured(masks, active)
+        effects = self._measured(checkpoints, active)
         norms = [of_layer.norm_out for of_layer in self.cosines]
-        self.n_ablated = n_chosen(sets["class", None])
         return {
             "selection": {
                 **config.described(),
-                "n_of_classes": n_chosen(whole),
+                "n_of_classes": n_chosen(self.whole),
                 "controls": config.kinds_of_control,
                 "draws": config.draws,
                 "control_tokens": config.control_tokens,
@@ -132,13 +152,13 @@ class Study:
             "summary": summary_of(names, list(effects.of.values())),
             "activity": [
                 {"set": key[0], "draw": key[1], **active.of(chosen, norms)}
-                for key, chosen in sets.items()
+                for key, chosen in self.sets.items()
             ],
-            "activity_by_layer": self._by_layer(active, whole),
-            "changed": self._changed(effects, masks),
-            "edges": self._edges(masks) if config.edge_tokens else None,
-            "attributes": subjects
-            and attributes(config, self.loaded, self.checkpoint, subjects, masks),
+            "activity_by_layer": self._by_layer(active),
+            "changed": self._changed(effects),
+            "edges": self._edges() if config.edge_tokens else None,
+            "attributes": self.subjects
+            and attributes(config, self.loaded, self.checkpoint, self.subjects, masks),
         }
 
     def _sets(self) -> tuple[dict[tuple[str, int | None], Chosen], Chosen]:
@@ -158,6 +178,17 @@ class Study:
                     self.rng,
                 )
         return sets, whole
+
+    def _masks(self, rules: Mapping[str, Rule]) -> dict[Name, FrozenMask]:
+        """Of every condition and set."""
+        ablated = {when: self._values(rule) for when, rule in rules.items()}
+        return {
+            (*key, when): frozen_mask(
+                chosen, self.sites, values, special_ids=self.special_ids
+            )
+            for when, values in ablated.items()
+            for key, chosen in self.sets.items()
+        }
 
     def _values(self, rule: Rule) -> AblationValues:
         if rule == Rule("zero"):
@@ -184,41 +215,42 @@ class Study:
             where = texts.where(self.special_ids)
             yield inputs, torch.nn.functional.pad(where, (0, 1))
 
-    def _measured(
-        self, masks: Mapping[Name, FrozenMask], active: Activity
-    ) -> tuple[Effects, list[Name]]:
-        config, names = self.config, list(masks)
-        keys = {name: str(number) for number, name in enumerate(names)}
-        shown_of = {keys[n]: config.n_shown for n in names if n[0] == "class"}
-        texts = list(self._batches(config.n_tokens))
-        turns = self._turns(names, len(texts))
-        effects = token_effects(
+    def _measured(self, checkpoints: Path, active: Activity) -> Effects:
+        """The effects on all batches, those of an earlier process included."""
+        config = self.config
+        keys = {name: str(number) for number, name in enumerate(self.masks)}
+        shown_of = {keys[n]: config.n_shown for n in self.masks if n[0] == "class"}
+        effects = Effects.none(keys.values(), shown_of)
+        saved = SavedEffects(checkpoints, effects, active, len(self.batches))
+        label = f"texts under {len(self.masks)} ablations"
+        left = self.batches[saved.n_done :]
+        token_effects(
             self.model,
-            shown(texts, f"texts under {len(masks)} ablations", unit="batch"),
-            {keys[name]: mask for name, mask in masks.items()},
+            shown(left, label, unit="batch"),
+            {keys[name]: mask for name, mask in self.masks.items()},
             special_ids=self.special_ids,
-            n_shown=shown_of,
+            effects=effects,
+            first=saved.n_done,
             changed_by=config.changed_by,
-            turns={keys[name]: turn for name, turn in turns.items()},
+            turns={keys[name]: turn for name, turn in self.turns.items()},
             seen_clean=lambda where: watching(
                 self.model, self.sites, where, active.see
             ),
+            done=saved.done,
         )
-        return effects, names
+        return effects
 
-    def _edges(self, masks: Mapping[Name, FrozenMask]) -> dict[str, Any]:
+    def _edges(self) -> dict[str, Any]:
         batches = list(self._sample(self.config.edge_tokens))
-        return noticed(self.model, masks, batches, self.config.edges_by)
+        return noticed(self.model, self.masks, batches, self.config.edges_by)
 
-    def _turns(
-        self, names: Sequence[Name], n_batches: int
-    ) -> dict[Name, tuple[int, int]]:
+    def _turns(self) -> dict[Name, tuple[int, int]]:
         """Which batches the draws of a control see, where they take turns.
 
         Raises:
             UserError: When a draw would see none.
         """
-        n_draws = self.config.draws
+        n_draws, n_batches = self.config.draws, len(self.batches)
         if self.config.control_tokens == "all":
             return {}
         if n_batches < n_draws and self.config.kinds_of_control:
@@ -227,11 +259,12 @@ class Study:
                 f"draws, got {n_batches} of {self.config.batch_size} texts; give more "
                 "text, or a smaller --batch_size"
             )
-        return {name: (name[1], n_draws) for name in names if name[1] is not None}
+        return {name: (name[1], n_draws) for name in self.masks if name[1] is not None}
 
-    def _by_layer(self, active: Activity, whole: Chosen) -> list[dict[str, Any]]:
+    def _by_layer(self, active: Activity) -> list[dict[str, Any]]:
         """Frequencies inside and outside the class, and correlations, by layer."""
-        rows = zip(active.on(), whole, active.correlations(self.cosines), strict=True)
+        r_by_layer = active.correlations(self.cosines)
+        rows = zip(active.on(), self.whole, r_by_layer, strict=True)
         return [
             {
                 "layer": layer,
@@ -243,10 +276,8 @@ class Study:
             for layer, (on, inside, r) in enumerate(rows)
         ]
 
-    def _changed(
-        self, effects: Effects, masks: Mapping[Name, FrozenMask]
-    ) -> list[dict[str, Any]]:
-        pairs = zip(masks.items(), effects.of.values(), strict=True)
+    def _changed(self, effects: Effects) -> list[dict[str, Any]]:
+        pairs = zip(self.masks.items(), effects.of.values(), strict=True)
         changes = [
             (mask, name[2], change)
             for (name, mask), effect in pairs
@@ -257,3 +288,8 @@ class Study:
             described(self.loaded, mask, when, change, self.config.n_generated)
             for mask, when, change in shown(changes, "changed texts", unit="text")
         ]
+
+
+def _places(mask: FrozenMask) -> list[list[int]]:
+    """Numbers of the ablated units, site by site."""
+    return [(~mask.keep[s.name]).nonzero()[:, 0].tolist() for s in mask.sites]

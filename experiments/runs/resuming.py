@@ -41,7 +41,7 @@ def begin_or_continue(
         return work(config, resumed)
 
 
-def check_flags(config: TaskConfig, run: RunDirectory) -> None:
+def check_flags(config: Any, run: RunDirectory) -> None:
     """Refuse to continue a run with other flags than its own.
 
     Raises:

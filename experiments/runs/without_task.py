@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
+from circuitcut.experiments.load import deciding
 from circuitcut.storage.provenance import PROVENANCE, code_version
 from circuitcut.storage.results_schema import SCHEMA_VERSION
 from circuitcut.storage.run_directory import RunDirectory
@@ -28,16 +29,18 @@ class Flags(Protocol):
         """Name of the run directory; None: generated."""
 
 
-def made_with(config: Flags, revision: str | None) -> dict[str, Any]:
+def made_with(config: Flags, revision: str | None, **hashes: str) -> dict[str, Any]:
     """The provenance of a run.
 
     Args:
         revision: Of the model, as it was loaded.
+        hashes: Of its inputs, for instance `data_sha256`.
     """
     return {
-        "settings": config_dict(config),
+        "settings": deciding(config_dict(config)),
         "code_version": code_version(),
         "revision": revision,
+        **hashes,
     }
 
 

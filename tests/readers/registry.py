@@ -28,6 +28,7 @@ from circuitcut.data.tables import read_tables
 from circuitcut.data.text.files import labelled_texts, read_retained, read_rows
 from circuitcut.data.word_vectors import read_word_vectors
 from circuitcut.experiments.base_model import _damage, _record
+from circuitcut.experiments.class_effects.progress import SavedEffects
 from circuitcut.experiments.knowledge.records import (
     ActivityRecord,
     EditRecord,
@@ -92,7 +93,9 @@ from circuitcut.training.config import config_dict, parse_config
 from circuitcut.training.fit_arguments import Checkpoints
 from circuitcut.training.fit_state import load_fit
 from circuitcut.training.loop import FitSettings, fit
+from circuitcut.weight_classes.activity import Activity
 from circuitcut.weight_classes.checkpoint import open_checkpoint
+from circuitcut.weight_classes.tokens.effects import Effects
 from tests.models.tiny import tiny_loaded, tiny_model
 from tests.reports import conftest as runs
 from tests.reports.known import knowledge_results
@@ -522,6 +525,28 @@ def _resumed(folder: Path) -> Any:
     )
 
 
+def _saved_effects(folder: Path) -> SavedEffects:
+    sites = sites_of(tiny_model("llama", "causal_lm"), ["neurons"])
+    flipped = [torch.zeros(site.width, dtype=torch.bool) for site in sites]
+    effects = Effects.none(["0"], {"0": 1})
+    shown = effects.of["0"].most_changed
+    assert shown is not None
+    logits = torch.tensor([[[0.0, 1.0], [0.0, 1.0]]])
+    entropy = torch.ones(1)
+    where, ids = torch.tensor([[True]]), torch.tensor([[0, 1]])
+    shown.add(entropy, 2 * entropy, where, ids, (logits, -logits))
+    effects.clean["loss"].add(entropy, torch.zeros(1, dtype=torch.long))
+    return SavedEffects(folder, effects, Activity(sites, flipped), 1)
+
+
+def _write_saved_effects(folder: Path) -> None:
+    _saved_effects(folder).done(1)
+    state = folder / "step-00000001" / "state.json"
+    content = json.loads(state.read_text())
+    del content["state_sha256"]  # so that what it says is looked at
+    state.write_text(json.dumps(content))
+
+
 CONDITION = Condition("cut", "lasting", 0)
 
 
@@ -641,6 +666,12 @@ RUNS |= {
         _checkpoint,
         _resumed,
         ("step-00000002/state.json", "step-00000002/tensors.safetensors"),
+    ),
+    "effects so far": Reader(
+        ("experiments.class_effects.progress",),
+        _write_saved_effects,
+        _saved_effects,
+        ("step-00000001/state.json", "step-00000001/tensors.safetensors"),
     ),
     "condition": Reader(
         ("relearning.records", "storage.checksums"),

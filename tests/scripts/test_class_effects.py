@@ -8,9 +8,11 @@ from typing import Any
 import pytest
 import torch
 
+from circuitcut.experiments.class_effects import progress
 from circuitcut.models.saving import save_model
 from circuitcut.scripts import class_effects, report
 from circuitcut.storage.errors import UserError
+from circuitcut.storage.stopping import Stopped
 from circuitcut.training.config import parse_config
 from circuitcut.weight_classes.names import CLASSES
 from tests.models.tiny import tiny_loaded
@@ -159,6 +161,49 @@ def test_draws_that_take_turns_share_the_texts_out(folder: Path, tmp_path: Path)
     assert all("continued" not in t or not t["continued"] for t in found["changed"])
     with pytest.raises(UserError, match="needs a batch for each of the 3 draws, got 1"):
         measured(folder, tmp_path, *flags, "--n_tokens", "8")
+
+
+def test_a_killed_run_goes_on_behind_its_last_batch_to_the_same_numbers(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """Draws take turns: a batch that is missed or seen twice changes a number."""
+    flags = ["--length", "8", "--control_tokens", "turns", "--n_generated", "0"]
+    flags += ["--name", "effects", "--when", "all", "gate-", "--controls", "layer"]
+    text, words = tmp_path / "text.txt", (folder / "text.txt").read_text()
+    text.write_text(words)
+    flags += ["--data", str(text)]
+    whole = results(measured(folder, tmp_path / "whole", *flags))
+    save, numbers = progress.SavedEffects.done, list[int]()
+
+    def save_and_stop_at_7(saved: progress.SavedEffects, n_done: int) -> None:
+        save(saved, n_done)
+        numbers.append(n_done)
+        if numbers == [*range(1, 8)]:
+            raise Stopped
+
+    monkeypatch.setattr(progress.SavedEffects, "done", save_and_stop_at_7)
+    monkeypatch.setattr(progress, "EVERY", 0.0)
+    config = class_effects.ClassEffectsConfig
+    run = tmp_path / "runs" / "effects"
+    with pytest.raises(Stopped, match=r"class_effects\.py .*--resume \S*runs/effects"):
+        measured(folder, tmp_path, *flags)
+    assert not (run / "results.json").exists()
+    with pytest.raises(UserError, match=r"with its own flags, .*draws"):
+        class_effects.main(parse_config(config, [f"--resume={run}", "--draws=2"]))
+    text.write_text(words.replace("Rome", "Ann"))
+    with pytest.raises(UserError, match=r"inputs that the run began with.* the data"):
+        class_effects.main(parse_config(config, [f"--resume={run}"]))
+    text.write_text(words)
+    monkeypatch.setattr(progress, "EVERY", 60.0)
+    class_effects.main(parse_config(config, [f"--resume={run}"]))
+    n_batches = -(-whole["corpus"]["n_texts"] // 4)
+    assert numbers == list(range(1, n_batches + 1))
+    for entries in (whole, continued := results(run)):
+        entries.pop("next"), entries.pop("provenance")
+    assert continued == whole
+    assert not (run / "checkpoints").exists()
+    with pytest.raises(UserError, match="is finished"):
+        class_effects.main(parse_config(config, [f"--resume={run}"]))
 
 
 def test_fewer_tokens_are_the_first_ones_and_draws_follow_the_seed(

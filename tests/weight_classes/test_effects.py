@@ -51,14 +51,20 @@ def cut_masks(model: Any) -> dict[str, Any]:
 
 
 def effects_of(model: Any, size: int, **of: Any) -> Effects:
-    given: dict[str, Any] = {"n_shown": {"whole": 3}, "changed_by": "entropy"}
-    return token_effects(
-        model,
-        batched(TEXTS, size, 0, torch.device("cpu")),
-        cut_masks(model),
-        special_ids=SPECIAL,
-        **(given | of),
-    )
+    return measured_under(model, cut_masks(model), size=size, **of)
+
+
+def measured_under(
+    model: Any,
+    masks: dict[str, Any],
+    texts: list[list[int]] = TEXTS,
+    size: int = 4,
+    **of: Any,
+) -> Effects:
+    effects = Effects.none(masks, {"whole": 3})
+    batches = batched(texts, size, 0, torch.device("cpu"))
+    token_effects(model, batches, masks, special_ids=SPECIAL, effects=effects, **of)
+    return effects
 
 
 @torch.no_grad()
@@ -146,13 +152,7 @@ def test_an_ablation_that_takes_turns_sees_its_own_batches_alone(model: Any):
     batches = [TEXTS[i : i + 2] for i in range(0, len(TEXTS), 2)]
     for name, (turn, n) in turns.items():
         own = [text for batch in batches[turn::n] for text in batch]
-        alone = token_effects(
-            model,
-            batched(own, 2, 0, torch.device("cpu")),
-            {name: cut_masks(model)[name]},
-            special_ids=SPECIAL,
-            n_shown={},
-        )
+        alone = measured_under(model, {name: cut_masks(model)[name]}, own, size=2)
         assert 0 < effects.of[name].n_tokens == alone.n_tokens < effects.n_tokens
         for measure, stream in alone.of[name].difference.items():
             found = effects.of[name].difference[measure]
@@ -167,13 +167,7 @@ def test_an_empty_set_changes_no_token_to_the_bit(model: Any):
         )
         for name, mask in cut_masks(model).items()
     }
-    effects = token_effects(
-        model,
-        batched(TEXTS, 4, 0, torch.device("cpu")),
-        empty,
-        special_ids=SPECIAL,
-        n_shown={},
-    )
+    effects = measured_under(model, empty)
     for effect in effects.of.values():
         for stream in effect.difference.values():
             assert (stream.quantiles.least, stream.quantiles.greatest) == (0.0, 0.0)

@@ -1,7 +1,9 @@
 """The texts that an ablation changes most, with the tokens that it promotes."""
 
 import heapq
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -104,6 +106,24 @@ class MostChanged:
             ),
         )
 
+    def state(self) -> dict[str, Any]:
+        """All of it in JSON types, for a checkpoint."""
+        return {
+            "n_texts": self._n_texts,
+            "found": [vars(change) for change in self.found()],
+        }
+
+    def restore_(self, state: Mapping[str, Any]) -> None:
+        """Go on from what `state` gave."""
+        self._n_texts, changes = state["n_texts"], [_change(c) for c in state["found"]]
+        self._heap = [(change.size, -change.text, change) for change in changes]
+        heapq.heapify(self._heap)
+
     def found(self) -> list[Change]:
         """The texts, the most changed one first."""
         return [change for _, _, change in sorted(self._heap, reverse=True)]
+
+
+def _change(saved: Mapping[str, Any]) -> Change:
+    pairs = {name: list(map(tuple, saved[name])) for name in ("promoted", "suppressed")}
+    return Change(**{**saved, **pairs})

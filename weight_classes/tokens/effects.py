@@ -56,6 +56,23 @@ class Effect:
     most_changed: MostChanged | None = None
     n_tokens: int = 0
 
+    def state(self) -> dict[str, Any]:
+        """All of it, for a checkpoint."""
+        return {
+            "ablated": _states(self.ablated),
+            "difference": _states(self.difference),
+            "most_changed": self.most_changed and self.most_changed.state(),
+            "n_tokens": self.n_tokens,
+        }
+
+    def restore_(self, state: Mapping[str, Any]) -> None:
+        """Go on from what `state` gave."""
+        _restore_(self.ablated, state["ablated"])
+        _restore_(self.difference, state["difference"])
+        if self.most_changed is not None:
+            self.most_changed.restore_(state["most_changed"])
+        self.n_tokens = state["n_tokens"]
+
 
 @dataclass
 class Effects:
@@ -66,9 +83,45 @@ class Effects:
     n_tokens: int = 0
     n_texts: int = 0
 
+    @classmethod
+    def none(cls, masks: Iterable[str], n_shown: Mapping[str, int]) -> "Effects":
+        """Of no text yet.
+
+        Args:
+            masks: Names of the ablations.
+            n_shown: Of some of them, how many of the most changed texts to keep.
+        """
+        kept = {name: MostChanged(n) for name, n in n_shown.items() if n}
+        return cls(_streams(), {m: Effect(most_changed=kept.get(m)) for m in masks})
+
+    def state(self) -> dict[str, Any]:
+        """All of it, for a checkpoint."""
+        return {
+            "clean": _states(self.clean),
+            "of": {name: effect.state() for name, effect in self.of.items()},
+            "n_tokens": self.n_tokens,
+            "n_texts": self.n_texts,
+        }
+
+    def restore_(self, state: Mapping[str, Any]) -> None:
+        """Go on from what `state` gave."""
+        _restore_(self.clean, state["clean"])
+        for name, effect in self.of.items():
+            effect.restore_(state["of"][name])
+        self.n_tokens, self.n_texts = state["n_tokens"], state["n_texts"]
+
 
 def _streams() -> dict[str, Stream]:
     return {name: Stream() for name in MEASURES}
+
+
+def _states(streams: Mapping[str, Stream]) -> dict[str, Any]:
+    return {name: stream.state() for name, stream in streams.items()}
+
+
+def _restore_(streams: Mapping[str, Stream], states: Mapping[str, Any]) -> None:
+    for name, stream in streams.items():
+        stream.restore_(states[name])
 
 
 def token_effects(
@@ -77,37 +130,33 @@ def token_effects(
     masks: Mapping[str, FrozenMask],
     *,
     special_ids: Sequence[int],
-    n_shown: Mapping[str, int],
+    effects: Effects,
+    first: int = 0,
     changed_by: str = "entropy",
     turns: Mapping[str, tuple[int, int]] | None = None,
     seen_clean: Callable[[Tensor], AbstractContextManager[None]] | None = None,
-) -> Effects:
+    done: Callable[[int], None] = lambda _: None,
+) -> None:
     """Measure the model under every mask, in evaluation mode.
 
     Args:
         masks: Name -> ablation.
         special_ids: Positions that count for no mean, as in `FrozenMask`.
-        n_shown: Of some masks, how many of the most changed texts to keep.
-        changed_by: The measure of `MEASURES` whose change counts there.
+        effects: What is measured is added there.
+        first: Number of the first batch of `texts`: of batches before it, which
+            `effects` has.
+        changed_by: The measure of `MEASURES` by which texts change most.
         turns: Of some masks (k, n): they see batches k, k + n, k + 2 n, ... alone.
         seen_clean: A context around every clean pass, for instance to watch neurons; it
             gets the positions that count, (batch, longer).
+        done: Called after every batch with the number of batches done.
 
     Raises:
         UserError: When a mask does not fit the model.
     """
-    effects = Effects(
-        _streams(),
-        {
-            name: Effect(
-                most_changed=MostChanged(n_shown[name]) if n_shown.get(name) else None
-            )
-            for name in masks
-        },
-    )
     starts = {name: first_block(mask, model) for name, mask in masks.items()}
     with torch.no_grad(), evaluating(model), scales_seen(model) as scales:
-        for number, batch in enumerate(texts):
+        for number, batch in enumerate(texts, first):
             where = batch.where(special_ids)
             numbers = torch.arange(len(where), device=where.device)
             of_token = numbers[:, None].expand_as(where)[where]
@@ -137,7 +186,7 @@ def token_effects(
                         batch.ids,
                         (logits, cut_logits),
                     )
-    return effects
+            done(number + 1)
 
 
 def first_block(mask: FrozenMask, model: nn.Module) -> int:

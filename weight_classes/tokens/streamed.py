@@ -1,6 +1,7 @@
 """Means, intervals and quantiles of numbers that are seen once, in constant memory."""
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -40,6 +41,16 @@ class Quantiles:
         self.least = min(self.least, float(numbers.min()))
         self.greatest = max(self.greatest, float(numbers.max()))
 
+    def state(self) -> dict[str, Tensor]:
+        """All of it, for a checkpoint."""
+        ends = torch.tensor([self.least, self.greatest], dtype=torch.float64)
+        return {"counts": self.counts, "ends": ends}
+
+    def restore_(self, state: Mapping[str, Tensor]) -> None:
+        """Go on from what `state` gave."""
+        self.counts = state["counts"].clone()
+        self.least, self.greatest = state["ends"].tolist()
+
     def at(self, share: float) -> float:
         """The smallest number that at least this share of all is not above.
 
@@ -78,6 +89,19 @@ class Stream:
             [s.sum(), n.sum(), (s * s).sum(), (s * n).sum(), (n * n).sum()]
         )
         self.n_texts += int((n > 0).sum())
+
+    def state(self) -> dict[str, Any]:
+        """All of it, for a checkpoint."""
+        return {
+            "quantiles": self.quantiles.state(),
+            "sums": self.sums,
+            "n_texts": self.n_texts,
+        }
+
+    def restore_(self, state: Mapping[str, Any]) -> None:
+        """Go on from what `state` gave."""
+        self.quantiles.restore_(state["quantiles"])
+        self.sums, self.n_texts = state["sums"].clone(), state["n_texts"]
 
     @property
     def mean(self) -> float:
