@@ -50,7 +50,12 @@ from circuitcut.experiments.knowledge.activity import Activity
 from circuitcut.experiments.knowledge.edits import Edits, summarised_edits
 from circuitcut.experiments.knowledge.facts import known_facts
 from circuitcut.experiments.knowledge.masks import orders_of
-from circuitcut.experiments.knowledge.products import bake_, chosen_units, mask_of
+from circuitcut.experiments.knowledge.products import (
+    bake_,
+    check_size,
+    chosen_units,
+    mask_of,
+)
 from circuitcut.experiments.knowledge.results import neurons, summarised
 from circuitcut.experiments.knowledge.shares import (
     check_share,
@@ -83,6 +88,7 @@ def _found(config: KnowledgeConfig, resumed: RunDirectory | None) -> Path:
         RunDirectory.check(config.run_dir, config.name)
     experiment = with_base_model(load(config, data_check(resumed)))
     experiment = resolved(experiment, config)
+    check_size(config, experiment)
     orders = orders_of(config.mask, experiment)
     known = known_facts(config, experiment)
     check_share(config, len(known.facts))
@@ -99,14 +105,11 @@ def _found(config: KnowledgeConfig, resumed: RunDirectory | None) -> Path:
         study = Study(config, experiment, known.facts, run.path, orders)
         write_json(run.path / "neurons.json", neurons(study))
         write_unit_files(study, run.path)
+        is_asked = (config.to_mask, config.bake) != ("none", "none")
+        units = chosen_units(study) if is_asked else []
         effects, activity = study.effects(), Activity(study)
         edits = summarised_edits(study, Edits(study).records())
         mask = None
-        units = (
-            chosen_units(study)
-            if (config.to_mask, config.bake) != ("none",) * 2
-            else []
-        )
         if config.to_mask != "none":
             mask = mask_of(config, experiment, units)
             save_frozen(mask, None, run.path)

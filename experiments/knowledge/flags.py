@@ -49,6 +49,11 @@ class KnowledgeFlags(TaskConfig):
     facts: Literal["all", "concept"] = flag(
         "all", "the known facts of all relations, or those of --concept alone"
     )
+    split: Literal["all", "mask", "tune", "relearn", "heldout"] = flag(
+        "all",
+        "the facts of this split alone; mask: those on which masks are trained, so "
+        "that evaluate scores --to_mask on subjects that had no part in it",
+    )
     most_facts: int = flag(
         200, "most facts, of every relation as many as of the others", within=COUNT
     )
