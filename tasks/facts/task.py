@@ -204,18 +204,33 @@ class FactsTask(AnswerTask):
             label=f"accuracy on facts of {self._corpus.name}",
         )
 
-    def known_facts(self) -> list[tuple[Fact, list[AskedPrompt], float]]:
+    def known_facts(
+        self, split: Split | None = None
+    ) -> list[tuple[Fact, list[AskedPrompt], float]]:
         """Every fact, the concept's first, with its prompts in tokens.
 
         The number is the share of the prompts in which its object has rank 1; of a task
         that is not yet `for_model` it is 0.
+
+        Args:
+            split: The prompts of this split alone, and the facts that have some.
         """
-        found = []
+        found: list[tuple[Fact, list[AskedPrompt], float]] = []
         for kind in (CONCEPT, OTHER):
             asked = self._of_kind[kind]
             n = len(asked.facts)
             shares = self._division.shares.get(kind, [0.0] * n)
-            found += list(zip(asked.facts, asked.of_facts(), shares, strict=True))
+            rows = zip(asked.facts, asked.of_facts(), shares, strict=True)
+            if split is None:
+                found += rows
+                continue
+            of_split = {
+                id(asked.prompts[i]) for i in self._division.numbers[split][kind]
+            }
+            for fact, prompts, right in rows:
+                kept = [prompt for prompt in prompts if id(prompt) in of_split]
+                if kept:
+                    found.append((fact, kept, right))
         return found
 
     def neighbours(self) -> dict[tuple[Any, ...], list[AskedPrompt]]:
