@@ -89,11 +89,12 @@ from circuitcut.models.saving import save_model
 from circuitcut.reports.knowledge import edit_rows, effect_rows
 from circuitcut.reports.tables import format_table
 from circuitcut.storage.atomic import write_json
-from circuitcut.storage.processes import n_processes
+from circuitcut.storage.processes import end_with_parent, n_processes
 
 
 def main(config: KnowledgeConfig) -> Path:
     """Begin a run, or continue one that no other process works on."""
+    end_with_parent()  # of a share that another process has started
     if config.processes > 1:
         config = _with_shares(config)
     if config.join and config.resume is None:

@@ -19,6 +19,7 @@ from circuitcut.experiments.knowledge.shares import NOT_SHARED, OF_THE_JOINED
 from circuitcut.experiments.load import deciding
 from circuitcut.storage.atomic import write_json
 from circuitcut.storage.errors import UserError
+from circuitcut.storage.processes import PARENT
 from circuitcut.storage.provenance import setting_differences
 from circuitcut.storage.run_directory import RunDirectory
 from circuitcut.training.config import as_given, config_dict, saved_flags
@@ -115,9 +116,11 @@ def _flags(share: KnowledgeFlags, name: Path, run: Path, file: Path) -> list[str
 def _ended(commands: Sequence[Sequence[str]]) -> list[int]:
     """The exit codes of processes that run side by side.
 
-    An exception, such as that of Ctrl-C, stops them all.
+    An exception, such as that of Ctrl-C, stops them all; so does the end of this
+    process (`storage.processes.end_with_parent`).
     """
     given = environment(max(1, len(commands)), os.environ)
+    given[PARENT] = str(os.getpid())
     processes = []
     try:
         for command in commands:

@@ -1,6 +1,9 @@
 """Shares in local processes: each one begins once, and goes on where it was stopped."""
 
 import json
+import os
+import signal
+import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +18,9 @@ from circuitcut.experiments.knowledge.processes import (
     runs_of_shares,
 )
 from circuitcut.storage.errors import UserError
+from circuitcut.storage.processes import PARENT
 
+ROOT = Path(__file__).parents[3]
 SCRIPT = """
 import json, os, sys
 from pathlib import Path
@@ -100,3 +105,27 @@ def test_processes_make_the_shares_themselves():
         Config(processes=2, share="1/2")
     with pytest.raises(UserError, match="--processes must be a whole number from 1"):
         Config(processes=0)
+
+
+def test_a_share_ends_with_a_killed_parent():
+    child = "from circuitcut.storage.processes import end_with_parent as e\n"
+    child += "import time; e(); print('up', flush=True); time.sleep(300)"
+    parent = (
+        "import os, subprocess, sys\n"
+        f"os.environ[{PARENT!r}] = str(os.getpid())\n"
+        f"child = subprocess.Popen([sys.executable, '-c', {child!r}])\n"
+        "child.wait()"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", parent],
+        stdout=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )
+    assert process.stdout is not None
+    assert process.stdout.readline() == "up\n"
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    # the child holds the pipe open as well: that it is at its end says it has ended
+    assert process.stdout.read() == ""
+    process.stdout.close()
