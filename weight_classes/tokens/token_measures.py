@@ -27,6 +27,7 @@ into a cache."""
 _ROWS_ELSEWHERE = 64
 
 
+@torch.no_grad()
 def measured(
     logits: Float[Tensor, "batch seq vocab"],
     targets: Int[Tensor, "batch seq"],
@@ -55,8 +56,10 @@ def measured(
 
 
 def _rows(where: Tensor, n_rows: int) -> Iterator[tuple[int, Tensor | slice]]:
-    """Tokens of one text at a time, at most so many; as a slice, which copies nothing,
-    where no token between them is left out."""
+    """Tokens of one text at a time, at most so many.
+
+    As a slice, which copies nothing, where no token between them is left out.
+    """
     for text, of_text in enumerate(where):
         for places in of_text.nonzero().squeeze(1).split(n_rows):
             if not len(places):
