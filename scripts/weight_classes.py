@@ -119,6 +119,8 @@ from circuitcut.weight_classes.analysis import Analysis, analyse
 from circuitcut.weight_classes.change import change_of_layers, check_one_model
 from circuitcut.weight_classes.checkpoint import Checkpoint, open_checkpoint
 from circuitcut.weight_classes.class_counts import count_by_class
+from circuitcut.weight_classes.layouts import n_layers_of
+from circuitcut.weight_classes.mlp_weights import n_units_at
 from circuitcut.weight_classes.vocabulary import (
     projections,
     tying,
@@ -137,11 +139,10 @@ def main(config: WeightClassesConfig) -> Path:
     revisions: Sequence[str | None] = config.revisions or [config.revision]
     series = [open_checkpoint(config.model, revision) for revision in revisions]
     check_one_model(series)
+    chosen = _chosen(config, series[-1])
     shown = _shown(config, series[-1])
     analyses = [analyse(c, config.weight_settings(), seed=config.seed) for c in series]
     provenance = made_with(config, series[-1].commit)
-    sizes = [layer.cosines.n_units for layer in analyses[-1].layers]
-    chosen = [chosen_neurons(path, sizes) for path in config.units_of]
     results = {
         **header(config, "weight_classes", provenance, n_units=analyses[-1].n_units),
         **_results(config, series, analyses),
@@ -263,6 +264,15 @@ def _results(
         if len(series) > 1
         else [],
     }
+
+
+def _chosen(config: WeightClassesConfig, checkpoint: Checkpoint) -> list[ChosenNeurons]:
+    """The neurons of --units_of, checked against the model before it is read."""
+    if not config.units_of:
+        return []
+    layers = range(n_layers_of(checkpoint.config))
+    sizes = [n_units_at(checkpoint, layer) for layer in layers]
+    return [chosen_neurons(path, sizes) for path in config.units_of]
 
 
 def _counted(analysis: Analysis, of_path: ChosenNeurons) -> dict[str, Any]:

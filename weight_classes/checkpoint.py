@@ -39,6 +39,8 @@ class Checkpoint:
     """Of all tensors."""
     read_full: Callable[[str], Tensor]
     """The tensor of a name with its prefix, in the data type of the file."""
+    shape_full: Callable[[str], tuple[int, ...]]
+    """Its shape, from the file's header alone."""
 
     @property
     def commit(self) -> str | None:
@@ -80,9 +82,20 @@ class Checkpoint:
         Raises:
             UserError: When there is none.
         """
+        return self.read_full(self._full(name))
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """The shape of a tensor of the layout, without reading it.
+
+        Raises:
+            UserError: When there is none.
+        """
+        return self.shape_full(self._full(name))
+
+    def _full(self, name: str) -> str:
         if not self.has(name):
             raise self.lacks(name)
-        return self.read_full(self.prefix + name)
+        return self.prefix + name
 
     def lacks(self, name: str) -> UserError:
         """What to raise where a tensor is missing."""
@@ -121,11 +134,14 @@ def open_checkpoint(name: str, revision: str | None = None) -> Checkpoint:
     files = _files_of(source)
 
     def read(tensor: str) -> Tensor:
-        file = files[tensor]()
-        with open_tensors(file) as tensors:
+        with open_tensors(files[tensor]()) as tensors:
             return tensors.get_tensor(tensor)
 
-    return Checkpoint(name, source, config, frozenset(files), read)
+    def shape(tensor: str) -> tuple[int, ...]:
+        with open_tensors(files[tensor]()) as tensors:
+            return tuple(tensors.get_slice(tensor).get_shape())
+
+    return Checkpoint(name, source, config, frozenset(files), read, shape)
 
 
 def checkpoint_of(model: nn.Module, name: str) -> Checkpoint:
@@ -138,7 +154,12 @@ def checkpoint_of(model: nn.Module, name: str) -> Checkpoint:
     entries = config.to_dict() if hasattr(config, "to_dict") else vars(config)
     layout_named(entries["model_type"])
     tensors = model.state_dict()
-    return Checkpoint(name, None, entries, frozenset(tensors), tensors.__getitem__)
+
+    def shape(tensor: str) -> tuple[int, ...]:
+        return tuple(tensors[tensor].shape)
+
+    names = frozenset(tensors)
+    return Checkpoint(name, None, entries, names, tensors.__getitem__, shape)
 
 
 def _files_of(source: Source) -> dict[str, Callable[[], Path]]:

@@ -76,6 +76,26 @@ def mlps_of_layer(
         yield weights if convention == "raw" else _folded(checkpoint, weights, gain)
 
 
+def n_units_at(checkpoint: Checkpoint, layer: int) -> int:
+    """Number of neurons of a layer's MLPs together, from the files' headers alone.
+
+    Args:
+        layer: Number of the block, from 0.
+
+    Raises:
+        UserError: When tensors are missing or are no matrices.
+    """
+    return sum(_n_units(checkpoint, names) for names in _mlps_at(checkpoint, layer))
+
+
+def _n_units(checkpoint: Checkpoint, names: MlpNames) -> int:
+    # w_out has one column a neuron, and unlike w_in no rows of the gate
+    shape = checkpoint.shape(names.w_out)
+    if len(shape) != 2:
+        raise _misshapen(checkpoint, names, [checkpoint.shape(names.w_in), shape])
+    return shape[0] if names.transposed else shape[1]
+
+
 def _mlps_at(checkpoint: Checkpoint, layer: int) -> Iterator[MlpNames]:
     """Names of the tensors of every MLP of a layer, numbers filled in."""
     layout, n_found = checkpoint.layout, 0
@@ -102,7 +122,7 @@ def _stored(checkpoint: Checkpoint, names: MlpNames) -> MlpWeights:
     gate = checkpoint.read(names.gate) if names.gate else None
     tensors = [t for t in (w_in, w_out, gate) if t is not None]
     if any(t.dim() != 2 for t in tensors):
-        raise _misshapen(checkpoint, names, tensors)
+        raise _misshapen(checkpoint, names, [tuple(t.shape) for t in tensors])
     if names.transposed:
         w_in = w_in.T
     else:
@@ -111,17 +131,17 @@ def _stored(checkpoint: Checkpoint, names: MlpNames) -> MlpWeights:
         gate, w_in = w_in.chunk(2)  # (2 unit, d_model)
     shapes = {t.shape for t in (gate, w_in, w_out) if t is not None}
     if len(shapes) > 1:
-        raise _misshapen(checkpoint, names, tensors)
+        raise _misshapen(checkpoint, names, [tuple(t.shape) for t in tensors])
     return MlpWeights(None if gate is None else _real(gate), _real(w_in), _real(w_out))
 
 
 def _misshapen(
-    checkpoint: Checkpoint, names: MlpNames, tensors: list[Tensor]
+    checkpoint: Checkpoint, names: MlpNames, shapes: list[tuple[int, ...]]
 ) -> UserError:
-    shapes = " and ".join(str(tuple(t.shape)) for t in tensors)
+    found = " and ".join(map(str, shapes))
     return UserError(
         f"the weights of {checkpoint.name!r} have {names.w_in} and {names.w_out} of "
-        f"shapes {shapes}, which are not those of one MLP; take all files from one "
+        f"shapes {found}, which are not those of one MLP; take all files from one "
         "model"
     )
 

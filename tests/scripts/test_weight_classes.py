@@ -17,6 +17,7 @@ from circuitcut.models.saving import save_model
 from circuitcut.scripts import report, weight_classes
 from circuitcut.storage.errors import UserError
 from circuitcut.training.config import parse_config, run_script
+from circuitcut.weight_classes.checkpoint import Checkpoint
 from circuitcut.weight_classes.names import CLASSES
 from tests.models.tiny import tiny_loaded
 from tests.weight_classes.tiny import saved_model
@@ -115,8 +116,35 @@ def test_neurons_of_other_runs_are_counted_by_class(tmp_path: Path, capsys: Any)
     assert "3 knowledge" in capsys.readouterr().out
     assert (run / "tables" / "classes_of_runs.tex").exists()
     assert "Neurons of other runs by class" in (run / "report.html").read_text()
-    with pytest.raises(UserError, match="missing folder"):
-        classified(tmp_path, *flags, "--units_of", str(tmp_path / "nothing"))
+
+
+@pytest.mark.parametrize(
+    ("facts", "message"),
+    [
+        (None, "missing folder"),
+        ([{"refined": [[2, 0]]}], "it has a layer 2, where this model has 2"),
+        ([{"refined": [[1, 48]]}], "it has neuron 1.48, where this model has 48"),
+        ([{"refined": []}], "has no neurons"),
+    ],
+)
+def test_neurons_of_other_models_are_refused_before_the_weights_are_read(
+    facts: Any, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    saved_model(tmp_path / "model", "llama", hidden_size=4)
+    chosen = tmp_path / "nothing"
+    if facts is not None:
+        chosen = tmp_path / "neurons.json"
+        chosen.write_text(json.dumps({"facts": facts}))
+
+    def read(checkpoint: Checkpoint, name: str) -> Any:
+        raise AssertionError(f"{name} was read")
+
+    monkeypatch.setattr(Checkpoint, "read", read)
+    with pytest.raises(UserError, match=message):
+        classified(
+            tmp_path, "--model", str(tmp_path / "model"), "--units_of", str(chosen)
+        )
+    assert not list(tmp_path.glob("runs/*"))
 
 
 def test_a_plain_model_is_classified_by_one_cosine_and_says_so(

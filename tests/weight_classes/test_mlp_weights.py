@@ -14,7 +14,11 @@ from transformers.activations import ACT2FN
 
 from circuitcut.weight_classes.checkpoint import checkpoint_of, open_checkpoint
 from circuitcut.weight_classes.layouts import LAYOUTS, layout_named
-from circuitcut.weight_classes.mlp_weights import MlpWeights, mlps_of_layer
+from circuitcut.weight_classes.mlp_weights import (
+    MlpWeights,
+    mlps_of_layer,
+    n_units_at,
+)
 from tests.weight_classes.tiny import MOE, N_EXPERTS, saved_model
 
 DENSE = [kind for kind in LAYOUTS if kind not in MOE]
@@ -93,6 +97,7 @@ def test_raw_weights_compute_what_the_module_does_also_when_refactored(
         assert ((changed.gate * changed.w_in).sum(1) >= 0).all()
         flipped = (changed.w_in != weights.w_in).any(1)
         assert 0 < flipped.sum() < weights.n_units  # some and not all
+    assert n_units_at(checkpoint, LAYER) == weights.n_units
     (again,) = mlps_of_layer(checkpoint, LAYER, "raw")
     assert torch.equal(again.w_in, weights.w_in)  # nothing was changed in place
 
@@ -127,6 +132,7 @@ def test_experts_follow_each_other_and_each_computes_what_transformers_does(
     checkpoint = open_checkpoint(str(tmp_path))
     mlps = list(mlps_of_layer(checkpoint, 0, "raw"))
     assert len(mlps) == N_EXPERTS + (kind == "qwen2_moe")  # and a shared expert
+    assert n_units_at(checkpoint, 0) == sum(mlp.n_units for mlp in mlps)
     block = model.model.layers[0].mlp
     x = torch.randn(7, 32, dtype=torch.float64, generator=torch.manual_seed(1))
     for number, weights in enumerate(mlps[:N_EXPERTS]):
@@ -148,6 +154,7 @@ def test_a_loaded_model_and_its_files_give_the_same_weights(tmp_path: Path):
     (of_model,) = mlps_of_layer(checkpoint_of(model, "phi3"), 0)
     assert torch.equal(of_files.w_in, of_model.w_in)
     assert torch.equal(of_files.w_out, of_model.w_out)
+    assert n_units_at(checkpoint_of(model, "phi3"), 0) == of_files.n_units
 
 
 def test_half_precision_is_read_as_float32(tmp_path: Path):

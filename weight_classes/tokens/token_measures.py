@@ -21,10 +21,13 @@ MEASURES = {
 loss: -log p of the true next token; entropy: -sum p log p of the prediction; rank: 1
 for the most likely token; log_scale: log of what the final norm divides by.
 """
-_ROWS = 16
-"""Tokens whose predictions are worked on at once; their copies fit into a cache."""
+_ROWS = {"cpu": 4}
+"""Tokens whose predictions are worked on at once, by device; on a CPU their copies fit
+into a cache."""
+_ROWS_ELSEWHERE = 64
 
 
+@torch.no_grad()
 def measured(
     logits: Float[Tensor, "batch seq vocab"],
     targets: Int[Tensor, "batch seq"],
@@ -36,9 +39,13 @@ def measured(
     Args:
         targets: The true next token.
     """
+    n_rows = _ROWS.get(logits.device.type, _ROWS_ELSEWHERE)
+    dtype = torch.promote_types(logits.dtype, torch.float32)
+    # used for all rows: to allocate new ones costs more than the sums below
+    buffers = logits.new_empty(2, n_rows, logits.shape[-1], dtype=dtype)
     of_rows = [
-        _of_rows(logits[text, places], targets[text, places])
-        for text, places in _rows(where)
+        _of_rows(logits[text, places].to(dtype), targets[text, places], buffers)
+        for text, places in _rows(where, n_rows)
     ]
     names = ("loss", "entropy", "rank")
     found = {
@@ -48,26 +55,34 @@ def measured(
     return found | {"log_scale": log_scale[where]}
 
 
-def _rows(where: Tensor) -> Iterator[tuple[int, Tensor]]:
-    """Tokens of one text at a time, at most `_ROWS` of them."""
+def _rows(where: Tensor, n_rows: int) -> Iterator[tuple[int, Tensor | slice]]:
+    """Tokens of one text at a time, at most so many.
+
+    As a slice, which copies nothing, where no token between them is left out.
+    """
     for text, of_text in enumerate(where):
-        for places in of_text.nonzero().squeeze(1).split(_ROWS):
-            if len(places):
-                yield text, places
+        for places in of_text.nonzero().squeeze(1).split(n_rows):
+            if not len(places):
+                continue
+            first, stop = int(places[0]), int(places[-1]) + 1
+            whole = stop - first == len(places)
+            yield text, slice(first, stop) if whole else places
 
 
 def _of_rows(
-    logits: Float[Tensor, "token vocab"], targets: Int[Tensor, "token"]
+    logits: Float[Tensor, "token vocab"],
+    targets: Int[Tensor, "token"],
+    buffers: Float[Tensor, "2 rows vocab"],
 ) -> tuple[Tensor, Tensor, Tensor]:
-    d = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    d, e = buffers[0, : len(logits)], buffers[1, : len(logits)]
     # a token that cannot come has logit -inf and probability 0, and adds 0 below
-    d = (d - d.amax(-1, keepdim=True)).clamp_min_(-1e30)
+    torch.sub(logits, logits.amax(-1, keepdim=True), out=d).clamp_min_(-1e30)
     true = d.gather(1, targets[:, None])
-    rank = 1 + (d > true).sum(1)
-    e = d.exp()  # the one exponential: p = e / sum e
+    rank = 1 + torch.gt(d, true, out=e).sum(1)
+    torch.exp(d, out=e)  # the one exponential: p = e / sum e
     total = e.sum(1)
-    entropy = total.log() - torch.linalg.vecdot(e, d) / total
-    return total.log() - true[:, 0], entropy, rank.to(d.dtype)
+    entropy = total.log() - d.mul_(e).sum(1) / total
+    return total.log() - true[:, 0], entropy, rank
 
 
 @contextmanager
