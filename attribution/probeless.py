@@ -14,9 +14,11 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from circuitcut.attribution.subject import Scores, Subject
-from circuitcut.masks.ablation import mean_values
+from circuitcut.masks.ablation import means_at
 from circuitcut.models.sites import Site
 from circuitcut.storage.modes import evaluating
+from circuitcut.tasks.base import rows_of
+from circuitcut.tasks.lengths import by_length
 
 
 def probeless(subject: Subject) -> Scores:
@@ -29,9 +31,8 @@ def probeless(subject: Subject) -> Scores:
         UserError: When the batches have no concept or no retained position.
     """
     with evaluating(subject.model):
-        concept, retain = (
-            mean_values(subject.model, subject.sites, _marked(subject, side)).values
-            for side in ("concept", "retain")
+        concept, retain = means_at(
+            subject.model, subject.sites, _marked(subject), n_sets=2
         )
     return {
         site.name: _score(
@@ -44,10 +45,16 @@ def probeless(subject: Subject) -> Scores:
 
 
 def _marked(
-    subject: Subject, side: str
-) -> Iterator[tuple[dict[str, Tensor], Bool[Tensor, "*position"]]]:
+    subject: Subject,
+) -> Iterator[tuple[dict[str, Tensor], list[Bool[Tensor, "*position"]]]]:
+    """Inputs, and positions of the concept and retained ones."""
     for batch in subject.batches():
-        yield subject.task.inputs(batch), batch[side] & subject.cuttable(batch)
+        for like in by_length(batch):
+            rows = rows_of(batch, like)
+            sides = [
+                rows[side] & subject.cuttable(rows) for side in ("concept", "retain")
+            ]
+            yield subject.task.inputs(rows), sides
 
 
 def _score(module: nn.Module, site: Site, difference: Tensor) -> Tensor:

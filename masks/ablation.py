@@ -116,27 +116,63 @@ def mean_values(
         UserError: When `where` is True nowhere, or `per_position` is set for
             activations without a sequence axis.
     """
+    marked = ((inputs, (where,)) for inputs, where in batches)
+    (means,) = means_at(model, sites, marked, per_position=per_position)
+    return AblationValues("mean", means)
+
+
+def means_at(
+    model: nn.Module,
+    sites: Sequence[Site],
+    batches: Iterable[tuple[Mapping[str, Tensor], Sequence[Bool[Tensor, "..."]]]],
+    *,
+    n_sets: int = 1,
+    per_position: bool = False,
+) -> list[dict[str, Tensor]]:
+    """Means over several sets of positions, from one forward pass a batch.
+
+    Args:
+        batches: Pairs of the model's keyword arguments and `n_sets` times `where`; see
+            `mean_values` for all else.
+        n_sets: Sets of positions.
+
+    Returns:
+        Of every set the means by site name.
+    """
     modules, edges = modules_and_edges(sites)
-    sums = {site.name: [_Sum(site.name, per_position)] for site in modules}
+    n_values = {site.name: 1 for site in modules}
     if edges:  # the last site reads every writer that an earlier site reads
         last = edges[-1]
-        sums[last.name] = [_Sum(last.name, per_position) for _ in range(n_seen(last))]
+        n_values[last.name] = n_seen(last)
+    sums = [
+        {
+            name: [_Sum(name, per_position) for _ in range(n)]
+            for name, n in n_values.items()
+        }
+        for _ in range(n_sets)
+    ]
     with torch.no_grad(), evaluating(model):
-        for inputs, where in batches:
+        for inputs, sets in batches:
             recorded = _record(model, modules, inputs)
             activations = {name: [value] for name, value in recorded.items()}
             if edges:
                 activations[last.name] = list(_writer_outputs(model, edges, inputs))
-            for name, totals in sums.items():
-                for total, activation in zip(totals, activations[name], strict=True):
-                    total.add(activation, where.to(activation.device))
-    means = {
-        name: torch.stack([total.mean() for total in totals])
-        for name, totals in sums.items()
-    }
-    values = {site.name: means[site.name].squeeze(0) for site in modules}
-    values |= {site.name: means[last.name][: n_seen(site)] for site in edges}
-    return AblationValues("mean", values)
+            for of_set, where in zip(sums, sets, strict=True):
+                for name, totals in of_set.items():
+                    for total, activation in zip(
+                        totals, activations[name], strict=True
+                    ):
+                        total.add(activation, where.to(activation.device))
+    found = []
+    for of_set in sums:
+        means = {
+            name: torch.stack([total.mean() for total in totals])
+            for name, totals in of_set.items()
+        }
+        values = {site.name: means[site.name].squeeze(0) for site in modules}
+        values |= {site.name: means[last.name][: n_seen(site)] for site in edges}
+        found.append(values)
+    return found
 
 
 def record_values(

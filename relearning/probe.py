@@ -8,7 +8,7 @@ ones. The control is the same probe trained on shuffled labels.
 import warnings
 from collections.abc import Sequence
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -18,6 +18,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import balanced_accuracy_score, f1_score, roc_auc_score
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
+from threadpoolctl import threadpool_limits
 from torch import Tensor, nn
 
 from circuitcut.masks.ablation import record_values
@@ -25,6 +26,7 @@ from circuitcut.masks.frozen_mask import FrozenMask
 from circuitcut.models.architectures import sites_of
 from circuitcut.models.sites import Site
 from circuitcut.relearning.conditions import Condition
+from circuitcut.storage.cache import content_hash
 from circuitcut.storage.errors import UserError
 from circuitcut.storage.modes import evaluating
 from circuitcut.storage.progress import shown
@@ -58,6 +60,10 @@ class LabelledStates:
     """(position,) bools."""
 
 
+Known = dict[str, ProbeScore]
+"""Scores by a digest of the states and labels they were computed from."""
+
+
 def probe(
     task: Task,
     model: nn.Module,
@@ -66,6 +72,7 @@ def probe(
     max_positions: int = 4000,
     size: int = 32,
     seed: int = 0,
+    known: Known | None = None,
 ) -> list[dict[str, Any]]:
     """Probe every level of the model as it stands, with whatever mask is on.
 
@@ -80,6 +87,9 @@ def probe(
         max_positions: Most positions of each split, drawn by seed.
         size: Examples of one forward pass.
         seed: Of the draw and of the shuffled control.
+        known: Scores of levels probed with the same seed; those of this model are
+            added. A level with the same states (below the first unit that a cut
+            changes, say) is not probed twice.
 
     Returns:
         One `ProbeScore` a level as a dict, lowest level first.
@@ -89,8 +99,16 @@ def probe(
     """
     train = hidden_states(task, model, sites, "relearn", max_positions, size, seed)
     test = hidden_states(task, model, sites, "heldout", max_positions, size, seed)
-    layers = shown(sorted(train.states), "probes", unit="level")
-    return [asdict(_score(layer, train, test, seed)) for layer in layers]
+    known = {} if known is None else known
+    levels = []
+    for layer in shown(sorted(train.states), "probes", unit="level"):
+        states = _digest(layer, train, test)
+        if states not in known:
+            # hundreds of small products: threads wait for each other most of the time
+            with threadpool_limits(1):
+                known[states] = _score(layer, train, test, seed)
+        levels.append(asdict(replace(known[states], layer=layer)))
+    return levels
 
 
 def probe_conditions(
@@ -105,7 +123,7 @@ def probe_conditions(
     """Probe the model right after the cut of every condition, before any relearning.
 
     Conditions that differ only in holding or number of examples start from the same
-    model and are probed once.
+    model and are probed once, and so are levels with the same states.
 
     Args:
         task: Gives the examples.
@@ -121,14 +139,14 @@ def probe_conditions(
     """
     sites = sites_of(model, ["hidden"])
     starts = {(c.start, c.seed if c.name == "random" else None): c for c in conditions}
-    probed = []
+    probed, known = [], Known()
     for (name, drawn), condition in starts.items():
         cut = condition.mask(mask)
         start = never_learned if name == "never_learned" else model
         if start is None:
             continue
         with cut.applied(start) if cut else nullcontext():
-            levels = probe(task, start, sites, seed=seed)
+            levels = probe(task, start, sites, seed=seed, known=known)
         probed.append({"condition": name, "seed": drawn, "levels": levels})
     return probed
 
@@ -192,6 +210,16 @@ def _drawn(
         for batch, of_batch in zip(batches, is_drawn.split(sizes), strict=True)
         if of_batch.any()
     ]
+
+
+def _digest(layer: int, train: LabelledStates, test: LabelledStates) -> str:
+    """Of all that the scores of a level are computed from, but the seed."""
+    parts: list[str | bytes] = []
+    for split in (train, test):
+        states = split.states[layer]
+        parts += [f"{states.shape} {states.dtype}", states.tobytes()]
+        parts.append(split.is_concept.tobytes())
+    return content_hash(*parts)
 
 
 def _score(

@@ -66,13 +66,20 @@ def recovery(
     return Recovery(ratio, normalised, "; ".join(reasons) or None)
 
 
+def ability(score: float, *, higher_is_better: bool, guess: float = 0.0) -> float:
+    """A score above that of a guess; of a loss in nats per token, the probability.
+
+    The probability per token is exp(-loss), the geometric mean over tokens.
+    """
+    return score - guess if higher_is_better else math.exp(-score)
+
+
 def broke_nothing(
     cut_0: float, uncut_0: float, *, higher_is_better: bool = True, guess: float = 0.0
 ) -> bool:
     """Whether a fresh cut leaves at least `KEPT` of the uncut model's ability.
 
-    The ability is a score above that of a guess; of a loss in nats per token, the
-    probability per token.
+    For `ability` see there.
     """
     if higher_is_better:
         return cut_0 - guess >= KEPT * (uncut_0 - guess)

@@ -18,7 +18,8 @@ from circuitcut.masks.ablation import record_values
 from circuitcut.masks.frozen_mask import FrozenMask
 from circuitcut.models.sites import Site
 from circuitcut.storage.modes import evaluating
-from circuitcut.tasks.base import Split, Task, to_device
+from circuitcut.tasks.base import Split, Task, rows_of, to_device
+from circuitcut.tasks.lengths import by_length
 
 MIN_COUNT = 2
 """Occurrences below which a token's mean says too little."""
@@ -65,11 +66,13 @@ def activations(
     values: list[Tensor] = []
     with evaluating(model):
         for batch in task.evaluation_batches(split, size=size):
-            inputs = task.inputs(to_device(batch, device))
-            recorded = record_values(model, sites, inputs).values
-            columns = [_of_unit(recorded[unit.site.name], unit) for unit in units]
-            ids.append(batch["input_ids"][batch["real"]])
-            values.append(torch.stack(columns, -1).cpu()[batch["real"]])
+            for like in by_length(batch):
+                rows = rows_of(batch, like)
+                inputs = task.inputs(to_device(rows, device))
+                recorded = record_values(model, sites, inputs).values
+                columns = [_of_unit(recorded[unit.site.name], unit) for unit in units]
+                ids.append(rows["input_ids"][rows["real"]])
+                values.append(torch.stack(columns, -1).cpu()[rows["real"]])
             if sum(map(len, ids)) >= max_positions:
                 break
     return Activations(torch.cat(ids), torch.cat(values))

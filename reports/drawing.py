@@ -90,7 +90,7 @@ def png(figure: Figure) -> bytes:
 
 def svg(figure: Figure) -> bytes:
     """The figure that `png` has drawn as SVG, the same bytes for the same figure."""
-    figure.set_layout_engine("none")  # as `png` has laid it out
+    figure.set_layout_engine(None)  # as `png` has laid it out
     buffer = BytesIO()
     figure.savefig(buffer, format="svg", metadata={"Date": None})
     return buffer.getvalue()

@@ -439,9 +439,10 @@ def _stages_tables(results: Results) -> list[Table]:
             "base model to the last stage where no stage is named.",
         ),
         Table(
-            "Scores as a share of the base model's",
+            "Abilities as a share of the base model's",
             relearned_rows(results),
-            f"Held-out data, above a guess, 1: the seed's base model. {OVER_SEEDS}",
+            "Held-out data, 1: the seed's base model. A score above a guess; of a loss "
+            f"the probability per token, exp(-loss). {OVER_SEEDS}",
             flat(results.get("relearned", [])),
         ),
         Table(

@@ -65,15 +65,17 @@ def main(config: ClassEffectsConfig) -> Path:
         raise UserError("--device cuda is not available here; use cpu")
     if config.resume is None:
         RunDirectory.check(config.run_dir, config.name)
-        return _measured(config, None)
+        return _measured(config, config.data, None)
     with RunDirectory.continued(config.resume, "class_effects") as resumed:
         check_flags(config, resumed)
-        return _measured(config, resumed)
+        return _measured(config, config.data, resumed)
 
 
-def _measured(config: ClassEffectsConfig, resumed: RunDirectory | None) -> Path:
+def _measured(
+    config: ClassEffectsConfig, data: str, resumed: RunDirectory | None
+) -> Path:
     """Choose, measure, write tables and report; print the summary."""
-    corpus = documents(config.data, config.text_column)
+    corpus = documents(data, config.text_column)
     with Waiting(f"loading the model {config.model}"):
         loaded = load_model(
             config.model,

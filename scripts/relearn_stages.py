@@ -61,7 +61,7 @@ from circuitcut.storage.run_directory import RunDirectory
 from circuitcut.training.tracking import Tracker
 
 MOST_LEFT = 0.5
-"""Share of the concept's score that a cut may leave without a warning."""
+"""Share of the concept's ability that a cut may leave without a warning."""
 logger = logging.getLogger(__name__)
 
 
@@ -174,20 +174,18 @@ def _seed_entry(result: SeedResult, base: Mapping[str, Any]) -> dict[str, Any]:
 
 def _warning(experiment: Experiment, numbers: Mapping[str, Any]) -> str | None:
     """Why the study shows nothing; None where it shows something."""
-    metric = experiment.task.concept_metric
-    cut = [r for r in numbers["summary"] if r["condition"] == "cut" and not r["stage"]]
-    uncut = [r for r in numbers["summary"] if r["condition"] == "uncut"]
     if found := warning_of_base(experiment):
         return found
-    if not (cut and uncut and metric.higher_is_better) or cut[0]["concept"] is None:
-        return None
-    base, left = (r[0]["concept"] - metric.chance for r in (uncut, cut))
-    if left <= MOST_LEFT * base:
-        return None
-    return (
-        f"the cut of a share of {cut[0]['share']:g} leaves {left / base:.0%} of the "
-        "concept's score: name larger --shares."
-    )
+    for entry in numbers["relearned"]:
+        if (entry["condition"], entry["stage"]) == ("cut", 0):
+            left = entry["concept"]
+            if left is None or left <= MOST_LEFT:
+                return None
+            return (
+                f"the cut of a share of {entry['share']:g} leaves {left:.0%} of the "
+                "concept's ability: name larger --shares."
+            )
+    return None
 
 
 def _show(results: Mapping[str, Any], path: Path) -> None:

@@ -289,8 +289,11 @@ class Task(ABC):
         return None
 
     def _predictions(self, logits: Tensor, batch: Batch, where: Tensor) -> Predictions:
+        chosen = where[self.counted(batch)]
+        if not chosen.all():  # all need no copy, of often hundreds of megabytes
+            logits = logits[chosen]
         return Predictions(
-            logits[where[self.counted(batch)]].float(),
+            logits.float(),
             batch["targets"][where],
             self.concept_classes(batch, where),
             self.rivals(batch, where),

@@ -32,10 +32,11 @@ from circuitcut.tasks.span_counts import ratio
 BEHAVIOURS = ("concept", "retain")
 OF_CONCEPT = "of_concept_"
 _RESAMPLES_AT_ONCE = 64
-_POSITIONS_AT_ONCE = 128
 _LOGITS_AT_ONCE = 2**26
 """Logits of one pass: 256 MiB in float32, and as much again for their logarithms."""
-"""Of KL: several tensors of their logits are in memory."""
+_LOGITS_OF_KL = 2**20
+"""Of several tensors of KL. Larger ones, of up to 32 MB, leave gaps in the C heap that
+the results of one cut divide, so that those of the next do not fit."""
 
 
 @dataclass(frozen=True)
@@ -432,11 +433,8 @@ def _divergences(batch: Batch, uncut: Outputs, ablated: Outputs) -> dict[str, Te
     divergences = {}
     for behaviour in BEHAVIOURS:
         before, after = (getattr(of, behaviour).logits for of in (uncut, ablated))
-        pieces = zip(
-            before.split(_POSITIONS_AT_ONCE),
-            after.split(_POSITIONS_AT_ONCE),
-            strict=True,
-        )
+        at_once = max(1, _LOGITS_OF_KL // before.shape[-1])
+        pieces = zip(before.split(at_once), after.split(at_once), strict=True)
         nats = torch.cat([_kl(*piece) for piece in pieces])
         divergences[f"kl_{behaviour}"] = _per_example(batch, behaviour, nats)
         divergences[f"{behaviour}_positions"] = _per_example(

@@ -21,7 +21,7 @@ def by_length(batch: Batch) -> list[Bool[Tensor, "batch"]]:
     The groups have the lowest sum of padded positions, with `PASS` for each group.
     """
     mask = batch.get("attention_mask")
-    n_rows = len(batch["concept"])
+    n_rows = len(next(iter(batch.values())))
     if mask is None or mask.dim() != 2 or mask.numel() <= PASS:
         return [torch.ones(n_rows, dtype=torch.bool)]
     places = torch.arange(1, mask.shape[1] + 1, device=mask.device)

@@ -19,3 +19,9 @@ first_calls.install()  # before any module of the project is imported
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
     first_calls.forget()
+
+
+@pytest.fixture
+def without_figures(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Reports without figures, which take most of their time and are tested alone."""
+    monkeypatch.setattr("circuitcut.reports.html.draw_all", lambda run: {})

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from circuitcut.experiments.stages.grouping import groups_of
 from circuitcut.experiments.stages.seed_study import SeedResult
+from circuitcut.relearning.stages.abilities import ability_of
 from circuitcut.relearning.stages.comparing import (
     SALIENT,
     saliency_of,
@@ -39,11 +40,11 @@ pruned units' own place in the ranking."""
 def relearned(task: Task, seeds: Sequence[SeedResult]) -> Rows:
     """How much of the base model's scores each stage has.
 
-    `concept` and `retain` are the score divided by that of the seed's base model, both
-    above a guess. `regained` is the concept's gain since pruning divided by what
-    pruning took; of a cut beside which a random cut was retrained, `beyond_random` is
-    its `regained` minus the random cut's. None where a denominator is too small
-    (`LEAST_LOST`), or the score is a loss.
+    `concept` and `retain` are the ability divided by that of the seed's base model: the
+    score above a guess, of a loss the probability per token (`recovery.ability`).
+    `regained` is the concept's gain since pruning divided by what pruning took; of a
+    cut beside which a random cut was retrained, `beyond_random` is its `regained` minus
+    the random cut's. None where a denominator is too small (`LEAST_LOST`).
     """
     groups = list(groups_of(seeds))
     regained = {
@@ -98,11 +99,7 @@ def _regained(
 
 
 def _ability(metric: Metric, record: StageRecord) -> float | None:
-    """A held-out score above a guess; None where it is a loss or not defined."""
-    score = record.header["scores"][metric.name]
-    if score is None or not metric.higher_is_better:
-        return None
-    return float(score) - metric.chance
+    return ability_of(metric, record.header["scores"])
 
 
 def _minus(value: float | None, other: float | None) -> float | None:

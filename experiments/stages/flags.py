@@ -67,7 +67,8 @@ class StagesConfig(TaskConfig):
     retrain: list[str] = flag(
         [AUTO],
         "shares that are retrained as well; auto: the smallest one at which at most "
-        "10 % of the concept's score on the tune split is left",
+        "10 % of the concept's ability on the tune split is left (score above a "
+        "guess; of a loss the probability per token)",
     )
     conditions: list[str] = flag(
         list(ARMS),
@@ -165,13 +166,14 @@ class StagesConfig(TaskConfig):
         return OF_BUILTIN if self.model_name in BUILTIN else PUBLISHED
 
     def with_usual(self) -> Self:
-        """The flags with these in place of those that were not given."""
+        """The flags with these in place of those not given, and each seed once."""
         missing = {
             name: value
             for name, value in self.usual.items()
             if getattr(self, name) in (None, [])
         }
-        return replace(self, **missing)
+        filled = replace(self, **missing)
+        return replace(filled, seeds=list(dict.fromkeys(filled.seeds)))
 
     @property
     def rankings(self) -> list[str]:

@@ -4,6 +4,7 @@ Files in the seed's folder: `base/` (a stage record, with the rankings and word 
 beside it), `scan.json` and `arms/ARM/stage-N/`. What is there is not computed again.
 """
 
+import math
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
@@ -26,6 +27,7 @@ from circuitcut.masks.ablation import zero_values
 from circuitcut.masks.frozen_mask import FrozenMask
 from circuitcut.models.sites import Site, split_by_site
 from circuitcut.relearning.protocol import measured_at
+from circuitcut.relearning.stages.abilities import left_of
 from circuitcut.relearning.stages.arms import Arm, arms, n_pruned
 from circuitcut.relearning.stages.choosing import Choice, Pruned, concept_specific
 from circuitcut.relearning.stages.comparing import (
@@ -48,7 +50,7 @@ from circuitcut.relearning.stages.retraining import (
     StageOf,
     run_arm,
 )
-from circuitcut.relearning.stages.silencing import silence_
+from circuitcut.relearning.stages.silencing import norm_of, silence_
 from circuitcut.relearning.stages.vocabulary import Vocabulary
 from circuitcut.relearning.study import RelearnSettings
 from circuitcut.relearning.top_words import UNWORDED
@@ -300,22 +302,17 @@ class SeedStudy:
     def choice(self, scan: Sequence[Mapping[str, Any]]) -> Choice:
         """The share at which the concept is gone, by the cut's scores on `tune`."""
         task, base = self.experiment.task, self.base.header["tune"]
-        holding = self.config.holdings[0]
-        names = task.concept_metric.name, task.retain_metric.name
-
-        def pruned(share: float, scores: Mapping[str, Any]) -> Pruned:
-            concept, retain = (_number(scores[name]) for name in names)
-            return Pruned(share, concept, retain)
-
         return concept_specific(
-            pruned(0.0, base),
             [
-                pruned(row["share"], row["tune"])
+                Pruned(
+                    row["share"],
+                    _zero_for_nan(left_of(task.concept_metric, base, row["tune"])),
+                    left_of(task.retain_metric, base, row["tune"]),
+                )
                 for row in scan
-                if row["condition"] == "cut" and row["holding"] == holding
-            ],
-            higher_is_better=task.concept_metric.higher_is_better,
-            chance=task.concept_metric.chance,
+                if row["condition"] == "cut"
+                and row["holding"] == self.config.holdings[0]
+            ]
         )
 
     # -- retraining -------------------------------------------------------------------
@@ -347,11 +344,7 @@ class SeedStudy:
             reading = self.read(model)
             entries, tensors = self._fresh(which, model, reading.is_constant)
             described = self._described(reading, base)
-            pruned = torch.zeros(self.n_units, dtype=torch.bool)
-            if which.mask is not None:
-                keep = [which.mask.keep[site.name] for site in self.sites]
-                pruned = ~torch.cat(keep).cpu()
-            return entries, tensors | described | {"pruned": pruned}
+            return entries, tensors | described | {"pruned": self._pruned(which)}
 
         config = self.config
         return StagedStudy(
@@ -366,6 +359,21 @@ class SeedStudy:
             observed_with=self._observed_with(),
             on_log=self.on_log,
         )
+
+    def _pruned(self, which: StageOf) -> Tensor:
+        """Which units of all levels the arm prunes, (unit,) bools."""
+        pruned = torch.zeros(self.n_units, dtype=torch.bool)
+        if which.mask is None:
+            return pruned
+        model, of_levels = self.experiment.loaded.model, []
+        for site, part in zip(self.sites, self._by_level(pruned), strict=True):
+            can_prune = which.is_held or norm_of(model, site) is not None
+            keep = which.mask.keep[site.name].cpu()
+            of_levels.append(~keep if can_prune else part)
+        return torch.cat(of_levels)
+
+    def _by_level(self, values: Tensor) -> tuple[Tensor, ...]:
+        return values.split([site.n_units for site in self.sites])
 
     def _described(
         self, reading: Reading, base: StageRecord | None
@@ -433,5 +441,5 @@ def source_of(config: StagesConfig, experiment: Experiment) -> WordSource:
     return WordSource(experiment.task, config.words_split, ids)
 
 
-def _number(value: float | None) -> float:
-    return float("nan") if value is None else value
+def _zero_for_nan(value: float) -> float:
+    return 0.0 if math.isnan(value) else value

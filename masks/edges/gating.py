@@ -20,7 +20,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from circuitcut.masks.edges.memory import free_bytes, token_bytes
+from circuitcut.masks.edges.memory import free_bytes, give_back_freed, token_bytes
 from circuitcut.masks.edges.sparse import SparsePlan, block_cost, plan_of
 from circuitcut.masks.edges.stack import EdgeStack
 from circuitcut.masks.edges.stack_cache import residual_model, stack_of, writers_seen
@@ -111,6 +111,8 @@ def edge_gated(
             texts = text_module(stack.model.model)
             read = texts.register_forward_pre_hook(first.read, with_kwargs=True)
             undo.callback(read.remove)
+        if keep.dtype == torch.bool:
+            undo.callback(give_back_freed)
         yield
 
 

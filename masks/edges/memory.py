@@ -3,7 +3,16 @@
 The count is of numbers that live at once at the end of the forward pass: rows of all
 writers and of their gradients, reads, what the blocks' own modules keep, and logits.
 docs/edge_engine.md, section 11, has the formula.
+
+What passes free is not always given back: tensors below 32 MB lie in the C heap, where
+the small results that stay between two passes split the gaps that the large tensors of
+the next pass would need. Over dozens of circuits the heap then grows by gigabytes that
+nothing uses.
 """
+
+import ctypes
+from functools import cache
+from typing import Any
 
 import psutil
 import torch
@@ -53,3 +62,40 @@ def free_bytes(device: torch.device) -> int:
         return free + reserved - torch.cuda.memory_allocated(device)
     available: int = psutil.virtual_memory().available
     return available
+
+
+def give_back_freed(at_least: int = 2**27) -> None:
+    """Give memory that is free in the C heap back to the machine.
+
+    Only glibc on Linux can; elsewhere nothing happens.
+
+    Args:
+        at_least: Bytes below which it is not worth it.
+    """
+    libc = _glibc()
+    if libc is not None and libc.mallinfo2().fordblks >= at_least:
+        libc.malloc_trim(0)
+
+
+class _Mallinfo2(ctypes.Structure):
+    """The ten numbers of glibc's `mallinfo2`; `fordblks` is what is free, in bytes."""
+
+    _fields_ = [
+        (name, ctypes.c_size_t)
+        for name in (
+            *("arena", "ordblks", "smblks", "hblks", "hblkhd"),
+            *("usmblks", "fsmblks", "uordblks", "fordblks", "keepcost"),
+        )
+    ]
+
+
+@cache
+def _glibc() -> Any:
+    """The C library, where it is glibc 2.33 or later; else None."""
+    try:
+        libc = ctypes.CDLL("libc.so.6")
+        libc.mallinfo2.restype = _Mallinfo2
+        libc.malloc_trim.argtypes = [ctypes.c_size_t]
+    except (OSError, AttributeError):
+        return None
+    return libc

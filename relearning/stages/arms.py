@@ -30,7 +30,7 @@ class Arm:
         """Unique folder name within a seed, e.g. `cut-lasting-0.1`."""
         if self.condition == "uncut":
             return self.condition
-        return f"{self.condition}-{self.holding}-{self.share:g}"
+        return f"{self.condition}-{self.holding}-{self.share!r}"
 
     @property
     def as_condition(self) -> Condition:

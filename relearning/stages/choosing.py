@@ -12,11 +12,13 @@ REMAINING = 0.1
 
 @dataclass(frozen=True)
 class Pruned:
-    """Main scores on the split `tune` after a cut of one share, without retraining."""
+    """What a cut of one share leaves on the split `tune`, without retraining."""
 
     share: float
     concept: float
+    """Of the base model's ability (`relearning.recovery.ability`), 1: all of it."""
     retain: float
+    """The same of the rest; NaN where there is none (a corpus with one type)."""
 
 
 @dataclass(frozen=True)
@@ -27,24 +29,19 @@ class Choice:
     reason: str
 
 
-def specificity(base: Pruned, pruned: Pruned, *, higher_is_better: bool) -> float:
-    """Drop of the concept's score minus drop of the others'.
+def specificity(pruned: Pruned) -> float:
+    """Share of the concept's ability that is lost minus that of the rest.
 
-    Where there are no others (a corpus with one type) their drop is 0.
+    Where there is no rest, or the base model cannot do it, its loss is 0.
     """
-    sign = 1 if higher_is_better else -1
-    lost = sign * (base.concept - pruned.concept)
-    lost_of_others = sign * (base.retain - pruned.retain)
-    return lost - (0.0 if math.isnan(lost_of_others) else lost_of_others)
+    lost_of_rest = 0.0 if math.isnan(pruned.retain) else 1 - pruned.retain
+    return 1 - pruned.concept - lost_of_rest
 
 
-def concept_specific(
-    base: Pruned, scan: Sequence[Pruned], *, higher_is_better: bool, chance: float = 0.0
-) -> Choice:
+def concept_specific(scan: Sequence[Pruned]) -> Choice:
     """The smallest share that leaves at most `REMAINING` of the concept's ability.
 
-    Ability is the score above a guess. Where no share does so, or the score is a loss,
-    the share with the largest `specificity`.
+    Where no share does so, the share with the largest `specificity`.
 
     Raises:
         UserError: When there is no share.
@@ -52,23 +49,16 @@ def concept_specific(
     if not scan:
         raise UserError("argument scan must hold at least one share, got none")
     by_share = sorted(scan, key=lambda pruned: pruned.share)
-    if higher_is_better:
-        most = chance + REMAINING * max(base.concept - chance, 0.0)
-        for pruned in by_share:
-            if pruned.concept <= most:
-                return Choice(
-                    pruned.share,
-                    f"the smallest share whose concept score on tune, "
-                    f"{pruned.concept:.3f}, is at most {most:.3f}, {REMAINING:.0%} of "
-                    "the base model's above a guess",
-                )
-    best = max(
-        by_share,
-        key=lambda p: specificity(base, p, higher_is_better=higher_is_better),
-    )
-    why = "no share leaves so little of the concept" if higher_is_better else "a loss"
+    for pruned in by_share:
+        if pruned.concept <= REMAINING:
+            return Choice(
+                pruned.share,
+                f"the smallest share that leaves at most {REMAINING:.0%} of the base "
+                f"model's ability on tune; it leaves {pruned.concept:.1%}",
+            )
+    best = max(by_share, key=specificity)
     return Choice(
         best.share,
-        f"the share with the largest drop of the concept minus drop of the rest on "
-        f"tune ({why})",
+        "the share with the largest loss of ability on the concept minus loss on the "
+        f"rest on tune, for all leave more than {REMAINING:.0%} of the concept",
     )

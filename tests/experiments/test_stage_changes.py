@@ -1,5 +1,6 @@
 """Changes of a study in stages against numbers worked out by hand."""
 
+import math
 from types import SimpleNamespace
 from typing import Any
 
@@ -19,7 +20,9 @@ TASK: Any = SimpleNamespace(
 )
 
 
-def record(score: list[float], f1: float, pruned=NOTHING, constant=NOTHING) -> Any:
+def record(
+    score: list[float], f1: float, pruned=NOTHING, constant=NOTHING, nll: float = 1.0
+) -> Any:
     scores = torch.tensor(score)
     tensors = {
         "score": scores,
@@ -28,7 +31,7 @@ def record(score: list[float], f1: float, pruned=NOTHING, constant=NOTHING) -> A
         "saliency": saliency_of(scores, constant),
         "pruned": pruned,
     }
-    return SimpleNamespace(header={"scores": {"f1": f1, "nll": 1.0}}, tensors=tensors)
+    return SimpleNamespace(header={"scores": {"f1": f1, "nll": nll}}, tensors=tensors)
 
 
 def study(seed: int) -> Any:
@@ -40,7 +43,7 @@ def study(seed: int) -> Any:
     arms = {
         Arm("cut", "one_shot", 0.5, seed): [
             record([1, 2, 3, 4, 0, 0, 0, 0], 0.1, top, top),
-            record(later, 0.7 + 0.1 * seed, top),
+            record(later, 0.7 + 0.1 * seed, top, nll=1 + math.log(2)),
         ],
         Arm("random", "one_shot", 0.5, seed): [
             record([0, 0, 0, 0, 5, 6, 7, 8], 0.5, first, first),
@@ -64,7 +67,8 @@ def test_scores_are_shares_of_the_base_models_above_a_guess():
     # t(.975, 1) = 12.706 and a standard error of .0625
     assert (high - low) / 2 == pytest.approx(12.7062 * 0.0625, rel=1e-4)
     assert at(rows, condition="cut", stage=0)["concept"] == pytest.approx(0.0)
-    assert at(rows, **cut)["retain"] is None  # a loss is no ability
+    # the loss goes from 1 to 1 + log 2: half of the probability per token
+    assert at(rows, **cut)["retain"] == pytest.approx(0.5)
     # the cut lost .8 and regained .6 and .7, the random cut lost .4 and regained .1
     assert at(rows, **cut)["regained"] == pytest.approx(0.8125)
     assert at(rows, **cut)["beyond_random"] == pytest.approx(0.8125 - 0.25)
@@ -101,3 +105,21 @@ def test_without_words_no_unit_is_polysemantic():
     rows = changes([study(0)], WIDTHS, None)
     row = at(rows, condition="cut", stage=1, level=None, measure="polysemantic")
     assert (row["value"], row["change"]) == (None, None)
+
+
+def test_of_a_loss_the_probability_per_token_is_lost_and_regained():
+    task: Any = SimpleNamespace(
+        concept_metric=TASK.retain_metric, retain_metric=TASK.retain_metric
+    )
+    one = study(0)
+    losses = {"cut": (1 + math.log(4), 1 + math.log(2)), "random": (2.0, 1.0)}
+    for arm, records in one.arms.items():
+        for entry, loss in zip(records, losses[arm.condition], strict=True):
+            entry.header["scores"]["nll"] = loss
+    rows = relearned(task, [one])
+    cut = {"condition": "cut", "stage": 1}
+    assert at(rows, condition="cut", stage=0)["concept"] == pytest.approx(0.25)
+    assert at(rows, **cut)["concept"] == pytest.approx(0.5)
+    # a quarter of the three quarters that were lost; the random cut regains all
+    assert at(rows, **cut)["regained"] == pytest.approx(1 / 3)
+    assert at(rows, **cut)["beyond_random"] == pytest.approx(1 / 3 - 1)

@@ -10,14 +10,21 @@ import torch
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import roc_auc_score
 from sklearn.preprocessing import StandardScaler
+from threadpoolctl import threadpool_info, threadpool_limits
 from transformers import BertConfig, BertForTokenClassification
 
 from circuitcut.masks.ablation import zero_values
 from circuitcut.masks.frozen_mask import FrozenMask
 from circuitcut.models.architectures import sites_of
 from circuitcut.models.loading import LoadedModel
+from circuitcut.relearning import probe as probe_module
 from circuitcut.relearning.conditions import Condition
-from circuitcut.relearning.probe import hidden_states, probe, probe_conditions
+from circuitcut.relearning.probe import (
+    LabelledStates,
+    hidden_states,
+    probe,
+    probe_conditions,
+)
 from circuitcut.storage.errors import UserError
 from circuitcut.tasks.base import Batch, Split, Task
 
@@ -85,6 +92,61 @@ def test_scores_are_scikit_learns(task: Task, loaded: LoadedModel):
     decided = oracle.decision_function(scaler.transform(test.states[0]))
     (level,) = probe(task, loaded.model, sites)
     assert level["auc"] == pytest.approx(roc_auc_score(test.is_concept, decided))
+
+
+def test_levels_with_the_same_states_are_fitted_once_for_all_conditions(
+    task: Task, bert: BertForTokenClassification, monkeypatch: pytest.MonkeyPatch
+):
+    """A cut in layer 1 changes neither the embeddings nor layer 0."""
+    texts, hidden = _texts(task, mixed=True), sites_of(bert, ["hidden"])
+    (site,) = (s for s in sites_of(bert, ["neurons"]) if s.layer == 1)
+    keep = {site.name: torch.arange(site.n_units) % 2 == 0}
+    mask = FrozenMask(keep, (site,), zero_values([site]))
+    alone = {"uncut": probe(texts, bert, hidden)}
+    with mask.applied(bert):
+        alone["cut"] = probe(texts, bert, hidden)
+    fitted, fit = [], probe_module._fit
+    monkeypatch.setattr(
+        probe_module, "_fit", lambda *given: fitted.append(1) or fit(*given)
+    )
+    names = [Condition("uncut", None, 0), Condition("cut", "lasting", 0)]
+    found = probe_conditions(texts, bert, mask, names)
+    assert {entry["condition"]: entry["levels"] for entry in found} == alone
+    assert len(fitted) == 2 * (3 + 1)  # with shuffled labels too; 3 levels, then one
+
+
+def test_one_level_is_never_scored_as_another_of_other_states_or_labels():
+    rng = np.random.default_rng(0)
+    states = rng.standard_normal((6, 4)).astype(np.float32)
+    labels = np.arange(6) % 2 == 0
+    one = LabelledStates({0: states, 1: states.copy(), 2: states + 1}, labels)
+    other = LabelledStates({0: states}, ~labels)
+    digest = probe_module._digest
+    assert digest(0, one, one) == digest(1, one, one)
+    different = [digest(0, one, one), digest(2, one, one), digest(0, other, one)]
+    different.append(digest(0, one, other))
+    assert len(set(different)) == 4
+
+
+def test_probes_are_fitted_on_one_thread_which_ends_with_them(
+    task: Task, loaded: LoadedModel, monkeypatch: pytest.MonkeyPatch
+):
+    """Two threads took 20 times the processor time of one (4,000 states of 576)."""
+
+    def threads() -> list[int]:
+        return [pool["num_threads"] for pool in threadpool_info()]
+
+    during, fit = [], probe_module._fit
+    monkeypatch.setattr(
+        probe_module, "_fit", lambda *given: during.append(threads()) or fit(*given)
+    )
+    with threadpool_limits(2):
+        before, of_torch = threads(), torch.get_num_threads()
+        probe(task, loaded.model, sites_of(loaded.model, ["hidden"]))
+        assert (threads(), torch.get_num_threads()) == (before, of_torch)
+    assert 2 in before
+    assert during
+    assert {n for pools in during for n in pools} == {1}
 
 
 def test_the_number_of_positions_is_bounded_and_drawn_by_seed(

@@ -45,6 +45,8 @@ def test_drawing_that_lasts_says_so(
     mask_run: Run, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ):
     monkeypatch.setattr(progress, "WAIT", 0.0)
+    one = {"mask_by_layer": FIGURES["train_mask"]["mask_by_layer"]}
+    monkeypatch.setitem(FIGURES, "train_mask", one)
     with caplog.at_level(logging.INFO, "circuitcut"):
         draw_all(mask_run)
     assert caplog.messages[0].startswith("drawing the figures, ")

@@ -43,6 +43,7 @@ def test_classes_stand_beside_each_other_the_fastest_first():
     assert (first["ablated"], first["mask"]) == (25, "held")
 
 
+@pytest.mark.usefixtures("without_figures")
 def test_a_report_of_several_classes_has_the_table(write_run: Any, tmp_path: Any):
     runs = [write_run(relearned("none", 0.25)), write_run(relearned("layer", 0.75))]
     page = write_report(runs, tmp_path / "report.html").read_text()

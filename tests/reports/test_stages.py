@@ -2,6 +2,8 @@
 
 from typing import Any
 
+import pytest
+
 from circuitcut.reports.html import write_report
 from circuitcut.reports.load import load_run
 from circuitcut.reports.stages.tables import (
@@ -52,6 +54,7 @@ def test_concepts_stand_side_by_side_with_where_their_units_went():
     assert [row["concept"] for row in (first, second)] == ["concept_f1", "PER span F1"]
 
 
+@pytest.mark.usefixtures("without_figures")
 def test_a_report_of_two_studies_compares_their_concepts(write_run: Any, tmp_path):
     runs = [write_run(stages_results()) for _ in range(2)]
     page = write_report(runs, tmp_path / "report.html").read_text()

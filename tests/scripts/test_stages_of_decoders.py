@@ -120,6 +120,9 @@ def _check(run: Path, results: dict[str, Any]) -> None:
         else:  # the norm before the MLP, which the embedding level has not
             assert arm["n_pruned"][0] == 0 < sum(arm["n_pruned"])
             assert not stages[0]["constant"].any()
+        for tensors in stages:  # what could not be pruned does not count as pruned
+            of_levels = tensors["pruned"].split(D_MODEL)
+            assert [int(part.sum()) for part in of_levels] == arm["n_pruned"]
     words = read_json(run / "words.json")
     listed = zip(words["words"], words["counts"], words["concept_counts"], strict=True)
     for word, count, n_concept in listed:

@@ -97,6 +97,7 @@ def test_the_classes_of_a_model_are_those_of_a_slow_reference(
     assert page.count("<img") == 7
 
 
+@pytest.mark.usefixtures("without_figures")
 def test_neurons_of_other_runs_are_counted_by_class(tmp_path: Path, capsys: Any):
     saved_model(tmp_path / "model", "llama", hidden_size=4)
     facts = [{"refined": [[0, 3], [1, 5]]}, {"refined": [[0, 7]]}]
@@ -196,6 +197,7 @@ def test_a_training_series_is_compared_from_its_first_to_its_last_revision(
         classified(tmp_path, "--model", str(series), "--revisions", "step0", "wide")
 
 
+@pytest.mark.usefixtures("without_figures")
 def test_medians_of_several_models_stand_beside_each_other(tmp_path: Path):
     runs = []
     for kind in ("llama", "gpt2"):
@@ -215,6 +217,7 @@ def test_medians_of_several_models_stand_beside_each_other(tmp_path: Path):
     assert page.read_text().count("<h2") == 2
 
 
+@pytest.mark.usefixtures("without_figures")
 def test_tokens_nearest_to_a_neuron_are_those_that_were_planted(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
@@ -266,6 +269,7 @@ def test_the_classes_of_smollm2_are_those_of_the_lab_log(tmp_path: Path):
     assert (raw["weakening"], raw["conditional strengthening"]) == (166, 3293)
 
 
+@pytest.mark.usefixtures("without_figures")
 def test_counts_are_printed_beside_the_published_ones(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
