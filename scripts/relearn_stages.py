@@ -176,15 +176,23 @@ def _warning(experiment: Experiment, numbers: Mapping[str, Any]) -> str | None:
     """Why the study shows nothing; None where it shows something."""
     if found := warning_of_base(experiment):
         return found
-    for entry in numbers["relearned"]:
-        if (entry["condition"], entry["stage"]) == ("cut", 0):
-            left = entry["concept"]
-            if left is None or left <= MOST_LEFT:
-                return None
-            return (
-                f"the cut of a share of {entry['share']:g} leaves {left:.0%} of the "
-                "concept's ability: name larger --shares."
-            )
+    cuts = [
+        entry
+        for entry in numbers["relearned"]
+        if (entry["condition"], entry["stage"]) == ("cut", 0)
+    ]
+    if not cuts or cuts[0]["concept"] is None:
+        return None
+    left, of_rest = cuts[0]["concept"], cuts[0]["retain"]
+    named = f"the cut of a share of {cuts[0]['share']:g} leaves {left:.0%}"
+    if left > MOST_LEFT:
+        return f"{named} of the concept's ability: name larger --shares."
+    if of_rest is not None and of_rest <= left:
+        return (
+            f"{named} of the concept's ability and {of_rest:.0%} of the rest's: it is "
+            "not specific to the concept; name smaller --shares, or another --ranking "
+            "or --holdings."
+        )
     return None
 
 

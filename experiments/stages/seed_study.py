@@ -4,7 +4,6 @@ Files in the seed's folder: `base/` (a stage record, with the rankings and word 
 beside it), `scan.json` and `arms/ARM/stage-N/`. What is there is not computed again.
 """
 
-import math
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
@@ -306,7 +305,7 @@ class SeedStudy:
             [
                 Pruned(
                     row["share"],
-                    _zero_for_nan(left_of(task.concept_metric, base, row["tune"])),
+                    left_of(task.concept_metric, base, row["tune"]),
                     left_of(task.retain_metric, base, row["tune"]),
                 )
                 for row in scan
@@ -439,7 +438,3 @@ def source_of(config: StagesConfig, experiment: Experiment) -> WordSource:
     """The words that rank and are read."""
     ids = experiment.loaded.special_ids
     return WordSource(experiment.task, config.words_split, ids)
-
-
-def _zero_for_nan(value: float) -> float:
-    return 0.0 if math.isnan(value) else value

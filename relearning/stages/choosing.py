@@ -16,7 +16,8 @@ class Pruned:
 
     share: float
     concept: float
-    """Of the base model's ability (`relearning.recovery.ability`), 1: all of it."""
+    """Of the base model's ability (`relearning.recovery.ability`), 1: all of it; NaN
+    where the base model has none."""
     retain: float
     """The same of the rest; NaN where there is none (a corpus with one type)."""
 
@@ -49,6 +50,9 @@ def concept_specific(scan: Sequence[Pruned]) -> Choice:
     if not scan:
         raise UserError("argument scan must hold at least one share, got none")
     by_share = sorted(scan, key=lambda pruned: pruned.share)
+    if all(math.isnan(pruned.concept) for pruned in scan):
+        why = "the smallest one, for the base model is no better than a guess on tune"
+        return Choice(by_share[0].share, why)
     for pruned in by_share:
         if pruned.concept <= REMAINING:
             return Choice(

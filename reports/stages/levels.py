@@ -42,6 +42,8 @@ PERCENT = ("salient_share", "concept_units", "polysemantic")
 ROOM = 0.35
 """Part of the range of the means that an axis shows beyond them."""
 EVEN = "share of\nall units"
+MOST_TICKS, FEW_TICKS = 16, 6
+"""Labels of levels in a wide panel, and in one of several narrow ones."""
 MOST_BARS = 12
 """Levels up to which a level has a group of bars; more are drawn as lines."""
 
@@ -77,9 +79,11 @@ def _by_level(results: Results, wanted: Sequence[str]) -> Figure | None:
     grid = figure.subplots(
         len(measures), len(arms), sharex=True, sharey="row", squeeze=False
     )
+    n_ticks = MOST_TICKS if len(arms) <= 2 else FEW_TICKS
     for line_of_axes, measure in zip(grid, measures, strict=True):
         for axes, arm in zip(line_of_axes, arms, strict=True):
             _levels(axes, results, arm, measure)
+            _level_axis(axes, len(results["levels"]), n_ticks)
         line_of_axes[0].set_ylabel(LABELS[measure])
         _fit(line_of_axes[0], _means(results, arms, measure))
     for top, bottom, arm in zip(grid[0], grid[-1], arms, strict=True):
@@ -122,7 +126,6 @@ def _levels(axes: Axes, results: Results, arm: Names, measure: str) -> None:
                 capsize=2,
                 label=stage_name(stage),
             )
-    _level_axis(axes, len(results["levels"]))
 
 
 def redistribution(run: Run) -> Figure | None:
@@ -175,7 +178,7 @@ def _shares(axes: Axes, results: Results, arm: Names) -> None:
                 label=stage_name(stage),
             )
         axes.grid(visible=False, axis="x")
-        _level_axis(axes, len(levels))
+    _level_axis(axes, len(levels), MOST_TICKS)
     for k, level in enumerate(levels):
         even = 100 * level["n_units"] / results["n_units"]
         ends = (level["level"] - 0.45, level["level"] + 0.45)
@@ -230,7 +233,8 @@ def _points(
     return [(x, times * y, (times * low, times * high)) for x, y, (low, high) in points]
 
 
-def _level_axis(axes: Axes, n_levels: int) -> None:
-    every = -(-n_levels // 16)
+def _level_axis(axes: Axes, n_levels: int, n_ticks: int) -> None:
+    """At most so many ticks; up to ten levels have one digit each, and a tick each."""
+    every = 1 if n_levels <= 10 else -(-n_levels // n_ticks)
     axes.set_xticks(range(0, n_levels, every))
     axes.set_xlim(-0.6, n_levels - 0.4)

@@ -40,11 +40,12 @@ class _Found:
         shown = [None if end is None else self.times * end for end in self.interval]
         number = None if self.number is None else self.times * self.number
         text = with_interval if not self.unit else signed
+        here = "" if number is None else f"{text(number, shown)} {self.unit}".strip()
         return {
             "statement": self.statement,
             "cut": cut,
             "published": self.published,
-            "here": f"{text(number, shown)} {self.unit}".strip(),
+            "here": here,
             "verdict": self.verdict,
         }
 

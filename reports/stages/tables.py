@@ -161,7 +161,8 @@ def _share(value: float | None) -> str:
 def stages_opening(run: Run) -> tuple[str, list[str]]:
     """What was pruned, what was left, and what came back."""
     results = run.results
-    metric = metric_name(results["concept_metric"])
+    name = metric_name(results["concept_metric"])
+    metric = name[:1].upper() + name[1:]
     choice = results["choice"]
     share = results["retrained"][0] if results["retrained"] else None
     cuts = [row for row in results["summary"] if row["condition"] == "cut"]

@@ -185,6 +185,14 @@ def test_probeless_is_the_difference_of_means_counted_by_hand():
         torch.testing.assert_close(scores[name], expected)
 
 
+def test_probeless_runs_the_model_once_a_batch_for_both_sides():
+    task, model, sites = ToyTask(), LinearTokens(), [SITES["neurons"]]
+    passes: list[int] = []
+    model.register_forward_hook(lambda *_: passes.append(1))
+    METHODS["probeless"](task, model, sites, zero_values(sites), n_batches=3, size=4)
+    assert len(passes) == 3
+
+
 def test_probeless_weights_of_a_transposed_module_are_in_the_order_as_stored():
     task, model = ToyTask(), LinearTokens()
     settings = {"n_batches": 2, "size": 4}

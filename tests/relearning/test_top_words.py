@@ -109,6 +109,28 @@ def test_padding_is_left_out_and_heads_are_norms():
     assert found.values[:, 1].tolist() == [0, 0, 5, 0, 5, 0, 0, 0, 0]
 
 
+def test_short_texts_run_without_the_padding_of_a_long_one():
+    lengths = torch.tensor([400, 2, 3])
+    real = torch.arange(400) < lengths[:, None]
+    ids = (torch.arange(400) % 5 + 1) * real
+
+    class Uneven(Sentences):
+        def evaluation_batches(self, split: str, *, size: int) -> Iterator[Batch]:
+            yield {"input_ids": ids, "attention_mask": real.long(), "real": real}
+
+    model, shapes = Planted(), []
+    model.register_forward_hook(
+        lambda _, __, kwargs, ___: shapes.append(tuple(kwargs["input_ids"].shape)),
+        with_kwargs=True,
+    )
+    units = top_units_of_kinds(_scores(1), (NEURONS, HEADS), 1)
+    found = activations(Uneven(), model, units)
+    assert shapes == [(1, 400), (2, 3)]
+    assert found.ids.tolist() == ids[real].tolist()
+    expected = model.embedding(ids[real])[:, 1]
+    torch.testing.assert_close(found.values[:, 0], expected)
+
+
 def test_planted_units_are_named_and_a_held_one_is_silent(mask: FrozenMask):
     model = Planted().train()
     with mask.applied(model):

@@ -146,3 +146,26 @@ def test_a_damaged_record_and_one_of_another_model_are_refused(run: Run):
     (stage / "stage.json").write_text('{"sha256": {}}')
     with pytest.raises(UserError, match=r"saliency, .* of shape \(200,\).*got \(7,\)"):
         unit_values(run, 0, CUT)
+
+
+def test_labels_of_many_levels_do_not_overlap_in_narrow_panels(write_run: Any):
+    """31 levels and five arms, as of SmolLM2: at most six labels a panel."""
+    results = stages_results()
+    one = results["stages"][0]
+    arms = [("base", None, 0.0, None)]
+    arms += [("cut", h, 0.1, 0) for h in ("lasting", "one_shot")]
+    arms += [("random", h, 0.1, 0) for h in ("lasting", "one_shot")]
+    arms += [("uncut", None, 0.0, 0)]
+    results["levels"] = [{"level": n, "site": f"{n}", "n_units": 4} for n in range(31)]
+    results["stages"] = [
+        one
+        | {"condition": name, "holding": holding, "share": share}
+        | {"stage": stage, "level": level}
+        for name, holding, share, stage in arms
+        for level in range(31)
+    ]
+    figure = saliency_by_level(load_run(write_run(results)))
+    assert figure is not None
+    ticks = [axes.get_xticks() for axes in figure.axes]
+    assert len(ticks) == 5
+    assert all(len(of_panel) <= 6 for of_panel in ticks)

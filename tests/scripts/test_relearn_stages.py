@@ -254,3 +254,31 @@ def test_a_stage_of_another_base_model_stops_a_resumed_run(
     with pytest.raises(UserError, match="stage of another base model"):
         studied(["--resume", str(run)])
     assert records(run) == kept
+
+
+@pytest.mark.parametrize(
+    ("left", "of_rest", "said"),
+    [
+        (0.05, 0.9, None),
+        (0.05, None, None),
+        (0.6, 0.9, "leaves 60% of the concept's ability: name larger --shares"),
+        (0.07, 0.01, "7% of the concept's ability and 1% of the rest's"),
+        (None, None, None),
+    ],
+)
+def test_a_cut_of_too_little_or_of_everything_is_said_to_show_nothing(
+    left: float | None,
+    of_rest: float | None,
+    said: str | None,
+    monkeypatch: pytest.MonkeyPatch,
+):
+    monkeypatch.setattr(relearn_stages, "warning_of_base", lambda experiment: None)
+    named = {"share": 0.1, "condition": "cut", "holding": "lasting"}
+    rows = [
+        named | {"condition": "random", "stage": 0, "concept": 1.0, "retain": 1.0},
+        named | {"stage": 0, "concept": left, "retain": of_rest},
+        named | {"stage": 1, "concept": 0.99, "retain": 0.1},
+    ]
+    experiment: Any = None
+    found = relearn_stages._warning(experiment, {"relearned": rows})
+    assert (found is None) if said is None else said in (found or "")

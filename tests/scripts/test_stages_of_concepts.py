@@ -84,3 +84,28 @@ def test_a_type_of_wnut_and_all_its_types_are_concepts(tmp_path: Path):
     assert results["concept_metric"]["label"] == "creative-work span F1"
     kinds = {name.removeprefix("f1_") for name in results["rows"][0]["scores"]}
     assert kinds >= set(WNUT_TYPES)
+
+
+def test_a_product_list_from_another_system_is_read(tmp_path: Path):
+    """Windows line ends, a mark at the beginning, no end of the last line, labels
+    without prefix, an empty official part, scripts without blanks, sentences longer
+    than the model reads; types in another case."""
+    makers, goods = ("株式会社", "Ünïcorp"), ("Żółw9", "電池-Pro", "C++", "re:Mix")
+    sentences = []
+    for i in range(60):
+        words = [("we", "O"), (makers[i % 2], "BRAND"), (goods[i % 4], "PRODUCT")]
+        words += [("…", "O"), ("🙂", "O")] * (40 if i % 10 == 3 else 1)
+        sentences.append("\r\n".join(f"{word}\t{tag}" for word, tag in words))
+    folder = tmp_path / "parts"
+    folder.mkdir()
+    text = "\ufeff" + "\r\n\r\n".join(sentences)
+    (folder / "train.tsv").write_bytes(text.encode())
+    (folder / "dev.tsv").write_bytes(b"")
+    (folder / "test.tsv").write_bytes("\r\n\r\n".join(sentences[:20]).encode())
+    run = studied(["--data", str(folder), "--concept", "product"], tmp_path)
+    results = read_json(run / "results.json")
+    assert results["concept_metric"]["label"] == "PRODUCT span F1"
+    words = read_json(run / "words.json")
+    named = zip(words["words"], words["counts"], words["concept_counts"], strict=True)
+    of_concept = {word for word, n, n_concept in named if n == n_concept}
+    assert of_concept == set(goods)

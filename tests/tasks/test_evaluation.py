@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from circuitcut.storage.errors import UserError
 from circuitcut.storage.modes import evaluating
+from circuitcut.tasks import evaluation as evaluation_module
 from circuitcut.tasks.base import Outputs, Predictions, Task, rows_of
 from circuitcut.tasks.evaluation import (
     Evaluation,
@@ -227,6 +228,32 @@ def test_outputs_are_read_at_the_positions_of_each_behaviour():
     assert isinstance(outputs.concept, Predictions)
     torch.testing.assert_close(outputs.concept.logits, LOGITS[CONCEPT])
     torch.testing.assert_close(outputs.retain.targets, TARGETS[~CONCEPT])
+
+
+def test_logits_are_copied_only_where_some_are_left_out():
+    batch, logits = Toy().batch("heldout", 0, size=5, seed=0), torch.randn(5, 2)
+    everywhere, nowhere = torch.ones(5, dtype=torch.bool), torch.zeros(5).bool()
+    chosen = {"retain": everywhere, "concept": nowhere}
+    toy = Toy()
+    toy.logits = lambda model, batch: logits
+    outputs = toy.outputs(Lookup(), batch | chosen)
+    assert outputs.retain.logits.data_ptr() == logits.data_ptr()
+    assert outputs.concept.logits.shape == (0, 2)
+
+
+@pytest.mark.parametrize("at_once", [2, 4, 2**20])
+def test_the_divergence_does_not_depend_on_the_size_of_its_pieces(
+    monkeypatch: pytest.MonkeyPatch, at_once: int
+):
+    whole = evaluate(
+        Toy(), model := Lookup(), "heldout", cut=lambda _: halved(model), reference=True
+    )
+    monkeypatch.setattr(evaluation_module, "_LOGITS_OF_KL", at_once)
+    pieces = evaluate(
+        Toy(), model, "heldout", cut=lambda _: halved(model), reference=True
+    )
+    assert pieces.scores == whole.scores
+    assert whole.scores["kl_retain"] > 0
 
 
 def test_every_module_keeps_its_own_mode():

@@ -76,6 +76,13 @@ def test_where_no_share_does_so_the_most_specific_one_is_chosen():
     assert concept_specific(destroyed).share == 0.1  # .7 - .2 against .89 - .98
 
 
+def test_of_a_base_model_without_the_ability_the_smallest_share_is_taken():
+    nothing = [Pruned(share, float("nan"), 0.5) for share in (0.5, 0.1)]
+    choice = concept_specific(nothing)
+    assert choice.share == 0.1
+    assert "no better than a guess" in choice.reason
+
+
 def test_what_is_left_is_a_share_above_a_guess_or_of_the_probability_per_token():
     f1, accuracy = Metric("s", True, "fraction"), Metric("s", True, "fraction", 0.5)
     assert left_of(f1, {"s": 0.8}, {"s": 0.2}) == pytest.approx(0.25)
