@@ -3,6 +3,7 @@
     python scripts/knowledge.py
     python scripts/knowledge.py --model smollm2 --data FOLDER --to_mask facts
     python scripts/knowledge.py --model multilingual-encoder --language en fr
+    python scripts/knowledge.py --data FOLDER --processes 4 --name sweep
     python scripts/knowledge.py --data FOLDER --share 1/4 --name one
     python scripts/knowledge.py --join runs/one runs/two runs/three runs/four
 
@@ -15,10 +16,10 @@ values of its units move to another object, and back. Beside them stand as many 
 a learned mask with --mask RUN. Writes a run with neurons.json and units/ (lists of
 [layer, number]), found.jsonl, effects.jsonl, activity.jsonl and edits.jsonl, which a
 killed run continues with --resume, and with --to_mask a mask for evaluate, relearn and
-report. A sweep over many facts is shared out with --share; --join writes the files that
-one process would have written. About three
-seconds a fact and paraphrase on SmolLM2 and one core; the built-in decoder takes two
-minutes, most of them its own training.
+report. A sweep over many facts is shared out over the processes of this machine with
+--processes, or over several machines with --share; --join writes the files that one
+process would have written. About three seconds a fact and paraphrase on SmolLM2 and one
+core; the built-in decoder takes two minutes, most of them its own training.
 """
 
 from contextlib import nullcontext
@@ -29,6 +30,7 @@ from typing import Any
 from circuitcut.experiments.flags import run_dir_flag
 from circuitcut.experiments.knowledge.flags import KnowledgeFlags
 from circuitcut.storage.command_lines import command
+from circuitcut.storage.errors import UserError
 from circuitcut.storage.flag_fields import flag
 from circuitcut.storage.run_directory import RunDirectory
 from circuitcut.training.config import parse_first, run_script
@@ -41,6 +43,14 @@ class KnowledgeConfig(KnowledgeFlags):
     name: Path | None = flag(None, "name of the run directory; default: generated")
     resume: Path | None = flag(None, "continue this unfinished run")
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.processes > 1 and (self.name is None or self.resume is not None):
+            raise UserError(
+                "--processes needs a new run's --name, by which the same command finds "
+                "the shares that it began; leave --resume out"
+            )
+
 
 parse_first(__name__, KnowledgeConfig, __doc__)
 
@@ -50,7 +60,18 @@ from circuitcut.experiments.knowledge.activity import Activity
 from circuitcut.experiments.knowledge.edits import Edits, summarised_edits
 from circuitcut.experiments.knowledge.facts import known_facts
 from circuitcut.experiments.knowledge.masks import orders_of
-from circuitcut.experiments.knowledge.products import bake_, chosen_units, mask_of
+from circuitcut.experiments.knowledge.processes import (
+    of_joined,
+    of_share,
+    runs_of_shares,
+    this_script,
+)
+from circuitcut.experiments.knowledge.products import (
+    bake_,
+    check_size,
+    chosen_units,
+    mask_of,
+)
 from circuitcut.experiments.knowledge.results import neurons, summarised
 from circuitcut.experiments.knowledge.shares import (
     check_share,
@@ -68,13 +89,37 @@ from circuitcut.models.saving import save_model
 from circuitcut.reports.knowledge import edit_rows, effect_rows
 from circuitcut.reports.tables import format_table
 from circuitcut.storage.atomic import write_json
+from circuitcut.storage.processes import end_with_parent, n_processes
 
 
 def main(config: KnowledgeConfig) -> Path:
     """Begin a run, or continue one that no other process works on."""
+    end_with_parent()  # of a share that another process has started
+    if config.processes > 1:
+        config = _with_shares(config)
     if config.join and config.resume is None:
         config = with_flags_of_shares(config)
     return begin_or_continue(config, config.resume, "knowledge", _found)
+
+
+def _with_shares(config: KnowledgeConfig) -> KnowledgeConfig:
+    """The flags of the run that joins the shares, which are found by then."""
+    assert config.name is not None
+    RunDirectory.check(config.run_dir, config.name)
+    if n_processes() > 1:
+        raise UserError(
+            "--processes starts processes itself, got a launcher of several; leave one "
+            "of the two out"
+        )
+    # trains the base model, and asks it for the facts, once for all
+    experiment = with_base_model(load(config))
+    check_size(config, experiment)
+    n_facts = len(known_facts(config, experiment).facts)
+    check_share(of_share(config, config.processes), n_facts)
+    del experiment
+    script = this_script("circuitcut.scripts.knowledge")
+    runs = runs_of_shares(config, config.name, script)
+    return of_joined(config, runs)
 
 
 def _found(config: KnowledgeConfig, resumed: RunDirectory | None) -> Path:
@@ -83,6 +128,7 @@ def _found(config: KnowledgeConfig, resumed: RunDirectory | None) -> Path:
         RunDirectory.check(config.run_dir, config.name)
     experiment = with_base_model(load(config, data_check(resumed)))
     experiment = resolved(experiment, config)
+    check_size(config, experiment)
     orders = orders_of(config.mask, experiment)
     known = known_facts(config, experiment)
     check_share(config, len(known.facts))
@@ -99,14 +145,11 @@ def _found(config: KnowledgeConfig, resumed: RunDirectory | None) -> Path:
         study = Study(config, experiment, known.facts, run.path, orders)
         write_json(run.path / "neurons.json", neurons(study))
         write_unit_files(study, run.path)
+        is_asked = (config.to_mask, config.bake) != ("none", "none")
+        units = chosen_units(study) if is_asked else []
         effects, activity = study.effects(), Activity(study)
         edits = summarised_edits(study, Edits(study).records())
         mask = None
-        units = (
-            chosen_units(study)
-            if (config.to_mask, config.bake) != ("none",) * 2
-            else []
-        )
         if config.to_mask != "none":
             mask = mask_of(config, experiment, units)
             save_frozen(mask, None, run.path)

@@ -4,13 +4,21 @@ The number of processes is that of torch's process group, which accelerate sets 
 Without a process group there is one process, and nothing is sent.
 """
 
+import os
+import signal
 import sys
+import threading
+import time
 from collections.abc import Callable
 from typing import Any, TypeVar
 
 from circuitcut.storage.errors import UserError
 
 T = TypeVar("T")
+PARENT = "CIRCUITCUT_PARENT"
+"""Environment variable: number of the process with which this one ends."""
+_PAUSE = 0.5
+"""Seconds between two looks at it."""
 
 
 def is_first() -> bool:
@@ -50,6 +58,22 @@ def by_first(make: Callable[[], T]) -> T:
     if error_text is not None:
         raise UserError(error_text)
     return result  # type: ignore[return-value]  # without an error text it is a T
+
+
+def end_with_parent() -> None:
+    """Let this process end, as by SIGTERM, when the one named by `PARENT` has ended.
+
+    A process that was killed cannot stop those that it has started.
+    """
+    parent = os.environ.get(PARENT)
+    if parent is not None:
+        threading.Thread(target=_watch, args=(int(parent),), daemon=True).start()
+
+
+def _watch(parent: int) -> None:
+    while os.getppid() == parent:
+        time.sleep(_PAUSE)
+    os.kill(os.getpid(), signal.SIGTERM)
 
 
 def _group() -> Any:

@@ -254,7 +254,9 @@ class BasePass:
         ids = torch.zeros(states.shape[:2], dtype=torch.long, device=states.device)
         output = (states, None) if self.returns_tuple else states
         with replayed(self.model, [output] * self.n_layers, self.n_layers, 1):
-            logits = self.model(input_ids=ids).logits
+            # the ids are not read; some models take id 0 for padding and warn of it
+            mask = torch.ones_like(ids)
+            logits = self.model(input_ids=ids, attention_mask=mask).logits
         return self.probabilities(logits, rows)
 
     def probabilities(

@@ -147,10 +147,16 @@ def of_relation(facts: Sequence[Units], share: float = 0.1) -> Units:
     return frozenset(u for u, n in counts.items() if n >= share * len(facts) - 1e-9)
 
 
-def most_common(facts: Iterable[Units], n: int) -> list[Unit]:
-    """The `n` units of the most facts; of equal ones the first in order."""
+def most_common(
+    facts: Iterable[Units], n: int, prompts: Iterable[Units] = ()
+) -> list[Unit]:
+    """The `n` units of the most facts.
+
+    Of equal ones those of the most `prompts`, then the first in order.
+    """
     counts = Counter(unit for units in facts for unit in units)
-    return sorted(counts, key=lambda unit: (-counts[unit], unit))[:n]
+    among = Counter(unit for units in prompts for unit in units)
+    return sorted(counts, key=lambda unit: (-counts[unit], -among[unit], unit))[:n]
 
 
 def mean_overlap(

@@ -11,14 +11,13 @@ from circuitcut.data.facts.records import Fact, FactsCorpus
 from circuitcut.experiments.flags import TaskConfig
 from circuitcut.experiments.load import Experiment
 from circuitcut.storage.errors import UserError
-from circuitcut.tasks.facts.asked import AskedPrompt, asked_facts
-from circuitcut.tasks.facts.known import right_prompts
-from circuitcut.tasks.language_rows import Tokens, pad_id_of, prefix_ids
+from circuitcut.tasks.facts.asked import AskedPrompt
+from circuitcut.tasks.facts.task import FactsTask
+from circuitcut.tasks.language_rows import Tokens, prefix_ids
 from circuitcut.tasks.rows.prompts import Reader
 
 NOT_KNOWN = "prompts whose object does not have rank 1"
 NO_SUBJECT = "prompts that do not hold their subject"
-_AT_ONCE = 64
 
 
 @dataclass(frozen=True)
@@ -50,45 +49,35 @@ def traced_facts(
     """Prompts of known facts in an order drawn with the seed, at most `n`.
 
     Args:
+        experiment: Its task has asked the model.
         which: Facts of the concept, or the other facts of the data as well.
 
     Raises:
         UserError: When no fact is known, or none has its subject in its prompt.
     """
-    corpus, loaded = experiment.corpus, experiment.loaded
+    corpus, loaded, task = experiment.corpus, experiment.loaded, experiment.task
     assert isinstance(corpus, FactsCorpus)
+    assert isinstance(task, FactsTask)
     masked = not loaded.is_decoder
     prefix = prefix_ids(loaded.tokenizer, config.task_options("last", masked_lm=masked))
     reader = Reader(loaded.tokenizer, masked, config.max_length, prefix)
-    facts = [*corpus.concept, *(corpus.others if which == "all" else ())]
-    asked = asked_facts(
-        facts,
-        loaded.tokenizer,
-        masked=masked,
-        max_length=config.max_length,
-        prefix=prefix,
-    )
-    left_out = Counter({why: len(of) for why, of in asked.left_out.items()})
-    prompts = list(asked.prompts)
-    random.Random(config.seed).shuffle(prompts)
+    answers, of_reasons = task.answers(others=which == "all")
+    left_out = Counter(of_reasons)
+    random.Random(config.seed).shuffle(answers)
     found: list[TracedFact] = []
     n_asked = 0
-    for first in range(0, len(prompts), _AT_ONCE):
-        piece = prompts[first : first + _AT_ONCE]
-        right = right_prompts(piece, loaded.model, pad_id_of(loaded.tokenizer))
-        for prompt, is_right in zip(piece, right, strict=True):
-            if len(found) == n:
-                break
-            n_asked += 1
-            fact = facts[prompt.fact]
-            subject = subject_tokens(fact, prompt, reader) if is_right else None
-            if subject is None:
-                left_out[NO_SUBJECT if is_right else NOT_KNOWN] += 1
-                continue
-            traced = TracedPrompt(
-                prompt.whole_ids, subject, prompt.positions, prompt.answer_ids
-            )
-            found.append(TracedFact(fact, prompt.text, traced))
+    for fact, prompt, is_right in answers:
+        if len(found) == n:
+            break
+        n_asked += 1
+        subject = subject_tokens(fact, prompt, reader) if is_right else None
+        if subject is None:
+            left_out[NO_SUBJECT if is_right else NOT_KNOWN] += 1
+            continue
+        traced = TracedPrompt(
+            prompt.whole_ids, subject, prompt.positions, prompt.answer_ids
+        )
+        found.append(TracedFact(fact, prompt.text, traced))
     if not found:
         why = "; ".join(f"{number:,} {reason}" for reason, number in left_out.items())
         raise UserError(

@@ -62,9 +62,10 @@ def known_facts(config: KnowledgeFlags, experiment: Experiment) -> KnownFacts:
     assert isinstance(task, FactsTask)
     assert isinstance(corpus, FactsCorpus)
     of_concept = {fact.key for fact in corpus.concept}
+    split = None if config.split == "all" else config.split
     rows = [
         (fact, prompts, share)
-        for fact, prompts, share in task.known_facts()
+        for fact, prompts, share in task.known_facts(split)
         if config.facts == "all" or fact.key in of_concept
     ]
     known = {fact.key: prompts for fact, prompts, share in rows if share >= KNOWN_SHARE}

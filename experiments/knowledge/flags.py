@@ -23,7 +23,7 @@ from circuitcut.storage.flag_ranges import (
 
 ADAPTIVE: dict[Measure, float] = {"integrated_gradients": 0.2, "activations": 0.5}
 """The published shares of the largest score."""
-MOST_SHARES = 1000
+MOST_SHARES, MOST_PROCESSES = 1000, 256
 SHARE_OF_RULE = {"share": 0.5, "original": 0.7}
 """The published shares of the paraphrases."""
 
@@ -42,12 +42,17 @@ class KnowledgeFlags(TaskConfig):
             *("n_others", "n_random", "mask", "edit", "most_edits", "edit_shared"),
             *("to_mask", "n_ablated", "ablation", "positions", "mean_over", "bake"),
         ),
-        "several processes": ("share", "join"),
+        "several processes": ("processes", "share", "join"),
     }
 
     task: str = flag("facts", "facts; other tasks have none", decides_defaults=True)
     facts: Literal["all", "concept"] = flag(
         "all", "the known facts of all relations, or those of --concept alone"
+    )
+    split: Literal["all", "mask", "tune", "relearn", "heldout"] = flag(
+        "all",
+        "the facts of this split alone; mask: those on which masks are trained, so "
+        "that evaluate scores --to_mask on subjects that had no part in it",
     )
     most_facts: int = flag(
         200, "most facts, of every relation as many as of the others", within=COUNT
@@ -157,6 +162,12 @@ class KnowledgeFlags(TaskConfig):
         "embedding of the unknown token",
     )
 
+    processes: int = flag(
+        1,
+        "find the units in so many processes on this machine, then join them; the "
+        "same command goes on after it was stopped",
+        within=Range(1, MOST_PROCESSES),
+    )
     share: str | None = flag(
         None,
         "one process's share of the facts, such as 1/4: every fourth one from the "
@@ -179,6 +190,11 @@ class KnowledgeFlags(TaskConfig):
             raise UserError(
                 "--share finds the units of a part of the facts; leave --to_mask, "
                 "--bake and --join to the run that joins all shares"
+            )
+        if self.processes > 1 and (self.share is not None or self.join):
+            raise UserError(
+                "--processes makes the shares and joins them; leave --share and --join "
+                "out, or --processes"
             )
         if self.task != "facts":
             raise UserError(

@@ -18,8 +18,24 @@ from circuitcut.models.architectures import sites_of
 from circuitcut.storage.errors import UserError
 
 
+def check_size(config: KnowledgeFlags, experiment: Experiment) -> None:
+    """Refuse, before any search, a mask of more neurons than there are.
+
+    Raises:
+        UserError: With the number of neurons of the model.
+    """
+    n = sum(site.n_units for site in sites_of(experiment.loaded.model, ["neurons"]))
+    if config.n_ablated is not None and config.n_ablated >= n:
+        raise UserError(
+            f"--n_ablated must be below the {n:,} neurons of {config.model_name}, got "
+            f"{config.n_ablated:,}"
+        )
+
+
 def chosen_units(study: Study) -> list[Unit]:
     """The units of the mask, or of the checkpoint: of all facts or all relations.
+
+    Those of the most facts come first, of equal ones those of the most prompts.
 
     Raises:
         UserError: When there are none, or fewer than `--n_ablated`.
@@ -37,7 +53,8 @@ def chosen_units(study: Study) -> list[Unit]:
             f"{f' for --n_ablated {n}' if n else ''}; choose more with a lower "
             f"--{rule} or --refine_share"
         )
-    return most_common(sets, n)
+    of_prompts = [units for sets_ in study.coarse_sets.values() for units in sets_]
+    return most_common(sets, n, of_prompts)
 
 
 def mask_of(

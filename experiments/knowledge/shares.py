@@ -33,9 +33,15 @@ _FILES = {
     EFFECTS_FILE: EffectRecord,
     ACTIVITY_FILE: ActivityRecord,
 }
-_OF_THE_JOINED = {"share", "join", "to_mask", "n_ablated", "ablation", "mean_over"}
-_OF_THE_JOINED |= {"positions", "bake", *OF_THE_PLACE}
-"""Flags of the joined run alone; all others are those of its shares."""
+OF_THE_JOINED = frozenset(
+    {
+        *("processes", "share", "join", "to_mask", "n_ablated", "ablation"),
+        *("mean_over", "positions", "bake"),
+    }
+)
+"""Flags of the joined run alone; those of its shares have their default values."""
+NOT_SHARED = OF_THE_JOINED | OF_THE_PLACE
+"""Those, and flags that decide no number."""
 Config = TypeVar("Config", bound=KnowledgeFlags)
 
 
@@ -72,16 +78,14 @@ def with_flags_of_shares(config: Config) -> Config:
     given = {
         name: getattr(config, name)
         for name, default in vars(type(config)()).items()
-        if name not in _OF_THE_JOINED and getattr(config, name) != default
+        if name not in NOT_SHARED and getattr(config, name) != default
     }
     if found := _different(given, flags[0]):
         raise UserError(
             f"--join takes the flags of its shares, got others: {', '.join(found)}; "
             "leave them out"
         )
-    taken = {
-        name: value for name, value in flags[0].items() if name not in _OF_THE_JOINED
-    }
+    taken = {name: value for name, value in flags[0].items() if name not in NOT_SHARED}
     return replace(config, **taken)
 
 
@@ -152,7 +156,7 @@ def _different(one: dict[str, Any], other: dict[str, Any]) -> list[str]:
     return [
         f"{name} ({value} and {other[name]})"
         for name, value in one.items()
-        if name not in _OF_THE_JOINED and name in other and other[name] != value
+        if name not in NOT_SHARED and name in other and other[name] != value
     ]
 
 

@@ -7,6 +7,7 @@ model knows take part (`known`); the built-in model is first trained on all of t
 """
 
 import logging
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from copy import copy
@@ -166,6 +167,7 @@ class FactsTask(AnswerTask):
                 "in for it; name some with --retain_data"
             )
         self._text_rows: dict[str, list[Row]] = {}
+        self._right: dict[int, list[bool]] = {}
         self._divide({})
 
     def for_model(self, model: nn.Module, weights_sha256: str) -> "FactsTask":
@@ -175,9 +177,10 @@ class FactsTask(AnswerTask):
             UserError: When it knows too few of the concept's facts.
         """
         known: dict[int, list[float]] = {}
+        right_of: dict[int, list[bool]] = {}
         for kind in (CONCEPT, OTHER):
             asked = self._of_kind[kind]
-            right = cached_right_prompts(
+            right = right_of[kind] = cached_right_prompts(
                 asked.prompts,
                 model,
                 pad_id_of(self._tokenizer),
@@ -189,6 +192,7 @@ class FactsTask(AnswerTask):
             )
             known[kind] = shares_right(asked.prompts, right, len(asked.facts))
         task = copy(self)
+        task._right = right_of
         task._divide(known)
         logger.info("%s", task._division.in_words(self._corpus.name))
         return task
@@ -204,19 +208,56 @@ class FactsTask(AnswerTask):
             label=f"accuracy on facts of {self._corpus.name}",
         )
 
-    def known_facts(self) -> list[tuple[Fact, list[AskedPrompt], float]]:
+    def known_facts(
+        self, split: Split | None = None
+    ) -> list[tuple[Fact, list[AskedPrompt], float]]:
         """Every fact, the concept's first, with its prompts in tokens.
 
         The number is the share of the prompts in which its object has rank 1; of a task
         that is not yet `for_model` it is 0.
+
+        Args:
+            split: The prompts of this split alone, and the facts that have some.
         """
-        found = []
+        found: list[tuple[Fact, list[AskedPrompt], float]] = []
         for kind in (CONCEPT, OTHER):
             asked = self._of_kind[kind]
             n = len(asked.facts)
             shares = self._division.shares.get(kind, [0.0] * n)
-            found += list(zip(asked.facts, asked.of_facts(), shares, strict=True))
+            rows = zip(asked.facts, asked.of_facts(), shares, strict=True)
+            if split is None:
+                found += rows
+                continue
+            of_split = {
+                id(asked.prompts[i]) for i in self._division.numbers[split][kind]
+            }
+            for fact, prompts, right in rows:
+                kept = [prompt for prompt in prompts if id(prompt) in of_split]
+                if kept:
+                    found.append((fact, kept, right))
         return found
+
+    def answers(
+        self, *, others: bool
+    ) -> tuple[list[tuple[Fact, AskedPrompt, bool]], dict[str, int]]:
+        """Every prompt, and whether the model that the task is for has it right.
+
+        Args:
+            others: With those of facts outside the concept.
+
+        Returns:
+            Facts, prompts and answers; and the number of prompts that cannot be asked,
+            by reason.
+        """
+        found: list[tuple[Fact, AskedPrompt, bool]] = []
+        left_out: Counter[str] = Counter()
+        for kind in (CONCEPT, OTHER) if others else (CONCEPT,):
+            asked = self._of_kind[kind]
+            right = self._right[kind]
+            for number, prompt in enumerate(asked.prompts):
+                found.append((asked.fact_of(number), prompt, right[number]))
+            left_out.update({why: len(of) for why, of in asked.left_out.items()})
+        return found, dict(left_out)
 
     def neighbours(self) -> dict[tuple[Any, ...], list[AskedPrompt]]:
         """Of the concept's facts, by key: prompts about other subjects, same object."""

@@ -112,6 +112,11 @@ def test_joined_shares_are_the_files_of_one_process_bit_for_bit(tmp_path: Path):
     share = results(shares[0])
     n = one["facts"]["n_facts"]
     assert share["facts"]["n_facts"] == -(-n // 2)
+    flags = ["--processes", "2", "--name", "sweep", "--to_mask", "facts"]
+    path = run(tmp_path, *flags, "--n_ablated", "2")
+    for file in (*SWEPT, *units, "mask.safetensors"):
+        one_process = tmp_path / "runs" / "joined" if "mask" in str(file) else whole
+        assert (path / file).read_bytes() == (one_process / file).read_bytes(), file
     content = json.loads((whole / units[0]).read_text())
     assert content["language"] is None
     for fact in content["facts"]:
@@ -214,6 +219,7 @@ def test_a_killed_run_continues_to_the_same_files(
         (["--ablation", "mean"], "--ablation is about a mask; give --to_mask"),
         (["--percentile", "100"], "--percentile must be a number above 0"),
         (["--grid", "left"], "invalid choice"),
+        (["--processes", "2"], "--processes needs a new run's --name"),
     ],
 )
 def test_a_wrong_flag_is_refused(flags: list[str], message: str, capsys: Any):
@@ -221,6 +227,14 @@ def test_a_wrong_flag_is_refused(flags: list[str], message: str, capsys: Any):
         parse_config(knowledge.KnowledgeConfig, flags)
     assert stopped.value.code == 2
     assert message in capsys.readouterr().err
+
+
+def test_a_mask_of_more_neurons_than_there_are_is_refused_before_the_search(
+    tmp_path: Path,
+):
+    with pytest.raises(UserError, match=r"--n_ablated must be below the 1,024 neurons"):
+        run(tmp_path, "--to_mask", "facts", "--n_ablated", "1024")
+    assert not list((tmp_path / "runs").glob("*/found.jsonl"))
 
 
 def test_a_model_that_knows_no_fact_is_refused_before_a_run_is_made(tmp_path: Path):

@@ -4,6 +4,7 @@ from typing import Any
 
 import pytest
 import torch
+from transformers import PreTrainedModel
 
 from circuitcut.attribution.knowledge.base_pass import BasePass
 from circuitcut.attribution.knowledge.effects import (
@@ -11,6 +12,7 @@ from circuitcut.attribution.knowledge.effects import (
     probabilities,
     random_like,
 )
+from circuitcut.attribution.knowledge.gradients import integrated_gradients
 from circuitcut.attribution.knowledge.operations import (
     edit_,
     edited,
@@ -191,6 +193,25 @@ def test_effects_in_one_pass_equal_hooks_on_the_whole_model(kind: str):
             with scaled(model, case.units, case.factor, positions), torch.no_grad():
                 expected = probability(model, prompt).item()
             assert p == pytest.approx(expected, rel=1e-5)
+
+
+def test_no_pass_is_taken_for_one_with_padding(monkeypatch: pytest.MonkeyPatch):
+    """Transformers warns where an input begins or ends with the token of padding."""
+    model, prompts = model_of("gpt2"), prompts_of("gpt2")
+    model.config.pad_token_id = 0
+    seen: list[bool] = []
+
+    def looked_at(of: Any, ids: torch.Tensor, mask: torch.Tensor | None) -> None:
+        seen.append(mask is None and of.config.pad_token_id in ids[:, [-1, 0]])
+
+    monkeypatch.setattr(
+        PreTrainedModel, "warn_if_padding_and_no_attention_mask", looked_at
+    )
+    base = BasePass.run(model, prompts)
+    probabilities(base, [Variant(0, UNITS, 0.0), Variant(1, UNITS, 2.0)])
+    integrated_gradients(model, prompts, n_steps=1)
+    assert seen
+    assert not any(seen)
 
 
 def test_random_units_are_of_the_same_layers_and_no_others():

@@ -85,6 +85,13 @@ def test_a_relation_has_the_units_of_a_tenth_of_its_facts():
     assert most_common(facts, 9) == [A, B]
 
 
+def test_of_units_of_as_many_facts_those_of_more_prompts_come_first():
+    facts = [units(A, B), units(A, B, C), units(C)]  # two facts each
+    prompts = [units(A), units(C), units(B, C), units(B, C), units(B)]
+    assert most_common(facts, 3, prompts) == [B, C, A]  # 3, 3 and 1 prompts
+    assert most_common(facts, 3) == sorted([A, B, C])
+
+
 def test_overlaps_stand_beside_those_of_random_sets():
     found = mean_overlap([units(A, B), units(B, C), units(A, B)], n_units=8)
     assert found["n_pairs"] == 3

@@ -168,7 +168,14 @@ def test_only_known_facts_take_part_and_their_share_is_told(
     assert chance == pytest.approx(0.2)  # two of ten, of every town
     assert task.files() == {}
     n_passes = model.n_passes
-    task.for_model(model, "hash")
+    again = task.for_model(model, "hash")
+    for others, subjects in ((False, known - {"Thing1", "Thing2"}), (True, known)):
+        answers, left_out = again.answers(others=others)
+        assert len(answers) == 40 + 10 * others  # two of a town, one of a colour
+        right = [fact.subject for fact, _, is_right in answers if is_right]
+        assert sorted(right) == sorted(subjects)  # one prompt of each
+        assert all(fact.subject in prompt.text for fact, prompt, _ in answers)
+        assert left_out == {}
     assert model.n_passes == n_passes
 
 
