@@ -378,10 +378,14 @@ def _rates(results: Results) -> str:
         "table": "a given table",
         "corpus": "paragraphs that BM25 ranks highest for their names",
     }
+    n_common = found.get("n_common_words") or 0
+    common = f", without {n_common:,} words that are common there" if n_common else ""
     return (
         f"{found['n_subjects']} subjects, at their last token, behind every block: of "
         f"the {found['n_top']} nearest tokens that are words, the percentage that are "
-        f"the subject's own (words: {words[found['source']]}). Brackets: 95 % interval "
+        f"the subject's own (words: {words[found['source']]}"
+        f"{common}). Words of another subject: what counts by chance. Brackets: 95 % "
+        "interval "
         "over subjects, of a control minus clean over draws, by Student's t."
     )
 

@@ -10,6 +10,7 @@ bm25s (X. H. Lu 2024, https://arxiv.org/abs/2407.03618) with its defaults: k1 1.
 
 import logging
 import re
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -86,6 +87,13 @@ def words_of_paragraphs(
         ]
         found[subject] = words_in(taken)
     return found
+
+
+def common_words(paragraphs: Sequence[str], share: float) -> frozenset[str]:
+    """Words, in lower case, of more than this share of the paragraphs that have any."""
+    counts = Counter(word for text in paragraphs for word in words_in([text]))
+    most = share * sum(bool(words_in([text])) for text in paragraphs)
+    return frozenset(word for word, n in counts.items() if n > most)
 
 
 def read_subject_words(path: Path) -> Words:

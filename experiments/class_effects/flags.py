@@ -29,7 +29,8 @@ class ClassEffectsFlags(RuleFlags, ChoiceFlags):
         "model": ("model", "revision"),
         "ablation": ("when", "positions"),
         "attributes rate": (
-            *("subjects", "subject_words", "subject_corpus", "n_subjects", "n_top"),
+            *("subjects", "subject_words", "subject_corpus", "subject_common"),
+            *("n_subjects", "n_top"),
         ),
         "edges": ("edge_tokens", "edges_by"),
         "run": ("seed", "device", "batch_size", "run_dir", "name", "resume"),
@@ -104,6 +105,12 @@ class ClassEffectsFlags(RuleFlags, ChoiceFlags):
         "take them from the 100 paragraphs of this text that BM25 ranks highest for a "
         "subject's name",
     )
+    subject_common: float = flag(
+        1.0,
+        "words in more than this share of the paragraphs of --subject_corpus count as "
+        "stop words",
+        within=Range(0, 1, without="least"),
+    )
     n_subjects: int = flag(50, "subjects, drawn with --seed", within=Range(1, 10**6))
     n_top: int = flag(
         50, "tokens nearest to a subject's state that are looked at", within=COUNT
@@ -139,6 +146,11 @@ class ClassEffectsFlags(RuleFlags, ChoiceFlags):
         given = [name for name, value in of_words.items() if value is not None]
         if given and self.subjects is None:
             raise UserError(f"{given[0]} belongs to --subjects; name facts there")
+        if self.subject_common < 1 and self.subject_corpus is None:
+            raise UserError(
+                f"--subject_common {self.subject_common} belongs to --subject_corpus, "
+                "in whose paragraphs words are counted; name a text there"
+            )
         if len(given) > 1:
             raise UserError(f"{' and '.join(given)} say the same; give one of them")
         if self.device not in ("cpu", "cuda"):

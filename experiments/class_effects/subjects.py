@@ -2,7 +2,7 @@
 
 import random
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +12,7 @@ from circuitcut.data.facts.files import read_facts
 from circuitcut.data.facts.records import Fact
 from circuitcut.data.facts.subject_words import (
     Words,
+    common_words,
     counts_as_word,
     read_subject_words,
     words_of_facts,
@@ -45,6 +46,8 @@ class Subjects:
 
     subjects: tuple[NamedSubject, ...]
     left_out: Mapping[str, int]
+    common: frozenset[str] = frozenset()
+    """Words of the corpus that count as stop words."""
 
 
 def subjects_of(config: ClassEffectsFlags, loaded: LoadedModel) -> Subjects:
@@ -58,7 +61,8 @@ def subjects_of(config: ClassEffectsFlags, loaded: LoadedModel) -> Subjects:
     of_subject = {fact.subject: fact for fact in reversed(facts)}  # its first fact
     names = list(dict.fromkeys(fact.subject for fact in facts))
     random.Random(config.seed).shuffle(names)
-    words, left_out = _words(config, facts, names), Counter[str]()
+    words, common = _words(config, facts, names)
+    left_out = Counter[str]()
     found: list[NamedSubject] = []
     for name in names:
         if len(found) == config.n_subjects:
@@ -78,18 +82,23 @@ def subjects_of(config: ClassEffectsFlags, loaded: LoadedModel) -> Subjects:
             f"--subjects {config.subjects} has no subject to measure: {why}; give "
             "--subject_words or --subject_corpus with words of these subjects"
         )
-    return Subjects(tuple(found), dict(left_out))
+    return Subjects(tuple(found), dict(left_out), common)
 
 
-def _words(config: ClassEffectsFlags, facts: list[Fact], names: list[str]) -> Words:
+def _words(
+    config: ClassEffectsFlags, facts: list[Fact], names: list[str]
+) -> tuple[Words, frozenset[str]]:
+    """The words of every subject, and those that are too common to be anyone's."""
     if config.subject_words is not None:
-        return read_subject_words(config.subject_words)
+        return read_subject_words(config.subject_words), frozenset()
     if config.subject_corpus is not None:
         records = read_retained(config.subject_corpus, config.text_column)
         paragraphs = [record.text for record in records]
         # as many again, for those whose prompt does not name them
-        return words_of_paragraphs(names[: 2 * config.n_subjects], paragraphs)
-    return words_of_facts(facts)
+        words = words_of_paragraphs(names[: 2 * config.n_subjects], paragraphs)
+        common = common_words(paragraphs, config.subject_common)
+        return {name: found - common for name, found in words.items()}, common
+    return words_of_facts(facts), frozenset()
 
 
 def _ids(fact: Fact, tokenizer: Any) -> tuple[int, ...] | None:
@@ -119,20 +128,22 @@ def attributes(
 ) -> dict[str, Any]:
     """The entry `attributes` of results.json.
 
-    Costs one pass over the subjects' prompts for the clean model and each mask.
+    Costs two passes over the subjects' prompts for the clean model, and one a mask.
     """
     tokenizer: Any = loaded.tokenizer
     vectors = unembedding(checkpoint, config.convention)
     tokens = [tokenizer.decode([token]) for token in range(len(tokenizer))]
     tokens += [""] * (len(vectors) - len(tokens))  # rows that pad the matrix
-    vocabulary = Vocabulary.of(vectors, tokens, counts_as_word)
+    vocabulary = Vocabulary.of(
+        vectors,
+        tokens,
+        lambda word: counts_as_word(word) and word not in subjects.common,
+    )
 
-    def rates() -> np.ndarray:
-        return attributes_rates(
-            loaded.model, subjects.subjects, vocabulary, n_top=config.n_top
-        )
+    def rates(of: Sequence[NamedSubject] = subjects.subjects) -> np.ndarray:
+        return attributes_rates(loaded.model, of, vocabulary, n_top=config.n_top)
 
-    clean = rates()
+    clean, of_others = rates(), rates(_with_words_of_others(subjects.subjects))
     ablated: dict[tuple[str, str], list[np.ndarray]] = {}
     named = shown(masks.items(), "attributes rates", unit="ablation")
     for (of_set, _, when), mask in named:
@@ -145,7 +156,13 @@ def attributes(
         "left_out": dict(subjects.left_out),
         "words_of_a_subject": float(np.mean(n_words)),
         "n_top": config.n_top,
-        "clean": [_layer(n, [column]) for n, column in enumerate(clean.T)],
+        "n_common_words": len(subjects.common),
+        "clean": [
+            _layer(n, [column])
+            | {"of_others": _layer(n, [others])["rate"]}
+            | _beside_others(column - others)
+            for n, (column, others) in enumerate(zip(clean.T, of_others.T, strict=True))
+        ],
         "effects": [
             {
                 "set": of_set,
@@ -160,6 +177,21 @@ def attributes(
             for (of_set, when), draws in ablated.items()
         ],
     }
+
+
+def _with_words_of_others(subjects: Sequence[NamedSubject]) -> list[NamedSubject]:
+    """Every subject with the words of the next one."""
+    others = [*subjects[1:], *subjects[:1]]
+    return [
+        NamedSubject(subject.name, subject.ids, other.words)
+        for subject, other in zip(subjects, others, strict=True)
+    ]
+
+
+def _beside_others(differences: np.ndarray) -> dict[str, Any]:
+    """How far the rate is above that of the next subject's words, over subjects."""
+    mean, interval = mean_and_interval([_mean([value]) for value in differences])
+    return {"above_others": mean, "above_others_interval": interval}
 
 
 def _layer(layer: int, columns: list[np.ndarray]) -> dict[str, Any]:

@@ -253,6 +253,13 @@ def attribute_rows(results: Results) -> list[Row]:
                 "layer": clean["layer"],
                 "clean": _rate(clean["rate"], clean["interval"]),
             }
+            if "of_others" in clean:  # older runs have none
+                row["words of another subject"] = _rate(
+                    clean["of_others"], (None, None)
+                )
+                row["clean, minus those"] = _rate(
+                    clean["above_others"], clean["above_others_interval"]
+                )
             for entry in sets:
                 of_layer = entry["layers"][place]
                 name = SETS[entry["set"]]

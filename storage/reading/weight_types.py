@@ -314,6 +314,10 @@ class RateOfLayer(TypedDict):
     interval: Ends
     difference: NotRequired[Number]
     difference_interval: NotRequired[Ends]
+    of_others: NotRequired[Percent | None]
+    """With the words of another subject."""
+    above_others: NotRequired[Number]
+    above_others_interval: NotRequired[Ends]
 
 
 class RatesOfSet(TypedDict):
@@ -333,6 +337,7 @@ class Attributes(TypedDict):
     left_out: Counts
     words_of_a_subject: float
     n_top: Positive
+    n_common_words: NotRequired[Count]
     clean: list[RateOfLayer]
     effects: list[RatesOfSet]
 

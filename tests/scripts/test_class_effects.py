@@ -113,7 +113,7 @@ def test_attributes_rates_are_measured_clean_and_under_every_ablation(
     # all tokens are near: the rate is that of the vocabulary, whatever is ablated
     rates = {layer["rate"] for layer in found["clean"]}
     assert len(rates) == 1
-    assert 0 < rates.pop() < 50
+    assert 0 < max(rates) < 50
     assert [(e["set"], e["n_draws"]) for e in found["effects"]] == [
         ("class", 0),
         ("layer", 3),
@@ -121,15 +121,26 @@ def test_attributes_rates_are_measured_clean_and_under_every_ablation(
     ]
     for entry in found["effects"]:
         assert [layer["difference"] for layer in entry["layers"]] == [0.0, 0.0]
+    # both have one word of the vocabulary
+    assert [layer["of_others"] for layer in found["clean"]] == [*rates] * 2
+    assert found["clean"][0]["above_others"] == 0.0
     page = report.main(report.ReportConfig(runs=[run])).read_text()
     assert "Attributes rate by layer" in page
+    corpus = tmp_path / "corpus.txt"
+    corpus.write_text("John said Rome\nAnn said Mary and Paris\nBob said Paris, Paris")
+    flags += [str(tmp_path / "facts.json"), "--controls", "none"]
+    in_corpus = ["--subject_corpus", str(corpus), "--subject_common"]
+    of_all = results(measured(folder, tmp_path, *flags, *in_corpus, "1"))["attributes"]
+    fewer = results(measured(folder, tmp_path, *flags, *in_corpus, "0.67"))
+    less = fewer["attributes"]
+    assert (of_all["n_common_words"], less["n_common_words"]) == (0, 1)
+    # john, said, rome and ann, said, mary, paris; without said
+    assert (of_all["words_of_a_subject"], less["words_of_a_subject"]) == (3.5, 2.5)
+    assert less["clean"][0]["rate"] < of_all["clean"][0]["rate"]
     words = tmp_path / "words.json"
     words.write_text(json.dumps({"Nobody": ["Rome"]}))
     with pytest.raises(UserError, match="3 without words; give --subject_words"):
-        measured(
-            folder, tmp_path, *flags, str(tmp_path / "facts.json"),
-            "--subject_words", str(words),
-        )  # fmt: skip
+        measured(folder, tmp_path, *flags, "--subject_words", str(words))
 
 
 def test_later_readers_of_an_ablation_are_listed(folder: Path, tmp_path: Path):
@@ -231,6 +242,8 @@ def test_fewer_tokens_are_the_first_ones_and_draws_follow_the_seed(
         (["--when", "gate+", "gate+"], "--when must name every value once"),
         (["--classes", "lazy"], "got 'lazy'"),
         (["--subject_words", "a.json"], "--subject_words belongs to --subjects"),
+        (["--subject_common", "0"], "must be a number above 0 and at most 1"),
+        (["--subject_common", ".1"], "belongs to --subject_corpus"),
         (["--device", "tpu"], "--device must be cpu or cuda"),
     ],
 )

@@ -8,6 +8,7 @@ import pytest
 
 from circuitcut.data.facts.records import Fact
 from circuitcut.data.facts.subject_words import (
+    common_words,
     read_subject_words,
     words_in,
     words_of_facts,
@@ -58,6 +59,15 @@ def test_paragraphs_are_ranked_by_bm25_and_need_the_subjects_name():
     }
     with pytest.raises(UserError, match="must hold words, got none"):
         words_of_paragraphs(["France"], ["..", ""])
+
+
+def test_common_words_are_those_of_more_than_a_share_of_the_paragraphs_with_words():
+    """Of four: france in 2, wine in 2, cheese in 2, all others in one."""
+    paragraphs = [*PARAGRAPHS, "...", ""]
+    assert common_words(paragraphs, 0.49) == {"france", "wine", "cheese"}
+    assert common_words(paragraphs, 0.5) == frozenset()
+    assert "cat" in common_words(paragraphs, 0.24)
+    assert common_words(paragraphs, 1.0) == frozenset()
 
 
 def test_tables_and_json_give_the_same_words(tmp_path: Path):
