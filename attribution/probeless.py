@@ -17,8 +17,7 @@ from circuitcut.attribution.subject import Scores, Subject
 from circuitcut.masks.ablation import means_at
 from circuitcut.models.sites import Site
 from circuitcut.storage.modes import evaluating
-from circuitcut.tasks.base import rows_of
-from circuitcut.tasks.lengths import by_length
+from circuitcut.tasks.lengths import parts_by_length
 
 
 def probeless(subject: Subject) -> Scores:
@@ -49,8 +48,7 @@ def _marked(
 ) -> Iterator[tuple[dict[str, Tensor], list[Bool[Tensor, "*position"]]]]:
     """Inputs, and positions of the concept and retained ones."""
     for batch in subject.batches():
-        for like in by_length(batch):
-            rows = rows_of(batch, like)
+        for rows in parts_by_length(batch):
             sides = [
                 rows[side] & subject.cuttable(rows) for side in ("concept", "retain")
             ]

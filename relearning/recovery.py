@@ -79,7 +79,7 @@ def broke_nothing(
 ) -> bool:
     """Whether a fresh cut leaves at least `KEPT` of the uncut model's ability.
 
-    For `ability` see there.
+    The same `ability` everywhere; of losses its logarithm is compared.
     """
     if higher_is_better:
         return cut_0 - guess >= KEPT * (uncut_0 - guess)

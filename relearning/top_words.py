@@ -18,8 +18,8 @@ from circuitcut.masks.ablation import record_values
 from circuitcut.masks.frozen_mask import FrozenMask
 from circuitcut.models.sites import Site
 from circuitcut.storage.modes import evaluating
-from circuitcut.tasks.base import Split, Task, rows_of, to_device
-from circuitcut.tasks.lengths import by_length
+from circuitcut.tasks.base import Split, Task, to_device
+from circuitcut.tasks.lengths import parts_by_length
 
 MIN_COUNT = 2
 """Occurrences below which a token's mean says too little."""
@@ -66,8 +66,7 @@ def activations(
     values: list[Tensor] = []
     with evaluating(model):
         for batch in task.evaluation_batches(split, size=size):
-            for like in by_length(batch):
-                rows = rows_of(batch, like)
+            for rows in parts_by_length(batch):
                 inputs = task.inputs(to_device(rows, device))
                 recorded = record_values(model, sites, inputs).values
                 columns = [_of_unit(recorded[unit.site.name], unit) for unit in units]

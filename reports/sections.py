@@ -385,8 +385,7 @@ def _rates(results: Results) -> str:
         f"the {found['n_top']} nearest tokens that are words, the percentage that are "
         f"the subject's own (words: {words[found['source']]}"
         f"{common}). Words of another subject: what counts by chance. Brackets: 95 % "
-        "interval "
-        "over subjects, of a control minus clean over draws, by Student's t."
+        "interval over subjects, of a control minus clean over draws, by Student's t."
     )
 
 

@@ -20,6 +20,7 @@ lost. Writes a run with results.json, tables (Markdown, CSV, LaTeX) and report.h
 import shutil
 from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from circuitcut.experiments.class_effects.flags import ClassEffectsFlags
@@ -44,7 +45,7 @@ import torch
 
 from circuitcut.experiments.class_effects.study import Study
 from circuitcut.experiments.class_effects.texts import documents, texts_of
-from circuitcut.experiments.runs.resuming import begun, check_flags
+from circuitcut.experiments.runs.resuming import begun, continued
 from circuitcut.experiments.runs.without_task import begin, header, made_with
 from circuitcut.models.loading import load_model
 from circuitcut.reports.html import write_report
@@ -63,18 +64,16 @@ def main(config: ClassEffectsConfig) -> Path:
         )
     if config.device == "cuda" and not torch.cuda.is_available():
         raise UserError("--device cuda is not available here; use cpu")
-    if config.resume is None:
-        RunDirectory.check(config.run_dir, config.name)
-        return _measured(config, config.data, None)
-    with RunDirectory.continued(config.resume, "class_effects") as resumed:
-        check_flags(config, resumed)
-        return _measured(config, config.data, resumed)
+    work = partial(_measured, config.data)
+    return continued(config, config.resume, "class_effects", work)
 
 
 def _measured(
-    config: ClassEffectsConfig, data: str, resumed: RunDirectory | None
+    data: str, config: ClassEffectsConfig, resumed: RunDirectory | None
 ) -> Path:
     """Choose, measure, write tables and report; print the summary."""
+    if resumed is None:
+        RunDirectory.check(config.run_dir, config.name)
     corpus = documents(data, config.text_column)
     with Waiting(f"loading the model {config.model}"):
         loaded = load_model(

@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Bool
 from torch import Tensor
 
-from circuitcut.tasks.base import Batch
+from circuitcut.tasks.base import Batch, rows_of
 
 PASS = 256
 """Positions that cost as much as one more pass of the model."""
@@ -43,3 +43,8 @@ def by_length(batch: Batch) -> list[Bool[Tensor, "batch"]]:
         groups.append(rows)
         i = ends[i]
     return groups
+
+
+def parts_by_length(batch: Batch) -> list[Batch]:
+    """The groups of `by_length`, each without the padding that only others needed."""
+    return [rows_of(batch, like) for like in by_length(batch)]

@@ -91,8 +91,9 @@ def words_of_paragraphs(
 
 def common_words(paragraphs: Sequence[str], share: float) -> frozenset[str]:
     """Words, in lower case, of more than this share of the paragraphs that have any."""
-    counts = Counter(word for text in paragraphs for word in words_in([text]))
-    most = share * sum(bool(words_in([text])) for text in paragraphs)
+    sets = [words for text in paragraphs if (words := words_in([text]))]
+    counts = Counter(word for words in sets for word in words)
+    most = share * len(sets)
     return frozenset(word for word, n in counts.items() if n > most)
 
 

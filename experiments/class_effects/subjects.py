@@ -2,7 +2,7 @@
 
 import random
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -30,7 +30,8 @@ from circuitcut.weight_classes.checkpoint import Checkpoint
 from circuitcut.weight_classes.tokens.attributes_rate import (
     NamedSubject,
     Vocabulary,
-    attributes_rates,
+    nearest_words,
+    rates,
 )
 from circuitcut.weight_classes.vocabulary import unembedding
 
@@ -128,7 +129,7 @@ def attributes(
 ) -> dict[str, Any]:
     """The entry `attributes` of results.json.
 
-    Costs two passes over the subjects' prompts for the clean model, and one a mask.
+    Costs one pass over the subjects' prompts for the clean model and each mask.
     """
     tokenizer: Any = loaded.tokenizer
     vectors = unembedding(checkpoint, config.convention)
@@ -140,21 +141,25 @@ def attributes(
         lambda word: counts_as_word(word) and word not in subjects.common,
     )
 
-    def rates(of: Sequence[NamedSubject] = subjects.subjects) -> np.ndarray:
-        return attributes_rates(loaded.model, of, vocabulary, n_top=config.n_top)
+    def nearest() -> list[list[list[str]]]:
+        return nearest_words(
+            loaded.model, subjects.subjects, vocabulary, n_top=config.n_top
+        )
 
-    clean, of_others = rates(), rates(_with_words_of_others(subjects.subjects))
+    words = [subject.words for subject in subjects.subjects]
+    of_clean = nearest()
+    clean = rates(of_clean, words)
+    of_others = rates(of_clean, [*words[1:], *words[:1]])  # those of the next subject
     ablated: dict[tuple[str, str], list[np.ndarray]] = {}
     named = shown(masks.items(), "attributes rates", unit="ablation")
     for (of_set, _, when), mask in named:
         with mask.applied(loaded.model):
-            ablated.setdefault((of_set, when), []).append(rates())
-    n_words = [len(subject.words) for subject in subjects.subjects]
+            ablated.setdefault((of_set, when), []).append(rates(nearest(), words))
     return {
         "source": config.source_of_words,
         "n_subjects": len(subjects.subjects),
         "left_out": dict(subjects.left_out),
-        "words_of_a_subject": float(np.mean(n_words)),
+        "words_of_a_subject": float(np.mean([len(own) for own in words])),
         "n_top": config.n_top,
         "n_common_words": len(subjects.common),
         "clean": [
@@ -177,15 +182,6 @@ def attributes(
             for (of_set, when), draws in ablated.items()
         ],
     }
-
-
-def _with_words_of_others(subjects: Sequence[NamedSubject]) -> list[NamedSubject]:
-    """Every subject with the words of the next one."""
-    others = [*subjects[1:], *subjects[:1]]
-    return [
-        NamedSubject(subject.name, subject.ids, other.words)
-        for subject, other in zip(subjects, others, strict=True)
-    ]
 
 
 def _beside_others(differences: np.ndarray) -> dict[str, Any]:

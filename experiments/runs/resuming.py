@@ -14,6 +14,7 @@ from circuitcut.tasks.base import Corpus
 from circuitcut.training.config import config_dict
 
 C = TypeVar("C", bound=TaskConfig)
+F = TypeVar("F")
 _log = logging.getLogger(__name__)
 
 
@@ -34,6 +35,16 @@ def begin_or_continue(
             flags, or another process works on it.
     """
     make_accelerator(config)  # connects the processes: one of them locks the run
+    return continued(config, resume, kind, work)
+
+
+def continued(
+    config: F,
+    resume: Path | None,
+    kind: str,
+    work: Callable[[F, RunDirectory | None], Path],
+) -> Path:
+    """`begin_or_continue` of scripts that run in one process and have no task."""
     if resume is None:
         return work(config, None)
     with RunDirectory.continued(resume, kind) as resumed:

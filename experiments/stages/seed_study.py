@@ -364,15 +364,14 @@ class SeedStudy:
         pruned = torch.zeros(self.n_units, dtype=torch.bool)
         if which.mask is None:
             return pruned
-        model, of_levels = self.experiment.loaded.model, []
-        for site, part in zip(self.sites, self._by_level(pruned), strict=True):
-            can_prune = which.is_held or norm_of(model, site) is not None
-            keep = which.mask.keep[site.name].cpu()
-            of_levels.append(~keep if can_prune else part)
-        return torch.cat(of_levels)
-
-    def _by_level(self, values: Tensor) -> tuple[Tensor, ...]:
-        return values.split([site.n_units for site in self.sites])
+        model, of_level = (
+            self.experiment.loaded.model,
+            split_by_site(pruned, self.sites),
+        )
+        for site in self.sites:
+            if which.is_held or norm_of(model, site) is not None:
+                of_level[site.name].copy_(~which.mask.keep[site.name])
+        return pruned
 
     def _described(
         self, reading: Reading, base: StageRecord | None

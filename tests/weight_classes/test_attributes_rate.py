@@ -13,8 +13,9 @@ from circuitcut.weight_classes.selection import frozen_mask
 from circuitcut.weight_classes.tokens.attributes_rate import (
     NamedSubject,
     Vocabulary,
-    attributes_rates,
+    nearest_words,
     rate,
+    rates,
 )
 
 TOKENS = ["Paris", " wine", " the", " cheese", "Oslo", " France", "x", "?"]
@@ -61,6 +62,13 @@ def vocabulary() -> Vocabulary:
 def france(*before: int) -> NamedSubject:
     words = frozenset({"paris", "wine", "france"})
     return NamedSubject("France", (*before, FRANCE), words)
+
+
+def attributes_rates(
+    model: Any, subjects: list[NamedSubject], of: Vocabulary, **options: int
+) -> Any:
+    found = nearest_words(model, subjects, of, **options)
+    return rates(found, [subject.words for subject in subjects])
 
 
 def test_the_rates_of_a_planted_model_are_those_by_hand(model: Any):

@@ -73,17 +73,17 @@ class Vocabulary:
 
 
 @torch.no_grad()
-def attributes_rates(
+def nearest_words(
     model: Any,
     subjects: Sequence[NamedSubject],
     vocabulary: Vocabulary,
     *,
     n_top: int = N_TOP,
     batch_size: int = 16,
-) -> Float[np.ndarray, "subject layer"]:
-    """The rate of every subject behind every block, in percent.
+) -> list[list[list[str]]]:
+    """Of every subject, behind every block, the words of the `n_top` highest tokens.
 
-    NaN where none of the highest tokens is a word.
+    "" stands for a token that is no word.
 
     Raises:
         UserError: When the unembeddings are not of the width of the residual stream, or
@@ -92,7 +92,7 @@ def attributes_rates(
     architecture_of(model)  # a family of the table, whose blocks are known
     device = next(model.parameters()).device
     unembedding = vocabulary.unembedding.to(device)
-    rows: list[list[list[float]]] = []
+    rows: list[list[list[str]]] = []
     with evaluating(model):
         for first in range(0, len(subjects), batch_size):
             piece = subjects[first : first + batch_size]
@@ -105,21 +105,20 @@ def attributes_rates(
             run = partial(model, input_ids=ids, attention_mask=real, use_cache=False)
             at_last = torch.arange(len(piece)), real.sum(1) - 1
             of_layers = [
-                _rates(stream[at_last], piece, vocabulary.words, unembedding, n_top)
+                _words(stream[at_last], vocabulary.words, unembedding, n_top)
                 for output in record_blocks(model, run)
                 for stream in [output[0] if isinstance(output, tuple) else output]
             ]
-            rows += [list(values) for values in zip(*of_layers, strict=True)]
-    return np.array(rows)
+            rows += map(list, zip(*of_layers, strict=True))
+    return rows
 
 
-def _rates(
+def _words(
     states: Float[Tensor, "subject d_model"],
-    subjects: Sequence[NamedSubject],
     words: Sequence[str],
     unembedding: Float[Tensor, "vocab width"],
     n_top: int,
-) -> list[float]:
+) -> list[list[str]]:
     if states.shape[1] != unembedding.shape[1]:
         raise UserError(
             "the attributes rate needs unembeddings of the residual stream's width, "
@@ -127,10 +126,20 @@ def _rates(
             "not defined for this model"
         )
     best = (states.to(unembedding) @ unembedding.T).topk(n_top).indices.tolist()
-    return [
-        rate([words[token] for token in tokens], subject.words)
-        for tokens, subject in zip(best, subjects, strict=True)
-    ]
+    return [[words[token] for token in tokens] for tokens in best]
+
+
+def rates(
+    found: Sequence[Sequence[Sequence[str]]], words: Sequence[frozenset[str]]
+) -> Float[np.ndarray, "subject layer"]:
+    """The rates in percent; NaN where none of the highest tokens is a word.
+
+    Args:
+        found: As `nearest_words` gives them.
+        words: Of every subject.
+    """
+    of_subjects = zip(found, words, strict=True)
+    return np.array([[rate(layer, own) for layer in rows] for rows, own in of_subjects])
 
 
 def rate(found: Sequence[str], words: frozenset[str]) -> float:

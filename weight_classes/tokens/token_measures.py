@@ -21,10 +21,9 @@ MEASURES = {
 loss: -log p of the true next token; entropy: -sum p log p of the prediction; rank: 1
 for the most likely token; log_scale: log of what the final norm divides by.
 """
-_ROWS = {"cpu": 4}
-"""Tokens whose predictions are worked on at once, by device; on a CPU their copies fit
-into a cache."""
-_ROWS_ELSEWHERE = 64
+_ROWS, _ROWS_ELSEWHERE = 4, 64
+"""Tokens whose predictions are worked on at once, on a CPU, where their copies fit into
+a cache, and on other devices."""
 
 
 @torch.no_grad()
@@ -39,7 +38,7 @@ def measured(
     Args:
         targets: The true next token.
     """
-    n_rows = _ROWS.get(logits.device.type, _ROWS_ELSEWHERE)
+    n_rows = _ROWS if logits.device.type == "cpu" else _ROWS_ELSEWHERE
     dtype = torch.promote_types(logits.dtype, torch.float32)
     # used for all rows: to allocate new ones costs more than the sums below
     buffers = logits.new_empty(2, n_rows, logits.shape[-1], dtype=dtype)
