@@ -14,7 +14,7 @@ from circuitcut.tasks.base import Corpus
 from circuitcut.training.config import config_dict
 
 C = TypeVar("C", bound=TaskConfig)
-F = TypeVar("F")
+T = TypeVar("T")
 _log = logging.getLogger(__name__)
 
 
@@ -39,10 +39,10 @@ def begin_or_continue(
 
 
 def continued(
-    config: F,
+    config: T,
     resume: Path | None,
     kind: str,
-    work: Callable[[F, RunDirectory | None], Path],
+    work: Callable[[T, RunDirectory | None], Path],
 ) -> Path:
     """`begin_or_continue` of scripts that run in one process and have no task."""
     if resume is None:
