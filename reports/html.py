@@ -15,7 +15,9 @@ from circuitcut.reports.figures import CAPTIONS, FIGURE_FOLDER, draw_all
 from circuitcut.reports.findings import FINDINGS
 from circuitcut.reports.load import Run, load_run
 from circuitcut.reports.opening import OPENINGS
-from circuitcut.reports.sections import TABLES, Table, terms
+from circuitcut.reports.sections.registry import TABLES
+from circuitcut.reports.sections.table import Table
+from circuitcut.reports.sections.terms import terms
 from circuitcut.reports.stages.tables import concept_rows
 from circuitcut.reports.table_files import TABLE_FOLDER, write_tables
 from circuitcut.reports.tables import Row

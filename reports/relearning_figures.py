@@ -1,6 +1,7 @@
 """Figures of relearning: scores by step, and recovery by number of examples."""
 
 from collections.abc import Mapping, Sequence
+from textwrap import fill
 from typing import Any
 
 from matplotlib.axes import Axes
@@ -75,15 +76,22 @@ def recovery_by_examples(run: Run) -> Figure | None:
     figure, row = panels(2, WIDTH, 4.6)
     for axes, kind in zip(row, RECOVERY_LABELS, strict=True):
         _recovery(axes, entries, kind)
-    handles, labels = row[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside upper center", ncols=3)
+    handles = {
+        label: handle
+        for axes in row
+        for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)
+    }
+    figure.legend(
+        list(handles.values()), list(handles), loc="outside upper center", ncols=3
+    )
     return figure
 
 
 def _recovery(axes: Axes, entries: Sequence[Results], kind: str) -> None:
-    """One series a condition, from 0, within `RECOVERY_RANGE`."""
+    """One series a condition, from 0, in `RECOVERY_RANGE`; undefined ones in the title."""
     limits = ordered_limits(entries)
     groups = by_condition(entries)
+    undefined: list[str] = []
     for k, (name, group) in enumerate(groups.items()):
         last = {entry["limit"]: entry["points"][-1] for entry in group}
         aside = 0.08 * (k - (len(groups) - 1) / 2)
@@ -92,6 +100,9 @@ def _recovery(axes: Axes, entries: Sequence[Results], kind: str) -> None:
             for x, limit in enumerate(limits)
             if limit in last
         )
+        if not points:
+            undefined.append(name)
+            continue
         axes.errorbar(
             [x for x, _, _ in points],
             [y for _, y, _ in points],
@@ -100,6 +111,8 @@ def _recovery(axes: Axes, entries: Sequence[Results], kind: str) -> None:
             capsize=3,
             **condition_look(group[0]),
         )
+    if undefined:
+        axes.set_title(fill(f"not defined: {', '.join(undefined)}", 44))
     axes.axhline(1, color=BLACK, linestyle=":", label="1: fully recovered")
     axes.set_xticks(range(len(limits)), [limit_name(limit) for limit in limits])
     axes.set_xlim(-0.5, len(limits) - 0.5)

@@ -12,7 +12,7 @@ import pytest
 
 from circuitcut.reports.html import page, table_html, write_report
 from circuitcut.reports.load import load_run
-from circuitcut.reports.sections import Table
+from circuitcut.reports.sections.table import Table
 from circuitcut.reports.tables import format_cell
 from circuitcut.reports.verdict import effect_warning
 from circuitcut.storage.errors import UserError

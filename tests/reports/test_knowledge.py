@@ -26,7 +26,7 @@ from circuitcut.reports.knowledge import (
     layer_rows,
 )
 from circuitcut.reports.load import load_run
-from circuitcut.reports.sections import TABLES
+from circuitcut.reports.sections.registry import TABLES
 from circuitcut.storage.results_schema import needed_for_report
 from tests.reports.known import knowledge_results
 

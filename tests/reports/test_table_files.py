@@ -5,7 +5,7 @@ import io
 from typing import Any
 
 from circuitcut.reports.html import write_report
-from circuitcut.reports.sections import Table
+from circuitcut.reports.sections.table import Table
 from circuitcut.reports.stages.unit_tables import (
     flat,
     overlap_rows,
