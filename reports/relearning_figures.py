@@ -88,7 +88,7 @@ def recovery_by_examples(run: Run) -> Figure | None:
 
 
 def _recovery(axes: Axes, entries: Sequence[Results], kind: str) -> None:
-    """One series a condition, from 0, in `RECOVERY_RANGE`; undefined ones in the title."""
+    """One series a condition, in `RECOVERY_RANGE`; undefined ones in the title."""
     limits = ordered_limits(entries)
     groups = by_condition(entries)
     undefined: list[str] = []
