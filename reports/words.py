@@ -148,6 +148,10 @@ def long_layer_name(layer: int) -> str:
     return "embeddings" if layer < 0 else f"layer {layer}"
 
 
+MOST_DIGITS = 1e9
+"""Larger numbers are written as powers of ten."""
+
+
 def format_cell(value: Any) -> str:
     """A value in few characters: three significant decimals, thousands grouped."""
     if value is None:
@@ -159,6 +163,8 @@ def format_cell(value: Any) -> str:
     if math.isnan(value):
         return ""
     if value != 0 and abs(value) < 0.001:
+        return f"{value:.1e}"
+    if abs(value) >= MOST_DIGITS:
         return f"{value:.1e}"
     return f"{value:,.3f}" if abs(value) < 1000 else f"{value:,.0f}"
 

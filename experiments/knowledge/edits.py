@@ -17,11 +17,16 @@ import torch
 
 from circuitcut.attribution.knowledge.base_pass import BasePass
 from circuitcut.attribution.knowledge.edits import measures, told
-from circuitcut.attribution.knowledge.operations import edited, embedding_of
+from circuitcut.attribution.knowledge.operations import (
+    STRENGTHS,
+    edited,
+    embedding_of,
+)
 from circuitcut.attribution.knowledge.prompts import Prompt, prompts_of
 from circuitcut.attribution.knowledge.unit_sets import Units
-from circuitcut.data.facts.records import Fact
+from circuitcut.data.facts.records import Fact, FactsCorpus
 from circuitcut.experiments.knowledge.facts import KnownFact
+from circuitcut.experiments.knowledge.flags import KnowledgeFlags
 from circuitcut.experiments.knowledge.records import EditRecord, Records
 from circuitcut.experiments.knowledge.results import interval_of
 from circuitcut.experiments.knowledge.study import Study
@@ -169,19 +174,21 @@ class Edits:
         }
 
     def _target(self, number: int, prompt: int) -> tuple[str, int] | None:
-        """The data's false object or a drawn one of the relation, and its token."""
+        """The data's false object or a drawn one of the relation, and its token.
+
+        Drawn from the objects of all facts of the relation, known or not.
+        """
         study, known = self.study, self.study.facts[number]
-        fact = known.fact
-        true = {
-            other.fact.object
-            for other in study.facts
-            if (other.fact.subject, other.fact.relation)
-            == (fact.subject, fact.relation)
-        }
+        fact, corpus = known.fact, study.experiment.corpus
+        assert isinstance(corpus, FactsCorpus)
+        alike = [
+            other
+            for other in (*corpus.concept, *corpus.others)
+            if _is_alike(fact, other)
+        ]
+        true = {other.object for other in alike if other.subject == fact.subject}
         others = dict.fromkeys(
-            other.fact.object
-            for other in study.facts
-            if _is_alike(fact, other.fact) and other.fact.object not in true
+            other.object for other in alike if other.object not in true
         )
         names = [*others, *(name for name in fact.choices if name not in others)]
         order = torch.randperm(len(names), generator=study.rng(number, 0)).tolist()
@@ -232,8 +239,15 @@ class Edits:
         return tuple(found[i] for i in order[: study.config.n_others])
 
     def _edited(self, units: Units, edit: _Edit) -> AbstractContextManager[None]:
-        formula = self.study.config.edit
-        return edited(self.study.model, units, edit.old, edit.new, formula=formula)
+        config = self.study.config
+        return edited(
+            self.study.model,
+            units,
+            edit.old,
+            edit.new,
+            formula=config.edit,
+            strengths=strengths_of(config),
+        )
 
     def _measured(
         self,
@@ -264,6 +278,14 @@ def _is_alike(fact: Fact, other: Fact) -> bool:
     return (other.relation, other.language) == (fact.relation, fact.language)
 
 
+def strengths_of(config: KnowledgeFlags) -> tuple[float, float] | None:
+    """l1 and l2 of the formula, as asked for or as published; None without edits."""
+    if config.edit == "none":
+        return None
+    given = config.edit_strengths
+    return (given[0], given[1]) if given else STRENGTHS[config.edit]
+
+
 def _left_out(number: int, reason: str) -> EditRecord:
     return {
         "fact": number,
@@ -280,6 +302,7 @@ def summarised_edits(study: Study, records: Records) -> dict[str, Any]:
     reasons = [entry["left_out"] for entry in records if entry["left_out"]]
     return {
         "formula": study.config.edit,
+        "strengths": strengths_of(study.config),
         "n_edited": len(done),
         "n_units": fmean(entry["n_units"] for entry in done) if done else 0.0,
         "left_out": {

@@ -39,7 +39,8 @@ class KnowledgeFlags(TaskConfig):
     heading: ClassVar[str] = "knowledge neurons"
     headings: ClassVar[Headings] = {
         "what is done with them": (
-            *("n_others", "n_random", "mask", "edit", "most_edits", "edit_shared"),
+            *("n_others", "n_random", "mask", "edit", "edit_strengths"),
+            *("most_edits", "edit_shared"),
             *("to_mask", "n_ablated", "ablation", "positions", "mean_over", "bake"),
         ),
         "several processes": ("processes", "share", "join"),
@@ -128,6 +129,12 @@ class KnowledgeFlags(TaskConfig):
         "proportion to their norms (published), or by twice the embeddings "
         "(EleutherAI's code)",
     )
+    edit_strengths: list[float] = flag(
+        [],
+        "how much of the old object's embedding is taken away and of the new one's "
+        "added; default: as published, 1 8 (relative) and 2 2 (plain)",
+        within=Range(0, 1000),
+    )
     most_edits: int = flag(
         10, "facts of a relation that are edited, one at a time", within=COUNT
     )
@@ -210,6 +217,15 @@ class KnowledgeFlags(TaskConfig):
         if len(given) > 1:
             raise UserError(
                 f"{' and '.join(given)} choose a prompt's units; give one of them"
+            )
+        if len(self.edit_strengths) not in (0, 2):
+            raise UserError(
+                "--edit_strengths must be two numbers, for instance 1 8, got "
+                f"{self.edit_strengths}"
+            )
+        if self.edit_strengths and self.edit == "none":
+            raise UserError(
+                "--edit_strengths is about edits; give --edit relative or plain"
             )
         of_mask = {"n_ablated": None, "ablation": "zero"}
         of_mask |= {"mean_over": "retain", "positions": "words"}

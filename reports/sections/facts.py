@@ -63,13 +63,16 @@ def _edit_tables(results: Results) -> list[Table]:
     if not rows:
         return []
     edits = results["edits"]
+    given = edits.get("strengths")
+    strengths = f" with l1 = {given[0]:g}, l2 = {given[1]:g}" if given else ""
     left_out = "; ".join(f"{why}: {n}" for why, n in edits["left_out"].items())
     return [
         Table(
             "Edited facts",
             rows,
-            f"{edits['n_edited']} facts one at a time, formula {edits['formula']}, "
-            f"{edits['n_units']:.1f} units a fact. Shares of facts, means over facts. "
+            f"{edits['n_edited']} facts one at a time, formula {edits['formula']}"
+            f"{strengths}, {edits['n_units']:.1f} units a fact. Shares of facts, means "
+            "over facts. "
             f"Not edited: {left_out or 'none'}.",
             flat(edits["rows"]),
         ),

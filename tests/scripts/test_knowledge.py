@@ -266,10 +266,21 @@ def test_facts_are_edited_beside_random_units_and_those_of_masks(
         return usual(model, prompts)
 
     monkeypatch.setattr(edits.BasePass, "run", watched)
+    strengths: list[Any] = []
+    edited = edits.edited
+
+    def noted(*args: Any, **kwargs: Any) -> Any:
+        strengths.append(kwargs["strengths"])
+        return edited(*args, **kwargs)
+
+    monkeypatch.setattr(edits, "edited", noted)
     flags = ["--mask", str(mask), "--edit", "plain", "--edit_shared", "1"]
+    flags += ["--edit_strengths", "2", "2.5"]
     path = run(tmp_path, *flags, "--n_random", "2", "--most_edits", "2")
     found = results(path)["edits"]
     assert (found["formula"], results(path)["masks"]) == ("plain", [str(mask)])
+    assert found["strengths"] == [2, 2.5]
+    assert set(strengths) == {(2, 2.5)}
     lines, facts = (
         [json.loads(line) for line in (path / name).read_text().splitlines()]
         for name in ("edits.jsonl", "found.jsonl")
