@@ -4,6 +4,7 @@ import argparse
 import logging
 import os
 import re
+import select
 import sys
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -124,9 +125,9 @@ def run_script(main: Callable[[T], Any], config_class: type[T]) -> None:
     """Parse the command line and run `main`; `--help` shows the script's docstring.
 
     Raises:
-        SystemExit: With status 2 after a UserError or on a full disk, 130 after SIGINT
-            and 143 after SIGTERM; all print one line on stderr. Any other exception
-            keeps its traceback.
+        SystemExit: With status 2 after a UserError or on a full disk, 130 after SIGINT,
+            143 after SIGTERM and 141 where nobody reads the output any more (`| head`);
+            all print one line on stderr. Any other exception keeps its traceback.
     """
     description = sys.modules[main.__module__].__doc__
     _imports.stop()
@@ -138,6 +139,8 @@ def run_script(main: Callable[[T], Any], config_class: type[T]) -> None:
     except UserError as error:
         _exit(2, f"error: {error}")
     except OSError as error:
+        if isinstance(error, BrokenPipeError) and _is_output_closed():
+            _exit(141, "stopped: nobody reads the output any more")
         if error.errno not in FULL:
             raise
         _exit(2, f"error: {full(error)}")
@@ -145,6 +148,17 @@ def run_script(main: Callable[[T], Any], config_class: type[T]) -> None:
         _exit(*last_words(error))
     else:  # not after an error: other processes may still wait for this one
         leave_process_group()
+
+
+def _is_output_closed() -> bool:
+    """Whether the program that read stdout has ended; stdout then leads nowhere."""
+    stdout = sys.stdout.fileno()
+    pipe = select.poll()
+    pipe.register(stdout, 0)  # errors alone, which are told without being asked for
+    if not pipe.poll(0):
+        return False
+    os.dup2(os.open(os.devnull, os.O_WRONLY), stdout)
+    return True
 
 
 @contextmanager

@@ -1,8 +1,10 @@
 """A whole checkpoint, layer by layer: classes, quartiles and shares outside chance.
 
-In memory is one MLP at a time, beside the cosines and norms of all neurons.
+In memory is one MLP at a time, in the data type of its file, beside the cosines and
+norms of all neurons.
 """
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -17,7 +19,7 @@ from circuitcut.weight_classes.checkpoint import Checkpoint
 from circuitcut.weight_classes.classes import binned, classify, counts, grouped
 from circuitcut.weight_classes.cosines import Cosines
 from circuitcut.weight_classes.layouts import n_layers_of
-from circuitcut.weight_classes.mlp_weights import mlps_of_layer
+from circuitcut.weight_classes.mlp_weights import mlp_blocks_of_layer
 from circuitcut.weight_classes.names import COARSE, HALF_COARSE
 from circuitcut.weight_classes.settings import WeightSettings
 from circuitcut.weight_classes.significance import (
@@ -159,14 +161,15 @@ def analyse(
 def _layer(
     checkpoint: Checkpoint, number: int, settings: WeightSettings, seed: int
 ) -> Layer:
-    parts, pairs, d_model = [], [], 0
-    for weights in mlps_of_layer(checkpoint, number, settings.convention):
-        parts.append(Cosines.of(weights))
-        pairs.append(
-            mismatched_cosines(
-                weights, n_pairs=settings.n_pairs, seed=seed + 1000 * number
+    parts, pairs, d_model, n_mlps = [], [], 0, 0
+    for n_units, blocks in mlp_blocks_of_layer(checkpoint, number, settings.convention):
+        n_mlps += 1
+        for weights in blocks:
+            parts.append(Cosines.of(weights))
+            n_pairs = math.ceil(settings.n_pairs * weights.n_units / n_units)
+            pairs.append(
+                mismatched_cosines(weights, n_pairs=n_pairs, seed=seed + 1000 * number)
             )
-        )
-        d_model = weights.w_in.shape[1]
+            d_model = weights.w_in.shape[1]
     mismatched = {name: torch.cat([p[name] for p in pairs]) for name in pairs[0]}
-    return Layer(Cosines.joined(parts), mismatched, d_model, len(parts))
+    return Layer(Cosines.joined(parts), mismatched, d_model, n_mlps)

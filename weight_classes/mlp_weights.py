@@ -11,6 +11,8 @@ Transformers from Their Input-Output Functionality", https://arxiv.org/abs/2505.
 are on such folded weights. A gain behind the MLP (Gemma 2, OLMo 2) is not folded.
 """
 
+import itertools
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -22,6 +24,9 @@ from circuitcut.storage.errors import UserError
 from circuitcut.weight_classes.checkpoint import Checkpoint
 from circuitcut.weight_classes.layouts import MlpNames, n_experts_of
 from circuitcut.weight_classes.settings import Convention
+
+BLOCK = 2**20
+"""Most numbers of a matrix in a block: 4 MB."""
 
 
 @dataclass(frozen=True)
@@ -70,10 +75,30 @@ def mlps_of_layer(
     Raises:
         UserError: When tensors are missing or their shapes do not fit.
     """
-    gain = _gain(checkpoint, layer) if convention == "folded" else None
-    for names in _mlps_at(checkpoint, layer):
-        weights = _stored(checkpoint, names)
-        yield weights if convention == "raw" else _folded(checkpoint, weights, gain)
+    for stored in _stored_of_layer(checkpoint, layer, convention):
+        yield stored.block(0, stored.n_units, {})
+
+
+def mlp_blocks_of_layer(
+    checkpoint: Checkpoint, layer: int, convention: Convention = "folded"
+) -> Iterator[tuple[int, Iterator[MlpWeights]]]:
+    """`mlps_of_layer` with some neurons of an MLP at a time, which fit in the cache.
+
+    A block is valid until the next one is asked for: they share their memory. An MLP of
+    up to `BLOCK` numbers a matrix is one block, and no block of a larger one has fewer
+    than two neurons.
+
+    Args:
+        layer: Number of the block, from 0.
+
+    Yields:
+        Number of neurons and blocks of an MLP, or of an expert.
+
+    Raises:
+        UserError: When tensors are missing or their shapes do not fit.
+    """
+    for stored in _stored_of_layer(checkpoint, layer, convention):
+        yield stored.n_units, stored.blocks()
 
 
 def n_units_at(checkpoint: Checkpoint, layer: int) -> int:
@@ -116,8 +141,92 @@ def _mlps_at(checkpoint: Checkpoint, layer: int) -> Iterator[MlpNames]:
         raise checkpoint.lacks(layout.mlps[0].w_in.format(layer=layer, expert=0))
 
 
-def _stored(checkpoint: Checkpoint, names: MlpNames) -> MlpWeights:
-    """One MLP as its tensors have it, brought into the shape (unit, d_model)."""
+@dataclass(frozen=True)
+class _Stored:
+    """One MLP as its files have it, but for its shape, and how it is folded."""
+
+    gate: Tensor | None
+    w_in: Tensor
+    w_out: Tensor
+    gain: Float[Tensor, "d_model"] | None
+    """Of the norm before the MLP; None: nothing to multiply with."""
+    is_centred: bool
+
+    @property
+    def n_units(self) -> int:
+        return len(self.w_in)
+
+    def blocks(self) -> Iterator[MlpWeights]:
+        """All neurons, some at a time, in the same memory."""
+        n, d_model = self.w_in.shape
+        n_blocks = max(1, min(math.ceil(n * d_model / BLOCK), n // 2))
+        ends = [n * i // n_blocks for i in range(n_blocks + 1)]
+        memory: dict[str, Tensor] = {}
+        for start, end in itertools.pairwise(ends):
+            yield self.block(start, end, memory)
+
+    def block(self, start: int, end: int, memory: dict[str, Tensor]) -> MlpWeights:
+        """Some neurons, folded and centred, in float32 or float64.
+
+        Args:
+            memory: Where the vectors of earlier blocks lie, which these ones overwrite.
+        """
+
+        def real(name: str, gain: Tensor | None) -> Tensor | None:
+            stored: Tensor | None = getattr(self, name)
+            if stored is None:
+                return None
+            vectors = _copied(stored[start:end], name, memory)
+            if gain is not None:
+                vectors.mul_(gain)
+            if self.is_centred:
+                vectors.sub_(vectors.mean(1, keepdim=True))
+            return vectors
+
+        gate, w_in = real("gate", self.gain), real("w_in", self.gain)
+        w_out = real("w_out", None)
+        assert w_in is not None
+        assert w_out is not None
+        return MlpWeights(gate, w_in, w_out)
+
+
+def _copied(stored: Tensor, name: str, memory: dict[str, Tensor]) -> Tensor:
+    """Rows in float32, or in float64 where the file has it, in memory of their own.
+
+    A transposed matrix is first converted as it lies and then transposed: torch is five
+    times slower at both together.
+    """
+    dtype = torch.float64 if stored.dtype == torch.float64 else torch.float32
+
+    def buffer(key: str, shape: torch.Size) -> Tensor:
+        known = memory.get(key)
+        if known is None or known.numel() < shape.numel():
+            known = memory[key] = torch.empty(
+                shape.numel(), dtype=dtype, device=stored.device
+            )
+        return known[: shape.numel()].view(shape)
+
+    if stored.stride(0) < stored.stride(1):
+        as_it_lies = buffer(f"{name} as it lies", stored.T.shape)
+        stored = as_it_lies.copy_(stored.T).T
+    return buffer(name, stored.shape).copy_(stored)
+
+
+def _stored_of_layer(
+    checkpoint: Checkpoint, layer: int, convention: Convention
+) -> Iterator[_Stored]:
+    """The MLPs of a layer, one at a time."""
+    is_folded = convention == "folded"
+    gain = _gain(checkpoint, layer) if is_folded else None
+    is_centred = is_folded and checkpoint.layout.centred
+    for names in _mlps_at(checkpoint, layer):
+        yield _Stored(*_tensors(checkpoint, names), gain, is_centred)
+
+
+def _tensors(
+    checkpoint: Checkpoint, names: MlpNames
+) -> tuple[Tensor | None, Tensor, Tensor]:
+    """w_gate, w_in and w_out of one MLP in the shape (unit, d_model)."""
     w_in, w_out = checkpoint.read(names.w_in), checkpoint.read(names.w_out)
     gate = checkpoint.read(names.gate) if names.gate else None
     tensors = [t for t in (w_in, w_out, gate) if t is not None]
@@ -132,7 +241,7 @@ def _stored(checkpoint: Checkpoint, names: MlpNames) -> MlpWeights:
     shapes = {t.shape for t in (gate, w_in, w_out) if t is not None}
     if len(shapes) > 1:
         raise _misshapen(checkpoint, names, [tuple(t.shape) for t in tensors])
-    return MlpWeights(None if gate is None else _real(gate), _real(w_in), _real(w_out))
+    return gate, w_in, w_out
 
 
 def _misshapen(
@@ -146,32 +255,14 @@ def _misshapen(
     )
 
 
-def _real(tensor: Tensor) -> Tensor:
-    """In float32, or in float64 where the file has it."""
-    return tensor if tensor.dtype == torch.float64 else tensor.float()
-
-
 def _gain(checkpoint: Checkpoint, layer: int) -> Float[Tensor, "d_model"] | None:
     """What the norm before the MLP multiplies with."""
     layout = checkpoint.layout
     if layout.norm is None:
         return None
-    return _real(checkpoint.read(layout.norm.format(layer=layer))) + layout.gain_offset
-
-
-def _folded(
-    checkpoint: Checkpoint,
-    weights: MlpWeights,
-    gain: Float[Tensor, "d_model"] | None,
-) -> MlpWeights:
-    def read(vectors: Tensor) -> Tensor:
-        folded = vectors if gain is None else vectors * gain
-        return centred(folded) if checkpoint.layout.centred else folded
-
-    gate = None if weights.gate is None else read(weights.gate)
-    is_centred = checkpoint.layout.centred
-    w_out = centred(weights.w_out) if is_centred else weights.w_out
-    return MlpWeights(gate, read(weights.w_in), w_out)
+    stored = checkpoint.read(layout.norm.format(layer=layer))
+    gain = stored if stored.dtype == torch.float64 else stored.float()
+    return gain + layout.gain_offset
 
 
 def centred(vectors: Float[Tensor, "unit d_model"]) -> Float[Tensor, "unit d_model"]:

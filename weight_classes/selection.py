@@ -5,6 +5,7 @@ A set is one bool a neuron, layer by layer, True where it is chosen.
 
 import math
 from collections.abc import Callable, Sequence
+from itertools import chain
 
 import numpy as np
 import torch
@@ -20,7 +21,7 @@ from circuitcut.weight_classes.checkpoint import Checkpoint
 from circuitcut.weight_classes.classes import classify
 from circuitcut.weight_classes.cosines import Cosines, cosines_of_layer
 from circuitcut.weight_classes.layouts import n_layers_of
-from circuitcut.weight_classes.mlp_weights import mlps_of_layer, signs
+from circuitcut.weight_classes.mlp_weights import mlp_blocks_of_layer, signs
 from circuitcut.weight_classes.names import CLASSES, class_named
 from circuitcut.weight_classes.selection_flags import ChoiceFlags
 from circuitcut.weight_classes.settings import Convention
@@ -47,7 +48,12 @@ def cosines_of(checkpoint: Checkpoint, convention: Convention) -> list[Cosines]:
         UserError: When the weights are not those of the family.
     """
     return [
-        cosines_of_layer(mlps_of_layer(checkpoint, layer, convention))
+        cosines_of_layer(
+            chain.from_iterable(
+                blocks
+                for _, blocks in mlp_blocks_of_layer(checkpoint, layer, convention)
+            )
+        )
         for layer in range(n_layers_of(checkpoint.config))
     ]
 
@@ -65,10 +71,11 @@ def flipped_of(
     return [
         torch.cat(
             [
-                torch.zeros(mlp.n_units, dtype=torch.bool)
-                if mlp.gate is None
-                else signs(mlp.gate, mlp.w_in).cpu() < 0
-                for mlp in mlps_of_layer(checkpoint, layer, convention)
+                torch.zeros(block.n_units, dtype=torch.bool)
+                if block.gate is None
+                else signs(block.gate, block.w_in).cpu() < 0
+                for _, blocks in mlp_blocks_of_layer(checkpoint, layer, convention)
+                for block in blocks
             ]
         )
         for layer in range(n_layers_of(checkpoint.config))

@@ -11,10 +11,10 @@ mismatched: the vectors belong to two different neurons of one MLP. The region l
 cos(w_gate, w_in) is >= 0 after the refactor; its region begins at 0 and ends at the
 quantile 1 - alpha of the absolute value. Both are of Gerstner & Schuetze (2025), see
 `classes.py`. Departures: mismatched pairs are drawn (w_in of neuron i beside w_out of
-neuron i + k, for a few random k) instead of all n (n - 1); shares outside the beta
-region are also given at alpha divided by the number of neurons of the model
-(Bonferroni), at which a model of independent Gaussian vectors has a single cosine of
-one kind outside with a probability of at most alpha.
+neuron i + k, for a few random k, in large MLPs within blocks of neurons) instead of all
+n (n - 1); shares outside the beta region are also given at alpha divided by the number
+of neurons of the model (Bonferroni), at which a model of independent Gaussian vectors
+has a single cosine of one kind outside with a probability of at most alpha.
 """
 
 import math

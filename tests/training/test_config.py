@@ -3,6 +3,7 @@
 import errno
 import json
 import signal
+import subprocess
 import sys
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -245,6 +246,31 @@ def test_mistakes_and_interruptions_end_a_script_in_one_line(
         _run(error, monkeypatch)
     assert caught.value.code == status
     assert capsys.readouterr().err == f"test.py: {line}\n"
+
+
+def test_output_that_nobody_reads_ends_a_script_without_a_traceback(tmp_path: Path):
+    script = tmp_path / "talks.py"
+    script.write_text(
+        "from dataclasses import dataclass\n"
+        "from circuitcut.training.config import run_script\n"
+        "@dataclass(frozen=True)\n"
+        "class Config:\n"
+        "    n: int = 200_000\n"
+        "def main(config: Config) -> None:\n"
+        "    for _ in range(config.n):\n"
+        "        print('a line')\n"
+        "run_script(main, Config)\n"
+    )
+    with subprocess.Popen(
+        [sys.executable, str(script)], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    ) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        assert process.stdout.readline() == b"a line\n"
+        process.stdout.close()
+        said = process.stderr.read().decode()
+    assert said == "talks.py: stopped: nobody reads the output any more\n"
+    assert process.returncode == 141
 
 
 def test_our_own_faults_keep_their_traceback(monkeypatch: pytest.MonkeyPatch):

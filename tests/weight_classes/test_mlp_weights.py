@@ -12,10 +12,12 @@ import torch
 from torch import Tensor, nn
 from transformers.activations import ACT2FN
 
+from circuitcut.weight_classes import mlp_weights
 from circuitcut.weight_classes.checkpoint import checkpoint_of, open_checkpoint
 from circuitcut.weight_classes.layouts import LAYOUTS, layout_named
 from circuitcut.weight_classes.mlp_weights import (
     MlpWeights,
+    mlp_blocks_of_layer,
     mlps_of_layer,
     n_units_at,
 )
@@ -146,6 +148,38 @@ def test_experts_follow_each_other_and_each_computes_what_transformers_does(
     folded = next(mlps_of_layer(checkpoint, 0, "folded"))
     gain = model.model.layers[0].post_attention_layernorm.weight
     assert torch.allclose(folded.w_in, mlps[0].w_in * gain)
+
+
+@pytest.mark.parametrize("kind", ["llama", "phi3", "gpt2", "olmo", *MOE])
+def test_blocks_of_neurons_are_the_mlp_to_the_bit(
+    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    saved_model(tmp_path, kind)
+    checkpoint = open_checkpoint(str(tmp_path))
+    whole = list(mlps_of_layer(checkpoint, 0))
+    width = whole[0].w_in.shape[1]
+    monkeypatch.setattr(mlp_weights, "BLOCK", 5 * width)
+    for mlp, (n_units, blocks) in zip(
+        whole, mlp_blocks_of_layer(checkpoint, 0), strict=True
+    ):
+        assert n_units == mlp.n_units
+        start = 0
+        for block in blocks:
+            assert 2 <= block.n_units <= 5
+            rows = slice(start, start + block.n_units)
+            for name in ("gate", "w_in", "w_out"):
+                expected, found = getattr(mlp, name), getattr(block, name)
+                assert (expected is None) == (found is None)
+                if found is not None:
+                    assert torch.equal(found, expected[rows])
+            start += block.n_units
+        assert start == n_units
+    monkeypatch.setattr(mlp_weights, "BLOCK", width)  # no block of a single neuron
+    assert all(
+        block.n_units in (2, 3)
+        for _, blocks in mlp_blocks_of_layer(checkpoint, 0)
+        for block in blocks
+    )
 
 
 def test_a_loaded_model_and_its_files_give_the_same_weights(tmp_path: Path):
