@@ -30,7 +30,7 @@ SPECIAL = {
 
 
 def write_tables(folder: Path, tables: Sequence[Table]) -> list[Path]:
-    """Write every table as `tables/NAME.csv` and `tables/NAME.tex` in a run's folder.
+    """Write every table as `tables/NAME`, `.csv`, `.tex` and `.md`, in a run's folder.
 
     The names are the titles. Tables without rows are left out.
     """
@@ -39,7 +39,12 @@ def write_tables(folder: Path, tables: Sequence[Table]) -> list[Path]:
         if not table.rows:
             continue
         path = folder / TABLE_FOLDER / file_name(table.title)
-        for suffix, text in ((".csv", csv_text(table)), (".tex", latex_text(table))):
+        texts = {
+            ".csv": csv_text(table),
+            ".tex": latex_text(table),
+            ".md": markdown(table.rows),
+        }
+        for suffix, text in texts.items():
             write_text(path.with_suffix(suffix), text)
             written.append(path.with_suffix(suffix))
     return written

@@ -50,8 +50,7 @@ from circuitcut.experiments.runs.without_task import begin, header, made_with
 from circuitcut.models.loading import load_model
 from circuitcut.reports.html import write_report
 from circuitcut.reports.tables import format_table
-from circuitcut.reports.weights.effect_tables import EFFECT_TABLES, summary_rows
-from circuitcut.reports.weights.files import write_tables
+from circuitcut.reports.weights.effect_tables import summary_rows
 from circuitcut.storage.progress import Waiting
 
 
@@ -103,7 +102,6 @@ def _measured(
         shutil.rmtree(run.checkpoint_path, ignore_errors=True)
     rows = summary_rows(results)
     print(format_table(rows, list(rows[0])))
-    write_tables(run.path / "tables", results, EFFECT_TABLES)
     print(f"report: {write_report([run.path], run.path / 'report.html')}")
     print(f"run: {run.path}\nnext: {results['next']}")
     return run.path

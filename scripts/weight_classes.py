@@ -103,8 +103,9 @@ from circuitcut.models.loading import load_tokenizer
 from circuitcut.reports.figures import FIGURE_FOLDER, FIGURES
 from circuitcut.reports.html import write_report
 from circuitcut.reports.load import load_run
+from circuitcut.reports.sections.table import Table
+from circuitcut.reports.table_files import write_tables
 from circuitcut.reports.tables import format_table
-from circuitcut.reports.weights.files import write_tables
 from circuitcut.reports.weights.geometry import GEOMETRY_FILE
 from circuitcut.reports.weights.published import (
     CONVENTION,
@@ -189,7 +190,7 @@ def _published(config: WeightClassesConfig) -> Published | None:
 def _compare(run: Path, results: dict[str, Any], published: Published) -> None:
     """Print and write the counts beside the published ones."""
     rows = check_rows(results, published)
-    write_tables(run / "tables", results, {"published": lambda _: rows})
+    write_tables(run, [Table("Counts beside the published ones", rows)])
     print(f"\n{format_table(rows, list(rows[0]))}")
     n_equal = sum(not row["difference"] for row in rows)
     print(f"{n_equal} of {len(rows)} published numbers are equal")
@@ -212,7 +213,6 @@ def _show(run: Path, results: dict[str, Any]) -> None:
     if results["chosen"]:
         rows = count_rows(results)
         print(f"\n{format_table(rows, list(rows[0]))}")
-    write_tables(run / "tables", results)
     report = write_report([run], run / "report.html")  # draws the figures
     for name in FIGURES["weight_classes"]:
         figure = run / FIGURE_FOLDER / f"{name}.png"

@@ -59,7 +59,15 @@ def weight_tables(results: Results) -> list[Table]:
         Table("Neurons of other runs by class", count_rows(results), BY_CHANCE),
         Table("Tokens nearest to a neuron's vectors", vocabulary_rows(results), WORDS),
         Table("Neurons of each class by layer", class_rows(results)),
-        Table("The same, by the sign of cos(w_in, w_out) alone", _coarse(results)),
+        Table(
+            "Typical and atypical neurons together by layer",
+            _grouped(results, "half_coarse"),
+        ),
+        Table(
+            "Coarse classes by layer",
+            _grouped(results, "coarse"),
+            "By the sign of cos(w_in, w_out) alone.",
+        ),
         Table("Medians by layer", median_rows(results)),
         Table("Quartiles by layer", quartile_rows(results)),
         Table("Neurons by cosine", bin_rows(results), "Bins include their lower end."),
@@ -109,7 +117,7 @@ def effect_tables(results: Results) -> list[Table]:
             _edges_note(results),
             reader_rows(results),
         ),
-        Table("The same by layer", reading_layer_rows(results)),
+        Table("Readers by layer", reading_layer_rows(results)),
         Table("Edges of the ablation", edge_effect_rows(results)),
         Table("Every ablation and measure", draw_rows(results), unit + over),
         Table("The clean model", clean_rows(results), unit + over),
@@ -149,8 +157,8 @@ def _edges_note(results: Results) -> str:
     )
 
 
-def _coarse(results: Results) -> list[Row]:
-    return class_rows(results, "coarse") if results["weights"]["gated"] else []
+def _grouped(results: Results, groups: str) -> list[Row]:
+    return class_rows(results, groups) if results["weights"]["gated"] else []
 
 
 def _weights_note(results: Results) -> str:

@@ -1,6 +1,6 @@
 """Tables of what ablating a class of neurons changes, token by token."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from circuitcut.reports.words import format_cell, with_interval
@@ -280,20 +280,3 @@ def _tokens(words: Sequence[Mapping[str, Any]]) -> str:
         f"{word['token']!r} {'+' * (word['change'] > 0)}{format_cell(word['change'])}"
         for word in words[:5]
     )
-
-
-EFFECT_TABLES: dict[str, Callable[[Results], list[Row]]] = {
-    "summary": summary_rows,
-    "effects": draw_rows,
-    "clean": clean_rows,
-    "activity": activity_rows,
-    "activity_by_layer": layer_rows,
-    "most_changed_texts": changed_rows,
-    "continuations": continued_rows,
-    "logit_lens": lens_rows,
-    "attributes_rate": attribute_rows,
-    "readers": reader_rows,
-    "readers_by_layer": reading_layer_rows,
-    "edges": edge_effect_rows,
-}
-"""Name of a file -> its rows."""

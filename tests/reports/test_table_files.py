@@ -87,6 +87,6 @@ def test_a_report_writes_its_tables_beside_the_figures(write_run: Any, tmp_path)
     page = write_report(runs, tmp_path / "report.html").read_text()
     assert "Units that took over, with their words" in page
     assert str(runs[0] / "tables") in page
-    for suffix in (".csv", ".tex"):
+    for suffix in (".csv", ".tex", ".md"):
         assert (runs[0] / "tables" / f"scores_at_every_stage{suffix}").is_file()
         assert (runs[1] / "tables" / f"concepts_compared{suffix}").is_file()

@@ -7,9 +7,9 @@ import pytest
 from circuitcut.reports.findings import FINDINGS
 from circuitcut.reports.load import load_run
 from circuitcut.reports.opening import OPENINGS
+from circuitcut.reports.sections.registry import TABLES
 from circuitcut.reports.table_files import comma_separated, latex, markdown
 from circuitcut.reports.weights.effect_tables import (
-    EFFECT_TABLES,
     attribute_rows,
     changed_rows,
     continued_rows,
@@ -133,7 +133,7 @@ def test_tables_and_sentences_of_effects_have_their_numbers(write_run: Any):
     results["changed"].append({**results["changed"][0], "text": 3})
     assert len(lens_rows(results)) == 2
     assert lens_rows(results, most_changed_only=True) == [reading]
-    assert all(rows_of(results) for rows_of in EFFECT_TABLES.values())
+    assert all(table.rows for table in TABLES["class_effects"](results))
     verdict, said = OPENINGS["class_effects"](load_run(write_run(results)))
     assert "2 of 20 neurons of the class weakening" in verdict
     assert "900 tokens" in verdict

@@ -74,11 +74,13 @@ def test_a_class_and_its_controls_are_measured_and_told(folder: Path, tmp_path: 
     assert len(found["changed"]) == 10
     sizes = [abs(c["ablated"] - c["clean"]) for c in found["changed"][:5]]
     assert sizes == sorted(sizes, reverse=True)
-    with (run / "tables" / "summary.csv").open() as file:
+    with (run / "tables" / "ablated_minus_clean.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert [row["neurons"] for row in rows[:2]] == ["the class", "control by layer"]
-    assert (run / "tables" / "effects.tex").read_text().startswith("\\begin{tabular}")
-    assert "on" in (run / "tables" / "activity.md").read_text()
+    latex = (run / "tables" / "every_ablation_and_measure.tex").read_text()
+    assert "\\begin{tabular}" in latex
+    often = (run / "tables" / "how_often_neurons_are_on.md").read_text()
+    assert often.startswith("| neurons |")
     for text in found["changed"]:
         assert [(r["layer"], r["sublayer"]) for r in text["lens"]] == [
             (layer, name) for layer in (0, 1) for name in ("attention", "mlp")

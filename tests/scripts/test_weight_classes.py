@@ -81,15 +81,18 @@ def test_the_classes_of_a_model_are_those_of_a_slow_reference(
     assert sum(found["total"]["bins"]["in_out"]) == 96
     shown = capsys.readouterr().out
     assert "atypical conditional weakening" in shown
-    with (run / "tables" / "classes_by_layer.csv").open() as file:
+    table = run / "tables" / "neurons_of_each_class_by_layer.csv"
+    with table.open() as file:
         *layers, whole = csv.DictReader(file)
     assert whole["layer"] == "all"
     for name in CLASSES:
         assert int(whole[name]) == sum(int(r[name]) for r in layers) == counted[name]
-    latex = (run / "tables" / "classes_by_layer.tex").read_text()
-    assert latex.startswith("\\begin{tabular}{l" + "r" * 12 + "}\n\\toprule\n")
+    latex = table.with_suffix(".tex").read_text()
+    assert "\\begin{tabular}{l" + "r" * 12 + "}\n\\toprule\n" in latex
     assert latex.count("\\\\\n") == 4
-    lines = (run / "tables" / "classes_by_layer.md").read_text().splitlines()
+    lines = (
+        (run / "tables" / "neurons_of_each_class_by_layer.md").read_text().splitlines()
+    )
     assert len({line.count("|") for line in lines}) == 1
     assert len(lines) == 5
     page = (run / "report.html").read_text()
@@ -114,7 +117,7 @@ def test_neurons_of_other_runs_are_counted_by_class(tmp_path: Path, capsys: Any)
         assert counted["n_class"] == results(run)["total"]["classes"][name]
         assert counted["expected"] == pytest.approx(3 * counted["n_class"] / 96)
     assert "3 knowledge" in capsys.readouterr().out
-    assert (run / "tables" / "classes_of_runs.tex").exists()
+    assert (run / "tables" / "neurons_of_other_runs_by_class.tex").exists()
     assert "Neurons of other runs by class" in (run / "report.html").read_text()
 
 
@@ -278,7 +281,7 @@ def test_counts_are_printed_beside_the_published_ones(
     flags = ["--model", str(tmp_path / "bert-base-cased"), "--check", "published"]
     run = classified(tmp_path, *flags)
     assert "0 of 10 published numbers" not in capsys.readouterr().out
-    with (run / "tables" / "published.csv").open() as file:
+    with (run / "tables" / "counts_beside_the_published_ones.csv").open() as file:
         rows = list(csv.DictReader(file))
     bins = results(run)["total"]["bins"]["in_out"]
     assert [int(row["counted"]) for row in rows] == bins
