@@ -148,7 +148,7 @@ def long_layer_name(layer: int) -> str:
     return "embeddings" if layer < 0 else f"layer {layer}"
 
 
-MOST_DIGITS = 1e9
+LARGEST_IN_FULL = 1e9
 """Larger numbers are written as powers of ten."""
 
 
@@ -164,7 +164,7 @@ def format_cell(value: Any) -> str:
         return ""
     if value != 0 and abs(value) < 0.001:
         return f"{value:.1e}"
-    if abs(value) >= MOST_DIGITS:
+    if abs(value) >= LARGEST_IN_FULL:
         return f"{value:.1e}"
     return f"{value:,.3f}" if abs(value) < 1000 else f"{value:,.0f}"
 

@@ -140,6 +140,8 @@ def run_script(main: Callable[[T], Any], config_class: type[T]) -> None:
         _exit(2, f"error: {error}")
     except OSError as error:
         if isinstance(error, BrokenPipeError) and _is_output_closed():
+            # what is left in the buffer would fail again at the interpreter's end
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             _exit(141, "stopped: nobody reads the output any more")
         if error.errno not in FULL:
             raise
@@ -151,14 +153,10 @@ def run_script(main: Callable[[T], Any], config_class: type[T]) -> None:
 
 
 def _is_output_closed() -> bool:
-    """Whether the program that read stdout has ended; stdout then leads nowhere."""
-    stdout = sys.stdout.fileno()
+    """Whether the program that read stdout has ended."""
     pipe = select.poll()
-    pipe.register(stdout, 0)  # errors alone, which are told without being asked for
-    if not pipe.poll(0):
-        return False
-    os.dup2(os.open(os.devnull, os.O_WRONLY), stdout)
-    return True
+    pipe.register(sys.stdout, 0)  # errors alone, which are told without being asked for
+    return bool(pipe.poll(0))
 
 
 @contextmanager

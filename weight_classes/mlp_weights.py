@@ -172,10 +172,7 @@ class _Stored:
             memory: Where the vectors of earlier blocks lie, which these ones overwrite.
         """
 
-        def real(name: str, gain: Tensor | None) -> Tensor | None:
-            stored: Tensor | None = getattr(self, name)
-            if stored is None:
-                return None
+        def real(name: str, stored: Tensor, gain: Tensor | None) -> Tensor:
             vectors = _copied(stored[start:end], name, memory)
             if gain is not None:
                 vectors.mul_(gain)
@@ -183,11 +180,11 @@ class _Stored:
                 vectors.sub_(vectors.mean(1, keepdim=True))
             return vectors
 
-        gate, w_in = real("gate", self.gain), real("w_in", self.gain)
-        w_out = real("w_out", None)
-        assert w_in is not None
-        assert w_out is not None
-        return MlpWeights(gate, w_in, w_out)
+        return MlpWeights(
+            None if self.gate is None else real("gate", self.gate, self.gain),
+            real("w_in", self.w_in, self.gain),
+            real("w_out", self.w_out, None),
+        )
 
 
 def _copied(stored: Tensor, name: str, memory: dict[str, Tensor]) -> Tensor:
@@ -196,7 +193,7 @@ def _copied(stored: Tensor, name: str, memory: dict[str, Tensor]) -> Tensor:
     A transposed matrix is first converted as it lies and then transposed: torch is five
     times slower at both together.
     """
-    dtype = torch.float64 if stored.dtype == torch.float64 else torch.float32
+    dtype = torch.promote_types(stored.dtype, torch.float32)
 
     def buffer(key: str, shape: torch.Size) -> Tensor:
         known = memory.get(key)
@@ -260,9 +257,8 @@ def _gain(checkpoint: Checkpoint, layer: int) -> Float[Tensor, "d_model"] | None
     layout = checkpoint.layout
     if layout.norm is None:
         return None
-    stored = checkpoint.read(layout.norm.format(layer=layer))
-    gain = stored if stored.dtype == torch.float64 else stored.float()
-    return gain + layout.gain_offset
+    gain = checkpoint.read(layout.norm.format(layer=layer))
+    return gain.to(torch.promote_types(gain.dtype, torch.float32)) + layout.gain_offset
 
 
 def centred(vectors: Float[Tensor, "unit d_model"]) -> Float[Tensor, "unit d_model"]:

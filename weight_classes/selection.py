@@ -4,8 +4,7 @@ A set is one bool a neuron, layer by layer, True where it is chosen.
 """
 
 import math
-from collections.abc import Callable, Sequence
-from itertools import chain
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 import torch
@@ -21,7 +20,11 @@ from circuitcut.weight_classes.checkpoint import Checkpoint
 from circuitcut.weight_classes.classes import classify
 from circuitcut.weight_classes.cosines import Cosines, cosines_of_layer
 from circuitcut.weight_classes.layouts import n_layers_of
-from circuitcut.weight_classes.mlp_weights import mlp_blocks_of_layer, signs
+from circuitcut.weight_classes.mlp_weights import (
+    MlpWeights,
+    mlp_blocks_of_layer,
+    signs,
+)
 from circuitcut.weight_classes.names import CLASSES, class_named
 from circuitcut.weight_classes.selection_flags import ChoiceFlags
 from circuitcut.weight_classes.settings import Convention
@@ -48,12 +51,7 @@ def cosines_of(checkpoint: Checkpoint, convention: Convention) -> list[Cosines]:
         UserError: When the weights are not those of the family.
     """
     return [
-        cosines_of_layer(
-            chain.from_iterable(
-                blocks
-                for _, blocks in mlp_blocks_of_layer(checkpoint, layer, convention)
-            )
-        )
+        cosines_of_layer(_blocks(checkpoint, layer, convention))
         for layer in range(n_layers_of(checkpoint.config))
     ]
 
@@ -74,12 +72,19 @@ def flipped_of(
                 torch.zeros(block.n_units, dtype=torch.bool)
                 if block.gate is None
                 else signs(block.gate, block.w_in).cpu() < 0
-                for _, blocks in mlp_blocks_of_layer(checkpoint, layer, convention)
-                for block in blocks
+                for block in _blocks(checkpoint, layer, convention)
             ]
         )
         for layer in range(n_layers_of(checkpoint.config))
     ]
+
+
+def _blocks(
+    checkpoint: Checkpoint, layer: int, convention: Convention
+) -> Iterator[MlpWeights]:
+    """The neurons of a layer, some at a time: each is valid until the next."""
+    for _, blocks in mlp_blocks_of_layer(checkpoint, layer, convention):
+        yield from blocks
 
 
 def members(classes: Sequence[Int[Tensor, "unit"]], names: Sequence[str]) -> Chosen:

@@ -21,6 +21,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
 import torch
 
@@ -50,7 +51,9 @@ class LargeCheckpointConfig:
     cached: bool = field(
         default=False, metadata={"help": "read from the system's memory"}
     )
-    only: str = field(default="", metadata={"help": "read or classes: one part, once"})
+    part: Literal["both", "read", "classes"] = field(
+        default="both", metadata={"help": "a single part is measured once, here"}
+    )
     seed: int = 0
 
 
@@ -59,9 +62,9 @@ def main(config: LargeCheckpointConfig) -> None:
     folder = config.folder / f"olmo-{config.layers}"
     if not (folder / "config.json").exists():
         _write(folder, config.layers, config.seed)
-    if config.only:
+    if config.part != "both":
         torch.set_num_threads(config.threads)
-        _print_measured({"read": _read, "classes": _classify}[config.only], folder)
+        _print_measured(_read if config.part == "read" else _classify, folder)
         return
     found: dict[str, list[dict[str, float]]] = {"read": [], "classes": []}
     for _ in range(config.rounds):
@@ -132,8 +135,7 @@ def _read(folder: Path) -> None:
 
 
 def _classify(folder: Path) -> None:
-    analysis = analyse(open_checkpoint(str(folder)), WeightSettings())
-    assert analysis.n_units % D_MLP == 0
+    analyse(open_checkpoint(str(folder)), WeightSettings()).total()
 
 
 def _print_measured(part: Callable[[Path], None], folder: Path) -> None:
@@ -157,7 +159,7 @@ def _in_process(
     command = [sys.executable, __file__, "--folder", str(config.folder)]
     command += ["--layers", str(config.layers), "--threads", str(config.threads)]
     done = subprocess.run(
-        [*command, "--only", part], check=True, stdout=subprocess.PIPE, text=True
+        [*command, "--part", part], check=True, stdout=subprocess.PIPE, text=True
     )
     measured: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
     return measured
