@@ -75,7 +75,8 @@ LONG_CELL = 60
 def write_report(runs: Sequence[Path], out: Path) -> Path:
     """Draw the figures of every run and write one HTML file that needs nothing else.
 
-    Beside it, every run gets its figures (PNG, SVG) and its tables (CSV, LaTeX).
+    Beside it, every run gets its figures (PNG, SVG) and its tables (CSV, LaTeX,
+    Markdown).
 
     Args:
         runs: Run directories, in the order of the report.
@@ -238,7 +239,7 @@ def section(run: Run, figures: Mapping[str, Path], number: int) -> str:
     ]
     files = (
         f"Files of the run: figures as PNG and SVG in {run.path / FIGURE_FOLDER}, "
-        f"tables as CSV and LaTeX in {run.path / TABLE_FOLDER}."
+        f"tables as CSV, LaTeX and Markdown in {run.path / TABLE_FOLDER}."
     )
     if run.kind == "weight_classes" and run.results["weights"]["gated"]:
         files += f" Interactive page of the cosines: {run.path / GEOMETRY_FILE}."
