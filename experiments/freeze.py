@@ -104,10 +104,10 @@ def _chosen_k(
 
     The fewest that bring the concept to its target (`isolate`: the most that keep it);
     where the concept's score is a loss, which has no floor to reach, the most that cost
-    the retained text no more than `retain_cost` and `retain_kl`.
+    no kind of retained text more than `retain_cost`, and all of it `retain_kl`.
     """
     task, model, size = experiment.task, experiment.loaded.model, plan.size
-    concept, retain = task.concept_metric, task.retain_metric
+    concept = task.concept_metric
     breaking = plan.settings.direction == "break"
     only_concept = concept.higher_is_better or not breaking
     uncut = evaluate(task, model, "tune", only_concept=only_concept).scores
@@ -130,10 +130,10 @@ def _chosen_k(
         ).scores
 
     if not only_concept:
-        limits = {
-            retain.name: (1 + size.retain_cost) * uncut[retain.name],
-            "kl_retain": size.retain_kl,
-        }
+        limits = {"kl_retain": size.retain_kl}
+        for name in task.retain_losses:
+            if not math.isnan(uncut[name]):  # there is text of this kind
+                limits[name] = (1 + size.retain_cost) * uncut[name]
         return _most_within(limits, sizes, scores_at)
     for k in sizes:
         score = scores_at(k)[concept.name]
@@ -147,14 +147,16 @@ def _most_within(
     sizes: Sequence[int],
     scores: Callable[[int], Mapping[str, float]],
 ) -> int:
-    """The size before the first with a score above its limit; at least the first."""
-    affordable = sizes[0]
-    for size in sizes:
-        found = scores(size)
+    """A size within all limits whose next is not, by bisection; at least the first."""
+    within, beyond = 0, len(sizes)
+    while beyond - within > 1:
+        middle = (within + beyond) // 2
+        found = scores(sizes[middle])
         if any(found[name] > limit for name, limit in limits.items()):
-            break
-        affordable = size
-    return affordable
+            beyond = middle
+        else:
+            within = middle
+    return sizes[within]
 
 
 def _reached(

@@ -56,7 +56,8 @@ class MaskConfig(UnitsConfig, _SettingsFlags):
     )
     retain_cost: float = flag(
         0.02,
-        "where the concept's score is a loss: growth of the retained text's loss",
+        "where the concept's score is a loss: most growth of the loss of any kind of "
+        "retained text",
         within=NOT_NEGATIVE,
     )
     retain_kl: float | None = flag(

@@ -43,7 +43,8 @@ class Size:
     concept_target: float = 0.05
     """Share of the way from no ability to the uncut score that may remain."""
     retain_cost: float = 0.02
-    """Where the concept's score is a loss: growth of the retained text's loss."""
+    """Where the concept's score is a loss: most growth of the loss of any kind of
+    retained text."""
     retain_kl: float = math.inf
     """Likewise: nats a token between the uncut and the cut model on retained text."""
 

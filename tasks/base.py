@@ -179,6 +179,14 @@ class Task(ABC):
     def n_examples(self, split: Split) -> int:
         """Number of examples of a split."""
 
+    @property
+    def retain_losses(self) -> tuple[str, ...]:
+        """Losses that limit a mask's size: of retained text and of each kind of it.
+
+        They count where the concept's score is a loss as well; NaN: no such text.
+        """
+        return (self.retain_metric.name,)
+
     def scored(self, split: Split, examples: Sequence[T]) -> Sequence[T]:
         """Evenly spaced examples, as many as `n_heldout` allows in this split."""
         n, most = len(examples), self.n_heldout

@@ -197,6 +197,12 @@ class ToxicityTask(Task):
         )
         return scores
 
+    @property
+    def retain_losses(self) -> tuple[str, ...]:
+        """Losses of all retained text, of neutral and of encyclopaedic text."""
+        kinds = [f"{kind}_nll" for kind in TEXT_KINDS if kind != "toxic"]
+        return (self.retain_metric.name, *kinds)
+
     def sampled_scores(
         self,
         model: nn.Module,
