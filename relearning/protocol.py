@@ -158,6 +158,9 @@ def _finetune(
     with held_model(model, held_mask, settings.trained) as tuned:
         measure(0)
         on_log, at_end = findings.on_log, findings.at_end
+        checkpoints = Checkpoints(
+            files.checkpoints, resume, study.provenance, at_end=findings.end_is_slow
+        )
         tuned.fit_(
             finetuning_loss(study.task, condition, settings, n_seen, accelerator),
             fit_settings(settings, condition),
@@ -166,7 +169,7 @@ def _finetune(
                 on_log=partial(on_log, condition) if on_log else None,
                 progress=progress,
             ),
-            checkpoints=Checkpoints(files.checkpoints, resume, study.provenance),
+            checkpoints=checkpoints,
             accelerator=accelerator,
             buffers={"n_seen": n_seen},
         )

@@ -101,6 +101,9 @@ class Findings:
     kept as `ConditionRun.at_end`."""
     on_log: OnLog | None = None
     """Called with the numbers of every training step."""
+    end_is_slow: bool = False
+    """`at_end` takes long: the last state is saved before, so that a killed run does
+    not train again."""
 
 
 NO_FINDINGS = Findings()

@@ -277,6 +277,7 @@ def _relearned(config: RelearnConfig, resumed: RunDirectory | None) -> Path:
             resume=resumed is not None,
             findings=Findings(
                 at_end=whereabouts if config.redistribute else None,
+                end_is_slow=config.redistribute and config.fresh_mask,
                 on_log=lambda condition, step, numbers: tracker.scalars(
                     step, {f"{condition.key}/{name}": v for name, v in numbers.items()}
                 ),

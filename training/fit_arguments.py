@@ -60,6 +60,9 @@ class Checkpoints:
     provenance: Mapping[str, Any] = field(default_factory=dict)
     """What the run is made with (`storage.provenance`): kept in every checkpoint, and
     compared when it continues."""
+    at_end: bool = True
+    """Save the state after the last step too; False suits a caller that keeps what it
+    needs of it. An interrupted loop always saves its state."""
 
 
 NO_WATCH = Watch()

@@ -84,11 +84,16 @@ def fit(
                 watch.on_log(step, numbers)
             bar.advance(step, value)
             done = step + 1
-            due = settings.checkpoint_every and done % settings.checkpoint_every == 0
-            if is_main and folder and (due or stopping or done == n_steps):
+            stopping = stopping or (done == n_steps and stop.is_set())
+            if done == n_steps:
+                due = checkpoints.at_end
+            else:
+                every = settings.checkpoint_every
+                due = every > 0 and done % every == 0
+            if is_main and folder and (due or stopping):
                 origin = {PROVENANCE: dict(checkpoints.provenance)}
                 save_state(folder, done, state.tree() | origin)
-            if stopping or (done == n_steps and stop.is_set()):
+            if stopping:
                 raise interruption(done, folder, stop.number)
     accelerator.wait_for_everyone()
 

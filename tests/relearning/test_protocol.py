@@ -263,6 +263,34 @@ def test_a_killed_run_goes_on_to_the_same_bits(
     assert not (folder / "checkpoints").exists()
 
 
+@pytest.mark.parametrize(("end_is_slow", "saved"), [(False, [8, 10]), (True, [10, 12])])
+def test_the_last_state_is_saved_where_what_follows_is_slow(
+    end_is_slow: bool,
+    saved: list[int],
+    task: Task,
+    loaded: LoadedModel,
+    mask: FrozenMask,
+    tmp_path: Path,
+):
+    """A checkpoint of a large model takes seconds and is deleted at the end."""
+
+    def kill(*_: Any) -> dict[str, Any]:
+        raise Killed
+
+    study = Study(task, loaded, mask, replace(SETTINGS, checkpoint_every=2))
+    findings = Findings(at_end=kill, end_is_slow=end_is_slow)
+    with pytest.raises(Killed):
+        run_condition(study, CUT, tmp_path / "killed", findings=findings)
+    kept = sorted((tmp_path / "killed" / "checkpoints").iterdir())
+    assert [int(path.name.removeprefix("step-")) for path in kept] == saved
+    models: dict[str, nn.Module] = {}
+    whole = run_condition(study, CUT, tmp_path / "whole")
+    resumed = run_condition(
+        study, CUT, tmp_path / "killed", resume=True, findings=_kept_model(models)
+    )
+    assert _rows(resumed) == _rows(whole)
+
+
 def test_finished_conditions_are_read_not_run_again(
     task: Task,
     loaded: LoadedModel,
