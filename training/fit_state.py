@@ -19,6 +19,7 @@ from circuitcut.training.schedules import learning_rate_factor
 
 _MAY_CHANGE_ON_RESUME = ("n_steps", "checkpoint_every")
 _MOMENTS = {"exp_avg", "exp_avg_sq", "step"}
+_FUSED_ON = ("cpu", "cuda")
 
 
 class FitState:
@@ -184,11 +185,17 @@ def _make_optimiser(
     if maximised:
         groups.append({"params": maximised, "weight_decay": 0.0, "maximize": True})
     betas = 0.9, settings.beta2
+    # one pass over each parameter and its moments; the other kernels take five times
+    # as long on a CPU, and memory for whole copies of the parameters
+    fused = all(
+        p.is_floating_point() and p.device.type in _FUSED_ON
+        for p in (*minimised, *maximised)
+    )
     match optimiser:
         case "adam":
-            return torch.optim.Adam(groups, lr=rate, betas=betas)
+            return torch.optim.Adam(groups, lr=rate, betas=betas, fused=fused)
         case "adamw":
-            return torch.optim.AdamW(groups, lr=rate, betas=betas)
+            return torch.optim.AdamW(groups, lr=rate, betas=betas, fused=fused)
         case "sgd":
             return torch.optim.SGD(groups, lr=rate, momentum=settings.momentum)
         case _:

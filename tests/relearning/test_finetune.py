@@ -108,7 +108,9 @@ def test_without_a_mask_the_steps_are_those_of_torch():
     ours, theirs = nn.Linear(4, 2), nn.Linear(4, 2)
     theirs.load_state_dict(ours.state_dict())
     finetune_(ours, _loss, ADAMW)
-    oracle = torch.optim.AdamW(theirs.parameters(), lr=0.05, weight_decay=0.5)
+    oracle = torch.optim.AdamW(
+        theirs.parameters(), lr=0.05, weight_decay=0.5, fused=True
+    )
     for step in range(ADAMW.n_steps):
         oracle.zero_grad()
         _loss(theirs, step).backward()

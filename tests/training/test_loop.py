@@ -21,9 +21,9 @@ from circuitcut.training.loop import FitSettings, fit, mixed_seed
 
 Numbers = dict[str, float]
 ORACLES = {
-    "adam": lambda p: torch.optim.Adam(p, lr=0.1, weight_decay=0.01),
+    "adam": lambda p: torch.optim.Adam(p, lr=0.1, weight_decay=0.01, fused=True),
     "adamw": lambda p: torch.optim.AdamW(
-        p, lr=0.1, weight_decay=0.01, betas=(0.9, 0.98)
+        p, lr=0.1, weight_decay=0.01, betas=(0.9, 0.98), fused=True
     ),
     "sgd": lambda p: torch.optim.SGD(p, lr=0.1, weight_decay=0.01, momentum=0.9),
 }
