@@ -260,12 +260,9 @@ class Task(ABC):
 
     def finetune_loss(self, model: nn.Module, batch: Batch) -> Float[Tensor, ""]:
         """Mean cross-entropy in nats over all positions with a target."""
-        logits = model(**self.inputs(batch)).logits
-        return nn.functional.cross_entropy(
-            logits.flatten(0, -2).float(),
-            batch["targets"].flatten(),
-            ignore_index=NO_TARGET,
-        )
+        where = batch["targets"] != NO_TARGET
+        logits = logits_at(model, self.inputs(batch), where)
+        return nn.functional.cross_entropy(logits.float(), batch["targets"][where])
 
     def target_weights(self, batch: Batch) -> Float[Tensor, "..."]:
         """Weight of each position in `finetune_loss`; 0 at positions without target."""

@@ -14,6 +14,9 @@ from circuitcut.storage.errors import UserError
 from circuitcut.tasks.base import NO_TARGET, Batch, Metric, TaskOptions
 from circuitcut.tasks.selected_logits import spread
 
+_LOGITS_AT_ONCE = 2**22
+"""Whose logarithms fit in the cache: 16 MiB in float32."""
+
 
 def of_vocabulary(metric: Metric, tokenizer: Any) -> Metric:
     """A loss in nats per token with that of a uniform guess over the vocabulary."""
@@ -189,13 +192,19 @@ def pad_id_of(tokenizer: Any) -> int:
 
 def token_nll(logits: Tensor, targets: Tensor) -> Tensor:
     """Negative log likelihood in nats of every target; 0 at positions without one."""
-    losses = torch.nn.functional.cross_entropy(
-        logits.flatten(0, -2).float(),
-        targets.flatten(),
-        ignore_index=NO_TARGET,
-        reduction="none",
+    at_once = max(1, _LOGITS_AT_ONCE // logits.shape[-1])
+    pieces = zip(
+        logits.flatten(0, -2).split(at_once),
+        targets.flatten().split(at_once),
+        strict=True,
     )
-    return losses.view(targets.shape)
+    losses = [
+        torch.nn.functional.cross_entropy(
+            piece.float(), wanted, ignore_index=NO_TARGET, reduction="none"
+        )
+        for piece, wanted in pieces
+    ]
+    return torch.cat(losses).view(targets.shape)
 
 
 def counted_nll(logits: Tensor, batch: Batch, where: Tensor) -> Tensor:
