@@ -20,6 +20,8 @@ from circuitcut.relearning.lora import adapter_change, has_adapter
 SALIENCY_BLOCK = 100
 """Ranks that share one saliency."""
 
+_AT_ONCE = 2**18
+"""Weights whose change fits in the cache: 2 MiB in double precision."""
 Scores = Mapping[str, Tensor]
 """Scores of every site of a model, highest for the concept's units."""
 
@@ -43,13 +45,28 @@ def weight_distance(model: nn.Module, base: nn.Module) -> float:
         is_shared = parameter is start  # the copy does not own it
         if ".lora_" in path or (is_shared and name not in adapters):
             continue
-        change = parameter.detach().double()
-        if start is not None:
-            change = change - start.detach().double()
         if name in adapters:
-            change = change + adapter_change(adapters[name])
-        total += float(change.square().sum())
+            change = parameter.detach().double() + adapter_change(adapters[name])
+        else:
+            change = parameter.detach()
+        total += _squared_distance(change, None if start is None else start.detach())
     return math.sqrt(total)
+
+
+def _squared_distance(weights: Tensor, start: Tensor | None) -> float:
+    """Sum of squares of `weights` minus `start`, in double precision and in pieces.
+
+    Whole copies in double precision of a large matrix cost ten times as much.
+    """
+    total = 0.0
+    pieces = weights.flatten().split(_AT_ONCE)
+    starts = (None,) * len(pieces) if start is None else start.flatten().split(_AT_ONCE)
+    for piece, begun in zip(pieces, starts, strict=True):
+        change = piece.double()
+        if begun is not None:
+            change = change - begun
+        total += float(change.square().sum())
+    return total
 
 
 def saliency(n_units: int) -> Float[Tensor, "rank"]:
