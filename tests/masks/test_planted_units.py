@@ -119,7 +119,9 @@ def _found(gate: str, seed: int) -> tuple[set[int], set[int]]:
     return {unit for _, unit in _cut_units(mask)}, planted
 
 
-@pytest.mark.parametrize("gate", ["hard_concrete", "topk"])
+@pytest.mark.parametrize(
+    "gate", ["hard_concrete", pytest.param("topk", marks=pytest.mark.slow)]
+)
 def test_the_planted_neurons_are_found_exactly_on_twenty_of_twenty_seeds(gate: str):
     results = [_found(gate, seed) for seed in range(20)]
     assert sum(found == planted for found, planted in results) == 20

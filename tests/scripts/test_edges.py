@@ -102,6 +102,7 @@ def test_a_mask_on_edges_is_trained_evaluated_and_reported(
     assert last["distance"] > 0
 
 
+@pytest.mark.slow
 def test_edges_are_trained_beside_neurons_and_kept_edges_are_named(flags: list[str]):
     units = ["--units", "edges", "neurons", "--ablation", "mean", "--merged_qkv", "1"]
     direction = ["--direction", "isolate", "--n_ablated", "700"]
@@ -231,6 +232,7 @@ def newest(tmp_path: Path) -> Path:
     return max((tmp_path / "runs").iterdir(), key=lambda path: path.stat().st_mtime)
 
 
+@pytest.mark.slow
 def test_faithfulness_without_a_mask_and_of_heads(learned: list[str]):
     few = ["--fractions", "0.5", "1", "--n_batches", "2"]
     found = measured(

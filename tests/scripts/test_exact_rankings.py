@@ -71,6 +71,7 @@ def test_a_run_ranks_every_unit_and_cuts_the_highest(
     assert all(names[method] in page.read_text() for method in methods)
 
 
+@pytest.mark.slow
 def test_they_stand_beside_a_learned_mask_and_in_its_evaluation(flags: list[str]):
     trained = train_mask.main(
         parse_config(
@@ -99,6 +100,7 @@ def test_they_stand_beside_a_learned_mask_and_in_its_evaluation(flags: list[str]
         assert rows[method] == pytest.approx(own), method
 
 
+@pytest.mark.slow
 def test_circuits_of_their_rankings_end_with_the_whole_model(flags: list[str]):
     found = results(
         faithfulness.main(

@@ -7,6 +7,8 @@ import signal
 import subprocess
 import sys
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -92,6 +94,7 @@ def joined(tmp_path: Path, shares: list[Path], *flags: str) -> Path:
     return knowledge.main(config)
 
 
+@pytest.mark.slow
 def test_joined_shares_are_the_files_of_one_process_bit_for_bit(tmp_path: Path):
     whole = run(tmp_path / "whole", "--name", "a")
     shares = [
@@ -170,7 +173,9 @@ def test_a_killed_share_loses_nothing_and_is_joined_before_units_are_refined(
         assert (path / file).read_bytes() == (whole / file).read_bytes(), file
 
 
-def stop_at_fact_5(monkeypatch: pytest.MonkeyPatch, method: str) -> None:
+@contextmanager
+def stopped_at_fact_5(method: str) -> Iterator[None]:
+    """What stands in the block is interrupted there; other patches of a test stay."""
     usual = getattr(study.Study, method)
 
     def killed(self: Any, number: int, *pool: Any) -> Any:
@@ -178,25 +183,22 @@ def stop_at_fact_5(monkeypatch: pytest.MonkeyPatch, method: str) -> None:
             raise KeyboardInterrupt
         return usual(self, number, *pool)
 
-    monkeypatch.setattr(study.Study, method, killed)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(study.Study, method, killed)
+        with pytest.raises(KeyboardInterrupt):
+            yield
 
 
-def test_a_killed_run_continues_to_the_same_files(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-):
+def test_a_killed_run_continues_to_the_same_files(tmp_path: Path):
     flags = ["--grid", "gauss", "--refine", "original"]
     whole = run(tmp_path / "whole", *flags, "--name", "a")
-    stop_at_fact_5(monkeypatch, "_find")
-    with pytest.raises(KeyboardInterrupt):
+    with stopped_at_fact_5("_find"):
         run(tmp_path, *flags, "--name", "a")
-    monkeypatch.undo()
     path = tmp_path / "runs" / "a"
     with (path / "found.jsonl").open("a") as file:
         file.write('{"fact": 5, "subj')  # torn by the kill
-    stop_at_fact_5(monkeypatch, "_effect")
-    with pytest.raises(KeyboardInterrupt):
+    with stopped_at_fact_5("_effect"):
         run(tmp_path, *flags, "--resume", str(path))
-    monkeypatch.undo()
     with pytest.raises(UserError, match=r"n_steps \(5 before, 6 now\)"):
         run(tmp_path, *flags, "--resume", str(path), "--n_steps", "6")
     assert run(tmp_path, *flags, "--resume", str(path)) == path

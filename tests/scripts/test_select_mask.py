@@ -26,6 +26,7 @@ def results(run: Path) -> Any:
     return json.loads((run / "results.json").read_text())
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("without_figures")
 def test_a_class_and_its_control_are_runs_that_evaluate_accepts(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
