@@ -131,7 +131,8 @@ class TaskConfig:
     mixed_precision: Literal["no", "bf16"] = flag("no", "arithmetic of the model")
     n_heldout: int | None = flag(
         None,
-        "score so many evenly spaced examples of the tune and held-out splits",
+        "score so many evenly spaced examples of the tune and held-out splits, of "
+        "prompts and of texts as many",
         within=COUNT,
     )
     eval_batch: int = flag(

@@ -1,7 +1,7 @@
 """A task: its data in batches, and scores of the concept and of what is retained."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, Protocol, TypeVar, runtime_checkable
@@ -82,6 +82,25 @@ class Metric:
     """Score of a guess; of a loss that of a uniform guess, 0 where it is unknown."""
     label: str = ""
     """Name that people use, such as `LOC span F1`; empty: the name of the score."""
+
+
+def _chosen(
+    examples: Sequence[int], kinds: Sequence[tuple[Hashable, ...]], most: int
+) -> list[int]:
+    """At most `most` of the examples, whose kinds are at their place in `kinds`."""
+    n = min(len(examples), most)
+    if not any(kinds[i] for i in examples):
+        return [examples[i * len(examples) // n] for i in range(n)]
+    by_kind: dict[Hashable, list[int]] = {}
+    for i in examples:
+        by_kind.setdefault(kinds[i][:1], []).append(i)
+    within = [kind[1:] for kind in kinds]
+    chosen: list[int] = []
+    smallest_first = sorted(by_kind.values(), key=len)
+    for place, alike in enumerate(smallest_first):
+        share = (n - len(chosen)) // (len(smallest_first) - place)
+        chosen += _chosen(alike, within, share)
+    return chosen
 
 
 class Task(ABC):
@@ -188,11 +207,27 @@ class Task(ABC):
         return (self.retain_metric.name,)
 
     def scored(self, split: Split, examples: Sequence[T]) -> Sequence[T]:
-        """Evenly spaced examples, as many as `n_heldout` allows in this split."""
-        n, most = len(examples), self.n_heldout
-        if split not in ("tune", "heldout") or most is None or most >= n:
+        """As many examples as `n_heldout` allows in this split, of every kind as many.
+
+        Those of a kind are evenly spaced. A kind with fewer than its share leaves the
+        rest to the others, so that many texts do not crowd out a concept with few
+        prompts.
+        """
+        if split not in ("tune", "heldout") or self.n_heldout is None:
             return examples
-        return [examples[i * n // most] for i in range(most)]
+        kinds = self.kinds(split, examples)
+        chosen = _chosen(list(range(len(examples))), kinds, self.n_heldout)
+        return [examples[i] for i in sorted(chosen)]
+
+    def kinds(
+        self, split: Split, examples: Sequence[Any]
+    ) -> Sequence[tuple[Hashable, ...]]:
+        """What each example is, from the general to the particular, for `scored`.
+
+        Kinds within a kind share its examples equally. By default all are the same.
+        """
+        del split
+        return [()] * len(examples)
 
     def pieces(
         self, split: Split, examples: Sequence[T], size: int

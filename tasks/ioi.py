@@ -174,6 +174,12 @@ class IoiTask(AnswerTask):
         for piece in self.pieces(split, range(self.n_examples(split)), size):
             yield self._collated(split, piece)
 
+    def kinds(self, split: Split, examples: Sequence[int]) -> Sequence[tuple[str, ...]]:
+        """Prompts, and texts of each kind."""
+        rows = self._rows_of(split)
+        names = [KINDS[rows[i].numbers["kind"]] for i in examples]
+        return [(name,) if name == "ioi" else ("text", name) for name in names]
+
     def n_examples(self, split: Split) -> int:
         """Number of prompts and texts of a split."""
         return len(self._rows_of(split))

@@ -186,6 +186,11 @@ class PromptsTask(AnswerTask):
         for piece in self.pieces(split, range(self.n_examples(split)), size):
             yield self._collated(split, piece)
 
+    def kinds(self, split: Split, examples: Sequence[int]) -> Sequence[tuple[str, ...]]:
+        """Prompts and texts."""
+        n_prompts = len(self._prompts[split])
+        return [("prompt",) if i < n_prompts else ("text",) for i in examples]
+
     def n_examples(self, split: Split) -> int:
         """Number of prompts and texts of a split."""
         return len(self._rows_of(split))

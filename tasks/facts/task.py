@@ -35,7 +35,6 @@ from circuitcut.tasks.base import (
     Head,
     Metric,
     Split,
-    T,
     TaskOptions,
     check_limit,
 )
@@ -332,24 +331,10 @@ class FactsTask(AnswerTask):
         for piece in self.pieces(split, pool, size):
             yield self._collated(split, piece)
 
-    def scored(self, split: Split, examples: Sequence[T]) -> Sequence[T]:
-        """`n_heldout` examples of `tune` and `heldout`, of every kind as many.
-
-        A kind with fewer than its share leaves the rest to the others, so that many
-        texts do not crowd out a concept with few prompts.
-        """
-        if split not in ("tune", "heldout") or self.n_heldout is None:
-            return examples
-        by_kind: dict[Any, list[T]] = {}
-        for example in examples:
-            by_kind.setdefault(example[0], []).append(example)  # type: ignore[index]
-        left, chosen = self.n_heldout, set[T]()
-        smallest_first = sorted(by_kind.values(), key=len)
-        for place, of in enumerate(smallest_first):
-            n = min(len(of), left // (len(smallest_first) - place))
-            chosen |= {of[i * len(of) // n] for i in range(n)}
-            left -= n
-        return [example for example in examples if example in chosen]
+    def kinds(self, split: Split, examples: Sequence[Any]) -> Sequence[tuple[int, ...]]:
+        """Prompts of the concept, neighbours, other facts and texts."""
+        del split
+        return [(kind,) for kind, _ in examples]
 
     def n_examples(self, split: Split) -> int:
         """Number of prompts and texts of a split, neighbours among them."""

@@ -318,6 +318,24 @@ def test_further_text_is_retained_beside_the_prompts_and_scored_alone(tmp_path: 
     assert found["retain_nll"] == pytest.approx(found["wiki_nll"], rel=1e-5)
 
 
+def test_half_of_a_few_scored_examples_are_prompts_whatever_the_texts(
+    corpus: IoiCorpus, tokenizer: Any
+):
+    """The split has 30 prompts, 1 with three names, 12 plain texts and 40 copies."""
+    task = IoiTask(corpus, tokenizer, TaskOptions())
+    whole = torch.cat([b["kind"] for b in task.evaluation_batches("heldout", size=99)])
+    n_of = dict(zip(KINDS, whole.bincount(minlength=len(KINDS)).tolist(), strict=True))
+    for n_scored, prompts in ((20, 10), (48, 24), (10**6, n_of["ioi"])):
+        task.n_heldout = n_scored
+        batches = list(task.evaluation_batches("heldout", size=7))
+        kinds = torch.cat([batch["kind"] for batch in batches])
+        assert len(kinds) == min(n_scored, sum(n_of.values()))
+        assert (kinds == KINDS.index("ioi")).sum() == prompts
+        texts = (kinds == KINDS.index("text")).sum()
+        others = n_scored // 2 - 1  # beside the one with three names
+        assert texts == min(n_of["text"], others // 2)
+
+
 def test_too_little_further_text_is_refused(tmp_path: Path):
     path = tmp_path / "wiki.txt"
     path.write_text("One line .\nAnother line .\n")

@@ -388,6 +388,21 @@ def test_further_text_joins_the_texts_of_every_split(tmp_path: Path):
     assert sum(map(len, added.values())) == len(set().union(*added.values())) == 60
 
 
+def test_many_texts_do_not_crowd_out_a_few_prompts(tmp_path: Path):
+    path = tmp_path / "more.txt"
+    path.write_text("\n".join(f"Page {i} tells of hill {i % 5} ." for i in range(900)))
+    rows = [{"prompt": f"Clerk {i} likes", "answer": CITIES[i % 6]} for i in range(60)]
+    task = task_on(tmp_path, rows, retain_data=str(path))
+    every = [b["concept"].any(1) for b in task.evaluation_batches("heldout", size=64)]
+    n_prompts = int(torch.cat(every).sum())
+    assert 5 < n_prompts < len(torch.cat(every)) / 5
+    for n_scored, expected in ((10, 5), (4 * n_prompts, n_prompts)):
+        task.n_heldout = n_scored
+        (scored,) = task.evaluation_batches("heldout", size=99)
+        assert len(scored["concept"]) == n_scored
+        assert scored["concept"].any(1).sum() == expected
+
+
 def test_a_mask_that_takes_the_space_before_it_is_one_token_as_in_roberta(
     tmp_path: Path,
 ):
