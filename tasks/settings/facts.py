@@ -36,7 +36,14 @@ DEFAULTS = TaskDefaults(
         ),
     },
     of_others=ModelDefaults(
-        mask=_MASK | {"k_max": 512.0, "retain_weight": 8.0, "n_steps": 60},
+        mask=_MASK
+        | {
+            "k_max": 512.0,
+            "n_steps": 120,
+            "retain_weight": 16.0,
+            "start": "gradient_margin",
+            "stretch_temperature_end": 0.1,
+        },
         n_heldout=400,
     ),
 )

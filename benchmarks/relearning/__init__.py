@@ -1,0 +1,1 @@
+"""Relearning beside fine-tuning by hand."""
