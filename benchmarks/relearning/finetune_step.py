@@ -10,7 +10,7 @@ behind the ablated heads restored. `distance` is `weight_distance`, once a measu
 Half of the texts have a third of the length, as prompts among sentences. All steps are
 interleaved in one process; ratios are medians of the ratio to the plain step of the
 same round; peaks are those of torch's allocator, weights included. Random weights of
-SmolLM2's shape; about 2 minutes. Target: no slower than the plain step.
+SmolLM2's shape; about 4 minutes. Target: no slower than the plain step.
 """
 
 import statistics
@@ -46,7 +46,7 @@ class FinetuneStepConfig:
     batch: int = field(default=8, metadata={"help": "sequences per step"})
     length: int = field(default=48, metadata={"help": "tokens of the longer half"})
     steps: int = field(default=3, metadata={"help": "steps that are timed together"})
-    rounds: int = field(default=5, metadata={"help": "interleaved rounds"})
+    rounds: int = field(default=3, metadata={"help": "interleaved rounds"})
     threads: int = field(default=1, metadata={"help": "torch threads"})
     device: str = field(default="cpu", metadata={"help": "cpu or cuda"})
     seed: int = 0
