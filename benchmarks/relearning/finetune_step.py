@@ -18,6 +18,7 @@ import time
 from collections.abc import Callable
 from copy import deepcopy
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -74,7 +75,7 @@ def main(config: FinetuneStepConfig) -> dict[str, dict[str, float]]:
 
 def _steps(
     base: nn.Module, config: FinetuneStepConfig
-) -> dict[str, Callable[[], object]]:
+) -> dict[str, Callable[[], None]]:
     inputs, targets = _batch(base, config)
     plain_model, own_model = deepcopy(base), deepcopy(base)
     sites = sites_of(own_model, ["heads"])
@@ -99,17 +100,18 @@ def _steps(
     def relearning() -> None:
         finetune_(own_model, loss, settings, mask=mask)
 
+    def distance() -> None:
+        weight_distance(own_model, base)
+
     return {
         "plain": lambda: _plain(plain_model, inputs, targets, config.steps),
         "plain, 2nd": lambda: _plain(plain_model, inputs, targets, config.steps),
         "relearning": relearning,
-        "distance": lambda: weight_distance(own_model, base),
+        "distance": distance,
     }
 
 
-def _batch(
-    model: nn.Module, config: FinetuneStepConfig
-) -> tuple[dict[str, Tensor], Tensor]:
+def _batch(model: Any, config: FinetuneStepConfig) -> tuple[dict[str, Tensor], Tensor]:
     """Inputs and next tokens; every second row ends after a third of the length."""
     shape = config.batch, config.length
     ids = torch.randint(1000, model.config.vocab_size, shape)
@@ -141,7 +143,7 @@ def _plain(
 
 def _measure(
     base: nn.Module,
-    steps: dict[str, Callable[[], object]],
+    steps: dict[str, Callable[[], None]],
     config: FinetuneStepConfig,
 ) -> dict[str, dict[str, float]]:
     """Times are of one step, but of the distance once."""
