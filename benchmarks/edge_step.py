@@ -49,7 +49,13 @@ from transformers import (
 from transformers.utils import logging as transformers_logging
 
 from circuitcut.attribution.edge_integrated import input_moved
-from circuitcut.benchmarks.peak import check_device, device_name, peak_bytes, seconds
+from circuitcut.benchmarks.peak import (
+    check_device,
+    device_name,
+    interleaved,
+    median_ratio,
+    peak_bytes,
+)
 from circuitcut.masks.edges.gating import (
     EdgeStack,
     block_cost,
@@ -227,14 +233,10 @@ def _table(
         for name, step in steps.items()
         if name in ("plain", "plain forward") or config.steps in name
     }
-    times: dict[str, list[float]] = {name: [] for name in steps}
     for step in steps.values():
         step()
     clock = time.process_time if config.cpu_time else time.perf_counter
-    for turn in range(config.rounds):
-        names = list(steps)[turn % len(steps) :] + list(steps)[: turn % len(steps)]
-        for name in names:
-            times[name].append(seconds(steps[name], config.device, clock))
+    times = interleaved(steps, config.rounds, config.device, clock)
 
     def forget() -> None:
         for stack in stacks:
@@ -245,9 +247,7 @@ def _table(
     print(f"{'step':<24}{'ms':>8}{'time':>8}{'floor':>8}{'MB':>8}")
     for name, step in steps.items():
         base = "plain forward" if "forward" in name else "plain"
-        ratio = statistics.median(
-            taken / plain for taken, plain in zip(times[name], times[base], strict=True)
-        )
+        ratio = median_ratio(times[name], times[base])
         print(
             f"{name:<24}{1e3 * statistics.median(times[name]):>8.0f}{ratio:>8.2f}"
             f"{floor(name):>8.2f}"

@@ -28,7 +28,7 @@ from transformers import BertConfig, BertForMaskedLM, LlamaConfig, LlamaForCausa
 from circuitcut.attribution.knowledge.gradients import integrated_gradients
 from circuitcut.attribution.knowledge.grids import grid_of
 from circuitcut.attribution.knowledge.prompts import Prompt
-from circuitcut.benchmarks.peak import peak_bytes
+from circuitcut.benchmarks.peak import median_ratio, peak_bytes
 from circuitcut.models.architectures import sites_of
 from circuitcut.storage.modes import weights_frozen
 from circuitcut.training.config import run_script
@@ -164,10 +164,7 @@ def _measure(
     return {
         name: {
             "milliseconds": 1e3 * statistics.median(times[name]),
-            "time_ratio": statistics.median(
-                t / plain
-                for t, plain in zip(times[name], times["forward"], strict=True)
-            ),
+            "time_ratio": median_ratio(times[name], times["forward"]),
             "peak_mb": peaks[name] / 1e6,
             "peak_ratio": (weights + peaks[name]) / (weights + peaks["forward"]),
         }

@@ -23,7 +23,13 @@ import torch
 from torch import Tensor, nn
 from transformers import BertConfig, BertModel, GPT2Config, GPT2Model
 
-from circuitcut.benchmarks.peak import check_device, device_name, peak_bytes, seconds
+from circuitcut.benchmarks.peak import (
+    check_device,
+    device_name,
+    interleaved,
+    median_ratio,
+    peak_bytes,
+)
 from circuitcut.masks.ablation import AblationValues, zero_values
 from circuitcut.masks.frozen_mask import FrozenMask
 from circuitcut.masks.gating import gated
@@ -153,18 +159,11 @@ def _measure(
     device = config.device
     peaks = {name: peak_bytes(step, device=device) for name, step in steps.items()}
     clock = time.process_time if device == "cpu" else time.perf_counter
-    times: dict[str, list[float]] = {name: [] for name in steps}
-    names = list(steps)
-    for turn in range(config.rounds):
-        for name in names[turn % len(names) :] + names[: turn % len(names)]:
-            times[name].append(seconds(steps[name], device, clock))
+    times = interleaved(steps, config.rounds, device, clock)
     return {
         name: {
             "milliseconds": 1e3 * statistics.median(times[name]),
-            "time_ratio": statistics.median(
-                time / plain
-                for time, plain in zip(times[name], times["plain"], strict=True)
-            ),
+            "time_ratio": median_ratio(times[name], times["plain"]),
             "activations_mb": peaks[name] / 1e6,
             "activations_ratio": peaks[name] / peaks["plain"],
             "peak_ratio": (weights + peaks[name]) / (weights + peaks["plain"]),

@@ -2,9 +2,10 @@
 
 import json
 import os
+import statistics
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -47,6 +48,27 @@ def seconds(
     if is_cuda:
         torch.cuda.synchronize(device)
     return clock() - start
+
+
+def interleaved(
+    steps: Mapping[str, Callable[[], None]],
+    rounds: int,
+    device: str = "cpu",
+    clock: Callable[[], float] = time.perf_counter,
+) -> dict[str, list[float]]:
+    """Seconds of every step in every round; each round begins with another step."""
+    times: dict[str, list[float]] = {name: [] for name in steps}
+    names = list(steps)
+    for turn in range(rounds):
+        first = turn % len(names)
+        for name in names[first:] + names[:first]:
+            times[name].append(seconds(steps[name], device, clock))
+    return times
+
+
+def median_ratio(times: Sequence[float], plain: Sequence[float]) -> float:
+    """Median of the ratios of a step to the plain one, round by round."""
+    return statistics.median(t / p for t, p in zip(times, plain, strict=True))
 
 
 def peak_bytes(

@@ -45,28 +45,24 @@ def weight_distance(model: nn.Module, base: nn.Module) -> float:
         is_shared = parameter is start  # the copy does not own it
         if ".lora_" in path or (is_shared and name not in adapters):
             continue
+        end = parameter.detach()
         if name in adapters:
-            change = parameter.detach().double() + adapter_change(adapters[name])
-        else:
-            change = parameter.detach()
-        total += _squared_distance(change, None if start is None else start.detach())
+            end = end.double() + adapter_change(adapters[name])
+        begin = torch.zeros_like(end) if start is None else start.detach()
+        total += _squared_distance(end, begin)
     return math.sqrt(total)
 
 
-def _squared_distance(weights: Tensor, start: Tensor | None) -> float:
-    """Sum of squares of `weights` minus `start`, in double precision and in pieces.
+def _squared_distance(end: Tensor, begin: Tensor) -> float:
+    """Sum of squares of the difference, in double precision and in pieces.
 
     Whole copies in double precision of a large matrix cost ten times as much.
     """
-    total = 0.0
-    pieces = weights.flatten().split(_AT_ONCE)
-    starts = (None,) * len(pieces) if start is None else start.flatten().split(_AT_ONCE)
-    for piece, begun in zip(pieces, starts, strict=True):
-        change = piece.double()
-        if begun is not None:
-            change = change - begun
-        total += float(change.square().sum())
-    return total
+    pieces = (weights.flatten().split(_AT_ONCE) for weights in (end, begin))
+    return sum(
+        float((after.double() - before).square().sum())
+        for after, before in zip(*pieces, strict=True)
+    )
 
 
 def saliency(n_units: int) -> Float[Tensor, "rank"]:

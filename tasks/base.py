@@ -84,25 +84,6 @@ class Metric:
     """Name that people use, such as `LOC span F1`; empty: the name of the score."""
 
 
-def _chosen(
-    examples: Sequence[int], kinds: Sequence[tuple[Hashable, ...]], most: int
-) -> list[int]:
-    """At most `most` of the examples, whose kinds are at their place in `kinds`."""
-    n = min(len(examples), most)
-    if not any(kinds[i] for i in examples):
-        return [examples[i * len(examples) // n] for i in range(n)]
-    by_kind: dict[Hashable, list[int]] = {}
-    for i in examples:
-        by_kind.setdefault(kinds[i][:1], []).append(i)
-    within = [kind[1:] for kind in kinds]
-    chosen: list[int] = []
-    smallest_first = sorted(by_kind.values(), key=len)
-    for place, alike in enumerate(smallest_first):
-        share = (n - len(chosen)) // (len(smallest_first) - place)
-        chosen += _chosen(alike, within, share)
-    return chosen
-
-
 class Task(ABC):
     """Data and scores. A task has no state: a batch is a function of its step.
 
@@ -213,10 +194,10 @@ class Task(ABC):
         rest to the others, so that many texts do not crowd out a concept with few
         prompts.
         """
-        if split not in ("tune", "heldout") or self.n_heldout is None:
+        n, most = len(examples), self.n_heldout
+        if split not in ("tune", "heldout") or most is None or most >= n:
             return examples
-        kinds = self.kinds(split, examples)
-        chosen = _chosen(list(range(len(examples))), kinds, self.n_heldout)
+        chosen = _chosen(range(n), self.kinds(split, examples), most)
         return [examples[i] for i in sorted(chosen)]
 
     def kinds(
@@ -294,10 +275,15 @@ class Task(ABC):
         )
 
     def finetune_loss(self, model: nn.Module, batch: Batch) -> Float[Tensor, ""]:
-        """Mean cross-entropy in nats over all positions with a target."""
+        """Mean cross-entropy in nats, weighted by `target_weights`."""
         where = batch["targets"] != NO_TARGET
-        logits = logits_at(model, self.inputs(batch), where)
-        return nn.functional.cross_entropy(logits.float(), batch["targets"][where])
+        losses = nn.functional.cross_entropy(
+            logits_at(model, self.inputs(batch), where).float(),
+            batch["targets"][where],
+            reduction="none",
+        )
+        weights = self.target_weights(batch)[where]
+        return (losses * weights).sum() / weights.sum()
 
     def target_weights(self, batch: Batch) -> Float[Tensor, "..."]:
         """Weight of each position in `finetune_loss`; 0 at positions without target."""
@@ -396,3 +382,22 @@ def check_limit(limit: int, n_examples: int, split: Split) -> None:
             f"limit must lie in 1..{n_examples}, the number of examples of {split!r} "
             f"with the concept, got {limit}; give a smaller limit, or all"
         )
+
+
+def _chosen(
+    examples: Sequence[int], kinds: Sequence[tuple[Hashable, ...]], most: int
+) -> list[int]:
+    """At most `most` of the examples, whose kinds are at their place in `kinds`."""
+    n = min(len(examples), most)
+    if not any(kinds[i] for i in examples):
+        return [examples[i * len(examples) // n] for i in range(n)]
+    by_kind: dict[Hashable, list[int]] = {}
+    for i in examples:
+        by_kind.setdefault(kinds[i][:1], []).append(i)
+    within = [kind[1:] for kind in kinds]
+    chosen: list[int] = []
+    smallest_first = sorted(by_kind.values(), key=len)
+    for place, alike in enumerate(smallest_first):
+        share = (n - len(chosen)) // (len(smallest_first) - place)
+        chosen += _chosen(alike, within, share)
+    return chosen

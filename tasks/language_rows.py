@@ -14,7 +14,7 @@ from circuitcut.storage.errors import UserError
 from circuitcut.tasks.base import NO_TARGET, Batch, Metric, TaskOptions
 from circuitcut.tasks.selected_logits import spread
 
-_LOGITS_AT_ONCE = 2**22
+_LOGITS_OF_LOSS = 2**22
 """Whose logarithms fit in the cache: 16 MiB in float32."""
 
 
@@ -192,7 +192,7 @@ def pad_id_of(tokenizer: Any) -> int:
 
 def token_nll(logits: Tensor, targets: Tensor) -> Tensor:
     """Negative log likelihood in nats of every target; 0 at positions without one."""
-    at_once = max(1, _LOGITS_AT_ONCE // logits.shape[-1])
+    at_once = max(1, _LOGITS_OF_LOSS // logits.shape[-1])
     pieces = zip(
         logits.flatten(0, -2).split(at_once),
         targets.flatten().split(at_once),

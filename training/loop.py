@@ -84,12 +84,9 @@ def fit(
                 watch.on_log(step, numbers)
             bar.advance(step, value)
             done = step + 1
-            stopping = stopping or (done == n_steps and stop.is_set())
-            if done == n_steps:
-                due = checkpoints.at_end
-            else:
-                every = settings.checkpoint_every
-                due = every > 0 and done % every == 0
+            is_last, every = done == n_steps, settings.checkpoint_every
+            stopping = stopping or (is_last and stop.is_set())
+            due = checkpoints.at_end if is_last else every and done % every == 0
             if is_main and folder and (due or stopping):
                 origin = {PROVENANCE: dict(checkpoints.provenance)}
                 save_state(folder, done, state.tree() | origin)

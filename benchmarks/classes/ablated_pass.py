@@ -22,7 +22,7 @@ import torch
 from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from circuitcut.benchmarks.peak import check_device, device_name, seconds
+from circuitcut.benchmarks.peak import check_device, device_name, median_ratio, seconds
 from circuitcut.masks.ablation import AblationValues, zero_values
 from circuitcut.masks.frozen_mask import FrozenMask
 from circuitcut.masks.neurons.rule import rule_of
@@ -71,10 +71,7 @@ def main(config: AblatedPassConfig) -> dict[str, float]:
                 if number:  # the first round warms up
                     times[name].append(elapsed)
     plain = times["plain"]
-    ratios = {
-        name: statistics.median(t / p for t, p in zip(of_pass, plain, strict=True))
-        for name, of_pass in times.items()
-    }
+    ratios = {name: median_ratio(of_pass, plain) for name, of_pass in times.items()}
     print(f"{device_name(config.device)}, {config.batch} x {config.length} tokens")
     for name, of_pass in times.items():
         target = TARGETS.get(name.partition(" of ")[2])

@@ -25,7 +25,13 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from circuitcut.benchmarks.knowledge_ig import SHAPES
-from circuitcut.benchmarks.peak import check_device, device_name, peak_bytes, seconds
+from circuitcut.benchmarks.peak import (
+    check_device,
+    device_name,
+    interleaved,
+    median_ratio,
+    peak_bytes,
+)
 from circuitcut.masks.ablation import AblationValues
 from circuitcut.masks.frozen_mask import FrozenMask
 from circuitcut.models.architectures import sites_of
@@ -146,23 +152,19 @@ def _measure(
     steps: dict[str, Callable[[], None]],
     config: FinetuneStepConfig,
 ) -> dict[str, dict[str, float]]:
-    """Times are of one step, but of the distance once."""
+    """Times are of one step, of several that run together; the distance is one."""
     weights = sum(p.numel() * p.element_size() for p in base.parameters())
     device = config.device
     peaks = {name: peak_bytes(step, device=device) for name, step in steps.items()}
     clock = time.process_time if device == "cpu" else time.perf_counter
-    times: dict[str, list[float]] = {name: [] for name in steps}
-    names = list(steps)
-    for turn in range(config.rounds):
-        for name in names[turn % len(names) :] + names[: turn % len(names)]:
-            n = 1 if name == "distance" else config.steps
-            times[name].append(seconds(steps[name], device, clock) / n)
+    times = {
+        name: [t / (1 if name == "distance" else config.steps) for t in taken]
+        for name, taken in interleaved(steps, config.rounds, device, clock).items()
+    }
     return {
         name: {
             "milliseconds": 1e3 * statistics.median(times[name]),
-            "time_ratio": statistics.median(
-                t / plain for t, plain in zip(times[name], times["plain"], strict=True)
-            ),
+            "time_ratio": median_ratio(times[name], times["plain"]),
             "peak_ratio": (weights + peaks[name]) / (weights + peaks["plain"]),
         }
         for name in steps

@@ -1,11 +1,9 @@
 """What tasks whose prompts have an answer share: answers weigh more in training."""
 
 from jaxtyping import Bool, Float
-from torch import Tensor, nn
+from torch import Tensor
 
-from circuitcut.tasks.base import NO_TARGET, Batch, Task
-from circuitcut.tasks.language_rows import token_nll
-from circuitcut.tasks.selected_logits import logits_at
+from circuitcut.tasks.base import Batch, Task
 
 ANSWER_WEIGHT = 4.0
 """Weight of an answer in training; other tokens have weight 1. With weight 1 for the
@@ -15,15 +13,6 @@ hundreds of steps."""
 
 class AnswerTask(Task):
     """A language-model task; the concept's positions are those of the answers."""
-
-    def finetune_loss(self, model: nn.Module, batch: Batch) -> Float[Tensor, ""]:
-        """Mean cross-entropy in nats; answers have weight `ANSWER_WEIGHT`."""
-        where = batch["targets"] != NO_TARGET
-        logits = logits_at(model, self.inputs(batch), where)
-        weights = self.target_weights(batch)[where]
-        return (token_nll(logits, batch["targets"][where]) * weights).sum() / (
-            weights.sum()
-        )
 
     def target_weights(self, batch: Batch) -> Float[Tensor, "batch seq"]:
         """`ANSWER_WEIGHT` for answers, 1 for other targets."""
